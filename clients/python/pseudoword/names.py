@@ -1,4 +1,4 @@
-"""Resource names and words, as the protos define them. Pure: what clients and servers both need to read and write them."""
+"""Resource names and words as the protos define them: pure, for everything that reads or writes them."""
 
 import re
 from dataclasses import dataclass

@@ -1,0 +1,121 @@
+"""`pseudoword draw`: a sentence in, pictures out."""
+
+import io
+from pathlib import Path
+
+import click
+from google.protobuf.json_format import MessageToDict
+from PIL import Image
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from pseudoword.cli.connection import Session, connected
+from pseudoword.cli.output import write_file
+from pseudoword.client import Picture, pictures
+from pseudoword.generation.v1 import generation_pb2, resources_pb2
+from pseudoword.sheet import Tile, contact_sheet
+
+_FORMATS = {
+    ".png": resources_pb2.PICTURE_FORMAT_PNG,
+    ".jpg": resources_pb2.PICTURE_FORMAT_JPEG,
+    ".jpeg": resources_pb2.PICTURE_FORMAT_JPEG,
+    ".webp": resources_pb2.PICTURE_FORMAT_WEBP,
+}
+
+
+@click.command()
+@click.argument("prompt")
+@click.option(
+    "-o",
+    "--output",
+    "path",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="PNG, JPEG or WebP file.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, help="The same seed gives the same picture.")
+@click.option("--steps", type=click.IntRange(1, 150), help="Denoising steps.  [default: the server's]")
+@click.option(
+    "--guidance", type=click.FloatRange(1, 30), help="How closely to follow the sentence.  [default: the server's]"
+)
+@click.option("--scheduler", default="", help="How to denoise: ddim, euler-a, ...  [default: the server's]")
+@click.option("--negative", default="", metavar="TEXT", help="What to stay away from.")
+@click.option("--count", type=click.IntRange(1), default=1, help="Pictures, with seeds SEED, SEED + 1, ...")
+@click.option("--width", type=click.IntRange(1), help="In pixels.  [default: the model's]")
+@click.option("--height", type=click.IntRange(1), help="In pixels.  [default: the model's]")
+@click.option(
+    "--fast", is_flag=True, help="Share forward passes with other requests: pixels may differ by one level of 255."
+)
+@connected
+def draw(
+    session: Session,
+    *,
+    prompt: str,
+    path: Path,
+    seed: int,
+    steps: int | None,
+    guidance: float | None,
+    scheduler: str,
+    negative: str,
+    count: int,
+    width: int | None,
+    height: int | None,
+    fast: bool,
+) -> None:
+    """Draw PROMPT, in which <concept> is a word that was learned.
+
+    What made a picture is written into its file. The same command gives the same file again, as long as the words in it
+    mean the same versions. With --count 4 -o rex.png the pictures are rex-1.png to rex-4.png, and rex.png is a contact
+    sheet of them.
+    """
+    if path.suffix.lower() not in _FORMATS:
+        raise click.BadParameter(f"ends in {path.suffix or 'nothing'}; use .png, .jpg or .webp", param_hint="-o")
+    if not path.parent.is_dir():
+        raise click.BadParameter(f"there is no folder {path.parent}", param_hint="-o")
+    settings = resources_pb2.PictureSettings(
+        prompt=prompt,
+        negative_prompt=negative,
+        seed=seed,
+        steps=steps,
+        guidance_scale=guidance,
+        scheduler=scheduler,
+        width=width,
+        height=height,
+        exact=not fast,
+    )
+    drawn = _generate(session, settings, count, _FORMATS[path.suffix.lower()])
+    paths = [path] if count == 1 else [path.with_stem(f"{path.stem}-{picture.index + 1}") for picture in drawn]
+    for picture, file in zip(drawn, paths, strict=True):
+        write_file(file, picture.data)
+        session.output.result(
+            {"file": str(file), **MessageToDict(picture.info, preserving_proto_field_name=True)}, str(file)
+        )
+    if count > 1:
+        tiles = [
+            Tile(image=Image.open(io.BytesIO(picture.data)), caption=f"seed {picture.info.record.settings.seed}")
+            for picture in drawn
+        ]
+        buffer = io.BytesIO()
+        columns = min(5, len(tiles))
+        rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+        contact_sheet(rows, title=prompt).save(
+            buffer, {".png": "PNG", ".webp": "WEBP"}.get(path.suffix.lower(), "JPEG")
+        )
+        write_file(path, buffer.getvalue())
+        session.output.result({"contact_sheet": str(path)}, str(path))
+
+
+def _generate(
+    session: Session,
+    settings: resources_pb2.PictureSettings,
+    count: int,
+    format: "resources_pb2.PictureFormat.ValueType",
+) -> list[Picture]:
+    events: list[generation_pb2.GenerateResponse] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=session.output.progress, transient=True) as bars:
+        bar = bars.add_task("queued", total=None)
+        for event in session.client.generate(settings, count=count, format=format):
+            events.append(event)
+            if event.WhichOneof("event") == "progress":
+                bars.update(bar, description="drawing", completed=event.progress.call, total=event.progress.calls)
+    return pictures(events)

@@ -1,0 +1,384 @@
+"""The Python client: pictures in, a word out, pictures of it back.
+
+    with Client() as client:
+        version = client.learn("rex", [Path("1.png"), Path("2.png"), Path("3.png"), Path("4.png")])
+        picture, = client.draw("a photo of <rex> on the beach", seed=7)
+        picture.save(Path("rex.png"))
+
+The three stubs (`registry`, `trainer`, `generation`) are there for everything that the methods do not cover; wrap such
+calls in `errors()` to get PseudowordError instead of grpc.RpcError. A client may be shared between threads.
+"""
+
+import hashlib
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+
+from pseudoword.channel import Endpoints, connect
+from pseudoword.errors import PseudowordError
+from pseudoword.generation.v1 import generation_pb2, generation_pb2_grpc
+from pseudoword.generation.v1 import resources_pb2 as generation_resources
+from pseudoword.names import AliasName, ConceptName, TenantName, VersionName, WordRef
+from pseudoword.registry.v1 import registry_pb2, registry_pb2_grpc
+from pseudoword.registry.v1 import resources_pb2 as registry_resources
+from pseudoword.trainer.v1 import resources_pb2 as trainer_resources
+from pseudoword.trainer.v1 import trainer_pb2, trainer_pb2_grpc
+
+CHUNK_BYTES = 256 * 2**10
+_STATE = trainer_resources.Job.State
+ENDED = frozenset({_STATE.STATE_SUCCEEDED, _STATE.STATE_FAILED, _STATE.STATE_CANCELLED})
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """Turns grpc.RpcError into PseudowordError."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise PseudowordError.from_call(error) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A finished picture: the file's bytes and what made it (also inside the file)."""
+
+    index: int
+    data: bytes
+    info: generation_pb2.PictureInfo
+
+    def save(self, path: Path) -> None:
+        path.write_bytes(self.data)
+
+
+class Client:
+    """A connection to the three servers on behalf of one tenant.
+
+    Every method raises PseudowordError when a server refuses or cannot be reached.
+    """
+
+    def __init__(self, endpoints: Endpoints | None = None, *, tenant: str = "default") -> None:
+        self.tenant = TenantName.parse(f"tenants/{tenant}")
+        endpoints = endpoints or Endpoints()
+        self._channels = ExitStack()
+        registry, trainer, generation = (
+            self._channels.enter_context(connect(address, endpoints))
+            for address in (endpoints.registry, endpoints.trainer, endpoints.generation)
+        )
+        self.registry = registry_pb2_grpc.RegistryServiceStub(registry)
+        self.trainer = trainer_pb2_grpc.TrainerServiceStub(trainer)
+        self.generation = generation_pb2_grpc.GenerationServiceStub(generation)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._channels.close()
+
+    # Learning
+
+    def upload(self, picture: Path | bytes) -> trainer_resources.Picture:
+        """Uploads one picture (PNG, JPEG or WebP). The same bytes give the same resource."""
+        data = picture if isinstance(picture, bytes) else picture.read_bytes()
+        header = trainer_pb2.UploadPictureRequest.Header(
+            parent=str(self.tenant), size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
+        )
+
+        def messages() -> Iterator[trainer_pb2.UploadPictureRequest]:
+            yield trainer_pb2.UploadPictureRequest(header=header)
+            for start in range(0, len(data), CHUNK_BYTES):
+                yield trainer_pb2.UploadPictureRequest(chunk=data[start : start + CHUNK_BYTES])
+
+        with errors():
+            return self.trainer.UploadPicture(messages())
+
+    def create_job(
+        self,
+        concept: str,
+        pictures: Iterable[Path | bytes],
+        *,
+        kind: "registry_resources.ConceptKind.ValueType" = registry_resources.CONCEPT_KIND_OBJECT,
+        start: str | None = None,
+        vectors: int = 1,
+        seed: int = 0,
+        recipe: trainer_resources.Recipe | None = None,
+        request_id: str | None = None,
+    ) -> trainer_resources.Job:
+        """Uploads the pictures and creates the job that learns `<concept>` from them.
+
+        `start` is a word of the vocabulary to start from, such as "dog". Repeating with the same `request_id` is
+        harmless.
+        """
+        job = trainer_resources.Job(
+            concept=str(self.concept(concept)),
+            kind=kind,
+            examples=[trainer_resources.Example(picture=self.upload(picture).name) for picture in pictures],
+            start=trainer_resources.Start(words=start) if start else None,
+            vectors=vectors,
+            seed=seed,
+            recipe=recipe,
+        )
+        request = trainer_pb2.CreateJobRequest(
+            parent=str(self.tenant), job=job, request_id=request_id or str(uuid.uuid4())
+        )
+        with errors():
+            return self.trainer.CreateJob(request)
+
+    def watch_job(self, name: str, *, patience_s: float = 60.0) -> Iterator[trainer_resources.JobEvent]:
+        """What happens to a job until it has ended. A trainer that is away for less than `patience_s` is waited for."""
+        request = trainer_pb2.WatchJobRequest(name=name)
+        for message in _patient(lambda: self.trainer.WatchJob(request), patience_s):
+            yield message.event
+            if message.event.WhichOneof("event") == "job" and message.event.job.state in ENDED:
+                return
+
+    def learn(
+        self,
+        concept: str,
+        pictures: Iterable[Path | bytes],
+        *,
+        kind: "registry_resources.ConceptKind.ValueType" = registry_resources.CONCEPT_KIND_OBJECT,
+        start: str | None = None,
+        vectors: int = 1,
+        seed: int = 0,
+        recipe: trainer_resources.Recipe | None = None,
+        on_event: Callable[[trainer_resources.JobEvent], None] | None = None,
+    ) -> registry_resources.Version:
+        """Learns `<concept>` and returns its new version; a job that fails or is cancelled is a PseudowordError too."""
+        job = self.create_job(concept, pictures, kind=kind, start=start, vectors=vectors, seed=seed, recipe=recipe)
+        for event in self.watch_job(job.name):
+            if on_event is not None:
+                on_event(event)
+            if event.WhichOneof("event") == "job":
+                job = event.job
+        return self.version(published(job))
+
+    def cancel_job(self, name: str) -> trainer_resources.Job:
+        with errors():
+            return self.trainer.CancelJob(trainer_pb2.CancelJobRequest(name=name, request_id=str(uuid.uuid4())))
+
+    # Drawing
+
+    def generate(
+        self,
+        settings: generation_resources.PictureSettings,
+        *,
+        count: int = 1,
+        format: "generation_resources.PictureFormat.ValueType" = generation_resources.PICTURE_FORMAT_PNG,
+        preview_every: int = 0,
+        timeout_s: float | None = None,
+    ) -> Iterator[generation_pb2.GenerateResponse]:
+        """The events of one request, as they come. Closing the iterator cancels the request."""
+        request = generation_pb2.GenerateRequest(
+            parent=str(self.tenant), settings=settings, count=count, format=format, preview_every=preview_every
+        )
+        with errors():
+            call = self.generation.Generate(request, timeout=timeout_s)
+            try:
+                yield from call
+            finally:
+                call.cancel()
+
+    def draw(
+        self,
+        prompt: str,
+        *,
+        negative_prompt: str = "",
+        seed: int = 0,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        scheduler: str = "",
+        width: int | None = None,
+        height: int | None = None,
+        count: int = 1,
+        exact: bool = True,
+        timeout_s: float | None = None,
+    ) -> list[Picture]:
+        """Draws a sentence; `<concept>` in it is a word. The same arguments give the same files again while `exact`."""
+        settings = generation_resources.PictureSettings(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            seed=seed,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            scheduler=scheduler,
+            width=width,
+            height=height,
+            exact=exact,
+        )
+        return pictures(self.generate(settings, count=count, timeout_s=timeout_s))
+
+    # The registry
+
+    def concept(self, concept: str) -> ConceptName:
+        """The resource name of a concept of this tenant; raises InvalidName."""
+        return ConceptName.parse(f"{self.tenant}/concepts/{concept}")
+
+    def alias(self, concept: str, alias: str) -> AliasName:
+        """The resource name of an alias of this tenant; raises InvalidName."""
+        return AliasName.parse(f"{self.concept(concept)}/aliases/{alias}")
+
+    def words(self) -> Iterator[registry_resources.Concept]:
+        """All concepts of the tenant, in order of name."""
+        request = registry_pb2.ListConceptsRequest(parent=str(self.tenant))
+        for page in _pages(self.registry.ListConcepts, request):
+            yield from page.concepts
+
+    def versions(self, concept: str) -> Iterator[registry_resources.Version]:
+        """All versions of a concept, newest first."""
+        request = registry_pb2.ListVersionsRequest(parent=str(self.concept(concept)))
+        for page in _pages(self.registry.ListVersions, request):
+            yield from page.versions
+
+    def version(self, name: str) -> registry_resources.Version:
+        """One version by its resource name, with its loss curve and recipe."""
+        with errors():
+            return self.registry.GetVersion(registry_pb2.GetVersionRequest(name=name))
+
+    def resolve(self, word: str) -> registry_resources.Version:
+        """The version that `[tenant/]concept[@alias|@n]` means now, with its loss curve and recipe."""
+        request = registry_pb2.ResolveWordsRequest(parent=str(self.tenant), words=[str(WordRef.parse(word))])
+        with errors():
+            resolved = self.registry.ResolveWords(request).words[0]
+        if resolved.WhichOneof("result") == "error":
+            raise PseudowordError.from_status(resolved.error)
+        return self.version(resolved.version.name)
+
+    def embedding(
+        self,
+        version: str,
+        *,
+        format: "registry_pb2.EmbeddingFormat.ValueType" = registry_pb2.EMBEDDING_FORMAT_DIFFUSERS,
+    ) -> registry_pb2.GetEmbeddingResponse:
+        """A version's vectors as a file."""
+        request = registry_pb2.GetEmbeddingRequest(name=version, format=format, reader=str(self.tenant))
+        with errors():
+            return self.registry.GetEmbedding(request)
+
+    def import_version(
+        self,
+        concept: str,
+        data: bytes,
+        *,
+        format: "registry_pb2.EmbeddingFormat.ValueType" = registry_pb2.EMBEDDING_FORMAT_UNSPECIFIED,
+        description: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> registry_resources.Version:
+        """Publishes another program's file as the next version of a concept, which is created where it is missing."""
+        request = registry_pb2.ImportVersionRequest(
+            parent=str(self.concept(concept)),
+            data=data,
+            format=format,
+            description=description,
+            labels=labels,
+            create_concept=True,
+            request_id=str(uuid.uuid4()),
+        )
+        with errors():
+            return self.registry.ImportVersion(request)
+
+    def set_alias(
+        self, concept: str, alias: str, version: int, *, etag: str = "", reason: str = ""
+    ) -> registry_resources.Alias:
+        """Points an alias at a version; with an etag only if the alias is still as it was read."""
+        owner = self.concept(concept)
+        request = registry_pb2.SetAliasRequest(
+            alias=registry_resources.Alias(
+                name=str(self.alias(concept, alias)),
+                version=str(VersionName(owner.tenant, owner.concept, version)),
+                etag=etag,
+            ),
+            reason=reason,
+            request_id=str(uuid.uuid4()),
+        )
+        with errors():
+            return self.registry.SetAlias(request)
+
+    def rollback_alias(self, concept: str, alias: str, *, reason: str = "") -> registry_resources.Alias:
+        """Points an alias back at the version it pointed at before its last move."""
+        request = registry_pb2.RollbackAliasRequest(
+            name=str(self.alias(concept, alias)), reason=reason, request_id=str(uuid.uuid4())
+        )
+        with errors():
+            return self.registry.RollbackAlias(request)
+
+    def delete_alias(self, concept: str, alias: str, *, reason: str = "") -> None:
+        """Removes an alias; its history stays."""
+        request = registry_pb2.DeleteAliasRequest(
+            name=str(self.alias(concept, alias)), reason=reason, request_id=str(uuid.uuid4())
+        )
+        with errors():
+            self.registry.DeleteAlias(request)
+
+    def alias_changes(self, concept: str, alias: str) -> Iterator[registry_resources.AliasChange]:
+        """Where an alias has pointed, newest first."""
+        request = registry_pb2.ListAliasChangesRequest(parent=str(self.alias(concept, alias)))
+        for page in _pages(self.registry.ListAliasChanges, request):
+            yield from page.changes
+
+    def watch(self, *, resume_token: str = "", patience_s: float = 60.0) -> Iterator[registry_pb2.WatchEventsResponse]:
+        """Everything that happens in the tenant from now on, or after `resume_token`: nothing missed, nothing twice."""
+        request = registry_pb2.WatchEventsRequest(parent=str(self.tenant), resume_token=resume_token)
+        for message in _patient(lambda: self.registry.WatchEvents(request), patience_s):
+            request.resume_token = message.resume_token
+            yield message
+
+
+def _pages(call: Callable[[Any], Any], request: Any) -> Iterator[Any]:
+    """The pages of a List call, from the request's own on."""
+    while True:
+        with errors():
+            page = call(request)
+        yield page
+        if not page.next_page_token:
+            return
+        request.page_token = page.next_page_token
+
+
+def _patient(watch: Callable[[], Iterator[Any]], patience_s: float) -> Iterator[Any]:
+    """The messages of a watch, which is opened again when it ends and while its server is away for `patience_s`."""
+    away_since: float | None = None
+    while True:
+        try:
+            with errors():
+                for message in watch():
+                    away_since = None
+                    yield message
+        except PseudowordError as error:
+            if error.code is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            away_since = away_since or time.monotonic()
+            if time.monotonic() - away_since > patience_s:
+                raise
+        time.sleep(0.5)
+
+
+def published(job: trainer_resources.Job) -> str:
+    """The version that an ended job has published; raises PseudowordError when there is none."""
+    if job.state == _STATE.STATE_SUCCEEDED:
+        return job.version
+    if job.state == _STATE.STATE_FAILED:
+        raise PseudowordError.from_status(job.error)
+    raise PseudowordError(code=grpc.StatusCode.CANCELLED, message=f"{job.name} was cancelled", reason="JOB_CANCELLED")
+
+
+def pictures(events: Iterable[generation_pb2.GenerateResponse]) -> list[Picture]:
+    """Puts a request's chunks together, in order of index."""
+    data: dict[int, bytearray] = {}
+    finished: dict[int, Picture] = {}
+    for event in events:
+        if event.WhichOneof("event") != "chunk":
+            continue
+        chunk = event.chunk
+        data.setdefault(chunk.index, bytearray()).extend(chunk.data)
+        if chunk.HasField("info"):
+            finished[chunk.index] = Picture(index=chunk.index, data=bytes(data.pop(chunk.index)), info=chunk.info)
+    return [finished[index] for index in sorted(finished)]

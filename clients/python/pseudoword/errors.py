@@ -1,0 +1,72 @@
+"""What a call can fail with, read from the rich status that every server of pseudoword answers.
+
+PseudowordError           any failed call: code, reason, metadata, violations, retry_after
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Self
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+_CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PseudowordError(Exception):
+    """A call that failed.
+
+    `reason` is stable and meant for programs (`WORD_UNKNOWN`, `ETAG_MISMATCH`, ...; empty when the answer came from the
+    network and not from a server), `message` is meant for people, `violations` are (field, what is wrong) pairs, and
+    `retry_after` says when to try again, where trying again helps.
+    """
+
+    code: grpc.StatusCode
+    message: str
+    reason: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    violations: tuple[tuple[str, str], ...] = ()
+    retry_after: timedelta | None = None
+
+    @classmethod
+    def from_call(cls, error: Any) -> Self:
+        """Reads google.rpc.ErrorInfo, BadRequest and RetryInfo from a failed call, a grpc.Call."""
+        code, message = error.code(), error.details() or ""
+        try:
+            status = rpc_status.from_call(error)
+        except ValueError:  # details that do not belong to this code: a proxy's doing
+            status = None
+        if status is None:
+            return cls(code=code, message=message)
+        return cls.from_status(status)
+
+    @classmethod
+    def from_status(cls, status: status_pb2.Status) -> Self:
+        """Reads a google.rpc.Status, as failed jobs and unresolved words carry it."""
+        info = error_details_pb2.ErrorInfo()
+        bad = error_details_pb2.BadRequest()
+        retry = error_details_pb2.RetryInfo()
+        retry_after = None
+        for detail in status.details:
+            detail.Unpack(info)
+            detail.Unpack(bad)
+            if detail.Unpack(retry):
+                retry_after = retry.retry_delay.ToTimedelta()
+        return cls(
+            code=_CODES[status.code],
+            message=status.message,
+            reason=info.reason,
+            metadata=dict(info.metadata),
+            violations=tuple((violation.field, violation.description) for violation in bad.field_violations),
+            retry_after=retry_after,
+        )
+
+    def __str__(self) -> str:
+        lines = [self.message or self.code.name]
+        lines += [f"  {name}: {text}" for name, text in self.violations if text not in self.message]
+        if self.retry_after is not None:
+            lines.append(f"  try again in {self.retry_after.total_seconds():g} s")
+        return "\n".join(lines)
