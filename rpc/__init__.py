@@ -1,0 +1,1 @@
+"""What the three servers share: start and drain, TLS, identity, errors, metrics, logs."""

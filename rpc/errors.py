@@ -1,0 +1,246 @@
+"""What an rpc can fail with, as its client sees it.
+
+    Error
+    ├── InvalidArgument      the request is wrong whatever the state: fix it
+    ├── NotFound             no such resource
+    ├── AlreadyExists        the name is taken
+    ├── FailedPrecondition   right request, wrong state: change the state first
+    ├── Aborted              a lost race: read again, then decide
+    ├── PermissionDenied     known caller, not allowed
+    ├── Unauthenticated      unknown caller
+    ├── ResourceExhausted    a quota or a full queue; retry_after says when to come back
+    ├── Unavailable          not now; retry_after says when to come back
+    ├── DeadlineExceeded     the caller's time is over
+    ├── OutOfRange           a page, revision or position that is no longer, or not yet, there
+    ├── DataLoss             something stored is damaged
+    ├── Unimplemented        a part that is not built yet
+    ├── Cancelled            the caller gave up
+    └── Internal             our fault
+
+`reason` is stable and for programs, `message` is for people. Packages beside this one (storage, diffusion) have errors
+of their own; an ErrorTable says which of these they become.
+"""
+
+import secrets
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import Any, ClassVar
+
+import grpc
+import structlog
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+DOMAIN = "pseudoword"
+
+# A client of grpc refuses trailers above 8 KiB. The message travels twice: in grpc-message, where each byte may become
+# three, and in the status, which base64 makes longer by a third.
+MAX_MESSAGE_BYTES = 1_000
+MAX_STATUS_BYTES = 3_000
+_MAX_TEXT_BYTES = 400  # of one violation, one metadata value
+
+_DEFAULT_RETRY = timedelta(seconds=1)
+
+
+class Error(Exception):
+    """A failed rpc.
+
+    metadata: facts about the failure, text to text; violations: (field of the request, what is wrong with it) pairs;
+    retry_after: when the same request may work, where waiting helps.
+    """
+
+    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
+    reason: str = "UNKNOWN"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        violations: Iterable[tuple[str, str]] = (),
+        retry_after: timedelta | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        if reason is not None:
+            self.reason = reason
+        self.metadata: Mapping[str, str] = dict(metadata or {})
+        self.violations = tuple(violations)
+        self.retry_after = retry_after
+
+
+class InvalidArgument(Error):
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "INVALID_ARGUMENT"
+
+
+class NotFound(Error):
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "NOT_FOUND"
+
+
+class AlreadyExists(Error):
+    code = grpc.StatusCode.ALREADY_EXISTS
+    reason = "ALREADY_EXISTS"
+
+
+class FailedPrecondition(Error):
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "FAILED_PRECONDITION"
+
+
+class Aborted(Error):
+    code = grpc.StatusCode.ABORTED
+    reason = "ABORTED"
+
+
+class PermissionDenied(Error):
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "PERMISSION_DENIED"
+
+
+class Unauthenticated(Error):
+    code = grpc.StatusCode.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
+
+
+class ResourceExhausted(Error):
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "RESOURCE_EXHAUSTED"
+
+
+class Unavailable(Error):
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "UNAVAILABLE"
+
+
+class DeadlineExceeded(Error):
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    reason = "DEADLINE_EXCEEDED"
+
+
+class OutOfRange(Error):
+    code = grpc.StatusCode.OUT_OF_RANGE
+    reason = "OUT_OF_RANGE"
+
+
+class DataLoss(Error):
+    code = grpc.StatusCode.DATA_LOSS
+    reason = "DATA_LOSS"
+
+
+class Unimplemented(Error):
+    """Raised as `Unimplemented("<part> is not built yet", metadata={"part": "..."})`."""
+
+    code = grpc.StatusCode.UNIMPLEMENTED
+    reason = "UNIMPLEMENTED"
+
+
+class Cancelled(Error):
+    code = grpc.StatusCode.CANCELLED
+    reason = "CANCELLED"
+
+
+class Internal(Error):
+    code = grpc.StatusCode.INTERNAL
+    reason = "INTERNAL"
+
+
+class ErrorTable:
+    """Which Error each exception of the packages beside becomes; the most specific class wins."""
+
+    def __init__(self, rows: Mapping[type[BaseException], type[Error]]) -> None:
+        self._rows = dict(rows)
+
+    def extended(self, rows: Mapping[type[BaseException], type[Error]]) -> "ErrorTable":
+        """A table with these rows too; a row given again is replaced."""
+        return ErrorTable({**self._rows, **rows})
+
+    def translate(self, exception: BaseException) -> Error:
+        """The Error that `exception` is answered with.
+
+        Takes message, reason, metadata, violations and retry_after from the exception where it has them. An exception
+        without a row becomes Internal, which tells nothing of its text; both it and its traceback are logged under an
+        incident number that the caller gets in metadata["incident"].
+        """
+        if isinstance(exception, Error):
+            return exception
+        kind = next((self._rows[parent] for parent in type(exception).__mro__ if parent in self._rows), None)
+        if kind is None:
+            return _incident(exception)
+        return kind(
+            _attribute(exception, "message", str, str(exception)),
+            reason=_attribute(exception, "reason", str, None),
+            metadata={str(key): str(value) for key, value in _attribute(exception, "metadata", Mapping, {}).items()},
+            violations=_attribute(exception, "violations", tuple, ()),
+            retry_after=_attribute(exception, "retry_after", timedelta, _default_retry(kind, exception)),
+        )
+
+
+def to_status(error: Error) -> status_pb2.Status:
+    """The google.rpc.Status of `error`: ErrorInfo always, BadRequest and RetryInfo where they have something to say.
+
+    Long texts are cut, and what does not fit MAX_STATUS_BYTES is left out: last violations first, then metadata.
+    """
+    metadata = {_clip(key, 64): _clip(value, _MAX_TEXT_BYTES) for key, value in error.metadata.items()}
+    violations = [
+        error_details_pb2.BadRequest.FieldViolation(
+            field=_clip(field, _MAX_TEXT_BYTES), description=_clip(text, _MAX_TEXT_BYTES)
+        )
+        for field, text in error.violations
+    ]
+    while True:
+        status = _status(error, metadata, violations)
+        if status.ByteSize() <= MAX_STATUS_BYTES:
+            return status
+        if violations:
+            violations.pop()
+        else:
+            metadata.popitem()
+
+
+def _status(
+    error: Error, metadata: Mapping[str, str], violations: list[error_details_pb2.BadRequest.FieldViolation]
+) -> status_pb2.Status:
+    info = error_details_pb2.ErrorInfo(reason=_clip(error.reason, 63), domain=DOMAIN, metadata=metadata)
+    details: list[Any] = [info]
+    if violations:
+        details.append(error_details_pb2.BadRequest(field_violations=violations))
+    if error.retry_after is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromTimedelta(max(error.retry_after, timedelta(0)))
+        details.append(retry)
+    status = status_pb2.Status(code=error.code.value[0], message=_clip(error.message, MAX_MESSAGE_BYTES))
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+def _incident(exception: BaseException) -> Internal:
+    # secrets and not random: incidents of replicas that were forked or seeded alike must differ.
+    incident = secrets.token_hex(6)
+    structlog.get_logger("rpc").error("unhandled exception", incident=incident, exc_info=exception)
+    return Internal(
+        f"something went wrong in the server; its log has the details under incident {incident}",
+        metadata={"incident": incident},
+    )
+
+
+def _default_retry(kind: type[Error], exception: BaseException) -> timedelta | None:
+    waits = issubclass(kind, Unavailable | ResourceExhausted) and getattr(exception, "retry", False)
+    return _DEFAULT_RETRY if waits else None
+
+
+def _attribute(exception: BaseException, name: str, kind: type, default: Any) -> Any:
+    value = getattr(exception, name, None)
+    return value if isinstance(value, kind) else default
+
+
+def _clip(text: str, limit_bytes: int) -> str:
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= limit_bytes:
+        return encoded.decode("utf-8")
+    return encoded[: limit_bytes - 3].decode("utf-8", "ignore") + "..."

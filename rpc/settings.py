@@ -1,0 +1,129 @@
+"""One typed table of settings a server: command line first, then environment variables, then defaults.
+
+`Settings` is the base of each server's table. A field `data` is PSEUDOWORD_DATA in the environment and --data on the
+command line; a nested one, `server.listen`, is PSEUDOWORD_SERVER__LISTEN and --server.listen.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliSettingsSource,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from pydantic_settings import SettingsError as ParseError
+
+
+class SettingsError(Exception):
+    """A setting or a file that it names is wrong; the message says which and how. The server does not start."""
+
+
+class ServerSettings(BaseModel, frozen=True, extra="forbid"):
+    """How a server listens, whom it serves, how it stops."""
+
+    listen: str = Field(
+        default="127.0.0.1:0",
+        description="Address to serve gRPC on, HOST:PORT; port 0 takes a free one. Without a token file only loopback",
+    )
+    metrics_listen: str = Field(
+        default="127.0.0.1:0", description="Address of Prometheus' /metrics, HOST:PORT; empty: none"
+    )
+    health_listen: str = Field(
+        default="",
+        description="Address of a plaintext port that serves health alone, for probes that speak no TLS; empty: none",
+    )
+    token_file: Path | None = Field(
+        default=None,
+        description="TOML file of hashed bearer tokens; without one, everybody on loopback may do everything",
+    )
+    tls_cert: Path | None = Field(
+        default=None, description="PEM file of the server's certificate chain; with tls_key, switches TLS on"
+    )
+    tls_key: Path | None = Field(default=None, description="PEM file of the server's private key")
+    client_ca: Path | None = Field(
+        default=None, description="PEM file of authorities; clients must show a certificate signed by one"
+    )
+    drain_s: float = Field(default=30.0, ge=0, description="Seconds that running calls get to end after SIGTERM")
+    address_file: Path | None = Field(
+        default=None,
+        description='JSON file written once the server is ready: {"grpc": "HOST:PORT", "metrics": "HOST:PORT"}',
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log lines to write"
+    )
+    log_format: Literal["json", "console"] = Field(
+        default="json", description="One JSON object a line, or coloured text"
+    )
+
+
+class _Environment(EnvSettingsSource):
+    """PSEUDOWORD_REGISTRY=host:port, which clients know too, means PSEUDOWORD_REGISTRY__ADDRESS."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel) and "address" in kind.model_fields:
+                return {"address": value}
+            raise
+
+
+class Settings(BaseSettings):
+    """Base of each server's settings."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PSEUDOWORD_",
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
+        extra="ignore",
+        frozen=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+    )
+
+    server: ServerSettings = ServerSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _Environment(settings_cls)
+
+    @classmethod
+    def load(cls, name: str, arguments: Sequence[str] | None = None) -> Self:
+        """The settings of a server that was started as `python -m NAME [ARGUMENTS]` (the process's own by default).
+
+        --help prints every setting and exits; a wrong one raises SettingsError.
+        """
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        try:
+            source: CliSettingsSource[Any] = CliSettingsSource(
+                cls, cli_prog_name=f"python -m {name}", cli_parse_args=given
+            )
+            return CliApp.run(cls, cli_args=given, cli_settings_source=source)
+        except ValidationError as error:
+            raise SettingsError(explain(error)) from None
+        except ParseError as error:
+            raise SettingsError(str(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """What pydantic found, one line a field, without the values: they may be secrets."""
+    found = [(".".join(str(part) for part in item["loc"]), item["msg"]) for item in error.errors(include_input=False)]
+    return "; ".join(f"{field}: {text}" if field else text for field, text in found)
