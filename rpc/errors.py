@@ -200,6 +200,25 @@ def to_status(error: Error) -> status_pb2.Status:
             metadata.popitem()
 
 
+def from_status(status: status_pb2.Status) -> Error:
+    """The Error that `status` says, as a stored failure or a peer's answer is raised again."""
+    info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+    retry_after = None
+    for detail in status.details:
+        detail.Unpack(info)
+        detail.Unpack(bad)
+        if detail.Unpack(retry):
+            retry_after = retry.retry_delay.ToTimedelta()
+    kind = next((kind for kind in Error.__subclasses__() if kind.code.value[0] == status.code), Internal)
+    return kind(
+        status.message,
+        reason=info.reason or None,
+        metadata=info.metadata,
+        violations=[(violation.field, violation.description) for violation in bad.field_violations],
+        retry_after=retry_after,
+    )
+
+
 def _status(
     error: Error, metadata: Mapping[str, str], violations: list[error_details_pb2.BadRequest.FieldViolation]
 ) -> status_pb2.Status:

@@ -4,12 +4,13 @@
 command line; a nested one, `server.listen`, is PSEUDOWORD_SERVER__LISTEN and --server.listen.
 """
 
+import ipaddress
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -57,11 +58,19 @@ class ServerSettings(BaseModel, frozen=True, extra="forbid"):
         description='JSON file written once the server is ready: {"grpc": "HOST:PORT", "metrics": "HOST:PORT"}',
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe log lines to write"
+        default="info", description="Least severe log lines to write"
     )
     log_format: Literal["json", "console"] = Field(
         default="json", description="One JSON object a line, or coloured text"
     )
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key are given together or not at all")
+        if self.client_ca is not None and self.tls_cert is None:
+            raise ValueError("client_ca needs tls_cert and tls_key")
+        return self
 
 
 class _Environment(EnvSettingsSource):
@@ -127,3 +136,24 @@ def explain(error: ValidationError) -> str:
     """What pydantic found, one line a field, without the values: they may be secrets."""
     found = [(".".join(str(part) for part in item["loc"]), item["msg"]) for item in error.errors(include_input=False)]
     return "; ".join(f"{field}: {text}" if field else text for field, text in found)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach HOST:PORT."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file that a setting names. Raises SettingsError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from None

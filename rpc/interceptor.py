@@ -1,0 +1,237 @@
+"""Around every rpc: who calls, what an exception becomes, one log line, the metrics."""
+
+import asyncio
+import inspect
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+import structlog
+from grpc_status import rpc_status
+
+from rpc import identity
+from rpc.errors import DataLoss, Error, ErrorTable, Internal, Unauthenticated, to_status
+from rpc.identity import ANONYMOUS, ON_BEHALF_OF, Principal, Tokens
+from rpc.metrics import Metrics
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+# Open to everybody: probes and tools come before tokens. They are neither logged nor counted.
+_OPEN = frozenset(
+    {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection"}
+)
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rpc:
+    """One rpc that is running."""
+
+    service: str
+    method: str
+    type: str
+    metadata: dict[str, str | bytes]
+
+    @property
+    def labels(self) -> tuple[str, str, str]:
+        return self.type, self.service, self.method
+
+
+class Interceptor(grpc.aio.ServerInterceptor):
+    """The one interceptor of a server.
+
+    tokens None: everybody is ANONYMOUS. Handlers raise; what they raise is translated by `table` and sent with rich
+    status details. A cancelled handler sees asyncio.CancelledError, and an async generator is closed at once.
+    """
+
+    def __init__(self, *, table: ErrorTable, tokens: Tokens | None, metrics: Metrics) -> None:
+        self._table = table
+        self._tokens = tokens
+        self._metrics = metrics
+        self._log = structlog.get_logger("rpc")
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Returns when no rpc is running."""
+        await self._idle.wait()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        service, _, method = handler_call_details.method.lstrip("/").rpartition("/")
+        if handler is None or service in _OPEN:
+            return handler
+        metadata = dict(handler_call_details.invocation_metadata or ())
+        kinds = {
+            (False, False): ("unary", self._unary_unary, grpc.unary_unary_rpc_method_handler),
+            (False, True): ("server_stream", self._unary_stream, grpc.unary_stream_rpc_method_handler),
+            (True, False): ("client_stream", self._stream_unary, grpc.stream_unary_rpc_method_handler),
+            (True, True): ("bidi_stream", self._stream_stream, grpc.stream_stream_rpc_method_handler),
+        }
+        kind, wrap, make = kinds[handler.request_streaming, handler.response_streaming]
+        rpc = _Rpc(service=service, method=method, type=kind, metadata=metadata)
+        return make(
+            wrap(rpc, handler),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    # The four kinds. Responses are written from here, not yielded: so a cancellation arrives in this frame, and the
+    # handler's generator is closed before the rpc's task ends.
+
+    def _unary_unary(self, rpc: _Rpc, handler: Any) -> Any:
+        async def call(request: Any, context: Any) -> Any:
+            return await self._run(
+                rpc, context, lambda: self._one(rpc, handler.unary_unary(self._in(rpc, request), context))
+            )
+
+        return call
+
+    def _stream_unary(self, rpc: _Rpc, handler: Any) -> Any:
+        async def call(requests: Any, context: Any) -> Any:
+            return await self._run(
+                rpc, context, lambda: self._one(rpc, handler.stream_unary(self._ins(rpc, requests), context))
+            )
+
+        return call
+
+    def _unary_stream(self, rpc: _Rpc, handler: Any) -> Any:
+        async def call(request: Any, context: Any) -> None:
+            await self._run(
+                rpc, context, lambda: self._many(rpc, context, handler.unary_stream(self._in(rpc, request), context))
+            )
+
+        return call
+
+    def _stream_stream(self, rpc: _Rpc, handler: Any) -> Any:
+        async def call(requests: Any, context: Any) -> None:
+            await self._run(
+                rpc, context, lambda: self._many(rpc, context, handler.stream_stream(self._ins(rpc, requests), context))
+            )
+
+        return call
+
+    def _in(self, rpc: _Rpc, request: _T) -> _T:
+        self._metrics.received.labels(*rpc.labels).inc()
+        return request
+
+    async def _ins(self, rpc: _Rpc, requests: AsyncIterable[_T]) -> AsyncIterator[_T]:
+        async for request in requests:
+            yield self._in(rpc, request)
+
+    async def _one(self, rpc: _Rpc, answer: Awaitable[_T]) -> _T:
+        response = await answer
+        self._metrics.sent.labels(*rpc.labels).inc()
+        return response
+
+    async def _many(self, rpc: _Rpc, context: Any, answers: Any) -> None:
+        if inspect.isawaitable(answers):  # a handler that writes for itself
+            await answers
+            return
+        async with aclosing(answers):
+            async for response in answers:
+                await context.write(response)
+                self._metrics.sent.labels(*rpc.labels).inc()
+
+    async def _run(self, rpc: _Rpc, context: Any, body: Callable[[], Awaitable[_T]]) -> _T:
+        began = time.monotonic()
+        self._running += 1
+        self._idle.clear()
+        self._metrics.started.labels(*rpc.labels).inc()
+        code, failure = grpc.StatusCode.OK, None
+        principal: Principal | None = None
+        try:
+            principal = self._authenticate(rpc)
+            identity.enter(principal)
+            answer = await body()
+            code = _code_of(context)
+            return answer
+        except grpc.aio.AbortError:
+            code = _code_of(context)
+            raise
+        except asyncio.CancelledError:
+            remaining = context.time_remaining()
+            late = remaining is not None and remaining <= 0
+            code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+            raise
+        except Exception as exception:
+            failure = self._table.translate(exception)
+            code = failure.code
+            await self._abort(context, failure)
+            raise  # not reached: abort raises
+        finally:
+            seconds = time.monotonic() - began
+            self._metrics.handling.labels(*rpc.labels).observe(seconds)
+            self._metrics.handled.labels(*rpc.labels, code.name).inc()
+            self._write_line(rpc, context, principal, code, failure, seconds)
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+    def _authenticate(self, rpc: _Rpc) -> Principal:
+        if self._tokens is None:
+            principal = ANONYMOUS
+        else:
+            given = rpc.metadata.get("authorization")
+            if given is None:
+                raise Unauthenticated(
+                    "this server wants a bearer token (authorization: Bearer ...)", reason="TOKEN_MISSING"
+                )
+            scheme, _, token = str(given).partition(" ")
+            if scheme.lower() != "bearer" or not token.strip():
+                raise Unauthenticated("authorization must be `Bearer TOKEN`", reason="TOKEN_MALFORMED")
+            principal = self._tokens.principal(token.strip())
+        caller = rpc.metadata.get(ON_BEHALF_OF)
+        return principal if caller is None else identity.acting_for(principal, str(caller))
+
+    @staticmethod
+    async def _abort(context: Any, failure: Error) -> None:
+        status = to_status(failure)
+        sent = rpc_status.to_status(status)
+        trailers = list(sent.trailing_metadata)
+        if failure.retry_after is not None:
+            pushback_ms = max(0, round(failure.retry_after.total_seconds() * 1000))
+            trailers.append(("grpc-retry-pushback-ms", str(pushback_ms)))
+        await context.abort(sent.code, sent.details, tuple(trailers))
+
+    def _write_line(
+        self,
+        rpc: _Rpc,
+        context: Any,
+        principal: Principal | None,
+        code: grpc.StatusCode,
+        failure: Error | None,
+        seconds: float,
+    ) -> None:
+        line: dict[str, Any] = {
+            "method": f"/{rpc.service}/{rpc.method}",
+            "code": code.name,
+            "seconds": round(seconds, 4),
+            "peer": context.peer(),
+        }
+        if principal is not None:
+            line["principal"] = principal.name
+            if principal.on_behalf_of is not None:
+                line["caller"] = principal.caller.name
+        if failure is not None:
+            line |= {"reason": failure.reason, "message": failure.message[:500]}
+        if isinstance(failure, Internal | DataLoss):
+            self._log.error("rpc", **line)
+        else:
+            self._log.info("rpc", **line)
+
+
+def _code_of(context: Any) -> grpc.StatusCode:
+    code = context.code()
+    if isinstance(code, grpc.StatusCode):
+        return code
+    return _CODES.get(code or 0, grpc.StatusCode.UNKNOWN)

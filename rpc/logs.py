@@ -1,0 +1,43 @@
+"""Structured logs on standard error: one JSON object a line, or text for people."""
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+
+
+def configure(name: str, level: str = "info", format: Literal["json", "console"] = "json") -> None:
+    """Sends structlog's lines, and those of libraries that use `logging`, to standard error as of server `name`."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+
+    def named(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        event["server"] = name
+        return event
+
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        named,
+    ]
+    final: list[structlog.typing.Processor]
+    if format == "json":
+        final = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+    else:
+        final = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    structlog.configure(
+        processors=[*shared, *final],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
+        )
+    )
+    # Libraries tell too much below WARNING, whatever our own level is.
+    logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)

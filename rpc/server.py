@@ -1,0 +1,258 @@
+"""One server's life: bind, serve, become ready, drain on SIGTERM, end."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+import prometheus_client
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from rpc.clients import MAX_MESSAGE_BYTES
+from rpc.errors import ErrorTable
+from rpc.identity import Tokens
+from rpc.interceptor import Interceptor
+from rpc.metrics import Metrics, new_registry
+from rpc.settings import ServerSettings, SettingsError, is_loopback, read_file
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Finds clients that vanished, and lets ours (a ping a minute) ping while a stream is quiet.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+    # Two servers on one port would each get some of the calls.
+    ("grpc.so_reuseport", 0),
+]
+
+
+class Server:
+    """A gRPC server with health, reflection, metrics and our interceptor.
+
+        async with Server(settings.server, name="registry", table=STORAGE) as server:
+            server.add(add_RegistryServicer_to_server, servicer, "pseudoword.registry.v1.Registry")
+            await server.start()
+            ...
+            server.mark_ready()
+            await server.run_until_signalled(drain)
+
+    Health answers for "", each service, "startup" and "readiness" (SERVING once ready), "liveness" (SERVING while the
+    event loop turns).
+    """
+
+    def __init__(self, settings: ServerSettings, *, name: str, table: ErrorTable) -> None:
+        """Raises SettingsError when a file is bad, or strangers could reach a server that has no tokens."""
+        if settings.token_file is None and not is_loopback(settings.listen):
+            raise SettingsError(
+                f"without a token file only loopback is served, and {settings.listen} is not:"
+                " set server.token_file, or listen on 127.0.0.1"
+            )
+        self._settings = settings
+        self._name = name
+        self._log = structlog.get_logger("rpc")
+        tokens = None if settings.token_file is None else Tokens(settings.token_file)
+        self._credentials = _credentials(settings)
+        if tokens is not None and self._credentials is None and not is_loopback(settings.listen):
+            self._log.warning("tokens cross the network in the clear: no tls_cert is set", listen=settings.listen)
+        self.metrics = new_registry()
+        self._interceptor = Interceptor(table=table, tokens=tokens, metrics=Metrics(self.metrics))
+        self._server = grpc.aio.server(interceptors=[self._interceptor], options=_OPTIONS)
+        self._health_server: grpc.aio.Server | None = None
+        self._metrics_server: Any = None
+        self.health = health.aio.HealthServicer()
+        self._services: list[str] = []
+        self._readying: asyncio.Task[None] | None = None
+        self._stopped = False
+        self.draining = asyncio.Event()
+        self.port = 0
+        self.metrics_port = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.stop(grace_s=0)
+
+    def add(self, add_servicer_to_server: Callable[[Any, Any], None], servicer: Any, full_service_name: str) -> None:
+        """Serves `servicer`; before start()."""
+        add_servicer_to_server(servicer, self._server)
+        self._services.append(full_service_name)
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT where gRPC is served; valid after start()."""
+        return _with_port(self._settings.listen, self.port)
+
+    async def start(self) -> None:
+        """Binds and answers; not ready yet. Raises SettingsError when an address cannot be taken."""
+        settings = self._settings
+        if settings.address_file is not None:
+            if not settings.address_file.parent.is_dir():
+                raise SettingsError(f"address file {settings.address_file}: its folder does not exist")
+            settings.address_file.unlink(missing_ok=True)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        await self._set(_NOT_SERVING, "", *self._services, "startup", "readiness")
+        await self._set(_SERVING, "liveness")
+        self.port = _bind(self._server, settings.listen, self._credentials)
+        if settings.health_listen:
+            self._health_server = grpc.aio.server(options=_OPTIONS)
+            health_pb2_grpc.add_HealthServicer_to_server(self.health, self._health_server)
+            _bind(self._health_server, settings.health_listen, None)
+            await self._health_server.start()
+        if settings.metrics_listen:
+            self._start_metrics(settings.metrics_listen)
+        await self._server.start()
+        self._log.info("listening", address=self.address, tls=self._credentials is not None)
+
+    def mark_ready(self) -> None:
+        """From now on health says SERVING; then the address file is written."""
+        self._readying = asyncio.get_running_loop().create_task(self._become_ready())
+
+    async def run_until_signalled(self, drain: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Serves until SIGTERM or SIGINT, then stops as stop() does. A second signal ends without waiting."""
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        caught = asyncio.Event()
+        for number in signals:
+            loop.add_signal_handler(number, caught.set)
+        try:
+            await caught.wait()
+            caught.clear()
+            stopping = asyncio.create_task(self.stop(drain))
+            hurry = asyncio.create_task(caught.wait())
+            await asyncio.wait({stopping, hurry}, return_when=asyncio.FIRST_COMPLETED)
+            hurry.cancel()
+            if not stopping.done():
+                self._log.warning("second signal: ending without waiting")
+                stopping.cancel()
+                await asyncio.wait({stopping})
+                self._stopped = False
+                await self.stop(grace_s=0)
+            else:
+                await stopping
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    async def stop(self, drain: Callable[[], Awaitable[None]] | None = None, *, grace_s: float | None = None) -> None:
+        """Says NOT_SERVING, awaits drain(), refuses new rpcs, lets running ones end; all within drain_s (or `grace_s`).
+
+        `draining` is set first: a stream that would never end (a watch) ends itself when it sees it. Whatever still
+        runs when the time is over is cancelled.
+        """
+        if self._stopped:
+            return
+        self._stopped = True
+        ends = time.monotonic() + (self._settings.drain_s if grace_s is None else grace_s)
+        self.draining.set()
+        if self._readying is not None:
+            await self._readying
+        await self._set(_NOT_SERVING, "", *self._services, "readiness")
+        if drain is not None:
+            try:
+                async with asyncio.timeout_at(asyncio.get_running_loop().time() + ends - time.monotonic()):
+                    await drain()
+            except TimeoutError:
+                self._log.warning("drain took too long", drain_s=self._settings.drain_s)
+        # Health watches never end, so waiting is for our own rpcs only; a second stop() cuts the first one's wait.
+        refusing = asyncio.create_task(self._server.stop(max(0.0, ends - time.monotonic())))
+        idle = asyncio.create_task(self._interceptor.wait_idle())
+        await asyncio.wait({refusing, idle}, return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+        await self._server.stop(None)
+        await refusing
+        if self._health_server is not None:
+            await self._health_server.stop(None)
+        if self._metrics_server is not None:
+            await asyncio.to_thread(self._stop_metrics)
+        if self._settings.address_file is not None:
+            self._settings.address_file.unlink(missing_ok=True)
+        self._log.info("stopped")
+
+    async def _become_ready(self) -> None:
+        if self.draining.is_set():
+            return
+        await self._set(_SERVING, "", *self._services, "startup", "readiness")
+        if self._settings.address_file is not None:
+            addresses = {"grpc": self.address}
+            if self._metrics_server is not None:
+                addresses["metrics"] = _with_port(self._settings.metrics_listen, self.metrics_port)
+            _write_whole(self._settings.address_file, json.dumps(addresses) + "\n")
+        self._log.info("ready", address=self.address)
+
+    async def _set(self, status: Any, *names: str) -> None:
+        for name in names:
+            await self.health.set(name, status)
+
+    def _start_metrics(self, listen: str) -> None:
+        host, _, port = listen.rpartition(":")
+        try:
+            self._metrics_server, self._metrics_thread = prometheus_client.start_http_server(
+                int(port), addr=host.strip("[]"), registry=self.metrics
+            )
+        except (OSError, ValueError, OverflowError) as error:
+            raise SettingsError(f"metrics cannot be served on {listen}: {error}") from None
+        self.metrics_port = self._metrics_server.server_port
+
+    def _stop_metrics(self) -> None:
+        self._metrics_server.shutdown()
+        self._metrics_server.server_close()
+        self._metrics_thread.join()
+
+
+def run(name: str, main: Coroutine[Any, Any, None]) -> None:
+    """Runs a server's main coroutine; a SettingsError ends the process with its message and status 2."""
+    try:
+        asyncio.run(main)
+    except SettingsError as error:
+        sys.stderr.write(f"{name}: {error}\n")
+        raise SystemExit(2) from None
+
+
+def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> int:
+    try:
+        if credentials is None:
+            return server.add_insecure_port(listen)
+        return server.add_secure_port(listen, credentials)
+    except RuntimeError:
+        raise SettingsError(f"cannot listen on {listen}: the address is taken, or not one of this machine") from None
+
+
+def _credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    certificate, key = read_file(settings.tls_cert), read_file(settings.tls_key)
+    authorities = None if settings.client_ca is None else read_file(settings.client_ca)
+    return grpc.ssl_server_credentials([(key, certificate)], authorities, require_client_auth=authorities is not None)
+
+
+def _with_port(listen: str, port: int) -> str:
+    return f"{listen.rpartition(':')[0]}:{port}"
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Nobody ever reads half of it."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    Path(temporary).replace(path)

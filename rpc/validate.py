@@ -1,0 +1,63 @@
+"""Collects everything that is wrong with a request, so that its author learns it in one go."""
+
+import math
+import unicodedata
+from typing import Protocol, Self, TypeVar
+
+from pseudoword.names import InvalidName
+
+from rpc.errors import InvalidArgument
+
+
+class _Parsed(Protocol):
+    @classmethod
+    def parse(cls, text: str) -> Self: ...
+
+
+_Name = TypeVar("_Name", bound=_Parsed)
+
+
+class Violations:
+    """What is wrong with one request, field by field."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[str, str]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def add(self, field: str, text: str) -> None:
+        """`field` is the path in the request, as `job.recipe.steps`; `text` says what would be right."""
+        self._found.append((field, text))
+
+    def raise_if_any(self) -> None:
+        """Raises InvalidArgument with all that was found."""
+        if self._found:
+            shown = "; ".join(f"{field}: {text}" for field, text in self._found[:3])
+            more = f"; and {len(self._found) - 3} more" if len(self._found) > 3 else ""
+            raise InvalidArgument(shown + more, violations=self._found)
+
+    def name(self, kind: type[_Name], value: str, field: str) -> _Name:
+        """The resource name in `value`. A bad one raises at once (with all found so far): nothing works without it."""
+        try:
+            return kind.parse(value)
+        except InvalidName as error:
+            self.add(field, str(error))
+        self.raise_if_any()
+        raise AssertionError("unreachable: a violation was added")
+
+    def number(self, field: str, value: float, low: float, high: float) -> None:
+        """`value` must be a number from `low` to `high`, both included."""
+        if math.isnan(value) or not low <= value <= high:
+            self.add(field, f"{value:g} is not between {low:g} and {high:g}")
+
+    def text(self, field: str, value: str, max_bytes: int, *, required: bool = False) -> None:
+        """`value` must fit `max_bytes` of UTF-8 and hold no control characters; `required`: not be blank."""
+        size = len(value.encode("utf-8"))
+        if size > max_bytes:
+            self.add(field, f"{size} bytes of UTF-8 are more than the {max_bytes} allowed")
+        if required and not value.strip():
+            self.add(field, "is required")
+        control = next((character for character in value if unicodedata.category(character) == "Cc"), None)
+        if control is not None:
+            self.add(field, f"holds the control character U+{ord(control):04X}")

@@ -1,0 +1,141 @@
+"""Who may do what, over real calls."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from pseudoword.errors import PseudowordError
+from pseudoword.trainer.v1 import trainer_pb2
+
+from rpc.clients import Peer, as_caller, channel
+from rpc.identity import ANONYMOUS, Principal, Role, Tokens
+from rpc.server import Server
+from rpc.settings import ServerSettings, SettingsError
+from rpc.table import STORAGE
+from tests.rpc.conftest import SERVICE, Serve, token_entry
+
+SHOP = Principal(name="customer", tenants=frozenset({"shop"}), roles=frozenset({Role.WRITER}))
+
+
+def bearer(name: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {name}-token"),)
+
+
+async def outcome(stub: Any, tenant: str, metadata: Any) -> str:
+    """OK or the reason of the failure."""
+    try:
+        await stub.GetPicture(trainer_pb2.GetPictureRequest(name=f"tenants/{tenant}/pictures/x"), metadata=metadata)
+    except grpc.aio.AioRpcError as error:
+        return PseudowordError.from_call(error).reason
+    return "OK"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tenant", "expected"),
+    [
+        ((), "shop", "TOKEN_MISSING"),
+        ((("authorization", "Basic abc"),), "shop", "TOKEN_MALFORMED"),
+        (bearer("stranger"), "shop", "TOKEN_UNKNOWN"),
+        (bearer("shop"), "shop", "OK"),
+        (bearer("shop"), "other", "TENANT_DENIED"),
+        (bearer("viewer"), "shop", "ROLE_DENIED"),
+        (bearer("root"), "other", "OK"),
+        ((*bearer("generation"), *as_caller(SHOP)), "shop", "OK"),
+        ((*bearer("generation"), *as_caller(SHOP)), "other", "TENANT_DENIED"),
+        ((*bearer("root"), *as_caller(SHOP)), "shop", "ROLE_DENIED"),  # an admin is no delegate
+        ((*bearer("shop"), *as_caller(ANONYMOUS)), "shop", "ROLE_DENIED"),
+        ((*bearer("generation"), ("x-pseudoword-on-behalf-of", "{}")), "shop", "BAD_DELEGATION"),
+    ],
+)
+async def test_matrix(serve: Serve, token_file: Path, metadata: Any, tenant: str, expected: str) -> None:
+    running = await serve(token_file=token_file)
+    assert await outcome(await running.stub(), tenant, metadata) == expected
+
+
+async def test_without_tokens_everybody_is_anonymous(serve: Serve) -> None:
+    assert await outcome(await (await serve()).stub(), "any", ()) == "OK"
+
+
+async def test_a_channel_to_a_peer_carries_the_token(serve: Serve, token_file: Path, tmp_path: Path) -> None:
+    running = await serve(token_file=token_file)
+    secret = tmp_path / "token"
+    secret.write_text("generation-token\n")
+    stub = await running.stub(channel(Peer(address=running.server.address, token_file=secret)))
+    assert await outcome(stub, "shop", as_caller(SHOP)) == "OK"
+    requests = [trainer_pb2.UploadPictureRequest() for _ in range(3)]
+    answer = await stub.UploadPicture(iter(requests), metadata=as_caller(SHOP))
+    assert answer.name == "3 parts for customer"
+
+
+async def test_a_token_does_not_leave_the_machine_in_the_clear() -> None:
+    with pytest.raises(SettingsError, match="without TLS"):
+        channel(Peer.model_validate({"address": "registry.example:7361", "token": "t"}))
+
+
+async def test_tls(serve: Serve, token_file: Path) -> None:
+    files = Path(__file__).parent / "tls"
+    running = await serve(token_file=token_file, tls_cert=files / "cert.pem", tls_key=files / "key.pem")
+    peer = Peer.model_validate({"address": running.server.address, "token": "shop-token", "ca": files / "cert.pem"})
+    assert await outcome(await running.stub(channel(peer)), "shop", ()) == "OK"
+
+
+async def test_health_and_reflection_want_no_token(serve: Serve, token_file: Path) -> None:
+    running = await serve(token_file=token_file)
+    opened = await running.channel()
+    health = health_pb2_grpc.HealthStub(opened)
+    answer = await health.Check(health_pb2.HealthCheckRequest(service="liveness"))
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    reflection = reflection_pb2_grpc.ServerReflectionStub(opened)
+    listed = reflection.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    names = [service.name async for response in listed for service in response.list_services_response.service]
+    assert SERVICE in names
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "example.org:7361"])
+async def test_strangers_are_not_served_without_tokens(listen: str) -> None:
+    with pytest.raises(SettingsError, match="only loopback"):
+        Server(ServerSettings(listen=listen), name="toy", table=STORAGE)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("token = 3", "token: Input should be a valid list"),
+        ("[[token]\n", "not TOML"),
+        (token_entry("a", '["shop"]', '["king"]'), r"token\.0\.roles"),
+        (token_entry("a", '["Shop"]', '["writer"]'), r"token\.0\.tenants"),
+        (token_entry("a", '["*"]', "[]").replace("sha256", "md5"), "sha256: Field required"),
+        (token_entry("a", '["*"]', "[]") * 2, "the same sha256"),
+    ],
+)
+def test_a_bad_token_file_stops_the_start(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "tokens.toml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=expected):
+        Tokens(path)
+
+
+def test_a_missing_token_file_stops_the_start(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="No such file"):
+        Tokens(tmp_path / "none.toml")
+
+
+async def test_tokens_are_read_again_and_a_bad_edit_changes_nothing(serve: Serve, token_file: Path) -> None:
+    stub = await (await serve(token_file=token_file)).stub()
+
+    def write(text: str) -> None:
+        fresh = token_file.with_suffix(".new")
+        fresh.write_text(text)
+        os.replace(fresh, token_file)  # noqa: PTH105
+
+    write("nonsense")
+    assert await outcome(stub, "shop", bearer("shop")) == "OK"
+    write(token_entry("newcomer", '["shop"]', '["writer"]'))
+    assert await outcome(stub, "shop", bearer("shop")) == "TOKEN_UNKNOWN"
+    assert await outcome(stub, "shop", bearer("newcomer")) == "OK"
+    token_file.unlink()  # noqa: ASYNC240
+    assert await outcome(stub, "shop", bearer("newcomer")) == "OK"

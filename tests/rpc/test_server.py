@@ -1,0 +1,205 @@
+"""A server's life, its metrics, its settings."""
+
+import asyncio
+import json
+import os
+import signal
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+from pseudoword.trainer.v1 import trainer_pb2
+from pydantic import BaseModel, Field
+
+from rpc.settings import ServerSettings, Settings, SettingsError
+from tests.rpc.conftest import SERVICE, Running, Serve, eventually
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def health(running: Running, *names: str) -> list[int]:
+    stub = health_pb2_grpc.HealthStub(await running.channel())
+    return [(await stub.Check(health_pb2.HealthCheckRequest(service=name))).status for name in names]
+
+
+async def test_health_follows_readiness(serve: Serve, tmp_path: Path) -> None:
+    file = tmp_path / "address.json"
+    running = await serve(address_file=file)
+    names = ("", SERVICE, "startup", "readiness")
+    assert await health(running, *names, "liveness") == [NOT_SERVING] * 4 + [SERVING]
+    assert not file.exists()
+    running.server.mark_ready()
+    await eventually(lambda: asyncio.to_thread(file.exists))
+    assert await health(running, *names, "liveness") == [SERVING] * 5
+    addresses = json.loads(file.read_text())
+    assert addresses == {
+        "grpc": f"127.0.0.1:{running.server.port}",
+        "metrics": f"127.0.0.1:{running.server.metrics_port}",
+    }
+
+
+async def test_sigterm_lets_a_running_stream_end(serve: Serve, tmp_path: Path) -> None:
+    running = await serve(address_file=tmp_path / "address.json")
+    running.server.mark_ready()
+    drained: list[list[int]] = []
+
+    async def drain() -> None:
+        drained.append(await health(running, "readiness", SERVICE, "liveness"))
+        running.toy.steps.put_nowait(True)
+        running.toy.steps.put_nowait(False)
+
+    # A health watch never ends by itself and must not hold the drain up.
+    watch = health_pb2_grpc.HealthStub(await running.channel()).Watch(health_pb2.HealthCheckRequest(service=""))
+    await watch.read()
+    life = asyncio.create_task(running.server.run_until_signalled(drain))
+    call = (await running.stub()).WatchJob(trainer_pb2.WatchJobRequest())
+    await running.toy.watching.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert len([event async for event in call]) == 1
+    assert await call.code() is grpc.StatusCode.OK
+    async with asyncio.timeout(5):  # drain_s is 10: it did not wait for the watch
+        await life
+    assert drained == [[NOT_SERVING, NOT_SERVING, SERVING]]
+    assert not (tmp_path / "address.json").exists()
+
+
+async def test_what_does_not_end_is_cancelled(serve: Serve) -> None:
+    running = await serve(drain_s=0.2)
+    call = (await running.stub()).WatchJob(trainer_pb2.WatchJobRequest())
+    await running.toy.watching.wait()
+    await running.server.stop()
+    assert await call.code() in {grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE}
+    assert running.toy.closed.is_set()
+
+
+async def test_a_second_signal_hurries(serve: Serve) -> None:
+    running = await serve(drain_s=1000)
+    asked = asyncio.Event()
+
+    async def drain() -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    life = asyncio.create_task(running.server.run_until_signalled(drain))
+    await asyncio.sleep(0)
+    os.kill(os.getpid(), signal.SIGINT)
+    await asked.wait()
+    os.kill(os.getpid(), signal.SIGINT)
+    async with asyncio.timeout(10):
+        await life
+
+
+async def test_a_client_that_goes_away_frees_the_handler(serve: Serve) -> None:
+    running = await serve()
+    call = (await running.stub()).WatchJob(trainer_pb2.WatchJobRequest())
+    await running.toy.watching.wait()
+    call.cancel()
+    await running.toy.closed.wait()
+    await ended(running, "CANCELLED")
+
+
+async def test_a_deadline_is_told_from_a_cancel(serve: Serve) -> None:
+    running = await serve()
+    call = (await running.stub()).WatchJob(trainer_pb2.WatchJobRequest(), timeout=0.2)
+    assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await ended(running, "DEADLINE_EXCEEDED")
+
+
+async def sample(running: Running, name: str, **labels: str) -> float | None:
+    def scrape() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{running.server.metrics_port}/metrics") as answer:
+            return str(answer.read().decode())
+
+    for family in text_string_to_metric_families(await asyncio.to_thread(scrape)):
+        for found in family.samples:
+            if found.name == name and labels.items() <= found.labels.items():
+                return found.value
+    return None
+
+
+async def ended(running: Running, code: str) -> None:
+    async def counted() -> bool:
+        return await sample(running, "grpc_server_handled_total", grpc_code=code) == 1
+
+    await eventually(counted)
+
+
+async def test_metrics_have_the_names_that_dashboards_know(serve: Serve) -> None:
+    running = await serve()
+    stub = await running.stub()
+    await stub.UploadPicture(iter([trainer_pb2.UploadPictureRequest() for _ in range(3)]))
+    labels = {"grpc_type": "client_stream", "grpc_service": SERVICE, "grpc_method": "UploadPicture"}
+    assert await sample(running, "grpc_server_started_total", **labels) == 1
+    assert await sample(running, "grpc_server_handled_total", grpc_code="OK", **labels) == 1
+    assert await sample(running, "grpc_server_handling_seconds_count", **labels) == 1
+    assert await sample(running, "grpc_server_msg_received_total", **labels) == 3
+    assert await sample(running, "grpc_server_msg_sent_total", **labels) == 1
+
+
+async def test_a_plaintext_port_for_probes_serves_health_alone(serve: Serve, unused_tcp_port: int) -> None:
+    await serve(health_listen=f"127.0.0.1:{unused_tcp_port}")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{unused_tcp_port}") as opened:
+        answer = await health_pb2_grpc.HealthStub(opened).Check(health_pb2.HealthCheckRequest(service="startup"))
+        assert answer.status == NOT_SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await opened.unary_unary(f"/{SERVICE}/GetPicture")(b"")
+    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_taken_addresses_are_told(serve: Serve) -> None:
+    running = await serve()
+    with pytest.raises(SettingsError, match="cannot listen on"):
+        await serve(listen=running.server.address)
+    with pytest.raises(SettingsError, match="metrics cannot be served"):
+        await serve(metrics_listen=f"127.0.0.1:{running.server.metrics_port}")
+
+
+class _Peer(BaseModel):
+    address: str = "127.0.0.1:1"
+    token_file: Path | None = None
+
+
+class _Toy(Settings):
+    data: Path = Field(description="where things lie")
+    server: ServerSettings = ServerSettings(listen="127.0.0.1:7361")
+    registry: _Peer = _Peer()
+
+
+def test_settings_command_line_over_environment_over_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "PSEUDOWORD_SERVER__LOG_LEVEL": "debug",
+        "PSEUDOWORD_SERVER__DRAIN_S": "5",
+        "PSEUDOWORD_REGISTRY": "127.0.0.1:9",  # as clients know it
+        "PSEUDOWORD_REGISTRY__TOKEN_FILE": "/t",
+    }.items():
+        monkeypatch.setenv(name, value)
+    settings = _Toy.load("toy", ["--data", "/d", "--server.drain-s", "6"])
+    assert settings.server == ServerSettings(listen="127.0.0.1:7361", log_level="debug", drain_s=6)
+    assert (settings.data, settings.registry) == (Path("/d"), _Peer(address="127.0.0.1:9", token_file=Path("/t")))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "data: Field required"),
+        (["--data", "/d", "--server.drain-s", "soon"], r"server\.drain_s: .*valid number"),
+        (["--data", "/d", "--server.tls-cert", "/c"], "tls_cert and tls_key are given together"),
+    ],
+)
+def test_wrong_settings_are_named(arguments: list[str], expected: str) -> None:
+    with pytest.raises(SettingsError, match=expected):
+        _Toy.load("toy", arguments)
+
+
+def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        _Toy.load("toy", ["--help"])
+    printed: Any = capsys.readouterr().out
+    assert raised.value.code == 0
+    for name in ServerSettings.model_fields:
+        assert f"--server.{name.replace('_', '-')}" in printed
