@@ -1,0 +1,85 @@
+"""`python -m service`: the Generation service."""
+
+import asyncio
+
+import torch
+from diffusion.checkpoint import BaseModel
+from pseudoword.generation.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
+from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
+
+from diffusion import errors as diffusion_errors
+from rpc.clients import channel
+from rpc.errors import FailedPrecondition, InvalidArgument
+from rpc.logs import configure
+from rpc.server import Server, run
+from rpc.settings import SettingsError
+from rpc.table import STORAGE
+from service.admission import Roster
+from service.engine import Engine
+from service.metrics import EngineMetrics
+from service.server import GenerationServicer
+from service.settings import GenerationSettings, ModelSettings
+from service.words import VectorCache, Words
+
+SERVICE = "pseudoword.generation.v1.GenerationService"
+TABLE = STORAGE.extended(
+    {
+        diffusion_errors.PromptTooLong: InvalidArgument,
+        diffusion_errors.SchedulerUnknown: InvalidArgument,
+        diffusion_errors.PictureInvalid: InvalidArgument,
+        diffusion_errors.WordMismatch: FailedPrecondition,
+    }
+)
+
+
+def load_model(settings: ModelSettings) -> BaseModel:
+    """The resident model. Raises SettingsError when the checkpoint is of no use."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return BaseModel.load(
+            settings.source, device=device, dtype=getattr(torch, settings.dtype), revision=settings.revision
+        )
+    except diffusion_errors.CheckpointInvalid as error:
+        raise SettingsError(error.message) from None
+
+
+async def serve(settings: GenerationSettings) -> None:
+    """Loads the model, then serves until SIGTERM; ready once the model is warm."""
+    async with (
+        Server(settings.server, name="generation", table=TABLE) as server,
+        channel(settings.registry) as registry,
+    ):
+        model = await asyncio.to_thread(load_model, settings.model)
+        metrics = EngineMetrics(server.metrics)
+        limits = settings.limits
+        roster = Roster(
+            max_pictures=limits.max_pictures, max_rows=limits.max_rows, aging_s=limits.aging.total_seconds()
+        )
+        engine = Engine(model, roster, metrics)
+        metrics.waiting.set_function(engine.waiting)
+        words = Words(
+            RegistryServiceStub(registry),
+            model,
+            VectorCache(settings.words.cache_bytes),
+            metrics,
+            allow_family=settings.words.allow_family,
+        )
+        servicer = GenerationServicer(model, engine, words, settings)
+        server.add(add_GenerationServiceServicer_to_server, servicer, SERVICE)
+        await server.start()
+        await asyncio.to_thread(engine.start)
+        server.mark_ready()
+        try:
+            await server.run_until_signalled()
+        finally:
+            await asyncio.to_thread(engine.stop)
+
+
+if __name__ == "__main__":
+    loaded = GenerationSettings.load("service")
+    configure("generation", loaded.server.log_level, loaded.server.log_format)
+    run("generation", serve(loaded))

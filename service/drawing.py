@@ -1,0 +1,139 @@
+"""What a request asks for: its settings checked, every default filled in."""
+
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from diffusion.checkpoint import ModelSpec
+from diffusion.prompt import Prompt, parse
+from diffusion.schedulers import SCHEDULERS
+from pseudoword.generation.v1 import generation_pb2, resources_pb2
+from pseudoword.names import TenantName
+
+from rpc.errors import Unimplemented
+from rpc.validate import Violations
+from service.settings import Defaults, Limits
+
+_GREATEST_SEED = 2**63 - 1
+_MAX_PROMPT_BYTES = 8192
+FORMATS: Mapping[int, str] = {
+    resources_pb2.PICTURE_FORMAT_UNSPECIFIED: "PNG",
+    resources_pb2.PICTURE_FORMAT_PNG: "PNG",
+    resources_pb2.PICTURE_FORMAT_JPEG: "JPEG",
+    resources_pb2.PICTURE_FORMAT_WEBP: "WEBP",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A checked request. Sizes in pixels; picture i has the seed `seed` + i."""
+
+    tenant: str
+    prompt: Prompt
+    negative_prompt: Prompt
+    seed: int
+    steps: int
+    guidance: float
+    scheduler: str
+    width: int
+    height: int
+    count: int
+    format: str
+    quality: int
+    preview_every: int
+    priority: int
+    exact: bool
+    allow_family: bool
+
+    @property
+    def guided(self) -> bool:
+        """Whether the negative prompt takes part: at a guidance of 1 it cancels out."""
+        return self.guidance > 1
+
+    @property
+    def calls(self) -> int:
+        """Calls of the denoiser for one picture."""
+        return SCHEDULERS[self.scheduler].model_calls(self.steps)
+
+    def settings(self, index: int, prompt: str, negative_prompt: str) -> resources_pb2.PictureSettings:
+        """The settings of picture `index`, complete, as its record tells them."""
+        return resources_pb2.PictureSettings(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            seed=self.seed + index,
+            steps=self.steps,
+            guidance_scale=self.guidance,
+            scheduler=self.scheduler,
+            width=self.width,
+            height=self.height,
+            exact=self.exact,
+            allow_family=self.allow_family,
+        )
+
+
+def check(request: generation_pb2.GenerateRequest, spec: ModelSpec, defaults: Defaults, limits: Limits) -> Drawing:
+    """Checks a request at the edge. Raises InvalidArgument with every field that is wrong, and Unimplemented."""
+    settings = request.settings
+    _refuse_unbuilt(settings)
+    wrong = Violations()
+    tenant = wrong.name(TenantName, request.parent, "parent")
+    wrong.text("settings.prompt", settings.prompt, _MAX_PROMPT_BYTES, required=True)
+    wrong.text("settings.negative_prompt", settings.negative_prompt, _MAX_PROMPT_BYTES)
+    count = request.count or 1
+    wrong.number("count", count, 1, limits.max_count)
+    seed = settings.seed if settings.HasField("seed") else secrets.randbelow(2**31)
+    wrong.number("settings.seed", seed, 0, _GREATEST_SEED - count)
+    steps = settings.steps if settings.HasField("steps") else defaults.steps
+    wrong.number("settings.steps", steps, 1, limits.max_steps)
+    # A float of 32 bits, as the wire has it, so that the same number typed in is the same picture.
+    guidance = settings.guidance_scale if settings.HasField("guidance_scale") else defaults.guidance
+    if not math.isfinite(guidance) or not 1 <= guidance <= limits.max_guidance:
+        wrong.add("settings.guidance_scale", f"is {guidance:g}; it must be from 1 to {limits.max_guidance:g}")
+    scheduler = settings.scheduler or defaults.scheduler
+    if scheduler not in SCHEDULERS:
+        wrong.add("settings.scheduler", f"{scheduler[:64]!r} is not one of {', '.join(sorted(SCHEDULERS))}")
+    sizes = {}
+    for side in ("width", "height"):
+        px = getattr(settings, side) if settings.HasField(side) else spec.sample_size_px
+        wrong.number(f"settings.{side}", px, spec.size_multiple_px, limits.max_size_px)
+        if px % spec.size_multiple_px:
+            wrong.add(f"settings.{side}", f"is {px}; it must be a multiple of {spec.size_multiple_px}")
+        sizes[side] = px
+    if request.format not in FORMATS:
+        wrong.add("format", f"{request.format} is no picture format: PNG, JPEG or WEBP")
+    quality = request.quality or 90
+    wrong.number("quality", quality, 1, 100)
+    wrong.number("preview_every", request.preview_every, 0, limits.max_steps)
+    wrong.number("priority", request.priority, -9, 9)
+    wrong.raise_if_any()
+    return Drawing(
+        tenant=tenant.tenant,
+        prompt=parse(settings.prompt),
+        negative_prompt=parse(settings.negative_prompt),
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        scheduler=scheduler,
+        width=sizes["width"],
+        height=sizes["height"],
+        count=count,
+        format=FORMATS[request.format],
+        quality=quality,
+        preview_every=request.preview_every,
+        priority=request.priority,
+        exact=settings.exact,
+        allow_family=settings.allow_family,
+    )
+
+
+def _refuse_unbuilt(settings: resources_pb2.PictureSettings) -> None:
+    unbuilt = {
+        "clip skip": bool(settings.clip_skip),
+        "prompt weights": settings.prompt_weights,
+        "image-to-image": bool(settings.start_picture) or settings.HasField("strength"),
+        "inpainting": bool(settings.mask),
+    }
+    for part, asked in unbuilt.items():
+        if asked:
+            raise Unimplemented(f"{part} is not built yet", metadata={"part": part})

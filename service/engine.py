@@ -1,0 +1,256 @@
+"""The engine: one thread that owns the model and draws every request, a call of the denoiser at a time.
+
+Each tick takes the pictures that can share a forward pass, whatever their words, schedulers, steps and guidance, makes
+one call, and lets each picture's own scheduler take its step. Pictures join and leave between any two ticks.
+"""
+
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import timedelta
+from itertools import count
+
+import structlog
+import torch
+from diffusion.checkpoint import BaseModel
+from diffusion.denoise import Denoising
+from diffusion.encoder import PromptEncoder
+from diffusion.prompt import parse
+
+from diffusion import decode, denoise
+from rpc.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable
+from service.admission import Full, Roster, Ticket
+from service.mailbox import Drawn, Failed, Previewed, Started, Stepped
+from service.metrics import EngineMetrics
+from service.request import Picture, Request, rows
+
+_logger = structlog.get_logger(__name__)
+_NEWEST = 0.2  # weight of the newest call in the smoothed pace
+
+
+class Engine:
+    """Draws. `submit` and `predict` may be called from any thread."""
+
+    def __init__(self, model: BaseModel, roster: Roster, metrics: EngineMetrics) -> None:
+        self._model = model
+        self._encoder = PromptEncoder(model)
+        self._metrics = metrics
+        self._arrivals: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._ids = count()
+        self._seconds_per_row = 0.0
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        # Over the four fields below, which admission reads from other threads.
+        self._lock = threading.Lock()
+        self._roster = roster
+        self._pictures: dict[int, Picture] = {}
+        self._arriving = 0  # pictures that were let in and are not on the roster yet
+        self._stopping = False
+
+    def start(self) -> None:
+        """Warms the model up, measures its pace, and begins to draw."""
+        with torch.inference_mode():
+            self._warm_up()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends after the call that is being made; what is unfinished then fails as UNAVAILABLE."""
+        with self._lock:
+            self._stopping = True
+        self._arrivals.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def predict(self, priority: int) -> timedelta:
+        """How long the pictures that go before a new one of `priority` are expected to take."""
+        with self._lock:
+            return self._work_ahead(priority)
+
+    def waiting(self) -> int:
+        """Pictures that wait or are being drawn."""
+        with self._lock:
+            return len(self._roster) + self._arriving
+
+    def submit(self, request: Request) -> None:
+        """Lets a request in. Raises ResourceExhausted when there is no place, Unavailable when the server stops, and
+        DeadlineExceeded when the deadline is nearer than what drawing takes with the model for itself."""
+        drawing = request.drawing
+        needed_s = drawing.calls * drawing.count * rows(drawing) * self._seconds_per_row
+        left_s = max(0.0, request.deadline - time.monotonic())
+        if needed_s > left_s:
+            raise DeadlineExceeded(
+                f"drawing this takes about {needed_s:.2f} s, and the deadline is {left_s:.2f} s away: "
+                "allow more time, or ask for fewer steps or pictures",
+                reason="DEADLINE_TOO_SHORT",
+                metadata={"needed_s": f"{needed_s:.2f}"},
+            )
+        with self._lock:
+            if self._stopping:
+                raise Unavailable("the server is shutting down", reason="DRAINING", retry_after=timedelta(seconds=1))
+            try:
+                self._roster.check_room(drawing.count + self._arriving)
+            except Full as full:
+                wait = max(timedelta(seconds=1), self._work_ahead(drawing.priority) / 2)
+                raise ResourceExhausted(str(full), reason="QUEUE_FULL", retry_after=wait) from None
+            self._arriving += drawing.count
+        self._arrivals.put(request)
+
+    def _work_ahead(self, priority: int) -> timedelta:
+        ahead = sum(p.rows_left for p in self._pictures.values() if p.request.drawing.priority >= priority)
+        return timedelta(seconds=ahead * self._seconds_per_row)
+
+    # Everything below runs on the engine's thread (the warm-up before it starts).
+
+    def _warm_up(self) -> None:
+        """A picture of two calls and its decoding, without guidance; the second call is the first pace."""
+        spec = self._model.spec
+        picture = Denoising(
+            self._model,
+            embeds=self._encoder.encode([parse("")], {}),
+            negative=None,
+            scheduler="ddim",
+            steps=2,
+            guidance=1.0,
+            seed=0,
+            width=spec.sample_size_px,
+            height=spec.sample_size_px,
+        )
+        while not picture.done:
+            began = time.monotonic()
+            denoise.step(self._model, [picture])
+            self._seconds_per_row = time.monotonic() - began
+        decode.decode(self._model, picture.latents)
+        _logger.info("model is warm", seconds_per_row=round(self._seconds_per_row, 4))
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while self._take_arrivals():
+                self._drop_unwanted()
+                with self._lock:
+                    group = [self._pictures[ticket.id] for ticket in self._roster.next_group(time.monotonic())]
+                if group:
+                    self._tick(group)
+        error = Unavailable("the server is shutting down", reason="DRAINING", retry_after=timedelta(seconds=1))
+        self._fail({picture.request for picture in self._pictures.values()}, error)
+
+    def _take_arrivals(self) -> bool:
+        """Brings new requests in, waiting for one when there is nothing to do. False: stop."""
+        idle = not self._pictures
+        while True:
+            try:
+                request = self._arrivals.get(block=idle)
+            except queue.Empty:
+                return True
+            idle = False
+            if request is None:
+                return False
+            try:
+                self._admit(request)
+            except Exception as error:  # whatever it is, it concerns this request only
+                self._fail([request], error)
+
+    def _admit(self, request: Request) -> None:
+        drawing = request.drawing
+        pictures = []
+        try:
+            # Each prompt in a batch of its own, so that no other prompt can change its rounding.
+            embeds = self._encoder.encode([drawing.prompt], request.vectors)
+            negative = self._encoder.encode([drawing.negative_prompt], request.vectors) if drawing.guided else None
+            for index in range(drawing.count):
+                denoising = Denoising(
+                    self._model,
+                    embeds=embeds,
+                    negative=negative,
+                    scheduler=drawing.scheduler,
+                    steps=drawing.steps,
+                    guidance=drawing.guidance,
+                    seed=drawing.seed + index,
+                    width=drawing.width,
+                    height=drawing.height,
+                )
+                pictures.append(Picture(id=next(self._ids), request=request, index=index, denoising=denoising))
+        finally:
+            with self._lock:
+                self._arriving -= drawing.count
+                for picture in pictures:
+                    self._pictures[picture.id] = picture
+                    self._roster.admit(_ticket(picture))
+
+    def _drop_unwanted(self) -> None:
+        with self._lock:
+            expired = {self._pictures[ticket.id].request for ticket in self._roster.expired(time.monotonic())}
+            gone = {picture.request for picture in self._pictures.values() if picture.request.gone.is_set()}
+        if expired:
+            self._fail(expired, DeadlineExceeded("the deadline passed while the picture was being drawn"))
+        if gone:
+            self._fail(gone, Cancelled("the request was cancelled"))
+
+    def _tick(self, group: Sequence[Picture]) -> None:
+        for picture in group:
+            if picture.request.calls_made == 0 and picture.denoising.position == 0 and picture.index == 0:
+                picture.request.mailbox.post(Started())
+        began = time.monotonic()
+        try:
+            denoise.step(self._model, [picture.denoising for picture in group])
+            self._measure(group, time.monotonic() - began)
+            for picture in group:
+                self._report(picture)
+            self._finish([picture for picture in group if picture.denoising.done])
+        except Exception as error:
+            _logger.exception("a call of the model failed", pictures=len(group))
+            self._fail({picture.request for picture in group}, error)
+
+    def _measure(self, group: Sequence[Picture], seconds: float) -> None:
+        made = sum(rows(picture.request.drawing) for picture in group)
+        self._seconds_per_row += _NEWEST * (seconds / made - self._seconds_per_row)
+        self._metrics.calls.observe(seconds)
+        self._metrics.rows.inc(made)
+
+    def _report(self, picture: Picture) -> None:
+        request = picture.request
+        drawing = request.drawing
+        request.calls_made += 1
+        request.mailbox.post(Stepped(call=request.calls_made, calls=picture.denoising.calls * drawing.count))
+        position = picture.denoising.position
+        if drawing.preview_every and position % drawing.preview_every == 0 and not picture.denoising.done:
+            pixels = decode.preview(self._model, picture.denoising.latents)[0]
+            request.mailbox.post(Previewed(index=picture.index, call=position, pixels=pixels))
+
+    def _finish(self, done: Sequence[Picture]) -> None:
+        """Decodes finished pictures, those of one shape together unless their requests want it exact."""
+        batches: dict[tuple[object, ...], list[Picture]] = defaultdict(list)
+        for picture in done:
+            key = (picture.id,) if picture.request.drawing.exact else tuple(picture.denoising.latents.shape)
+            batches[key].append(picture)
+        for batch in batches.values():
+            pixels = decode.decode(self._model, torch.cat([picture.denoising.latents for picture in batch]))
+            for picture, one in zip(batch, pixels, strict=True):
+                self._remove(picture)
+                picture.request.mailbox.post(Drawn(index=picture.index, pixels=one))
+                self._metrics.pictures.inc()
+
+    def _fail(self, requests: Sequence[Request] | set[Request], error: Exception) -> None:
+        for request in requests:
+            for picture in [picture for picture in self._pictures.values() if picture.request is request]:
+                self._remove(picture)
+            request.mailbox.post(Failed(error=error))
+
+    def _remove(self, picture: Picture) -> None:
+        with self._lock:
+            self._pictures.pop(picture.id, None)
+            self._roster.leave(picture.id)
+
+
+def _ticket(picture: Picture) -> Ticket:
+    request = picture.request
+    return Ticket(
+        id=picture.id,
+        tenant=request.drawing.tenant,
+        shape=(request.drawing.height, request.drawing.width),
+        rows=rows(request.drawing),
+        exact=request.drawing.exact,
+        priority=request.drawing.priority,
+        deadline=request.deadline,
+        arrived=request.arrived,
+    )

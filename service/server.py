@@ -1,0 +1,214 @@
+"""GenerationService: sentences in, pictures out."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from math import inf
+from typing import NoReturn
+
+import grpc
+import structlog
+from diffusion.checkpoint import BaseModel
+from diffusion.encoder import PromptEncoder
+from diffusion.messages import base_model
+from diffusion.schedulers import SCHEDULERS
+from google.protobuf.duration_pb2 import Duration
+from pseudoword.generation.v1 import generation_pb2, generation_pb2_grpc, resources_pb2
+from pseudoword.names import InvalidName, TenantName, WordRef
+
+from rpc.errors import Unimplemented
+from rpc.identity import Role, current_principal
+from rpc.validate import Violations
+from service.drawing import check
+from service.engine import Engine
+from service.mailbox import Drawn, Mailbox, Previewed, Started, Stepped
+from service.record import Recorder, to_file, to_preview
+from service.request import Request
+from service.settings import GenerationSettings
+from service.words import Words, by_ref
+
+CHUNK_BYTES = 256 * 2**10
+_MAX_PREFETCH = 64
+
+_logger = structlog.get_logger(__name__)
+Responses = AsyncIterator[generation_pb2.GenerateResponse]
+
+
+class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
+    """The rpcs of the Generation service over one engine."""
+
+    def __init__(self, model: BaseModel, engine: Engine, words: Words, settings: GenerationSettings) -> None:
+        self._model = model
+        self._engine = engine
+        self._words = words
+        self._settings = settings
+        self._encoder = PromptEncoder(model)
+        self._recorder = Recorder(model)
+
+    async def Generate(self, request: generation_pb2.GenerateRequest, context: grpc.aio.ServicerContext) -> Responses:
+        """Checks, resolves, lets in, and passes on what the engine tells."""
+        arrived = time.monotonic()
+        drawing = check(request, self._model.spec, self._settings.defaults, self._settings.limits)
+        principal = current_principal()
+        principal.require(drawing.tenant, Role.READER)
+        refs = tuple(dict.fromkeys((*drawing.prompt.words, *drawing.negative_prompt.words)))
+        words = await self._words.attach(
+            drawing.tenant,
+            refs,
+            principal,
+            field="settings.prompt",
+            allow_family=drawing.allow_family,
+            max_staleness=request.max_staleness.ToTimedelta() if request.HasField("max_staleness") else None,
+        )
+        vectors = by_ref(words)
+        counts = {ref: len(tensor) for ref, tensor in vectors.items()}
+        for prompt in (drawing.prompt, drawing.negative_prompt):
+            self._encoder.tokenize(prompt, counts)  # raises PromptTooLong before anything is promised
+        records = self._recorder.records(drawing, request.settings, [word.use for word in words])
+        left_s = context.time_remaining()
+        mailbox = Mailbox(asyncio.get_running_loop())
+        job = Request(
+            drawing=drawing,
+            vectors=vectors,
+            mailbox=mailbox,
+            arrived=arrived,
+            deadline=inf if left_s is None else time.monotonic() + left_s,
+        )
+        accepted = generation_pb2.Accepted(records=records, queue_position=self._engine.waiting(), calls=drawing.calls)
+        accepted.predicted_start.FromTimedelta(self._engine.predict(drawing.priority))
+        self._engine.submit(job)
+        try:
+            yield generation_pb2.GenerateResponse(accepted=accepted)
+            async for response in self._pictures(job, records):
+                yield response
+        finally:
+            # Also when the client has gone away: the engine frees the place before its next call.
+            job.gone.set()
+
+    async def _pictures(self, job: Request, records: list[resources_pb2.PictureRecord]) -> Responses:
+        drawing = job.drawing
+        started = job.arrived
+        sent = 0
+        async for event in job.mailbox.events():
+            match event:
+                case Started():
+                    started = time.monotonic()
+                case Stepped(call=call, calls=calls):
+                    progress = generation_pb2.Progress(call=call, calls=calls)
+                    yield generation_pb2.GenerateResponse(progress=progress)
+                case Previewed(index=index, call=call, pixels=pixels):
+                    preview = generation_pb2.Preview(index=index, call=call, png=to_preview(pixels))
+                    yield generation_pb2.GenerateResponse(preview=preview)
+                case Drawn(index=index, pixels=pixels):
+                    data, info = await asyncio.to_thread(to_file, pixels, drawing, records[index])
+                    for start in range(0, len(data), CHUNK_BYTES):
+                        last = start + CHUNK_BYTES >= len(data)
+                        chunk = generation_pb2.PictureChunk(
+                            index=index, data=data[start : start + CHUNK_BYTES], info=info if last else None
+                        )
+                        yield generation_pb2.GenerateResponse(chunk=chunk)
+                    sent += 1
+            if sent == drawing.count:
+                break
+        done = generation_pb2.Done(
+            count=sent, waited=_duration(started - job.arrived), drawn=_duration(time.monotonic() - started)
+        )
+        yield generation_pb2.GenerateResponse(done=done)
+
+    async def GetModel(
+        self, request: generation_pb2.GetModelRequest, context: grpc.aio.ServicerContext
+    ) -> resources_pb2.Model:
+        """What is resident, and what may be asked of it."""
+        current_principal()
+        spec, limits, defaults = self._model.spec, self._settings.limits, self._settings.defaults
+        return resources_pb2.Model(
+            base_model=base_model(spec),
+            weights_digest=spec.digest,
+            resolution=spec.sample_size_px,
+            size_multiple=spec.size_multiple_px,
+            max_size=limits.max_size_px,
+            max_tokens=spec.encoders[0].length,
+            max_steps=limits.max_steps,
+            max_count=limits.max_count,
+            defaults=resources_pb2.PictureSettings(
+                steps=defaults.steps,
+                guidance_scale=defaults.guidance,
+                scheduler=defaults.scheduler,
+                width=spec.sample_size_px,
+                height=spec.sample_size_px,
+            ),
+            schedulers=[
+                resources_pb2.Scheduler(
+                    name=name, description=scheduler.description, calls_for_20_steps=scheduler.model_calls(20)
+                )
+                for name, scheduler in SCHEDULERS.items()
+            ],
+            device=self._model.device.type,
+            dtype=str(self._model.dtype).removeprefix("torch."),
+        )
+
+    async def PrefetchWords(
+        self, request: generation_pb2.PrefetchWordsRequest, context: grpc.aio.ServicerContext
+    ) -> generation_pb2.PrefetchWordsResponse:
+        """Fetches words ahead of their first use."""
+        wrong = Violations()
+        tenant = wrong.name(TenantName, request.parent, "parent")
+        if not 1 <= len(request.words) <= _MAX_PREFETCH:
+            wrong.add("words", f"has {len(request.words)}; it must have 1 to {_MAX_PREFETCH}")
+        refs = []
+        for index, text in enumerate(request.words[:_MAX_PREFETCH]):
+            try:
+                refs.append(WordRef.parse(text))
+            except InvalidName as error:
+                wrong.add(f"words[{index}]", str(error))
+        wrong.raise_if_any()
+        principal = current_principal()
+        principal.require(tenant.tenant, Role.READER)
+        words = await self._words.attach(tenant.tenant, refs, principal, field="words")
+        return generation_pb2.PrefetchWordsResponse(words=[word.use for word in words])
+
+    async def CreateBatch(
+        self, request: generation_pb2.CreateBatchRequest, context: grpc.aio.ServicerContext
+    ) -> resources_pb2.Batch:
+        """Not built yet."""
+        _batches(request.parent, Role.WRITER)
+
+    async def GetBatch(
+        self, request: generation_pb2.GetBatchRequest, context: grpc.aio.ServicerContext
+    ) -> resources_pb2.Batch:
+        """Not built yet."""
+        _batches(request.name, Role.READER)
+
+    async def ListBatches(
+        self, request: generation_pb2.ListBatchesRequest, context: grpc.aio.ServicerContext
+    ) -> generation_pb2.ListBatchesResponse:
+        """Not built yet."""
+        _batches(request.parent, Role.READER)
+
+    async def WatchBatch(
+        self, request: generation_pb2.WatchBatchRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[generation_pb2.WatchBatchResponse]:
+        """Not built yet."""
+        _batches(request.name, Role.READER)
+        yield generation_pb2.WatchBatchResponse()
+
+    async def CancelBatch(
+        self, request: generation_pb2.CancelBatchRequest, context: grpc.aio.ServicerContext
+    ) -> resources_pb2.Batch:
+        """Not built yet."""
+        _batches(request.name, Role.WRITER)
+
+
+def _batches(name: str, role: Role) -> NoReturn:
+    """Refuses a call about batches: first who may not make it, then everybody, until the part is built."""
+    wrong = Violations()
+    tenant = wrong.name(TenantName, "/".join(name.split("/")[:2]), "name")
+    wrong.raise_if_any()
+    current_principal().require(tenant.tenant, role)
+    raise Unimplemented("batches are not built yet", metadata={"part": "batches"})
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration

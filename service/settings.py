@@ -1,0 +1,61 @@
+"""The settings of the Generation service."""
+
+from datetime import timedelta
+
+from pydantic import BaseModel, Field
+
+from rpc.clients import Peer
+from rpc.settings import ServerSettings, Settings
+
+
+class Defaults(BaseModel):
+    """What an absent setting of a picture means."""
+
+    steps: int = Field(20, ge=1, le=150, description="Denoising steps.")
+    guidance: float = Field(4.0, ge=1, le=30, description="Guidance scale.")
+    scheduler: str = Field("ddim", description="Name of the scheduler.")
+
+
+class Limits(BaseModel):
+    """What one request, and all of them together, may ask for."""
+
+    max_steps: int = Field(150, ge=1, description="Most steps of a picture.")
+    max_guidance: float = Field(30.0, ge=1, description="Greatest guidance scale.")
+    max_count: int = Field(16, ge=1, description="Most pictures of a request.")
+    max_size_px: int = Field(1024, ge=8, description="Greatest width and height in pixels.")
+    max_pictures: int = Field(128, ge=1, description="Most pictures that wait or are drawn at once.")
+    max_rows: int = Field(32, ge=1, description="Most rows in one call of the denoiser; guidance takes two a picture.")
+    aging: timedelta = Field(timedelta(seconds=10), description="Waiting this long is worth one priority.")
+
+
+class WordSettings(BaseModel):
+    """Words: where vectors are kept, what fits."""
+
+    cache_bytes: int = Field(256 * 2**20, ge=2**20, description="Most bytes of vectors kept on the device.")
+    allow_family: bool = Field(
+        True,
+        description="Whether a word made for another model of the family, or of unknown base, may be used unasked.",
+    )
+
+
+class ModelSettings(BaseModel):
+    """The resident model."""
+
+    source: str | None = Field(
+        None, description="Folder or hub id of a Stable Diffusion 1.x or 2.x checkpoint; absent: the bundled miniature."
+    )
+    revision: str | None = Field(None, description="Revision of a hub id.")
+    device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto takes cuda where there is one.")
+    dtype: str = Field("float32", pattern="^(float32|float16|bfloat16)$", description="Precision of the weights.")
+    threads: int | None = Field(None, ge=1, description="CPU threads of the model; absent: all cores.")
+
+
+class GenerationSettings(Settings):
+    """Generation: sentences with words in them in, pictures out, from one resident model."""
+
+    server: ServerSettings = ServerSettings(listen="127.0.0.1:7363")
+    registry: Peer = Peer(address="127.0.0.1:7361")
+    model: ModelSettings = ModelSettings()
+    defaults: Defaults = Defaults()
+    limits: Limits = Limits()
+    words: WordSettings = WordSettings()
