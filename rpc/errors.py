@@ -249,7 +249,7 @@ def _incident(exception: BaseException) -> Internal:
 
 
 def _default_retry(kind: type[Error], exception: BaseException) -> timedelta | None:
-    waits = issubclass(kind, Unavailable | ResourceExhausted) and getattr(exception, "retry", False)
+    waits = issubclass(kind, Unavailable | ResourceExhausted | Aborted) and getattr(exception, "retry", False)
     return _DEFAULT_RETRY if waits else None
 
 

@@ -14,7 +14,7 @@ import structlog
 from grpc_status import rpc_status
 
 from rpc import identity
-from rpc.errors import DataLoss, Error, ErrorTable, Internal, Unauthenticated, to_status
+from rpc.errors import DataLoss, Error, ErrorTable, Internal, Unauthenticated, Unavailable, Unimplemented, to_status
 from rpc.identity import ANONYMOUS, ON_BEHALF_OF, Principal, Tokens
 from rpc.metrics import Metrics
 
@@ -53,13 +53,14 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self._tokens = tokens
         self._metrics = metrics
         self._log = structlog.get_logger("rpc")
-        self._running = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._running: set[asyncio.Task[Any]] = set()
+        self._stopping = False
 
-    async def wait_idle(self) -> None:
-        """Returns when no rpc is running."""
-        await self._idle.wait()
+    def cancel_running(self) -> None:
+        """Cancels every running rpc; its client gets UNAVAILABLE, reason SERVER_STOPPING."""
+        self._stopping = True
+        for task in self._running:
+            task.cancel()
 
     async def intercept_service(
         self,
@@ -144,10 +145,12 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
     async def _run(self, rpc: _Rpc, context: Any, body: Callable[[], Awaitable[_T]]) -> _T:
         began = time.monotonic()
-        self._running += 1
-        self._idle.clear()
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
         self._metrics.started.labels(*rpc.labels).inc()
-        code, failure = grpc.StatusCode.OK, None
+        code = grpc.StatusCode.OK
+        failure: Error | None = None
         principal: Principal | None = None
         try:
             principal = self._authenticate(rpc)
@@ -159,12 +162,19 @@ class Interceptor(grpc.aio.ServerInterceptor):
             code = _code_of(context)
             raise
         except asyncio.CancelledError:
+            if self._stopping:
+                failure = Unavailable("the server is stopping; try again", reason="SERVER_STOPPING")
+                code = failure.code
+                await self._abort(context, failure)
             remaining = context.time_remaining()
             late = remaining is not None and remaining <= 0
             code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
             raise
         except Exception as exception:
-            failure = self._table.translate(exception)
+            if isinstance(exception, NotImplementedError):  # the generated servicer's answer
+                failure = Unimplemented(f"{rpc.method} is not built yet", metadata={"part": rpc.method})
+            else:
+                failure = self._table.translate(exception)
             code = failure.code
             await self._abort(context, failure)
             raise  # not reached: abort raises
@@ -173,9 +183,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             self._metrics.handling.labels(*rpc.labels).observe(seconds)
             self._metrics.handled.labels(*rpc.labels, code.name).inc()
             self._write_line(rpc, context, principal, code, failure, seconds)
-            self._running -= 1
-            if not self._running:
-                self._idle.set()
+            self._running.discard(task)
 
     def _authenticate(self, rpc: _Rpc) -> Principal:
         if self._tokens is None:

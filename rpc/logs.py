@@ -5,6 +5,7 @@ import sys
 from typing import Literal
 
 import structlog
+import structlog.tracebacks
 
 
 def configure(name: str, level: str = "info", format: Literal["json", "console"] = "json") -> None:
@@ -23,9 +24,12 @@ def configure(name: str, level: str = "info", format: Literal["json", "console"]
     ]
     final: list[structlog.typing.Processor]
     if format == "json":
-        final = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        # Never the local variables of a traceback: requests and tokens are among them.
+        tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        final = [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
     else:
-        final = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        plain = structlog.dev.plain_traceback
+        final = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     structlog.configure(
         processors=[*shared, *final],
         wrapper_class=structlog.make_filtering_bound_logger(number),

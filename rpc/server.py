@@ -29,6 +29,9 @@ from rpc.settings import ServerSettings, SettingsError, is_loopback, read_file
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
+# Time for the answers of cancelled rpcs to leave.
+_CANCEL_S = 1.0
+
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -40,6 +43,24 @@ _OPTIONS = [
     # Two servers on one port would each get some of the calls.
     ("grpc.so_reuseport", 0),
 ]
+
+
+class Health(health.aio.HealthServicer):
+    """grpc's own servicer, whose watches end when the server closes instead of holding it up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closing = asyncio.Event()
+
+    async def Watch(self, request: Any, context: Any) -> None:
+        watching = asyncio.create_task(super().Watch(request, context))
+        closing = asyncio.create_task(self.closing.wait())
+        try:
+            await asyncio.wait({watching, closing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            watching.cancel()
+            closing.cancel()
+            await asyncio.wait({watching, closing})
 
 
 class Server:
@@ -75,10 +96,11 @@ class Server:
         self._server = grpc.aio.server(interceptors=[self._interceptor], options=_OPTIONS)
         self._health_server: grpc.aio.Server | None = None
         self._metrics_server: Any = None
-        self.health = health.aio.HealthServicer()
+        self.health = Health()
         self._services: list[str] = []
         self._readying: asyncio.Task[None] | None = None
         self._stopped = False
+        self._hurry = asyncio.Event()
         self.draining = asyncio.Event()
         self.port = 0
         self.metrics_port = 0
@@ -131,25 +153,20 @@ class Server:
     async def run_until_signalled(self, drain: Callable[[], Awaitable[None]] | None = None) -> None:
         """Serves until SIGTERM or SIGINT, then stops as stop() does. A second signal ends without waiting."""
         loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT)
-        caught = asyncio.Event()
-        for number in signals:
-            loop.add_signal_handler(number, caught.set)
-        try:
-            await caught.wait()
-            caught.clear()
-            stopping = asyncio.create_task(self.stop(drain))
-            hurry = asyncio.create_task(caught.wait())
-            await asyncio.wait({stopping, hurry}, return_when=asyncio.FIRST_COMPLETED)
-            hurry.cancel()
-            if not stopping.done():
+        first = asyncio.Event()
+
+        def caught() -> None:
+            if first.is_set():
                 self._log.warning("second signal: ending without waiting")
-                stopping.cancel()
-                await asyncio.wait({stopping})
-                self._stopped = False
-                await self.stop(grace_s=0)
-            else:
-                await stopping
+                self._hurry.set()
+            first.set()
+
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, caught)
+        try:
+            await first.wait()
+            await self.stop(drain)
         finally:
             for number in signals:
                 loop.remove_signal_handler(number)
@@ -158,36 +175,46 @@ class Server:
         """Says NOT_SERVING, awaits drain(), refuses new rpcs, lets running ones end; all within drain_s (or `grace_s`).
 
         `draining` is set first: a stream that would never end (a watch) ends itself when it sees it. Whatever still
-        runs when the time is over is cancelled.
+        runs when the time is over is cancelled and answered UNAVAILABLE, reason SERVER_STOPPING.
         """
         if self._stopped:
             return
         self._stopped = True
         ends = time.monotonic() + (self._settings.drain_s if grace_s is None else grace_s)
+        hurry = asyncio.create_task(self._hurry.wait())
         self.draining.set()
         if self._readying is not None:
             await self._readying
         await self._set(_NOT_SERVING, "", *self._services, "readiness")
         if drain is not None:
-            try:
-                async with asyncio.timeout_at(asyncio.get_running_loop().time() + ends - time.monotonic()):
-                    await drain()
-            except TimeoutError:
-                self._log.warning("drain took too long", drain_s=self._settings.drain_s)
-        # Health watches never end, so waiting is for our own rpcs only; a second stop() cuts the first one's wait.
-        refusing = asyncio.create_task(self._server.stop(max(0.0, ends - time.monotonic())))
-        idle = asyncio.create_task(self._interceptor.wait_idle())
-        await asyncio.wait({refusing, idle}, return_when=asyncio.FIRST_COMPLETED)
-        idle.cancel()
-        await self._server.stop(None)
-        await refusing
+            await self._drain(asyncio.ensure_future(drain()), hurry, ends)
+        self.health.closing.set()
+        # One stop only: grpc.aio is not made for two at once. The rpcs are cancelled here before its grace is over.
+        stopping = asyncio.create_task(self._server.stop(max(0.0, ends - time.monotonic()) + _CANCEL_S))
+        await _first(stopping, hurry, ends)
+        if not stopping.done():
+            self._interceptor.cancel_running()
+        await stopping
+        hurry.cancel()
         if self._health_server is not None:
-            await self._health_server.stop(None)
+            await self._health_server.stop(_CANCEL_S)
         if self._metrics_server is not None:
             await asyncio.to_thread(self._stop_metrics)
         if self._settings.address_file is not None:
             self._settings.address_file.unlink(missing_ok=True)
         self._log.info("stopped")
+
+    async def _drain(self, drained: asyncio.Future[None], hurry: asyncio.Task[Any], ends: float) -> None:
+        await _first(drained, hurry, ends)
+        if not drained.done():
+            self._log.warning("drain did not end in time", drain_s=self._settings.drain_s)
+            drained.cancel()
+        try:
+            await drained
+        except asyncio.CancelledError:
+            pass
+        except Exception as error:  # whatever it is, the rpcs still get their end
+            self._log.error("drain failed", exc_info=error)
 
     async def _become_ready(self) -> None:
         if self.draining.is_set():
@@ -227,6 +254,12 @@ def run(name: str, main: Coroutine[Any, Any, None]) -> None:
     except SettingsError as error:
         sys.stderr.write(f"{name}: {error}\n")
         raise SystemExit(2) from None
+
+
+async def _first(work: asyncio.Future[Any], hurry: asyncio.Task[Any], ends: float) -> None:
+    """Waits for `work`, at most until `ends` (monotonic seconds) or a hurry."""
+    timeout = max(0.0, ends - time.monotonic())
+    await asyncio.wait({work, hurry}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
 
 
 def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> int:

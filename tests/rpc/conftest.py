@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pseudoword.trainer.v1 import resources_pb2, trainer_pb2, trainer_pb2_grpc
 
 from rpc.errors import Unavailable
@@ -60,6 +61,12 @@ class Toy(trainer_pb2_grpc.TrainerServiceServicer):
             self.closed.set()
 
 
+async def health(channel: grpc.aio.Channel, *names: str) -> list[int]:
+    """The status of each name: 1 SERVING, 2 NOT_SERVING."""
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    return [(await stub.Check(health_pb2.HealthCheckRequest(service=name))).status for name in names]
+
+
 class Running:
     """A server with the toy, and how to call it."""
 
@@ -69,7 +76,7 @@ class Running:
     async def stub(self, channel: grpc.aio.Channel | None = None) -> Any:
         opened = channel or grpc.aio.insecure_channel(self.server.address)
         await self._stack.enter_async_context(opened)
-        return trainer_pb2_grpc.TrainerServiceStub(opened)  # type: ignore[no-untyped-call]
+        return trainer_pb2_grpc.TrainerServiceStub(opened)
 
     async def channel(self) -> grpc.aio.Channel:
         return await self._stack.enter_async_context(grpc.aio.insecure_channel(self.server.address))
@@ -78,7 +85,7 @@ class Running:
 async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
     """Returns once `holds()`; fails after ten seconds."""
     async with asyncio.timeout(10):
-        while not await holds():
+        while not await holds():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -90,9 +97,9 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
     async with AsyncExitStack() as stack:
 
         async def start(**settings: Any) -> Running:
-            given = ServerSettings(**{"listen": "127.0.0.1:0", "drain_s": 10, **settings})
+            given = ServerSettings(**{"listen": "127.0.0.1:0", "metrics_listen": "", "drain_s": 10, **settings})
             server = await stack.enter_async_context(Server(given, name="toy", table=STORAGE))
-            toy = Toy()
+            toy = Toy()  # type: ignore[abstract]
             server.add(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, toy, SERVICE)
             await server.start()
             return Running(server, toy, stack)

@@ -72,7 +72,7 @@ def test_the_most_specific_row_wins(rows: dict[Any, Any]) -> None:
 
 
 def test_every_error_of_storage_has_a_row_that_is_not_internal() -> None:
-    def below(kind: type[BaseException]) -> set[type[BaseException]]:
+    def below(kind: type[storage.StorageError]) -> set[type[storage.StorageError]]:
         return {kind}.union(*(below(child) for child in kind.__subclasses__()))
 
     for kind in below(storage.StorageError) - {storage.StorageError}:
@@ -129,4 +129,5 @@ async def test_what_is_not_there_is_unimplemented(serve: Serve) -> None:
     stub = await (await serve()).stub()
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await stub.ListRecipes(trainer_pb2.ListRecipesRequest())
-    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    error = PseudowordError.from_call(raised.value)
+    assert (error.code, error.metadata) == (grpc.StatusCode.UNIMPLEMENTED, {"part": "ListRecipes"})

@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc.aio
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from pseudoword.errors import PseudowordError
 from pseudoword.trainer.v1 import trainer_pb2
@@ -16,7 +16,7 @@ from rpc.identity import ANONYMOUS, Principal, Role, Tokens
 from rpc.server import Server
 from rpc.settings import ServerSettings, SettingsError
 from rpc.table import STORAGE
-from tests.rpc.conftest import SERVICE, Serve, token_entry
+from tests.rpc.conftest import SERVICE, Serve, health, token_entry
 
 SHOP = Principal(name="customer", tenants=frozenset({"shop"}), roles=frozenset({Role.WRITER}))
 
@@ -86,10 +86,8 @@ async def test_tls(serve: Serve, token_file: Path) -> None:
 async def test_health_and_reflection_want_no_token(serve: Serve, token_file: Path) -> None:
     running = await serve(token_file=token_file)
     opened = await running.channel()
-    health = health_pb2_grpc.HealthStub(opened)
-    answer = await health.Check(health_pb2.HealthCheckRequest(service="liveness"))
-    assert answer.status == health_pb2.HealthCheckResponse.SERVING
-    reflection = reflection_pb2_grpc.ServerReflectionStub(opened)
+    assert await health(opened, "liveness") == [health_pb2.HealthCheckResponse.SERVING]
+    reflection: Any = reflection_pb2_grpc.ServerReflectionStub(opened)  # type: ignore[arg-type]
     listed = reflection.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
     names = [service.name async for response in listed for service in response.list_services_response.service]
     assert SERVICE in names

@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -12,30 +14,26 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
-from pseudoword.trainer.v1 import trainer_pb2
+from pseudoword.errors import PseudowordError
+from pseudoword.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 from pydantic import BaseModel, Field
 
 from rpc.settings import ServerSettings, Settings, SettingsError
-from tests.rpc.conftest import SERVICE, Running, Serve, eventually
+from tests.rpc.conftest import SERVICE, Running, Serve, eventually, health
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-async def health(running: Running, *names: str) -> list[int]:
-    stub = health_pb2_grpc.HealthStub(await running.channel())
-    return [(await stub.Check(health_pb2.HealthCheckRequest(service=name))).status for name in names]
-
-
 async def test_health_follows_readiness(serve: Serve, tmp_path: Path) -> None:
     file = tmp_path / "address.json"
-    running = await serve(address_file=file)
+    running = await serve(address_file=file, metrics_listen="127.0.0.1:0")
     names = ("", SERVICE, "startup", "readiness")
-    assert await health(running, *names, "liveness") == [NOT_SERVING] * 4 + [SERVING]
+    assert await health(await running.channel(), *names, "liveness") == [NOT_SERVING] * 4 + [SERVING]
     assert not file.exists()
     running.server.mark_ready()
     await eventually(lambda: asyncio.to_thread(file.exists))
-    assert await health(running, *names, "liveness") == [SERVING] * 5
+    assert await health(await running.channel(), *names, "liveness") == [SERVING] * 5
     addresses = json.loads(file.read_text())
     assert addresses == {
         "grpc": f"127.0.0.1:{running.server.port}",
@@ -49,12 +47,13 @@ async def test_sigterm_lets_a_running_stream_end(serve: Serve, tmp_path: Path) -
     drained: list[list[int]] = []
 
     async def drain() -> None:
-        drained.append(await health(running, "readiness", SERVICE, "liveness"))
+        drained.append(await health(await running.channel(), "readiness", SERVICE, "liveness"))
         running.toy.steps.put_nowait(True)
         running.toy.steps.put_nowait(False)
 
     # A health watch never ends by itself and must not hold the drain up.
-    watch = health_pb2_grpc.HealthStub(await running.channel()).Watch(health_pb2.HealthCheckRequest(service=""))
+    stub: Any = health_pb2_grpc.HealthStub(await running.channel())
+    watch = stub.Watch(health_pb2.HealthCheckRequest(service=""))
     await watch.read()
     life = asyncio.create_task(running.server.run_until_signalled(drain))
     call = (await running.stub()).WatchJob(trainer_pb2.WatchJobRequest())
@@ -73,7 +72,9 @@ async def test_what_does_not_end_is_cancelled(serve: Serve) -> None:
     call = (await running.stub()).WatchJob(trainer_pb2.WatchJobRequest())
     await running.toy.watching.wait()
     await running.server.stop()
-    assert await call.code() in {grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE}
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call.read()
+    assert PseudowordError.from_call(raised.value).reason == "SERVER_STOPPING"
     assert running.toy.closed.is_set()
 
 
@@ -95,7 +96,7 @@ async def test_a_second_signal_hurries(serve: Serve) -> None:
 
 
 async def test_a_client_that_goes_away_frees_the_handler(serve: Serve) -> None:
-    running = await serve()
+    running = await serve(metrics_listen="127.0.0.1:0")
     call = (await running.stub()).WatchJob(trainer_pb2.WatchJobRequest())
     await running.toy.watching.wait()
     call.cancel()
@@ -104,7 +105,7 @@ async def test_a_client_that_goes_away_frees_the_handler(serve: Serve) -> None:
 
 
 async def test_a_deadline_is_told_from_a_cancel(serve: Serve) -> None:
-    running = await serve()
+    running = await serve(metrics_listen="127.0.0.1:0")
     call = (await running.stub()).WatchJob(trainer_pb2.WatchJobRequest(), timeout=0.2)
     assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await ended(running, "DEADLINE_EXCEEDED")
@@ -130,7 +131,7 @@ async def ended(running: Running, code: str) -> None:
 
 
 async def test_metrics_have_the_names_that_dashboards_know(serve: Serve) -> None:
-    running = await serve()
+    running = await serve(metrics_listen="127.0.0.1:0")
     stub = await running.stub()
     await stub.UploadPicture(iter([trainer_pb2.UploadPictureRequest() for _ in range(3)]))
     labels = {"grpc_type": "client_stream", "grpc_service": SERVICE, "grpc_method": "UploadPicture"}
@@ -144,15 +145,15 @@ async def test_metrics_have_the_names_that_dashboards_know(serve: Serve) -> None
 async def test_a_plaintext_port_for_probes_serves_health_alone(serve: Serve, unused_tcp_port: int) -> None:
     await serve(health_listen=f"127.0.0.1:{unused_tcp_port}")
     async with grpc.aio.insecure_channel(f"127.0.0.1:{unused_tcp_port}") as opened:
-        answer = await health_pb2_grpc.HealthStub(opened).Check(health_pb2.HealthCheckRequest(service="startup"))
-        assert answer.status == NOT_SERVING
+        assert await health(opened, "startup") == [NOT_SERVING]
+        stub: Any = trainer_pb2_grpc.TrainerServiceStub(opened)
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await opened.unary_unary(f"/{SERVICE}/GetPicture")(b"")
+            await stub.GetPicture(trainer_pb2.GetPictureRequest())
     assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_taken_addresses_are_told(serve: Serve) -> None:
-    running = await serve()
+    running = await serve(metrics_listen="127.0.0.1:0")
     with pytest.raises(SettingsError, match="cannot listen on"):
         await serve(listen=running.server.address)
     with pytest.raises(SettingsError, match="metrics cannot be served"):
@@ -203,3 +204,22 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert raised.value.code == 0
     for name in ServerSettings.model_fields:
         assert f"--server.{name.replace('_', '-')}" in printed
+
+
+def test_logs_are_json_without_local_variables() -> None:
+    program = """
+import asyncio, logging
+from rpc import logs
+from rpc.errors import ErrorTable
+logs.configure("toy", "info", "json")
+def fail(token): raise RuntimeError("broken")
+try: fail("s3cret-value")
+except RuntimeError as error: ErrorTable({}).translate(error)
+logging.getLogger("asyncio").warning("from a library")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    first, second = (json.loads(line) for line in done.stderr.splitlines())
+    assert (first["server"], first["level"], first["event"]) == ("toy", "error", "unhandled exception")
+    assert first["exception"][0]["exc_value"] == "broken"
+    assert "s3cret-value" not in done.stderr.replace('fail("s3cret-value")', "")
+    assert (second["logger"], second["event"], done.stdout) == ("asyncio", "from a library", "")
