@@ -1,0 +1,55 @@
+# Two commands do everything on a fresh machine with Python 3.11 and make: `make demo` and `make test`.
+# What they set up lies in .cache/ (ignored) and is made once; `make clean` removes it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+CACHE := $(CURDIR)/.cache
+VENV := $(CACHE)/venv
+BIN := $(VENV)/bin
+MINIO_VERSION := v0.0.0-20260212201848-7aac2a2c5b7c
+UV_VERSION := 0.13.9
+OUTPUT ?= demo
+
+export PATH := $(BIN):$(PATH)
+
+help: ## list what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
+
+$(VENV)/.installed: pyproject.toml clients/python/pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11 or say make PYTHON=..." >&2; exit 1; }
+	@echo "setting up $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e clients/python -e '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.installed ## install everything that Python needs into .cache/venv
+
+minio: setup ## build the pinned MinIO that the tests of the object store need (once, some minutes)
+	@scripts/go-tool github.com/minio/minio@$(MINIO_VERSION)
+
+up: setup ## start the three servers on loopback
+	@$(BIN)/pseudoword up
+
+demo: setup ## learn a word from four pictures and draw it in six sentences
+	@$(BIN)/pseudoword demo -o $(OUTPUT)
+
+check: setup ## formatting, lint, types, protos, generated code, manifests, Go vet
+	@scripts/check
+
+test: setup minio ## all tests but the slow ones, Python and Go
+	@scripts/test
+
+slow: setup minio ## the tests that take minutes each
+	@$(BIN)/python -m pytest -m slow
+
+generate: setup ## make the stubs again from protos/
+	@scripts/generate
+
+clean: ## remove everything that was set up or made
+	rm -rf $(CACHE) demo .mypy_cache .ruff_cache .pytest_cache
+
+.PHONY: help setup minio up demo check test slow generate clean
