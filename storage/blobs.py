@@ -1,0 +1,47 @@
+"""What is too large for the log: tensors, recipes, curves, previews. Written first, named by an entry afterwards."""
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+
+from storage.errors import Damaged, InvalidName
+from storage.objects import ObjectStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blob:
+    """`name` of the object, `sha256` of its bytes in hex, `size` in bytes."""
+
+    name: str
+    sha256: str
+    size: int
+
+
+class Blobs:
+    """Content-addressed objects `t/<tenant>/blobs/<sha256>/<random>` in a store. All methods block.
+
+    The random part makes every upload an object of its own, so that deleting an unused one, late, never hits another
+    upload of the same content.
+    """
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    def put(self, tenant: str, data: bytes) -> Blob:
+        """Write a new object. Raises what ObjectStore.put raises."""
+        digest = hashlib.sha256(data).hexdigest()
+        blob = Blob(name=f"t/{tenant}/blobs/{digest}/{secrets.token_hex(8)}", sha256=digest, size=len(data))
+        self._store.put(blob.name, data)
+        return blob
+
+    def get(self, name: str) -> bytes:
+        """The bytes of the blob `name`. Raises ObjectMissing, Damaged when they are not those that the name tells, and
+        InvalidName when it is no blob's name."""
+        parts = name.split("/")
+        if len(parts) != 5 or parts[0] != "t" or parts[2] != "blobs":
+            raise InvalidName(f"{name[:80]!r} is not the name of a blob", object=name[:80])
+        data = self._store.get(name)
+        found = hashlib.sha256(data).hexdigest()
+        if found != parts[3]:
+            raise Damaged(name, f"its {len(data)} bytes have the digest {found}")
+        return data

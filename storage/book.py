@@ -1,0 +1,72 @@
+"""What a ledger keeps is told by a book: its tables, which commands are allowed, and what each change does to a row."""
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from storage.entry import Mutation, Revision
+
+C_contra = TypeVar("C_contra", contravariant=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """One change that a command makes: what kind, and all that is needed to repeat it, as a JSON object."""
+
+    kind: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A command that changes nothing and still has an answer (a JSON object). Its request id is not remembered."""
+
+    value: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A mutation where it stands in history; `time_us` is its entry's, microseconds since 1970 UTC."""
+
+    revision: Revision
+    time_us: int
+    mutation: Mutation
+
+
+class Book(Protocol[C_contra]):
+    """The rules of one kind of ledger. One thread a shard calls `create`, `decide` and `apply`; all state is in `db`.
+
+    The view is derived: whatever `decide` rests on and `apply` writes must follow from the log's changes alone, so the
+    tables hold no clock, no random number and nothing of this machine. Tables are created without a name beginning with
+    `ledger_`; rows come as sqlite3.Row.
+    """
+
+    @property
+    def name(self) -> str:
+        """Written into the store: a store of one book is refused by another."""
+        ...
+
+    @property
+    def schema_version(self) -> int:
+        """Raise it with every change of the tables or of `apply`: views of another version are made anew."""
+        ...
+
+    def create(self, db: sqlite3.Connection) -> None:
+        """Make the tables, empty."""
+        ...
+
+    def decide(self, db: sqlite3.Connection, command: C_contra, now_us: int) -> Sequence[Effect] | Answer:
+        """Whether `command` is allowed after all that `db` shows, and what it does; changes nothing itself.
+
+        `now_us` is the time that the entry will have. May run several times for one command. Refuses by raising an
+        error of the book's own, which the caller of Ledger.commit gets.
+        """
+        ...
+
+    def apply(self, db: sqlite3.Connection, change: Change) -> dict[str, Any]:
+        """Write one change into the tables; the same for the writer and for every replica that reads the log later.
+
+        Gives the answer (a JSON object) of a command that ends with this change. Never refuses.
+        """
+        ...

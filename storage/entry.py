@@ -1,0 +1,141 @@
+"""An entry of the commit log, what it holds, and how it is named and written."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from storage.errors import BadRevision, Damaged, EntryTooLarge, StoreChanged
+
+FORMAT = 1
+MAX_ENTRY_BYTES = 64 * 1024
+MAX_MUTATIONS = 256
+# Kept free in an entry for all that is not a mutation; far more than it can take.
+_HEAD_BYTES = 1024
+
+_REVISION = re.compile(r"([0-9a-f]{20})-(0|[1-9][0-9]{0,4})-(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,2})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Revision:
+    """A place in one shard's history: the mutation `index` of `entry`. Entry 0 is before everything.
+
+    Ordered only within one store and shard. `str(revision)` is `<store id>-<shard>-<entry>-<index>`.
+    """
+
+    store_id: str
+    shard: int
+    entry: int
+    index: int
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """(entry, index): what orders the revisions of one shard."""
+        return self.entry, self.index
+
+    def __str__(self) -> str:
+        return f"{self.store_id}-{self.shard}-{self.entry}-{self.index}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Revision":
+        """The revision that `text` writes. Raises BadRevision unless it is what str() gives."""
+        match = _REVISION.fullmatch(text)
+        if match is None or int(match[4]) >= MAX_MUTATIONS:
+            raise BadRevision(f"{text[:80]!r} is not a revision", revision=text[:80])
+        return cls(store_id=match[1], shard=int(match[2]), entry=int(match[3]), index=int(match[4]))
+
+    def check(self, store_id: str, shard: int) -> None:
+        """Raises StoreChanged for a revision of another store, BadRevision for one of another shard."""
+        if self.store_id != store_id:
+            raise StoreChanged(f"revision {self} is of another store; list again", revision=str(self))
+        if self.shard != shard:
+            raise BadRevision(f"revision {self} is not of shard {shard}", revision=str(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutation:
+    """One change, as its effect. `effect` is a JSON object; nothing is computed from it that is not in it.
+
+    `request_id` is scoped by `tenant`; `request_digest` names the request's body. `on_behalf_of` is empty unless
+    `actor` acted for somebody else.
+    """
+
+    kind: str
+    tenant: str
+    request_id: str
+    request_digest: str
+    actor: str
+    on_behalf_of: str
+    effect: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """`time_us`: microseconds since 1970 UTC, above that of all entries before. `write_id` tells a writer its own."""
+
+    store_id: str
+    shard: int
+    number: int
+    time_us: int
+    write_id: str
+    mutations: tuple[Mutation, ...]
+
+    def revision(self, index: int) -> Revision:
+        return Revision(store_id=self.store_id, shard=self.shard, entry=self.number, index=index)
+
+
+def entry_name(shard: int, number: int) -> str:
+    return f"log/{shard}/{number:020d}"
+
+
+def mutation_bytes(mutations: Sequence[Mutation]) -> int:
+    """How much of an entry `mutations` take. Raises EntryTooLarge when they, together, fit none."""
+    size = sum(len(_compact(vars(mutation))) + 1 for mutation in mutations)
+    if size > MAX_ENTRY_BYTES - _HEAD_BYTES or len(mutations) > MAX_MUTATIONS:
+        raise EntryTooLarge(
+            f"one command's {len(mutations)} effects take {size} bytes; an entry holds {MAX_MUTATIONS} effects and "
+            f"{MAX_ENTRY_BYTES - _HEAD_BYTES} bytes: put what is large into blobs, or ask for less at once"
+        )
+    return size
+
+
+def fits(mutations: int, size: int) -> bool:
+    """Whether one entry holds so many mutations of so many bytes (the sum of mutation_bytes)."""
+    return mutations <= MAX_MUTATIONS and size <= MAX_ENTRY_BYTES - _HEAD_BYTES
+
+
+def canonical(value: dict[str, Any]) -> dict[str, Any]:
+    """`value` as it comes back from an entry. Raises TypeError or ValueError if it is not JSON (NaN is not)."""
+    back: dict[str, Any] = json.loads(_compact(value))
+    return back
+
+
+def encode(entry: Entry) -> bytes:
+    """The entry's object: JSON with a digest over the rest of it."""
+    body = vars(entry) | {"format": FORMAT, "mutations": [vars(mutation) for mutation in entry.mutations]}
+    return _compact(body | {"digest": hashlib.sha256(_compact(body)).hexdigest()})
+
+
+def decode(data: bytes, *, store_id: str, shard: int, number: int) -> Entry:
+    """The entry in `data`, read from its name. Raises Damaged unless it is whole and belongs where it was found."""
+    name = entry_name(shard, number)
+    try:
+        body = json.loads(data)
+        digest = body.pop("digest")
+        if digest != hashlib.sha256(_compact(body)).hexdigest():
+            raise Damaged(name, "its digest does not match")
+        if body.pop("format") != FORMAT:
+            raise Damaged(name, "it has a format that this version does not know")
+        mutations = tuple(Mutation(**mutation) for mutation in body.pop("mutations"))
+        entry = Entry(**body, mutations=mutations)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise Damaged(name, f"it is no entry ({type(error).__name__})") from error
+    if (entry.store_id, entry.shard, entry.number) != (store_id, shard, number):
+        raise Damaged(name, f"it is entry {entry.number} of shard {entry.shard} of store {entry.store_id}")
+    return entry
+
+
+def _compact(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()

@@ -1,0 +1,137 @@
+"""What can go wrong in storage.
+
+    StorageError
+    ├── InvalidName          an object name that not every store can hold
+    ├── BadAddress           a store address or its settings make no sense
+    ├── BadRevision          a revision that does not parse, or names another shard
+    │   ├── StoreChanged     a revision of another store: list again
+    │   └── RevisionAhead    a revision that this log has not reached
+    ├── ObjectExists         a create-if-absent found the name taken (perhaps by the same put, answered late)
+    ├── ObjectMissing        no object of that name
+    ├── StoreRefused         the store said no, and nothing was written (credentials, bucket, full disk)
+    ├── StoreUnavailable     no answer, or an answer that says "later"; a write may or may not have landed. Retry
+    ├── StoreUnfit           the store lacks something that the commit log stands on; do not serve
+    ├── StoreMismatch        the store was made for other use (another book, shard count or format)
+    ├── Damaged              an object exists and is not what it must be
+    ├── ClockSkew            this machine's clock is too far from the store's to write
+    ├── EntryTooLarge        one command's effects do not fit one entry
+    ├── RequestIdReused      a request id came again with another body
+    ├── OutcomeUnknown       the deadline ended while a commit was on its way: ask again with the same request id
+    ├── NotCommitted         the deadline ended before the commit was tried: nothing was written. Retry
+    ├── Contention           other writers won every round of the budget: nothing was written. Retry
+    ├── ViewInUse            another process uses this view folder
+    └── Closed               the ledger is closed
+
+Every error carries `reason` (UPPER_SNAKE, stable, for programs) and `metadata` (text to text).
+"""
+
+
+class StorageError(Exception):
+    """Base of all errors of storage. `retry` says whether the same call can succeed later without a change."""
+
+    reason = "STORAGE"
+    retry = False
+
+    def __init__(self, message: str, **metadata: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = metadata
+
+
+class InvalidName(StorageError):
+    reason = "INVALID_OBJECT_NAME"
+
+
+class BadAddress(StorageError):
+    reason = "BAD_STORE_ADDRESS"
+
+
+class BadRevision(StorageError):
+    reason = "BAD_REVISION"
+
+
+class StoreChanged(BadRevision):
+    reason = "STORE_CHANGED"
+
+
+class RevisionAhead(BadRevision):
+    reason = "REVISION_AHEAD"
+
+
+class ObjectExists(StorageError):
+    reason = "OBJECT_EXISTS"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"object {name!r} exists already", object=name)
+
+
+class ObjectMissing(StorageError):
+    reason = "OBJECT_MISSING"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no object {name!r}", object=name)
+
+
+class StoreRefused(StorageError):
+    reason = "STORE_REFUSED"
+
+
+class StoreUnavailable(StorageError):
+    reason = "STORE_UNAVAILABLE"
+    retry = True
+
+
+class StoreUnfit(StorageError):
+    reason = "STORE_UNFIT"
+
+    def __init__(self, check: str, why: str) -> None:
+        super().__init__(f"the store fails the check {check!r}: {why}", check=check)
+        self.check = check
+
+
+class StoreMismatch(StorageError):
+    reason = "STORE_MISMATCH"
+
+
+class Damaged(StorageError):
+    reason = "DAMAGED"
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"object {name!r} is damaged: {why}", object=name)
+
+
+class ClockSkew(StorageError):
+    reason = "CLOCK_SKEW"
+    retry = True
+
+
+class EntryTooLarge(StorageError):
+    reason = "ENTRY_TOO_LARGE"
+
+
+class RequestIdReused(StorageError):
+    reason = "REQUEST_ID_REUSED"
+
+
+class OutcomeUnknown(StorageError):
+    reason = "OUTCOME_UNKNOWN"
+    retry = True
+
+
+class NotCommitted(StorageError):
+    reason = "NOT_COMMITTED"
+    retry = True
+
+
+class Contention(StorageError):
+    reason = "CONTENTION"
+    retry = True
+
+
+class ViewInUse(StorageError):
+    reason = "VIEW_IN_USE"
+
+
+class Closed(StorageError):
+    reason = "CLOSED"
+    retry = True

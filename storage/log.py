@@ -1,0 +1,188 @@
+"""The commit log on an object store: `log/<shard>/<n20>`, each number created once and never deleted."""
+
+import random
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from json import dumps, loads
+from threading import Event, Lock
+
+import structlog
+
+from storage.entry import FORMAT, Entry, decode, encode, entry_name
+from storage.errors import (
+    ClockSkew,
+    Damaged,
+    ObjectExists,
+    ObjectMissing,
+    OutcomeUnknown,
+    StorageError,
+    StoreMismatch,
+    StoreRefused,
+    StoreUnavailable,
+)
+from storage.objects import ObjectStore
+
+METADATA_NAME = "store.json"
+MAX_SKEW_S = 2.0
+_SKEW_CHECK_EVERY_S = 60.0
+
+_logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backoff:
+    """Full jitter: the pause before try k is uniform between 0 and min(`most_s`, `first_s` * 2**k)."""
+
+    first_s: float = 0.01
+    most_s: float = 0.5
+
+    def pauses(self) -> Iterator[float]:
+        longest = self.first_s
+        while True:
+            yield random.uniform(0, longest)
+            longest = min(self.most_s, longest * 2)
+
+
+class StoreClock:
+    """Whether this machine's clock is near enough the store's to write. Safe to share between threads."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._lock = Lock()
+        self._checked_at = float("-inf")
+        self._offset = 0.0
+
+    def check(self) -> None:
+        """Ask the store, unless that was done lately and this clock was not set since. Raises ClockSkew."""
+        with self._lock:
+            offset = time.time() - time.monotonic()
+            if time.monotonic() - self._checked_at < _SKEW_CHECK_EVERY_S and abs(offset - self._offset) < 0.5:
+                return
+            before = time.time()
+            stores = self._store.now().timestamp()
+            after = time.time()
+            # The store's clock was somewhere in the second that begins at `stores`, at some moment in between.
+            skew = max(stores - after, before - (stores + 1), 0.0)
+            if skew > MAX_SKEW_S:
+                raise ClockSkew(
+                    f"this machine's clock is {skew:.1f} s off the store's; set it (NTP) before writing",
+                    skew_s=f"{skew:.1f}",
+                )
+            self._checked_at = time.monotonic()
+            self._offset = offset
+
+
+class Log:
+    """Reads and settles entries. All methods block; one thread a shard may settle, any may read."""
+
+    def __init__(self, store: ObjectStore, store_id: str, shards: int, backoff: Backoff) -> None:
+        self.store = store
+        self.store_id = store_id
+        self.shards = shards
+        self.clock = StoreClock(store)
+        self._backoff = backoff
+
+    @classmethod
+    def open(cls, store: ObjectStore, *, book: str, shards: int, backoff: Backoff | None = None) -> "Log":
+        """Open the log of `book` in `store`, made if the store has none.
+
+        Raises StoreMismatch if the store was made for another book, shard count or format; Damaged; StoreUnavailable.
+        """
+        try:
+            data = store.get(METADATA_NAME)
+        except ObjectMissing:
+            data = _create_metadata(store, book, shards)
+        try:
+            metadata = loads(data)
+            found = {key: metadata[key] for key in ("format", "book", "shards")}
+            store_id = str(metadata["store_id"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise Damaged(METADATA_NAME, f"it does not describe a store ({type(error).__name__})") from error
+        wanted = {"format": FORMAT, "book": book, "shards": shards}
+        if found != wanted:
+            raise StoreMismatch(f"{store.description} was made with {found}, and {wanted} was asked for")
+        return cls(store, store_id, shards, backoff or Backoff())
+
+    def read(self, shard: int, number: int) -> Entry | None:
+        """Entry `number`, or None where the log has not come so far. Raises Damaged, StoreUnavailable."""
+        try:
+            data = self.store.get(entry_name(shard, number))
+        except ObjectMissing:
+            return None
+        return decode(data, store_id=self.store_id, shard=shard, number=number)
+
+    def check_end(self, shard: int, last: int) -> None:
+        """Raises Damaged when entry `last` + 1 is missing while later ones exist: somebody has deleted from the log."""
+        later = self.store.list(f"log/{shard}/", start_after=entry_name(shard, last), limit=1)
+        if later and self.read(shard, last + 1) is None:
+            raise Damaged(entry_name(shard, last + 1), f"it is missing, and {later[0].name!r} exists")
+
+    def settle(self, entry: Entry, stop: Event) -> bool:
+        """Put `entry` until its number is taken. True: by this entry; False: by another writer's.
+
+        Returns only when the number is settled, however long the store does not answer, so that nothing else is put to
+        the shard while this may still land. Raises StoreRefused, ClockSkew when the first try was refused for certain,
+        and OutcomeUnknown once `stop` is set.
+        """
+        name, data = entry_name(entry.shard, entry.number), encode(entry)
+        in_doubt = False
+        for pause in self._backoff.pauses():
+            try:
+                self.store.put_if_absent(name, data)
+                return True
+            except ObjectExists:
+                # Taken: by an earlier try of this very put, perhaps.
+                winner = self._winner(entry, stop)
+                return winner.write_id == entry.write_id
+            except StoreUnavailable as error:
+                in_doubt = True
+                _logger.warning("entry in doubt", object=name, error=error.message)
+            except StorageError as error:
+                if not in_doubt:
+                    raise
+                # This try was refused; an earlier one may still land.
+                _logger.warning("entry in doubt", object=name, error=error.message)
+            if stop.wait(pause):
+                raise OutcomeUnknown(f"stopped while {name!r} was in doubt", object=name)
+        raise AssertionError("pauses never end")
+
+    def _winner(self, entry: Entry, stop: Event) -> Entry:
+        for pause in self._backoff.pauses():
+            try:
+                winner = self.read(entry.shard, entry.number)
+                if winner is not None:
+                    return winner
+                _logger.error("an entry that exists is not found", shard=entry.shard, number=entry.number)
+            except (StoreUnavailable, StoreRefused) as error:
+                _logger.warning("winner not read", shard=entry.shard, number=entry.number, error=error.message)
+            if stop.wait(pause):
+                break
+        raise OutcomeUnknown(
+            "stopped before it was known whose entry won", object=entry_name(entry.shard, entry.number)
+        )
+
+
+def new_write_id() -> str:
+    return secrets.token_hex(12)
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+def _create_metadata(store: ObjectStore, book: str, shards: int) -> bytes:
+    metadata = {
+        "format": FORMAT,
+        "store_id": secrets.token_hex(10),
+        "book": book,
+        "shards": shards,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    # Another process may have been first, or this one without hearing of it: what is there counts.
+    with suppress(ObjectExists, StoreUnavailable):
+        store.put_if_absent(METADATA_NAME, dumps(metadata, indent=1).encode())
+    return store.get(METADATA_NAME)

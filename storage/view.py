@@ -1,0 +1,265 @@
+"""One shard's derived view: the book's tables and the history, in one SQLite file that can be thrown away.
+
+The log is the truth. The file only saves reading it again: after a crash it may be behind, never ahead and never torn
+(WAL with synchronous=NORMAL), and what it lacks is read from the log.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from json import dumps, loads
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import structlog
+
+from storage.book import Book, Change
+from storage.entry import Entry, Mutation, Revision
+from storage.errors import RequestIdReused
+
+_FORMAT = 1
+# Request ids are remembered for so long, by the log's time.
+REQUEST_MEMORY_US = 7 * 24 * 3600 * 1_000_000
+
+_TABLES = """
+CREATE TABLE ledger_view (
+    identity TEXT NOT NULL, entry INTEGER NOT NULL, idx INTEGER NOT NULL, time_us INTEGER NOT NULL,
+    write_id TEXT NOT NULL);
+CREATE TABLE ledger_history (
+    entry INTEGER NOT NULL, idx INTEGER NOT NULL, time_us INTEGER NOT NULL, kind TEXT NOT NULL, tenant TEXT NOT NULL,
+    request_id TEXT NOT NULL, request_digest TEXT NOT NULL, actor TEXT NOT NULL, on_behalf_of TEXT NOT NULL,
+    effect TEXT NOT NULL, result TEXT NOT NULL, PRIMARY KEY (entry, idx)) WITHOUT ROWID;
+CREATE INDEX ledger_requests ON ledger_history (tenant, request_id);
+CREATE INDEX ledger_tenants ON ledger_history (tenant, entry, idx);
+"""
+
+_logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """The last mutation that a view shows, and the time and write id of its entry."""
+
+    entry: int
+    index: int
+    time_us: int
+    write_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remembered:
+    """The first answer to a request id."""
+
+    value: dict[str, Any]
+    revision: Revision
+
+
+class View:
+    """`begin` ... `keep` or `drop` are for the one thread that writes; `snapshot` is for any thread."""
+
+    def __init__(self, path: Path, *, store_id: str, shard: int, book: Book[Any]) -> None:
+        """Opens the file at `path`, and begins an empty one where it is missing, damaged or another store's."""
+        self._path = path
+        self._store_id = store_id
+        self._shard = shard
+        self._book = book
+        self._identity = dumps([_FORMAT, store_id, shard, book.name, book.schema_version])
+        self._lock = Lock()
+        self._idle: list[sqlite3.Connection] = []
+        try:
+            self._db = self._open()
+        except sqlite3.DatabaseError as error:
+            _logger.warning("view is made anew", path=str(path), error=str(error))
+            self._remove()
+            self._db = self._open()
+        self.position = self._position(self._db)
+
+    def restart(self) -> None:
+        """Empty the view, to be filled from the log's beginning."""
+        self.close()
+        self._remove()
+        self._db = self._open()
+        self.position = self._position(self._db)
+
+    def begin(self) -> None:
+        """Start a transaction, which nobody else sees before `keep`."""
+        self._db.execute("BEGIN IMMEDIATE")
+
+    @property
+    def begun(self) -> sqlite3.Connection:
+        """The connection of the transaction."""
+        return self._db
+
+    def write(self, change: Change) -> dict[str, Any]:
+        """Apply one change within the transaction; returns the book's answer as it will be read back."""
+        result = dumps(self._book.apply(self._db, change), allow_nan=False)
+        mutation = change.mutation
+        self._db.execute(
+            "INSERT INTO ledger_history VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *change.revision.place,
+                change.time_us,
+                mutation.kind,
+                mutation.tenant,
+                mutation.request_id,
+                mutation.request_digest,
+                mutation.actor,
+                mutation.on_behalf_of,
+                dumps(mutation.effect),
+                result,
+            ),
+        )
+        answer: dict[str, Any] = loads(result)
+        return answer
+
+    def keep(self, entry: Entry) -> None:
+        """End the transaction, which holds all of `entry`."""
+        position = Position(
+            entry=entry.number, index=len(entry.mutations) - 1, time_us=entry.time_us, write_id=entry.write_id
+        )
+        self._db.execute(
+            "UPDATE ledger_view SET entry = ?, idx = ?, time_us = ?, write_id = ?",
+            (position.entry, position.index, position.time_us, position.write_id),
+        )
+        self._db.execute("COMMIT")
+        self.position = position
+
+    def drop(self) -> None:
+        """Undo the transaction, if one is open."""
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """A part of the transaction that is undone when it raises, and nothing else with it."""
+        self._db.execute("SAVEPOINT attempt")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK TO attempt")
+            raise
+        finally:
+            self._db.execute("RELEASE attempt")
+
+    def replay(self, entry: Entry) -> None:
+        """Show `entry`, read from the log, which is the next one."""
+        self.begin()
+        try:
+            for index, mutation in enumerate(entry.mutations):
+                self.write(Change(revision=entry.revision(index), time_us=entry.time_us, mutation=mutation))
+            self.keep(entry)
+        finally:
+            self.drop()
+
+    def remembered(self, tenant: str, request_id: str, digest: str, now_us: int) -> Remembered | None:
+        """What the request was answered; None for a new one. Raises RequestIdReused when it had another body."""
+        row = self._db.execute(
+            "SELECT entry, idx, request_digest, result FROM ledger_history"
+            " WHERE tenant = ? AND request_id = ? AND time_us > ? ORDER BY entry DESC, idx DESC LIMIT 1",
+            (tenant, request_id, now_us - REQUEST_MEMORY_US),
+        ).fetchone()
+        if row is None:
+            return None
+        if row["request_digest"] != digest:
+            raise RequestIdReused(
+                f"the request id {request_id!r} was used for another request; make a new one", request_id=request_id
+            )
+        return Remembered(value=loads(row["result"]), revision=self._revision(row["entry"], row["idx"]))
+
+    @contextmanager
+    def snapshot(self) -> Iterator[tuple[sqlite3.Connection, Revision]]:
+        """A connection that shows one moment and cannot write, with that moment's revision."""
+        with self._lock:
+            db = self._idle.pop() if self._idle else None
+        if db is None:
+            db = self._connect()
+            db.execute("PRAGMA query_only = ON")
+        try:
+            db.execute("BEGIN")
+            position = self._position(db)
+            yield db, self._revision(position.entry, position.index)
+        finally:
+            db.execute("ROLLBACK")
+            with self._lock:
+                self._idle.append(db)
+
+    def close(self) -> None:
+        self._db.close()
+        with self._lock:
+            for db in self._idle:
+                db.close()
+            self._idle.clear()
+
+    def _revision(self, entry: int, index: int) -> Revision:
+        return Revision(store_id=self._store_id, shard=self._shard, entry=entry, index=index)
+
+    def _position(self, db: sqlite3.Connection) -> Position:
+        row = db.execute("SELECT entry, idx, time_us, write_id FROM ledger_view").fetchone()
+        return Position(entry=row["entry"], index=row["idx"], time_us=row["time_us"], write_id=row["write_id"])
+
+    def _connect(self) -> sqlite3.Connection:
+        # No implicit transactions; the writer's thread is not the one that opens.
+        db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=30)
+        db.row_factory = sqlite3.Row
+        return db
+
+    def _open(self) -> sqlite3.Connection:
+        db = self._connect()
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+            if not self._is_mine(db):
+                db.close()
+                self._remove()
+                db = self._connect()
+                db.execute("PRAGMA journal_mode = WAL")
+                db.execute("PRAGMA synchronous = NORMAL")
+                self._create(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _is_mine(self, db: sqlite3.Connection) -> bool:
+        try:
+            row = db.execute("SELECT identity FROM ledger_view").fetchone()
+        except sqlite3.OperationalError:
+            return False
+        return row is not None and row["identity"] == self._identity
+
+    def _create(self, db: sqlite3.Connection) -> None:
+        db.execute("BEGIN IMMEDIATE")
+        for statement in _TABLES.split(";"):
+            db.execute(statement)
+        self._book.create(db)
+        db.execute("INSERT INTO ledger_view VALUES (?, 0, 0, 0, '')", (self._identity,))
+        db.execute("COMMIT")
+
+    def _remove(self) -> None:
+        for suffix in ("", "-wal", "-shm"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+
+
+def changes_after(db: sqlite3.Connection, after: Revision, limit: int) -> Sequence[Change]:
+    """Up to `limit` changes of a snapshot that come after `after`, in order."""
+    rows = db.execute(
+        "SELECT * FROM ledger_history WHERE (entry, idx) > (?, ?) ORDER BY entry, idx LIMIT ?", (*after.place, limit)
+    )
+    return [change_of(row, after.store_id, after.shard) for row in rows]
+
+
+def change_of(row: sqlite3.Row, store_id: str, shard: int) -> Change:
+    """The change that a row of ledger_history holds."""
+    mutation = Mutation(
+        kind=row["kind"],
+        tenant=row["tenant"],
+        request_id=row["request_id"],
+        request_digest=row["request_digest"],
+        actor=row["actor"],
+        on_behalf_of=row["on_behalf_of"],
+        effect=loads(row["effect"]),
+    )
+    revision = Revision(store_id=store_id, shard=shard, entry=row["entry"], index=row["idx"])
+    return Change(revision=revision, time_us=row["time_us"], mutation=mutation)

@@ -1,0 +1,367 @@
+"""One shard's thread: it alone changes the shard's view, puts its entries, and reads what others have put.
+
+A round: take every command and every check that waits; decide the commands in order, each after those before it; put
+them as one entry. Won: keep the view's transaction and answer. Lost: drop it, read the winner, decide anew. Nothing
+else is put to the shard until an entry is settled.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+from threading import Condition, Event, Lock, Thread
+from typing import Any
+
+import structlog
+
+from storage.book import Answer, Book, Change
+from storage.entry import MAX_MUTATIONS, Entry, Mutation, Revision, canonical, entry_name, fits, mutation_bytes
+from storage.errors import Closed, Contention, Damaged, OutcomeUnknown
+from storage.log import Backoff, Log, new_write_id, now_us
+from storage.view import View
+
+_MAX_ROUNDS = 100
+
+_logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A command's answer (a JSON object) and the revision of its last change; the same when it is asked again.
+
+    Where nothing was changed, the revision is that of the state which the answer shows.
+    """
+
+    value: dict[str, Any]
+    revision: Revision
+
+
+class _Phase(Enum):
+    WAITING = auto()  # nothing was put
+    CLAIMED = auto()  # may be on its way to the store
+    ABANDONED = auto()  # its caller has left
+
+
+class Pending:
+    """A command that waits for its answer. Owned by the writer's thread once it is claimed."""
+
+    def __init__(
+        self,
+        command: Any,
+        *,
+        tenant: str,
+        request_id: str,
+        digest: str,
+        actor: str,
+        on_behalf_of: str,
+        validate_only: bool,
+    ) -> None:
+        self.command = command
+        self.tenant = tenant
+        self.request_id = request_id
+        self.digest = digest
+        self.actor = actor
+        self.on_behalf_of = on_behalf_of
+        self.validate_only = validate_only
+        self.done: Future[Result] = _promise()
+        self._lock = Lock()
+        self._phase = _Phase.WAITING
+
+    def claim(self) -> bool:
+        """The writer takes the command up, unless its caller has left."""
+        return self._move(_Phase.WAITING, _Phase.CLAIMED)
+
+    def release(self) -> None:
+        """The writer knows for certain that nothing of the command was committed."""
+        self._move(_Phase.CLAIMED, _Phase.WAITING)
+
+    def abandon(self) -> bool:
+        """The caller leaves. True: nothing was or will be committed. False: not known."""
+        return self._move(_Phase.WAITING, _Phase.ABANDONED)
+
+    def mutation(self, kind: str, effect: dict[str, Any]) -> Mutation:
+        return Mutation(
+            kind=kind,
+            tenant=self.tenant,
+            request_id=self.request_id,
+            request_digest=self.digest,
+            actor=self.actor,
+            on_behalf_of=self.on_behalf_of,
+            effect=canonical(effect),
+        )
+
+    def _move(self, old: _Phase, new: _Phase) -> bool:
+        with self._lock:
+            if self._phase is not old:
+                return False
+            self._phase = new
+            return True
+
+
+class _DryRun(Exception):
+    """Undoes what a command with validate_only has written into the view."""
+
+
+class _Batch:
+    """What one round has decided, and what it will answer."""
+
+    def __init__(self, number: int, time_us: int) -> None:
+        self.number = number
+        self.time_us = time_us
+        self.mutations: list[Mutation] = []
+        self.bytes = 0
+        self.answers: list[tuple[Pending, Result | BaseException]] = []
+
+    def deliver(self) -> None:
+        for pending, outcome in self.answers:
+            if isinstance(outcome, Result):
+                pending.done.set_result(outcome)
+            else:
+                pending.done.set_exception(outcome)
+
+
+class ShardWriter:
+    """See the module. `view` is open once `ready` has a result."""
+
+    def __init__(self, log: Log, book: Book[Any], shard: int, path: Path, moved: Callable[[], None]) -> None:
+        """`moved` is called from the thread whenever the view shows more."""
+        self._log = log
+        self._book = book
+        self._shard = shard
+        self._path = path
+        self._moved = moved
+        self._wake = Condition()
+        self._commands: deque[Pending] = deque()
+        self._checks: list[Future[None]] = []
+        self._stop = Event()
+        self._checked_at = float("-inf")
+        self._view: View | None = None
+        self._end_checked = False
+        self._thread = Thread(target=self._run, name=f"shard-{shard}", daemon=True)
+        self._thread.start()
+
+    @property
+    def view(self) -> View:
+        """Only after a check has succeeded."""
+        assert self._view is not None
+        return self._view
+
+    def submit(self, pending: Pending) -> None:
+        """Queue a command; its future gets a Result, an error of the book or a StorageError."""
+        with self._wake:
+            if self._stop.is_set():
+                raise Closed("the ledger is closed")
+            self._commands.append(pending)
+            self._wake.notify()
+
+    def check(self) -> Future[None]:
+        """Done once the view shows every entry that existed when this was called."""
+        future: Future[None] = _promise()
+        with self._wake:
+            if self._stop.is_set():
+                raise Closed("the ledger is closed")
+            self._checks.append(future)
+            self._wake.notify()
+        return future
+
+    def age_s(self) -> float:
+        """Seconds since the beginning of the last check that succeeded."""
+        return time.monotonic() - self._checked_at
+
+    def stop(self) -> None:
+        """Stop the thread; what waits gets Closed, what is on its way and not settled OutcomeUnknown. Blocks."""
+        self._stop.set()
+        with self._wake:
+            self._wake.notify()
+        self._thread.join()
+
+    def close(self) -> None:
+        """Close the view of a stopped writer, once nobody reads it."""
+        if self._view is not None:
+            self._view.close()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._commands or self._checks or self._stop.is_set())
+                if self._stop.is_set():
+                    break
+                commands = [self._commands.popleft() for _ in range(min(len(self._commands), MAX_MUTATIONS))]
+                checks, self._checks = self._checks, []
+            began = time.monotonic()
+            try:
+                if self._view is None or not self._end_checked:
+                    self._open()
+                if not commands:
+                    self._catch_up()
+                else:
+                    self._commit(commands)
+            except Exception as error:
+                if self._view is not None:
+                    self._view.drop()
+                if not isinstance(error, OutcomeUnknown):
+                    _logger.warning("shard failed", shard=self._shard, error=repr(error))
+                self._fail(commands, checks, error)
+            else:
+                self._checked_at = began
+                for check in checks:
+                    check.set_result(None)
+        self._fail(list(self._commands), self._checks, Closed("the ledger is closed"))
+
+    def _fail(self, commands: Sequence[Pending], checks: Sequence[Future[None]], error: Exception) -> None:
+        for pending in commands:
+            if not pending.done.done():
+                pending.done.set_exception(error)
+        for check in checks:
+            if not check.done():
+                check.set_exception(error)
+
+    def _open(self) -> None:
+        if self._view is None:
+            view = View(self._path, store_id=self._log.store_id, shard=self._shard, book=self._book)
+            at = view.position
+            if at.entry:
+                last = self._log.read(self._shard, at.entry)
+                if last is None or last.write_id != at.write_id:
+                    _logger.warning("view is not of this log, and made anew", shard=self._shard, entry=at.entry)
+                    view.restart()
+            self._view = view
+        self._catch_up()
+        self._log.check_end(self._shard, self.view.position.entry)
+        self._end_checked = True
+
+    def _catch_up(self) -> bool:
+        """Show what others have put since. True when there was something."""
+        view, found = self.view, False
+        while (entry := self._log.read(self._shard, view.position.entry + 1)) is not None:
+            if entry.time_us <= view.position.time_us:
+                raise Damaged(entry_name(self._shard, entry.number), "its time is not after that of the entry before")
+            view.replay(entry)
+            found = True
+            if self._stop.is_set():
+                break
+        if found:
+            self._moved()
+        return found
+
+    def _commit(self, commands: Sequence[Pending]) -> None:
+        rounds = iter(Backoff().pauses())
+        for _ in range(_MAX_ROUNDS):
+            claimed = [pending for pending in commands if not pending.done.done() and pending.claim()]
+            batch, rest = self._decide(claimed)
+            if not batch.mutations:
+                self.view.drop()
+                # Refusals and answers from the view are true only if the view is at the end of the log.
+                if self._catch_up():
+                    _release(claimed)
+                    continue
+                batch.deliver()
+                return self._requeue(rest)
+            entry = self._entry(batch)
+            try:
+                self._log.clock.check()
+                won = self._log.settle(entry, self._stop)
+            except BaseException:
+                self.view.drop()
+                raise
+            if won:
+                self._keep(entry, batch)
+                batch.deliver()
+                self._moved()
+                return self._requeue(rest)
+            self.view.drop()
+            _release(claimed)
+            self._catch_up()
+            self._stop.wait(next(rounds))
+        error = Contention(f"other writers were first {_MAX_ROUNDS} times; try again", shard=str(self._shard))
+        return self._fail(commands, (), error)
+
+    def _keep(self, entry: Entry, batch: _Batch) -> None:
+        try:
+            self.view.keep(entry)
+        except Exception as error:
+            # The log has the entry, so the view will read it from there; what it was answered can be asked again.
+            _logger.error("view not written", shard=self._shard, error=repr(error))
+            self.view.drop()
+            raise OutcomeUnknown("the change is made, but the view could not be written: ask again") from error
+
+    def _requeue(self, rest: Sequence[Pending]) -> None:
+        _release(rest)
+        with self._wake:
+            self._commands.extendleft(reversed(rest))
+
+    def _entry(self, batch: _Batch) -> Entry:
+        return Entry(
+            store_id=self._log.store_id,
+            shard=self._shard,
+            number=batch.number,
+            time_us=batch.time_us,
+            write_id=new_write_id(),
+            mutations=tuple(batch.mutations),
+        )
+
+    def _decide(self, claimed: Sequence[Pending]) -> tuple[_Batch, Sequence[Pending]]:
+        """Decide as many commands as one entry holds, in an open transaction of the view; returns the others too."""
+        at = self.view.position
+        batch = _Batch(at.entry + 1, max(at.time_us + 1, now_us()))
+        self.view.begin()
+        for place, pending in enumerate(claimed):
+            mutations: list[Mutation] = []
+            outcome: Result | BaseException
+            try:
+                with self.view.attempt():
+                    outcome = self._decide_one(pending, batch, mutations)
+                    size = mutation_bytes(mutations)
+                    if not fits(len(batch.mutations) + len(mutations), batch.bytes + size):
+                        raise _Full
+                    if pending.validate_only:
+                        raise _DryRun
+                batch.mutations += mutations
+                batch.bytes += size
+            except _Full:
+                return batch, claimed[place:]
+            except _DryRun:
+                pass
+            except Exception as error:
+                outcome = error
+            batch.answers.append((pending, outcome))
+        return batch, ()
+
+    def _decide_one(self, pending: Pending, batch: _Batch, mutations: list[Mutation]) -> Result:
+        view = self.view
+        first = view.remembered(pending.tenant, pending.request_id, pending.digest, batch.time_us)
+        if first is not None:
+            return Result(value=first.value, revision=first.revision)
+        decision = self._book.decide(view.begun, pending.command, batch.time_us)
+        if isinstance(decision, Answer):
+            at = view.position
+            return Result(value=canonical(decision.value), revision=self._revision(at.entry, at.index))
+        value: dict[str, Any] = {}
+        for effect in decision:
+            revision = self._revision(batch.number, len(batch.mutations) + len(mutations))
+            mutation = pending.mutation(effect.kind, effect.body)
+            value = view.write(Change(revision=revision, time_us=batch.time_us, mutation=mutation))
+            mutations.append(mutation)
+        return Result(value=value, revision=revision)
+
+    def _revision(self, entry: int, index: int) -> Revision:
+        return Revision(store_id=self._log.store_id, shard=self._shard, entry=entry, index=index)
+
+
+class _Full(Exception):
+    """A command does not fit the batch's entry any more."""
+
+
+def _promise() -> Future[Any]:
+    """A future that its waiter cannot cancel, so that setting it never fails."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
+def _release(pendings: Sequence[Pending]) -> None:
+    for pending in pendings:
+        pending.release()

@@ -1,0 +1,115 @@
+"""A small book for the tests: numbers under names, which can be added to; a ledger of it, and a process that writes."""
+
+import asyncio
+import json
+import sqlite3
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storage.address import open_store
+from storage.book import Answer, Change, Effect
+from storage.ledger import Ledger
+from storage.objects import ObjectStore
+from storage.s3 import S3Access
+from storage.writer import Result
+
+
+class Refused(Exception):
+    """The book's own refusal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Add:
+    """Adds `amount`; refused where the sum would be above `limit`. Adding nothing changes nothing."""
+
+    name: str
+    amount: int
+    limit: int = 1_000_000
+    note: str = ""
+    times: int = 1
+
+
+class Counters:
+    """A Book."""
+
+    name = "counters"
+    schema_version = 1
+
+    def create(self, db: sqlite3.Connection) -> None:
+        db.execute("CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER, times INTEGER, changed_us INTEGER)")
+
+    def decide(self, db: sqlite3.Connection, command: Add, now_us: int) -> Sequence[Effect] | Answer:
+        value = value_of(db, command.name)
+        if command.amount == 0:
+            return Answer(value={"value": value})
+        if value + command.amount > command.limit:
+            raise Refused(f"{command.name} is {value}")
+        body = {"name": command.name, "amount": command.amount, "note": command.note}
+        return [Effect(kind="add", body=body)] * command.times
+
+    def apply(self, db: sqlite3.Connection, change: Change) -> dict[str, Any]:
+        effect = change.mutation.effect
+        db.execute(
+            "INSERT INTO counters VALUES (?, ?, 1, ?) ON CONFLICT (name) DO UPDATE"
+            " SET value = value + excluded.value, times = times + 1, changed_us = excluded.changed_us",
+            (effect["name"], effect["amount"], change.time_us),
+        )
+        return {"value": value_of(db, effect["name"])}
+
+
+def value_of(db: sqlite3.Connection, name: str) -> int:
+    row = db.execute("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()
+    return 0 if row is None else int(row["value"])
+
+
+def everything(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
+    """All rows of a view."""
+    tables = ("counters", "ledger_history", "ledger_view")
+    return [tuple(row) for table in tables for row in db.execute(f"SELECT * FROM {table} ORDER BY 1, 2")]
+
+
+def open_ledger(store: ObjectStore, folder: Path, shards: int = 2) -> Ledger[Add]:
+    return Ledger.open(store, Counters(), shards=shards, view_folder=folder)
+
+
+async def add(
+    ledger: Ledger[Add], command: Add, request_id: str, *, timeout_s: float = 60, validate_only: bool = False
+) -> Result:
+    return await ledger.commit(
+        1,
+        command,
+        request_id=request_id,
+        tenant="shop",
+        digest=repr(command),
+        actor="tester",
+        on_behalf_of=None,
+        timeout_s=timeout_s,
+        validate_only=validate_only,
+    )
+
+
+async def write(address: str, access: S3Access | None, folder: Path, prefix: str, count: int) -> None:
+    """Adds 1 to "shared" under `count` request ids, 4 at a time, and says so on standard output after each."""
+    store = open_store(address, access)
+    ledger = open_ledger(store, folder)
+    gate = asyncio.Semaphore(4)
+
+    async def one(number: int) -> None:
+        async with gate:
+            result = await add(ledger, Add(name="shared", amount=1), f"{prefix}-{number}")
+            line = {"id": f"{prefix}-{number}", "value": result.value["value"], "revision": str(result.revision)}
+            sys.stdout.write(json.dumps(line) + "\n")
+            sys.stdout.flush()
+
+    await asyncio.gather(*(one(number) for number in range(count)))
+    await ledger.close()
+    store.close()
+
+
+if __name__ == "__main__":
+    settings = json.loads(sys.argv[1])
+    access = S3Access(**settings["access"]) if settings["access"] else None
+    asyncio.run(write(settings["address"], access, Path(settings["folder"]), settings["prefix"], settings["count"]))

@@ -1,0 +1,300 @@
+"""The ledger in one process: what is answered is so, whatever the store does."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from storage.disk import DiskStore
+from storage.entry import Revision, decode, entry_name
+from storage.errors import (
+    BadRevision,
+    Closed,
+    Damaged,
+    EntryTooLarge,
+    NotCommitted,
+    OutcomeUnknown,
+    RequestIdReused,
+    RevisionAhead,
+    StoreChanged,
+    StoreMismatch,
+    StoreUnavailable,
+    ViewInUse,
+)
+from storage.ledger import Ledger, shard_of
+from storage.objects import ObjectStore
+from tests.storage.counters import Add, Counters, Refused, add, everything, open_ledger, value_of
+
+
+@pytest.fixture
+async def ledger(store: ObjectStore, tmp_path: Path) -> AsyncIterator[Ledger[Add]]:
+    opened = open_ledger(store, tmp_path / "view")
+    yield opened
+    await opened.close()
+
+
+async def _value(ledger: Ledger[Add], name: str = "a") -> int:
+    value, _ = await ledger.read(1, lambda db: value_of(db, name))
+    return value
+
+
+async def test_commit_refuse_repeat(ledger: Ledger[Add]) -> None:
+    first = await add(ledger, Add(name="a", amount=3), "one")
+    second = await add(ledger, Add(name="a", amount=4, times=2), "two")
+    assert (first.value, second.value) == ({"value": 3}, {"value": 11})
+    assert (first.revision.place, second.revision.place) == ((1, 0), (2, 1))
+    with pytest.raises(Refused):
+        await add(ledger, Add(name="a", amount=1, limit=5), "three")
+    assert await add(ledger, Add(name="a", amount=3), "one") == first
+    assert await add(ledger, Add(name="a", amount=4, times=2), "two") == second
+    with pytest.raises(RequestIdReused):
+        await add(ledger, Add(name="a", amount=5), "one")
+    unchanged = await add(ledger, Add(name="a", amount=0), "four")
+    assert (unchanged.value, unchanged.revision) == ({"value": 11}, second.revision)
+    value, revision = await ledger.read(1, lambda db: value_of(db, "a"))
+    assert (value, revision) == (11, second.revision)
+
+
+async def test_validate_only_answers_and_changes_nothing(ledger: Ledger[Add]) -> None:
+    tried = await add(ledger, Add(name="a", amount=3), "one", validate_only=True)
+    assert tried.value == {"value": 3}
+    with pytest.raises(Refused):
+        await add(ledger, Add(name="a", amount=3, limit=2), "two", validate_only=True)
+    assert await _value(ledger) == 0
+    # Among others of one entry too.
+    many = [add(ledger, Add(name="a", amount=1), f"{n}", validate_only=n % 2 == 0) for n in range(20)]
+    await asyncio.gather(*many)
+    assert await _value(ledger) == 10
+
+
+async def test_waiting_commands_share_entries_and_each_sees_those_before_it(ledger: Ledger[Add]) -> None:
+    await add(ledger, Add(name="a", amount=1), "first")
+    commands = [add(ledger, Add(name="a", amount=1, limit=200), f"r{number}") for number in range(700)]
+    results = await asyncio.gather(*commands, return_exceptions=True)
+    won = [result for result in results if not isinstance(result, BaseException)]
+    assert sorted(result.value["value"] for result in won) == list(range(2, 201))
+    assert all(isinstance(result, Refused) for result in results if isinstance(result, BaseException))
+    assert len({result.revision for result in won}) == len(won)
+    assert len({result.revision.entry for result in won}) <= 10
+    assert await _value(ledger) == 200
+
+
+async def test_entries_hold_no_more_than_they_may(ledger: Ledger[Add], store: ObjectStore) -> None:
+    with pytest.raises(EntryTooLarge):
+        await add(ledger, Add(name="a", amount=1, note="x" * 70_000), "huge")
+    note = "x" * 10_000
+    results = await asyncio.gather(*(add(ledger, Add(name="a", amount=1, note=note), f"r{n}") for n in range(40)))
+    assert sorted(result.value["value"] for result in results) == list(range(1, 41))
+    sizes = [info.size for info in store.list("log/1/")]
+    assert sum(sizes) > 400_000
+    assert max(sizes) <= 64 * 1024
+
+
+async def test_a_lost_race_is_decided_anew(ledger: Ledger[Add], store: ObjectStore, tmp_path: Path) -> None:
+    """Two replicas with views of their own: each sees what the other has answered, none breaks the other's limit."""
+    other = open_ledger(store, tmp_path / "other")
+    try:
+        await add(ledger, Add(name="a", amount=1), "one")
+        assert await _value(other) == 1
+        step = Add(name="a", amount=1, limit=30)
+        both = [add(ledger if number % 2 else other, step, f"r{number}") for number in range(60)]
+        results = await asyncio.gather(*both, return_exceptions=True)
+        assert sum(not isinstance(result, Refused) for result in results) == 29
+        assert await _value(ledger) == await _value(other) == 30
+        # A refusal from a view that is behind would be false.
+        await add(other, Add(name="a", amount=-30), "down")
+        assert (await add(ledger, Add(name="a", amount=30, limit=30), "up")).value == {"value": 30}
+    finally:
+        await other.close()
+
+
+async def test_the_view_can_be_thrown_away(ledger: Ledger[Add], store: ObjectStore, tmp_path: Path) -> None:
+    await asyncio.gather(*(add(ledger, Add(name=f"n{n % 7}", amount=n), f"r{n}") for n in range(80)))
+    kept, revision = await ledger.read(1, everything)
+    fresh = open_ledger(store, tmp_path / "fresh")
+    assert await fresh.read(1, everything) == (kept, revision)
+    # Request ids are remembered by a replica that never saw the request.
+    assert (await add(fresh, Add(name="n3", amount=10), "r10")).revision.entry <= revision.entry
+    with pytest.raises(RequestIdReused):
+        await add(fresh, Add(name="n4", amount=10), "r10")
+    await fresh.close()
+    # Kept over a restart, made anew when it is rubbish or of another schema.
+    again = open_ledger(store, tmp_path / "fresh")
+    assert await again.read(1, everything) == (kept, revision)
+    await again.close()
+    for path in (tmp_path / "fresh").glob("shard-1.sqlite*"):
+        path.write_bytes(b"rubbish" * 1000)
+    again = open_ledger(store, tmp_path / "fresh")
+    assert await again.read(1, everything) == (kept, revision)
+    await again.close()
+
+
+async def test_stale_reads_only_where_allowed(ledger: Ledger[Add], store: ObjectStore, tmp_path: Path) -> None:
+    assert await _value(ledger) == 0
+    other = open_ledger(store, tmp_path / "other")
+    await add(other, Add(name="a", amount=7), "one")
+    await other.close()
+    stale, _ = await ledger.read(1, lambda db: value_of(db, "a"), max_staleness=timedelta(hours=1))
+    assert stale == 0
+    assert await _value(ledger) == 7
+
+
+async def test_a_watch_resumes_anywhere_and_misses_nothing(
+    ledger: Ledger[Add], store: ObjectStore, tmp_path: Path
+) -> None:
+    seen: list[Revision] = []
+    amounts: list[int] = []
+
+    async def follow(after: Revision, count: int) -> None:
+        async for change in ledger.watch(1, after):
+            seen.append(change.revision)
+            amounts.append(change.mutation.effect["amount"])
+            if len(seen) >= count:
+                return
+
+    other = open_ledger(store, tmp_path / "other")
+    watching = asyncio.create_task(follow(ledger.beginning(1), 45))
+    writers = [
+        add(ledger if number % 3 else other, Add(name="a", amount=number), f"r{number}") for number in range(1, 91)
+    ]
+    results = await asyncio.gather(*writers)
+    await watching
+    # The watch was cut off in the middle; the next one goes on from its last revision.
+    await follow(seen[-1], 90)
+    assert seen == sorted((result.revision for result in results), key=lambda revision: revision.place)
+    assert sorted(amounts) == list(range(1, 91))
+    await other.close()
+
+
+async def test_revisions_of_elsewhere_are_refused(ledger: Ledger[Add]) -> None:
+    result = await add(ledger, Add(name="a", amount=1), "one")
+    at = result.revision
+    assert Revision.parse(str(at)) == at
+    for text in ("", "x", str(at) + "-1", str(at).upper().replace("-1-", "--"), f"{at.store_id}-01-1-0"):
+        with pytest.raises(BadRevision):
+            Revision.parse(text)
+
+    def moved(**fields: object) -> Revision:
+        return Revision(**(vars(at) | fields))
+
+    for revision, expected in [
+        (moved(store_id="0" * 20), StoreChanged),
+        (moved(shard=0), BadRevision),
+        (moved(entry=9), RevisionAhead),
+    ]:
+        with pytest.raises(expected):
+            await ledger.changes(1, revision)
+
+
+async def test_one_process_a_view_folder_one_book_a_store(
+    ledger: Ledger[Add], store: ObjectStore, tmp_path: Path
+) -> None:
+    with pytest.raises(ViewInUse):
+        open_ledger(store, tmp_path / "view")
+    with pytest.raises(StoreMismatch):
+        open_ledger(store, tmp_path / "other", shards=3)
+
+    class Other(Counters):
+        name = "other"
+
+    with pytest.raises(StoreMismatch):
+        Ledger.open(store, Other(), shards=2, view_folder=tmp_path / "other")
+    await ledger.close()
+    with pytest.raises(Closed):
+        await _value(ledger)
+
+
+async def test_a_damaged_log_is_said_and_not_skipped(store: ObjectStore, tmp_path: Path) -> None:
+    ledger = open_ledger(store, tmp_path / "view")
+    for number in range(4):
+        await add(ledger, Add(name="a", amount=1), f"r{number}")
+    store_id = ledger.store_id
+    await ledger.close()
+    second = store.get(entry_name(1, 2))
+    assert decode(second, store_id=store_id, shard=1, number=2).mutations[0].tenant == "shop"
+    for broken in (second[:-9], second.replace(b'"amount":1', b'"amount":2'), store.get(entry_name(1, 3)), None):
+        if broken is None:
+            store.delete(entry_name(1, 2))
+        else:
+            store.put(entry_name(1, 2), broken)
+        fresh = open_ledger(store, tmp_path / f"fresh-{broken and len(broken)}-{broken == second}")
+        with pytest.raises(Damaged):
+            await _value(fresh)
+        with pytest.raises(Damaged):
+            await add(fresh, Add(name="a", amount=1), "more")
+        await fresh.close()
+
+
+class Losing(DiskStore):
+    """A disk whose answers can be lost: before anything is done, or after it."""
+
+    lose: Callable[[str], str] = staticmethod(lambda name: "")
+
+    def put_if_absent(self, name: str, data: bytes) -> None:
+        how = self.lose(name)
+        if how == "before":
+            raise StoreUnavailable("lost before")
+        super().put_if_absent(name, data)
+        if how == "after":
+            raise StoreUnavailable("lost after")
+
+
+async def test_an_answer_that_was_lost_is_found_out(tmp_path: Path) -> None:
+    """Our own entry, put twice, is known by its write id: one effect, and the right answer."""
+    store = Losing(tmp_path / "store")
+    ledger = open_ledger(store, tmp_path / "view")
+    lost: list[str] = []
+
+    def lose(name: str) -> str:
+        lost.append(name)
+        return "after" if lost.count(name) == 1 else ""
+
+    store.lose = lose
+    results = [await add(ledger, Add(name="a", amount=1), f"r{number}") for number in range(5)]
+    assert [result.value["value"] for result in results] == [1, 2, 3, 4, 5]
+    assert await _value(ledger) == 5
+    await ledger.close()
+
+
+@pytest.mark.parametrize("how", ["before", "after"])
+async def test_an_unknown_outcome_can_be_asked_again(tmp_path: Path, how: str) -> None:
+    store = Losing(tmp_path / "store")
+    ledger = open_ledger(store, tmp_path / "view")
+    assert await _value(ledger) == 0
+    store.lose = lambda name: how if name.startswith("log/") else ""
+    # Once put, an entry is tried until it is settled, so "after" is found out by the second try's ObjectExists.
+    if how == "after":
+        store.lose = lambda name: "before" if store.list("log/") else "after"
+    with pytest.raises(OutcomeUnknown):
+        await add(ledger, Add(name="a", amount=1), "one", timeout_s=0.3)
+    # Nothing else is put before that is settled.
+    with pytest.raises(NotCommitted):
+        await add(ledger, Add(name="a", amount=10), "two", timeout_s=0.3)
+    store.lose = lambda name: ""
+    result = await add(ledger, Add(name="a", amount=1), "one")
+    assert result.value == {"value": 1}
+    assert await _value(ledger) == 1
+    await ledger.close()
+
+
+async def test_closing_in_doubt_says_so(tmp_path: Path) -> None:
+    store = Losing(tmp_path / "store")
+    ledger = open_ledger(store, tmp_path / "view")
+    assert await _value(ledger) == 0
+    store.lose = lambda name: "before"
+    doubtful = asyncio.create_task(add(ledger, Add(name="a", amount=1), "one"))
+    await asyncio.sleep(0.1)
+    waiting = asyncio.create_task(add(ledger, Add(name="a", amount=1), "two"))
+    await asyncio.sleep(0.1)
+    await ledger.close()
+    with pytest.raises(OutcomeUnknown):
+        await doubtful
+    with pytest.raises(Closed):
+        await waiting
+
+
+def test_tenants_stay_in_their_shard() -> None:
+    # Written down: a change would tear every store in use apart.
+    assert [shard_of(tenant, 16) for tenant in ("default", "shop", "mara", "t1")] == [13, 13, 14, 10]

@@ -1,0 +1,148 @@
+"""What both stores promise, as storage/objects.py says it."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from storage.address import open_store
+from storage.blobs import Blobs
+from storage.disk import DiskStore, refuse_network_filesystem
+from storage.errors import (
+    BadAddress,
+    Damaged,
+    InvalidName,
+    ObjectExists,
+    ObjectMissing,
+    StorageError,
+    StoreRefused,
+    StoreUnavailable,
+    StoreUnfit,
+)
+from storage.objects import ObjectInfo, ObjectStore
+from storage.probe import probe
+from storage.s3 import S3Access, S3Store
+from tests.conftest import Minio
+
+
+def test_a_fit_store_passes_the_probe_and_keeps_nothing_of_it(store: ObjectStore) -> None:
+    probe(store)
+    assert store.list("") == []
+
+
+def test_put_get_stat_range_delete(store: ObjectStore) -> None:
+    store.put("a/b.txt", b"0123456789")
+    assert store.get("a/b.txt") == b"0123456789"
+    assert store.get_range("a/b.txt", 3, 4) == b"3456"
+    assert store.get_range("a/b.txt", 8, 10) == b"89"
+    assert store.get_range("a/b.txt", 20, 1) == b""
+    info = store.stat("a/b.txt")
+    assert (info.name, info.size) == ("a/b.txt", 10)
+    assert abs((store.now() - info.modified).total_seconds()) < 60
+    store.put("a/b.txt", b"")
+    assert store.get("a/b.txt") == b""
+    store.delete("a/b.txt")
+    store.delete("a/b.txt")
+    for ask in (store.get, store.stat):
+        with pytest.raises(ObjectMissing):
+            ask("a/b.txt")
+
+
+def test_create_if_absent_lets_exactly_one_of_many_win(store: ObjectStore) -> None:
+    def create(number: int) -> bool:
+        try:
+            store.put_if_absent(f"race/{number % 5}", b"%d" % number)
+        except ObjectExists:
+            return False
+        return True
+
+    with ThreadPoolExecutor(16) as threads:
+        won = [number for number, first in enumerate(threads.map(create, range(80))) if first]
+    assert sorted(number % 5 for number in won) == [0, 1, 2, 3, 4]
+    for number in won:
+        assert store.get(f"race/{number % 5}") == b"%d" % number
+
+
+def test_lists_are_in_order_and_go_on_where_they_are_told(store: ObjectStore) -> None:
+    others = ["log/10/x", "log/1-a", "log/1.a/z", "m", "log/1a"]
+    names = sorted([f"log/1/{number:020d}" for number in range(7)] + others)
+    for name in reversed(names):
+        store.put(name, b"x")
+    found: list[ObjectInfo] = []
+    while page := store.list("log/1", start_after=found[-1].name if found else "", limit=3):
+        assert len(page) <= 3
+        found += page
+    assert [info.name for info in found] == [name for name in names if name.startswith("log/1")]
+    after = store.list("log/1/", start_after=f"log/1/{4:020d}")
+    assert [info.name for info in after] == [f"log/1/{5:020d}", f"log/1/{6:020d}"]
+    assert store.list("nothing/") == []
+
+
+@pytest.mark.parametrize("name", ["", "/a", "a//b", "a/", ".tmp/x", "a/../b", "a b", "ä", "x" * 901, "-a", "a\n"])
+def test_names_that_not_every_store_can_hold_are_refused(store: ObjectStore, name: str) -> None:
+    with pytest.raises(InvalidName):
+        store.put(name, b"")
+    with pytest.raises(InvalidName):
+        store.get(name)
+
+
+def test_blobs_are_checked_when_read(store: ObjectStore) -> None:
+    blobs = Blobs(store)
+    first, second = blobs.put("shop", b"same"), blobs.put("shop", b"same")
+    assert first.sha256 == second.sha256
+    assert first.name != second.name
+    assert blobs.get(first.name) == b"same"
+    store.put(first.name, b"other")
+    with pytest.raises(Damaged):
+        blobs.get(first.name)
+    with pytest.raises(InvalidName):
+        blobs.get("store.json")
+
+
+def test_a_store_that_ignores_the_condition_is_unfit(tmp_path: Path) -> None:
+    class Careless(DiskStore):
+        def put_if_absent(self, name: str, data: bytes) -> None:
+            self.put(name, data)
+
+    with pytest.raises(StoreUnfit, match="If-None-Match is ignored"):
+        probe(Careless(tmp_path))
+
+
+def test_a_disk_leaves_no_file_half_written_and_no_rubbish(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path)
+    (tmp_path / ".tmp" / "123-killed").write_bytes(b"half")
+    store.put_if_absent("a/b", b"whole")
+    with pytest.raises(StoreRefused):
+        store.put("a/b/c", b"")
+    with pytest.raises(StoreRefused):
+        store.put_if_absent("a", b"")
+    assert [info.name for info in store.list("")] == ["a/b"]
+    assert [path.name for path in (tmp_path / ".tmp").iterdir()] == ["123-killed"]
+
+
+def test_a_disk_that_several_hosts_share_is_refused(tmp_path: Path) -> None:
+    line = f"36 35 98:0 / {tmp_path} rw,noatime shared:1 - nfs4 server:/export rw\n"
+    with pytest.raises(StoreUnfit, match="nfs4"):
+        refuse_network_filesystem(tmp_path / "data", "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n" + line)
+    refuse_network_filesystem(tmp_path, "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n")
+
+
+def test_s3_errors_say_whether_to_try_again(minio: Minio) -> None:
+    access = minio.access
+    wrong = S3Access(endpoint=access.endpoint, access_key=access.access_key, secret_key="wrong" * 8, secure=False)
+    refusals: list[tuple[S3Access, str, type[StorageError]]] = [
+        (wrong, minio.bucket, StoreRefused),
+        (access, "no-such-bucket", StoreRefused),
+        (S3Access(endpoint="127.0.0.1:1", secure=False), minio.bucket, StoreUnavailable),
+    ]
+    for reach, bucket, expected in refusals:
+        store = S3Store(reach, bucket)
+        with pytest.raises(expected):
+            store.put_if_absent("a", b"")
+        store.close()
+
+
+@pytest.mark.parametrize("address", ["", "ftp://x", "s3://", "s3://bucket", "file://host/x", "s3://key@bucket"])
+def test_addresses_that_make_no_sense(address: str) -> None:
+    with pytest.raises(BadAddress):
+        open_store(address)
