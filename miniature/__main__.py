@@ -1,0 +1,100 @@
+"""Drawings and captions as files: `python -m miniature draw --help`."""
+
+from pathlib import Path
+from typing import cast
+
+import click
+import numpy as np
+
+from miniature.captions import caption
+from miniature.paint import paint
+from miniature.world import (
+    ACCESSORIES,
+    COLOURS,
+    KINDS,
+    MAX_COUNT,
+    PATTERNS,
+    SCENES,
+    SIDES,
+    STYLES,
+    ColourName,
+    Drawing,
+    Kind,
+    Pattern,
+    Scene,
+    Side,
+    Style,
+    choose,
+    random_colour,
+    random_toy,
+)
+
+_ACCESSORY_OPTIONS = {accessory.removeprefix("a "): accessory for accessory in ACCESSORIES}
+
+
+@click.group()
+def main() -> None:
+    """The picture world that the bundled model was trained on."""
+
+
+@main.command()
+@click.option("--kind", type=click.Choice(KINDS), help="Absent: any, as for everything that is left out.")
+@click.option("--colour", type=click.Choice(COLOURS), help="Colour of the toy.")
+@click.option("--pattern", type=click.Choice(PATTERNS))
+@click.option("--second", type=click.Choice(COLOURS), help="The pattern's other colour.")
+@click.option("--style", type=click.Choice(STYLES), default="photo", show_default=True)
+@click.option("--scene", type=click.Choice(SCENES), help="Absent: a plain background.")
+@click.option("--background", type=click.Choice(COLOURS), help="Colour of a plain background.")
+@click.option("--accessory", type=click.Choice(list(_ACCESSORY_OPTIONS)), help="Absent: none.")
+@click.option("--count", type=click.IntRange(1, MAX_COUNT), default=1, show_default=True, help="Toys, all alike.")
+@click.option("--side", type=click.Choice(SIDES), help="Where a single toy stands; absent: about the middle.")
+@click.option("--toy-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which toy of that sort.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which drawing of that toy.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="A PNG.")
+def draw(
+    *,
+    kind: str | None,
+    colour: str | None,
+    pattern: str | None,
+    second: str | None,
+    style: str,
+    scene: str | None,
+    background: str | None,
+    accessory: str | None,
+    count: int,
+    side: str | None,
+    toy_seed: int,
+    seed: int,
+    output: Path,
+) -> None:
+    """Draw one toy as a PNG of 64 pixels and print a caption of it.
+
+    The same options give the same picture; with another --seed, another picture of the same toy.
+    """
+    toy = random_toy(
+        np.random.default_rng(toy_seed),
+        kind=cast(Kind | None, kind),
+        colour=cast(ColourName | None, colour),
+        pattern=cast(Pattern | None, pattern),
+        second=cast(ColourName | None, second),
+    )
+    rng = np.random.default_rng(seed)
+    backgrounds = [name for name in COLOURS if (name == background if background else name != toy.colour.name)]
+    try:
+        drawing = Drawing(
+            toy=toy,
+            background=random_colour(rng, choose(rng, backgrounds)),
+            scene=cast(Scene | None, scene),
+            style=cast(Style, style),
+            accessory=None if accessory is None else _ACCESSORY_OPTIONS[accessory],
+            count=count,
+            side=cast(Side | None, side),
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    paint(drawing, rng).save(output, format="PNG", optimize=True)
+    click.echo(caption(drawing, rng).plain)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m miniature")

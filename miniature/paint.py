@@ -1,0 +1,88 @@
+"""From a drawing to its pixels."""
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFilter
+
+from miniature.pen import Frame, Pen
+from miniature.scenes import backdrop
+from miniature.shapes import SHAPES, wear
+from miniature.styles import stylise
+from miniature.world import Accessory, Drawing, Toy
+
+SIZE = 64
+"""Width and height of a drawing in pixels: the bundled model's resolution."""
+
+_OVERSAMPLING = 4
+_SIDES = {"left": 0.3, "right": 0.7}
+
+
+def paint(drawing: Drawing, rng: np.random.Generator) -> Image.Image:
+    """The drawing as an RGB image of SIZE pixels square.
+
+    What the drawing leaves open is taken from the generator: where the horizon is, how large the toys are and where
+    they stand. Equal drawings and equal generators give equal pixels with one version of Pillow.
+    """
+    size = SIZE * _OVERSAMPLING
+    image = backdrop(rng, size, drawing.scene, drawing.background.rgb)
+    for frame in _frames(rng, drawing, size):
+        _place(image, drawing.toy, drawing.accessory, frame)
+    return stylise(rng, image, drawing.style, SIZE)
+
+
+def _frames(rng: np.random.Generator, drawing: Drawing, size: int) -> list[Frame]:
+    """Where the toys stand, from left to right."""
+    if drawing.count == 1:
+        radius = size * rng.uniform(0.26, 0.36)
+        middle = rng.uniform(0.42, 0.58)
+        x = middle if drawing.side is None else _SIDES[drawing.side]
+        return [Frame(canvas=size, x=size * x, y=size * rng.uniform(0.5, 0.6), radius=radius)]
+    crowding = 1 if drawing.count == 2 else 0.85
+    frames = []
+    for number in range(drawing.count):
+        radius = size * rng.uniform(0.17, 0.2) * crowding
+        x = size * ((number + 0.5) / drawing.count + rng.uniform(-0.02, 0.02))
+        frames.append(Frame(canvas=size, x=x, y=size * rng.uniform(0.5, 0.64), radius=radius))
+    return frames
+
+
+def _place(image: Image.Image, toy: Toy, accessory: Accessory | None, frame: Frame) -> None:
+    pen = Pen(frame)
+    face = SHAPES[toy.kind](pen, toy)
+    x, y, radius = frame.x, frame.y, frame.radius
+    shadow = Image.new("L", image.size, 0)
+    ImageDraw.Draw(shadow).ellipse([x - radius * 0.75, y + radius * 0.72, x + radius * 0.75, y + radius * 1.02], 90)
+    image.paste((20, 20, 25), (0, 0), shadow.filter(ImageFilter.GaussianBlur(frame.canvas * 0.012)))
+    image.paste(_surface(toy, frame), (0, 0), pen.body)
+    image.paste(pen.details, (0, 0), pen.details)
+    if accessory is not None:
+        worn = Pen(frame)
+        wear(worn, accessory, face)
+        image.paste(worn.details, (0, 0), worn.details)
+
+
+def _surface(toy: Toy, frame: Frame) -> Image.Image:
+    """The toy's pattern over the whole canvas, lit from above."""
+    ys, xs = np.mgrid[0 : frame.canvas, 0 : frame.canvas].astype(np.float32)
+    u, v = (xs - frame.x) / frame.radius, (ys - frame.y) / frame.radius
+    light = np.clip(1.12 - 0.35 * (u * 0.5 + v * 0.8), 0.62, 1.3)[..., None]
+    first = np.array(toy.colour.rgb, np.float32)
+    second = np.array(toy.second.rgb, np.float32)
+    colours = np.where(_pattern(toy, u, v)[..., None], second, first)
+    return Image.fromarray(np.clip(colours * light, 0, 255).astype(np.uint8))
+
+
+def _pattern(toy: Toy, u: npt.NDArray[np.float32], v: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Where the second colour is."""
+    period = 0.38 * toy.period
+    where: npt.NDArray[np.bool_] = np.zeros(u.shape, bool)
+    if toy.pattern == "striped":
+        where = np.floor(v / (period * 0.62)) % 2 == 1
+    elif toy.pattern == "dotted":
+        row = np.floor(v / period)
+        across = (u + (row % 2) * period * 0.5) % period - period / 2
+        down = v % period - period / 2
+        where = across**2 + down**2 < (0.3 * period) ** 2
+    elif toy.pattern == "checkered":
+        where = (np.floor(u / (period * 0.8)) + np.floor(v / (period * 0.8))) % 2 == 1
+    return where
