@@ -2,23 +2,21 @@
 
 import asyncio
 
-import torch
-from diffusion.checkpoint import BaseModel
 from pseudoword.generation.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
 from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 
 from diffusion import errors as diffusion_errors
+from diffusion.settings import load_model
 from rpc.clients import channel
-from rpc.errors import FailedPrecondition, InvalidArgument
+from rpc.errors import InvalidArgument
 from rpc.logs import configure
 from rpc.server import Server, run
-from rpc.settings import SettingsError
 from rpc.table import STORAGE
 from service.admission import Roster
 from service.engine import Engine
 from service.metrics import EngineMetrics
 from service.server import GenerationServicer
-from service.settings import GenerationSettings, ModelSettings
+from service.settings import GenerationSettings
 from service.words import VectorCache, Words
 
 SERVICE = "pseudoword.generation.v1.GenerationService"
@@ -27,24 +25,8 @@ TABLE = STORAGE.extended(
         diffusion_errors.PromptTooLong: InvalidArgument,
         diffusion_errors.SchedulerUnknown: InvalidArgument,
         diffusion_errors.PictureInvalid: InvalidArgument,
-        diffusion_errors.WordMismatch: FailedPrecondition,
     }
 )
-
-
-def load_model(settings: ModelSettings) -> BaseModel:
-    """The resident model. Raises SettingsError when the checkpoint is of no use."""
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return BaseModel.load(
-            settings.source, device=device, dtype=getattr(torch, settings.dtype), revision=settings.revision
-        )
-    except diffusion_errors.CheckpointInvalid as error:
-        raise SettingsError(error.message) from None
 
 
 async def serve(settings: GenerationSettings) -> None:

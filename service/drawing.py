@@ -5,12 +5,12 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from diffusion.checkpoint import ModelSpec
-from diffusion.prompt import Prompt, parse
-from diffusion.schedulers import SCHEDULERS
 from pseudoword.generation.v1 import generation_pb2, resources_pb2
 from pseudoword.names import TenantName
 
+from diffusion.checkpoint import ModelSpec
+from diffusion.prompt import Prompt, parse
+from diffusion.schedulers import SCHEDULERS
 from rpc.errors import Unimplemented
 from rpc.validate import Violations
 from service.settings import Defaults, Limits

@@ -14,12 +14,12 @@ from itertools import count
 
 import structlog
 import torch
+
+from diffusion import decode, denoise
 from diffusion.checkpoint import BaseModel
 from diffusion.denoise import Denoising
 from diffusion.encoder import PromptEncoder
 from diffusion.prompt import parse
-
-from diffusion import decode, denoise
 from rpc.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable
 from service.admission import Full, Roster, Ticket
 from service.mailbox import Drawn, Failed, Previewed, Started, Stepped

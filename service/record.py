@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from importlib.metadata import version as installed
 
 import numpy as np
-from diffusion.checkpoint import BaseModel
-from diffusion.messages import base_model
 from google.protobuf.json_format import MessageToJson
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pseudoword.generation.v1 import generation_pb2, resources_pb2
 
+from diffusion.checkpoint import BaseModel
+from diffusion.messages import base_model
 from service.drawing import Drawing
 
 RECORD_KEY = "pseudoword"

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from math import inf
 
 import torch
-from diffusion.denoise import Denoising
 from pseudoword.names import WordRef
 
+from diffusion.denoise import Denoising
 from service.drawing import Drawing
 from service.mailbox import Mailbox
 

@@ -8,14 +8,14 @@ from typing import NoReturn
 
 import grpc
 import structlog
-from diffusion.checkpoint import BaseModel
-from diffusion.encoder import PromptEncoder
-from diffusion.messages import base_model
-from diffusion.schedulers import SCHEDULERS
 from google.protobuf.duration_pb2 import Duration
 from pseudoword.generation.v1 import generation_pb2, generation_pb2_grpc, resources_pb2
 from pseudoword.names import InvalidName, TenantName, WordRef
 
+from diffusion.checkpoint import BaseModel
+from diffusion.encoder import PromptEncoder
+from diffusion.messages import base_model
+from diffusion.schedulers import SCHEDULERS
 from rpc.errors import Unimplemented
 from rpc.identity import Role, current_principal
 from rpc.validate import Violations

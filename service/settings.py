@@ -4,6 +4,7 @@ from datetime import timedelta
 
 from pydantic import BaseModel, Field
 
+from diffusion.settings import ModelSettings
 from rpc.clients import Peer
 from rpc.settings import ServerSettings, Settings
 
@@ -36,18 +37,6 @@ class WordSettings(BaseModel):
         True,
         description="Whether a word made for another model of the family, or of unknown base, may be used unasked.",
     )
-
-
-class ModelSettings(BaseModel):
-    """The resident model."""
-
-    source: str | None = Field(
-        None, description="Folder or hub id of a Stable Diffusion 1.x or 2.x checkpoint; absent: the bundled miniature."
-    )
-    revision: str | None = Field(None, description="Revision of a hub id.")
-    device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto takes cuda where there is one.")
-    dtype: str = Field("float32", pattern="^(float32|float16|bfloat16)$", description="Precision of the weights.")
-    threads: int | None = Field(None, ge=1, description="CPU threads of the model; absent: all cores.")
 
 
 class GenerationSettings(Settings):

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
-from diffusion.checkpoint import BaseModel
-from diffusion.match import Match, match
 from pseudoword.generation.v1 import resources_pb2
 from pseudoword.names import WordRef
 from pseudoword.registry.v1 import registry_pb2, registry_pb2_grpc
 from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from storage.tensors import read_tensors, tensors_digest
 
+from diffusion.checkpoint import BaseModel
+from diffusion.match import Match, match
 from rpc.clients import as_caller, forwarded
 from rpc.errors import DataLoss, FailedPrecondition, InvalidArgument, from_status
 from rpc.identity import Principal

@@ -1,0 +1,50 @@
+"""What can go wrong with the base model and with what is given to it.
+
+    DiffusionError
+    ├── CheckpointInvalid    a checkpoint is missing, or is not what this package can load
+    ├── PromptTooLong        a prompt takes more positions than the text encoder has
+    ├── SchedulerUnknown     no scheduler of that name
+    └── PictureInvalid       an upload is not a picture that can be used
+
+Every error carries `reason` (UPPER_SNAKE, stable, for programs) and `metadata` (text to text).
+"""
+
+
+class DiffusionError(Exception):
+    """Base of all errors of diffusion."""
+
+    reason = "DIFFUSION"
+
+    def __init__(self, message: str, *, reason: str | None = None, **metadata: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = metadata
+        if reason is not None:
+            self.reason = reason
+
+
+class CheckpointInvalid(DiffusionError):
+    reason = "CHECKPOINT_INVALID"
+
+
+class PromptTooLong(DiffusionError):
+    reason = "PROMPT_TOO_LONG"
+
+    def __init__(self, needed: int, limit: int) -> None:
+        super().__init__(
+            f"the prompt takes {needed} positions of the text encoder, start and end included, and it has {limit}: "
+            "shorten it, or use words of fewer vectors",
+            needed=str(needed),
+            limit=str(limit),
+        )
+
+
+class SchedulerUnknown(DiffusionError):
+    reason = "SCHEDULER_UNKNOWN"
+
+
+class PictureInvalid(DiffusionError):
+    """`reason` is one of PICTURE_EMPTY, PICTURE_TOO_LARGE, PICTURE_TOO_SMALL, PICTURE_FORMAT, PICTURE_ANIMATED,
+    PICTURE_DAMAGED."""
+
+    reason = "PICTURE_INVALID"

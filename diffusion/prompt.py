@@ -1,0 +1,57 @@
+"""A prompt as text and words. Pure: no torch, no tokenizer."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pseudoword.names import InvalidName, WordRef
+
+_CANDIDATE = re.compile(r"\\<|<([^<>]{1,300})>")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Text and words in the order in which they are read."""
+
+    parts: tuple[str | WordRef, ...]
+
+    @property
+    def words(self) -> tuple[WordRef, ...]:
+        """The words, each once, in order of their first use."""
+        return tuple(dict.fromkeys(part for part in self.parts if isinstance(part, WordRef)))
+
+
+def parse(text: str) -> Prompt:
+    r"""Reads `<[tenant/]concept[@alias|@n]>` as words; `\<` is an ordinary `<`, and so is any that begins no word."""
+    return Prompt(tuple(_joined(_pieces(text))))
+
+
+def _pieces(text: str) -> Iterator[str | WordRef]:
+    end = 0
+    for found in _CANDIDATE.finditer(text):
+        yield text[end : found.start()]
+        end = found.end()
+        yield _word(found[1]) or (found[0] if found[1] else "<")
+    yield text[end:]
+
+
+def _word(text: str | None) -> WordRef | None:
+    try:
+        return WordRef.parse(text) if text else None
+    except InvalidName:
+        return None
+
+
+def _joined(pieces: Iterator[str | WordRef]) -> Iterator[str | WordRef]:
+    """Neighbouring texts as one, so that they are tokenised as they were written; none empty."""
+    text = ""
+    for piece in pieces:
+        if isinstance(piece, str):
+            text += piece
+            continue
+        if text:
+            yield text
+        text = ""
+        yield piece
+    if text:
+        yield text

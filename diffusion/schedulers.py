@@ -1,0 +1,114 @@
+"""The schedulers that are offered: one table of name, class, arguments and number of model calls.
+
+Names are those that people use; a scheduler is one of diffusers', made from the checkpoint's own configuration. Each
+picture has an object of its own, since it holds the picture's state.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import diffusers
+
+from diffusion.errors import SchedulerUnknown
+
+
+def _one_a_step(steps: int) -> int:
+    return steps
+
+
+def _second_order(steps: int) -> int:
+    return 2 * steps - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerKind:
+    """`model_calls` maps steps, as people count them, to calls of the denoiser; `noisy` ones draw noise at every step;
+    `seeded` ones take the noise's seed when they are made instead of a generator at each step."""
+
+    description: str
+    class_name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    model_calls: Callable[[int], int] = _one_a_step
+    noisy: bool = False
+    seeded: bool = False
+
+
+def _dpm(**arguments: Any) -> dict[str, Any]:
+    return {"class_name": "DPMSolverMultistepScheduler", "arguments": arguments}
+
+
+_SDE = {"algorithm_type": "sde-dpmsolver++"}
+_KARRAS = {"use_karras_sigmas": True}
+
+SCHEDULERS: Mapping[str, SchedulerKind] = {
+    "ddim": SchedulerKind(description="DDIM (arXiv 2010.02502), deterministic", class_name="DDIMScheduler"),
+    "ddpm": SchedulerKind(
+        description="DDPM (arXiv 2006.11239), adds noise at every step", class_name="DDPMScheduler", noisy=True
+    ),
+    "euler": SchedulerKind(description="Euler (arXiv 2206.00364)", class_name="EulerDiscreteScheduler"),
+    "euler-a": SchedulerKind(
+        description="Euler ancestral, adds noise at every step",
+        class_name="EulerAncestralDiscreteScheduler",
+        noisy=True,
+    ),
+    "dpm++-2m": SchedulerKind(description="DPM-Solver++ 2M (arXiv 2211.01095)", **_dpm()),
+    "dpm++-2m-karras": SchedulerKind(description="DPM-Solver++ 2M with Karras' sigmas", **_dpm(**_KARRAS)),
+    "dpm++-2m-sde": SchedulerKind(
+        description="DPM-Solver++ 2M SDE, adds noise at every step", noisy=True, **_dpm(**_SDE)
+    ),
+    "dpm++-2m-sde-karras": SchedulerKind(
+        description="DPM-Solver++ 2M SDE with Karras' sigmas", noisy=True, **_dpm(**_SDE, **_KARRAS)
+    ),
+    "dpm++-sde": SchedulerKind(
+        description="DPM-Solver++ SDE of second order, two calls a step",
+        class_name="DPMSolverSDEScheduler",
+        model_calls=_second_order,
+        noisy=True,
+        seeded=True,
+    ),
+    "dpm++-sde-karras": SchedulerKind(
+        description="DPM-Solver++ SDE of second order with Karras' sigmas, two calls a step",
+        class_name="DPMSolverSDEScheduler",
+        arguments=_KARRAS,
+        model_calls=_second_order,
+        noisy=True,
+        seeded=True,
+    ),
+    "heun": SchedulerKind(
+        description="Heun (arXiv 2206.00364), two calls a step",
+        class_name="HeunDiscreteScheduler",
+        model_calls=_second_order,
+    ),
+    "lms": SchedulerKind(description="Linear multistep", class_name="LMSDiscreteScheduler"),
+    "lms-karras": SchedulerKind(
+        description="Linear multistep with Karras' sigmas", class_name="LMSDiscreteScheduler", arguments=_KARRAS
+    ),
+    "pndm": SchedulerKind(
+        description="PNDM (arXiv 2202.09778) without Runge-Kutta steps, one call more than steps",
+        class_name="PNDMScheduler",
+        arguments={"skip_prk_steps": True},
+        model_calls=lambda steps: steps + 1 if steps > 1 else 1,
+    ),
+    "unipc": SchedulerKind(description="UniPC (arXiv 2302.04867)", class_name="UniPCMultistepScheduler"),
+}
+
+
+def make_scheduler(name: str, config: Mapping[str, Any], *, seed: int) -> Any:
+    """A new scheduler object of `name` with a checkpoint's configuration. Raises SchedulerUnknown.
+
+    The same as diffusers' from_config, without its warnings about what another class's configuration holds besides.
+    """
+    kind = SCHEDULERS.get(name)
+    if kind is None:
+        raise SchedulerUnknown(f"{name[:64]!r} is not one of {', '.join(sorted(SCHEDULERS))}", scheduler=name[:64])
+    scheduler_class = getattr(diffusers, kind.class_name)
+    # What the checkpoint's file does not say is the class's own default, not that of the file's class.
+    left_out = set(config.get("_use_default_values", ()))
+    known = inspect.signature(scheduler_class.__init__).parameters
+    arguments = {key: value for key, value in config.items() if key in known and key not in left_out}
+    arguments |= kind.arguments
+    if kind.seeded:
+        arguments["noise_sampler_seed"] = seed
+    return scheduler_class(**arguments)

@@ -1,0 +1,25 @@
+"""The bundled model, loaded once, and words to use in it."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from pseudoword.names import WordRef
+
+from diffusion.checkpoint import BaseModel
+
+
+@pytest.fixture(scope="session")
+def model() -> BaseModel:
+    return BaseModel.load(None)
+
+
+@pytest.fixture(scope="session")
+def vectors(model: BaseModel) -> Mapping[WordRef, torch.Tensor]:
+    """`rex` of one vector and `mia` of three, about as long as the vocabulary's."""
+    generator = torch.Generator().manual_seed(7)
+    dims = model.spec.encoders[0].dims
+    return {
+        WordRef(None, name): torch.randn(count, dims, generator=generator) * 0.05
+        for name, count in (("rex", 1), ("mia", 3))
+    }
