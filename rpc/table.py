@@ -23,6 +23,7 @@ STORAGE = ErrorTable(
         storage.RevisionAhead: OutOfRange,
         storage.EntryTooLarge: InvalidArgument,
         storage.RequestIdReused: InvalidArgument,
+        storage.TensorsInvalid: InvalidArgument,
         # The caller can do nothing, and repeating does not help until somebody changes the deployment.
         storage.BadAddress: FailedPrecondition,
         storage.StoreRefused: FailedPrecondition,

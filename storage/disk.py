@@ -45,6 +45,11 @@ class DiskStore:
         self._remove_old_temporaries()
 
     @property
+    def root(self) -> Path:
+        """The folder. Names in it that begin with a dot are no objects."""
+        return self._root
+
+    @property
     def description(self) -> str:
         return f"file://{self._root}"
 

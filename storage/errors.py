@@ -20,6 +20,7 @@
     ├── NotCommitted         the deadline ended before the commit was tried: nothing was written. Retry
     ├── Contention           other writers won every round of the budget: nothing was written. Retry
     ├── ViewInUse            another process uses this view folder
+    ├── TensorsInvalid       a file of vectors that is not one, or holds what no word can be
     └── Closed               the ledger is closed
 
 Every error carries `reason` (UPPER_SNAKE, stable, for programs) and `metadata` (text to text).
@@ -130,6 +131,17 @@ class Contention(StorageError):
 
 class ViewInUse(StorageError):
     reason = "VIEW_IN_USE"
+
+
+class TensorsInvalid(StorageError):
+    """`reason` is one of NOT_SAFETENSORS, FILE_TOO_LARGE, HEADER_TOO_LARGE, DUPLICATE_KEY, TENSOR_COUNT, TENSOR_NAME,
+    TENSOR_DTYPE, TENSOR_SHAPE, NOT_FINITE."""
+
+    reason = "TENSORS_INVALID"
+
+    def __init__(self, reason: str, why: str) -> None:
+        super().__init__(why)
+        self.reason = reason
 
 
 class Closed(StorageError):

@@ -1,0 +1,138 @@
+"""Files of vectors: what is read, what is refused one by one, and what is always the same."""
+
+import json
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from safetensors.numpy import load, save
+
+from storage.errors import TensorsInvalid
+from storage.tensors import MAX_FILE_BYTES, read_tensors, tensors_digest, write_tensors
+
+ONE = {"text_encoder": np.arange(6, dtype=np.float32).reshape(2, 3)}
+
+
+def _file(header: Any, body: bytes = b"", *, raw: bool = False) -> bytes:
+    text = header if raw else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def _spec(shape: Any, dtype: str = "F32", size: int | None = None) -> dict[str, Any]:
+    size = int(np.prod(shape)) * 4 if size is None else size
+    return {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}
+
+
+BAD: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "NOT_SAFETENSORS"),
+    "cut in the header": (write_tensors(ONE)[:20], "NOT_SAFETENSORS"),
+    "cut in the data": (write_tensors(ONE)[:-1], "NOT_SAFETENSORS"),
+    "too much data": (write_tensors(ONE) + b"\0", "NOT_SAFETENSORS"),
+    "length of 2**63": (struct.pack("<Q", 2**63) + b"{}", "NOT_SAFETENSORS"),
+    "pickle": (b"\x80\x04\x95", "NOT_SAFETENSORS"),
+    "zip": (b"PK\x03\x04" + bytes(40), "NOT_SAFETENSORS"),
+    "not JSON": (_file(b"{nonsense", raw=True), "NOT_SAFETENSORS"),
+    "not UTF-8": (_file(b'{"\xff": 1}', raw=True), "NOT_SAFETENSORS"),
+    "deep": (_file(b"[" * 60_000, raw=True), "NOT_SAFETENSORS"),
+    "a list": (_file([]), "NOT_SAFETENSORS"),
+    "file too large": (bytes(MAX_FILE_BYTES + 1), "FILE_TOO_LARGE"),
+    "header too large": (_file({"__metadata__": {"a": "x" * 70_000}}), "HEADER_TOO_LARGE"),
+    "duplicate tensor": (
+        _file(
+            b'{"a":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1,1],'
+            b'"data_offsets":[0,4]}}',
+            bytes(4),
+            raw=True,
+        ),
+        "DUPLICATE_KEY",
+    ),
+    "duplicate key within": (
+        _file(b'{"a":{"dtype":"F32","dtype":"F32","shape":[1,1],"data_offsets":[0,4]}}', bytes(4), raw=True),
+        "DUPLICATE_KEY",
+    ),
+    "no tensors": (_file({}), "TENSOR_COUNT"),
+    "only metadata": (_file({"__metadata__": {"a": "b"}}), "TENSOR_COUNT"),
+    "nine tensors": (save({f"t{n}": np.zeros((1, 1), np.float32) for n in range(9)}), "TENSOR_COUNT"),
+    "empty name": (save({"": np.zeros((1, 1), np.float32)}), "TENSOR_NAME"),
+    "long name": (save({"x" * 101: np.zeros((1, 1), np.float32)}), "TENSOR_NAME"),
+    "control character": (save({"a\x07": np.zeros((1, 1), np.float32)}), "TENSOR_NAME"),
+    "not NFC": (save({"e\u0301": np.zeros((1, 1), np.float32)}), "TENSOR_NAME"),
+    "unknown field": (_file({"a": _spec([1, 1]) | {"more": 1}}, bytes(4)), "NOT_SAFETENSORS"),
+    "no shape": (_file({"a": {"dtype": "F32", "data_offsets": [0, 4]}}, bytes(4)), "NOT_SAFETENSORS"),
+    "float64": (save({"a": np.zeros((1, 1))}), "TENSOR_DTYPE"),
+    "int32": (save({"a": np.zeros((1, 1), np.int32)}), "TENSOR_DTYPE"),
+    "one axis": (save({"a": np.zeros(4, np.float32)}), "TENSOR_SHAPE"),
+    "three axes": (save({"a": np.zeros((1, 1, 1), np.float32)}), "TENSOR_SHAPE"),
+    "76 vectors": (save({"a": np.zeros((76, 1), np.float32)}), "TENSOR_SHAPE"),
+    "no vectors": (_file({"a": _spec([0, 10**9], size=0)}), "TENSOR_SHAPE"),
+    "no dimensions": (_file({"a": _spec([1, 0], size=0)}), "TENSOR_SHAPE"),
+    "too many dimensions": (save({"a": np.zeros((1, 16_385), np.float32)}), "TENSOR_SHAPE"),
+    "negative": (_file({"a": _spec([-1, -1], size=4)}, bytes(4)), "TENSOR_SHAPE"),
+    "true as a size": (_file({"a": _spec([True, 1], size=4)}, bytes(4)), "TENSOR_SHAPE"),
+    "shape and data differ": (_file({"a": _spec([1, 2], size=4)}, bytes(4)), "NOT_SAFETENSORS"),
+    "hole": (_file({"a": {"dtype": "F32", "shape": [1, 1], "data_offsets": [4, 8]}}, bytes(8)), "NOT_SAFETENSORS"),
+    "NaN": (save({"a": np.array([[np.nan]], np.float32)}), "NOT_FINITE"),
+    "infinity": (save({"a": np.array([[-np.inf]], np.float32)}), "NOT_FINITE"),
+    "infinity in half": (save({"a": np.array([[np.inf]], np.float16)}), "NOT_FINITE"),
+    "NaN in bfloat16": (_file({"a": _spec([1, 1], "BF16", 2)}, b"\xff\x7f"), "NOT_FINITE"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_are_refused_with_their_reason(case: str) -> None:
+    data, reason = BAD[case]
+    with pytest.raises(TensorsInvalid) as refused:
+        read_tensors(data)
+    assert refused.value.reason == reason
+
+
+def test_halves_become_float32() -> None:
+    values = np.array([[1.5, -0.25, 3.0]], np.float32)
+    half = read_tensors(save({"a": values.astype(np.float16)}))["a"]
+    upper = (values.view(np.uint32) >> 16).astype("<u2").tobytes()
+    brain = read_tensors(_file({"a": _spec([1, 3], "BF16", 6)}, upper))["a"]
+    for found in (half, brain):
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, values)
+
+
+def test_the_digest_is_stable_and_of_the_tensors_alone() -> None:
+    # Written down once: digests are in logs for ever.
+    assert tensors_digest(ONE) == "cd609521778e7684d1b15ec51cf4438d1d17229655f3c1fa892923e008b81019"
+    other = write_tensors(ONE, {"b": "2", "a": "1"})
+    assert other != write_tensors(ONE)
+    assert tensors_digest(read_tensors(other)) == tensors_digest(ONE)
+    assert tensors_digest({"text_encoder": ONE["text_encoder"].reshape(3, 2)}) != tensors_digest(ONE)
+    assert tensors_digest({"text_encoder_2": ONE["text_encoder"]}) != tensors_digest(ONE)
+
+
+_names = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20)
+_values = arrays.arrays(
+    np.float32, st.tuples(st.integers(1, 4), st.integers(1, 8)), elements=st.floats(-1e3, 1e3, width=32)
+)
+
+
+@given(
+    tensors=st.dictionaries(_names.filter(lambda name: name != "__metadata__"), _values, min_size=1, max_size=3),
+    metadata=st.dictionaries(_names, st.text(max_size=20), max_size=4),
+)
+def test_what_is_written_is_read_by_us_and_by_the_library(
+    tensors: dict[str, np.ndarray], metadata: dict[str, str]
+) -> None:
+    data = write_tensors(tensors, metadata)
+    assert data == write_tensors(dict(reversed(tensors.items())), dict(reversed(metadata.items())))
+    ours, theirs = read_tensors(data), load(data)
+    assert ours.keys() == theirs.keys() == tensors.keys()
+    for name, values in tensors.items():
+        np.testing.assert_array_equal(ours[name], values)
+        np.testing.assert_array_equal(theirs[name], values)
+
+
+@given(st.binary(max_size=200))
+def test_noise_is_refused_and_nothing_else_happens(noise: bytes) -> None:
+    with pytest.raises(TensorsInvalid):
+        read_tensors(noise)
