@@ -23,8 +23,8 @@ _FAMILY_KEY = "_pseudoword_family"  # in model_index.json, for checkpoints whose
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
-    """One text encoder: width of its embeddings, positions of a prompt (start and end included), and the sha256 (hex) of
-    its vocabulary's rows cast to little-endian fp16, by which fp32 and fp16 files of one model agree."""
+    """One text encoder: width of its embeddings, positions of a prompt (start and end included), and the sha256 (hex)
+    of its vocabulary's rows cast to little-endian fp16, by which fp32 and fp16 files of one model agree."""
 
     name: str
     dims: int
@@ -113,10 +113,11 @@ class BaseModel:
         step = side // scale
         picked = middles[0, :, step // 2 :: step, step // 2 :: step].flatten(1).T.cpu()
         known = torch.cat([picked, torch.ones(len(picked), 1)], dim=1)
-        return torch.linalg.lstsq(known, chart).solution.to(self.device)
+        fitted: torch.Tensor = torch.linalg.lstsq(known, chart).solution
+        return fitted.to(self.device)
 
 
-def _frozen(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def _frozen(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
     return module.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 

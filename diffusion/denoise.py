@@ -30,8 +30,8 @@ class Denoising:
         width: int,
         height: int,
     ) -> None:
-        """`embeds` and `negative` are hidden states [1, length, dims]; without `negative` there is no guidance. Sizes in
-        pixels. Raises SchedulerUnknown."""
+        """`embeds` and `negative` are hidden states [1, length, dims]; without `negative` there is no guidance. Sizes
+        in pixels. Raises SchedulerUnknown."""
         self._rows = [embeds] if negative is None else [negative, embeds]
         self._guidance = guidance
         self._scheduler = make_scheduler(scheduler, model.scheduler_config, seed=seed)

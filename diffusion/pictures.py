@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diffusion.errors import PictureInvalid
 
@@ -86,7 +86,7 @@ def _opened(data: bytes, limits: PictureLimits) -> Iterator[Any]:
         raise
     except Image.DecompressionBombError:
         raise PictureInvalid("the picture has too many pixels", reason="PICTURE_TOO_LARGE") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise PictureInvalid("the picture is not a PNG, JPEG or WebP file", reason="PICTURE_FORMAT") from None
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
         raise PictureInvalid(f"the picture is damaged: {error}", reason="PICTURE_DAMAGED") from error

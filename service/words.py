@@ -10,7 +10,6 @@ from pseudoword.generation.v1 import resources_pb2
 from pseudoword.names import WordRef
 from pseudoword.registry.v1 import registry_pb2, registry_pb2_grpc
 from pseudoword.registry.v1 import resources_pb2 as registry_resources
-from storage.tensors import read_tensors, tensors_digest
 
 from diffusion.checkpoint import BaseModel
 from diffusion.match import Match, match
@@ -18,6 +17,7 @@ from rpc.clients import as_caller, forwarded
 from rpc.errors import DataLoss, FailedPrecondition, InvalidArgument, from_status
 from rpc.identity import Principal
 from service.metrics import EngineMetrics
+from storage.tensors import read_tensors, tensors_digest
 
 ENCODER = "text_encoder"
 _MATCHES = {Match.EXACT: resources_pb2.MATCH_EXACT, Match.FAMILY: resources_pb2.MATCH_FAMILY}

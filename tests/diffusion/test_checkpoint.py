@@ -1,0 +1,121 @@
+"""Loading checkpoints, good and bad, and what is said of them."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pseudoword.names import WordRef
+
+from diffusion import decode
+from diffusion.checkpoint import BUNDLED, BaseModel
+from diffusion.encoder import PromptEncoder
+from diffusion.errors import CheckpointInvalid
+from diffusion.match import Match, match
+from diffusion.prompt import parse
+
+
+def change(file: Path, **values: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The bundled checkpoint, to be changed."""
+    return Path(shutil.copytree(BUNDLED, tmp_path / "my-model"))
+
+
+def test_what_the_bundled_model_is(model: BaseModel) -> None:
+    spec = model.spec
+    assert (spec.family, spec.checkpoint) == ("miniature", "miniature")
+    assert (spec.sample_size_px, spec.size_multiple_px, spec.vae_scale) == (64, 8, 4)
+    assert (spec.encoders[0].dims, spec.encoders[0].length) == (128, 32)
+    assert not any(parameter.requires_grad for part in (model.unet, model.vae) for parameter in part.parameters())
+    assert sum(file.stat().st_size for file in BUNDLED.rglob("*") if file.is_file()) < 25e6
+
+
+def test_digests_do_not_depend_on_the_precision(model: BaseModel) -> None:
+    half = BaseModel.load(None, dtype=torch.float16)
+    assert half.unet.dtype == torch.float16
+    assert half.spec == model.spec
+
+
+def test_another_name_and_other_weights(copy: Path, model: BaseModel) -> None:
+    index = json.loads((copy / "model_index.json").read_text())
+    del index["_pseudoword_family"]
+    (copy / "model_index.json").write_text(json.dumps(index))
+    change(copy / "scheduler/scheduler_config.json", prediction_type="v_prediction")
+    other = BaseModel.load(str(copy))
+    assert (other.spec.family, other.spec.checkpoint) == ("clip-128", "my-model")
+    assert other.spec.prediction_type == "v_prediction"
+    assert other.spec.digest == model.spec.digest
+
+
+def test_an_attention_mask_is_used_where_the_checkpoint_wants_it(copy: Path, model: BaseModel) -> None:
+    change(copy / "text_encoder/config.json", use_attention_mask=True)
+    masked = PromptEncoder(BaseModel.load(str(copy))).encode([parse("a dog")], {})
+    plain = PromptEncoder(model).encode([parse("a dog")], {})
+    # CLIP reads from left to right, so only what comes after the text sees the padding.
+    assert torch.equal(masked[:, :4], plain[:, :4])
+    assert not torch.equal(masked[:, 5:], plain[:, 5:])
+
+
+@pytest.mark.parametrize("what", ["missing", "no index", "no weights", "pickle only", "other kind"])
+def test_bad_checkpoints_are_named(copy: Path, what: str) -> None:
+    if what == "missing":
+        shutil.rmtree(copy)
+    elif what == "no index":
+        (copy / "model_index.json").unlink()
+    elif what == "no weights":
+        (copy / "unet/diffusion_pytorch_model.safetensors").unlink()
+    elif what == "pickle only":
+        file = copy / "vae/diffusion_pytorch_model.safetensors"
+        torch.save({"a": torch.zeros(1)}, file.with_suffix(".bin"))
+        file.unlink()
+    else:
+        change(copy / "scheduler/scheduler_config.json", prediction_type="sample")
+    with pytest.raises(CheckpointInvalid) as caught:
+        BaseModel.load(str(copy))
+    assert str(copy) in caught.value.message
+
+
+def test_match(model: BaseModel) -> None:
+    encoder = model.spec.encoders[0]
+    same = {"family": "miniature", "dims": 128, "vocabulary_digest": encoder.vocabulary_digest}
+    for change_of, expected in (
+        ({}, Match.EXACT),
+        ({"vocabulary_digest": "0" * 64}, Match.FAMILY),
+        ({"family": None, "vocabulary_digest": None}, Match.FAMILY),
+        ({"dims": 768}, Match.MISMATCH),
+        ({"family": "stable-diffusion-1"}, Match.MISMATCH),
+    ):
+        assert match(model.spec, **(same | change_of)) is expected  # type: ignore[arg-type]
+
+
+@torch.inference_mode()
+def test_a_preview_shows_the_colours(model: BaseModel) -> None:
+    colours = np.asarray([[(220, 40, 40), (40, 40, 220)], [(40, 200, 60), (240, 230, 120)]], dtype=np.uint8)
+    picture = colours.repeat(32, 0).repeat(32, 1)
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
+    latents = model.vae.encode(pixels).latent_dist.mean * model.vae.config.scaling_factor
+    small = decode.preview(model, latents)[0]
+    assert small.shape == (16, 16, 3)
+    for row in range(2):
+        for column in range(2):
+            seen = small[row * 8 + 4, column * 8 + 4].astype(int)
+            assert np.abs(seen - colours[row, column]).max() < 70, (row, column, seen)
+    exact = decode.decode(model, latents)[0].astype(int)
+    assert np.abs(exact - picture).mean() < 20
+
+
+def test_gradients_reach_the_word_and_nothing_else(model: BaseModel, vectors: Mapping[WordRef, torch.Tensor]) -> None:
+    leaves = {ref: tensor.clone().requires_grad_(True) for ref, tensor in vectors.items()}
+    rex, mia = leaves.values()
+    PromptEncoder(model).encode([parse("a photo of <rex>")], leaves).square().sum().backward()
+    assert rex.grad is not None
+    assert rex.grad.abs().sum() > 0
+    assert mia.grad is None
+    assert model.embedding.weight.grad is None
