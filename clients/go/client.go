@@ -1,0 +1,160 @@
+package pseudoword
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+
+	generationv1 "github.com/pseudoword/pseudoword/clients/go/gen/pseudoword/generation/v1"
+	registryv1 "github.com/pseudoword/pseudoword/clients/go/gen/pseudoword/registry/v1"
+	trainerv1 "github.com/pseudoword/pseudoword/clients/go/gen/pseudoword/trainer/v1"
+)
+
+const maxMessageBytes = 16 << 20
+
+// Only what may safely be repeated: every unary call reads, or carries a request id that makes a repeat harmless.
+const serviceConfig = `{
+  "methodConfig": [{
+    "name": [{}],
+    "retryPolicy": {
+      "maxAttempts": 4,
+      "initialBackoff": "0.2s",
+      "maxBackoff": "3s",
+      "backoffMultiplier": 2.5,
+      "retryableStatusCodes": ["UNAVAILABLE"]
+    }
+  }],
+  "loadBalancingConfig": [{"round_robin": {}}]
+}`
+
+// Options says where the three servers are and who is calling.
+type Options struct {
+	// Registry, Trainer and Generation are addresses, HOST:PORT. Empty: 127.0.0.1:7361, :7362 and :7363.
+	Registry, Trainer, Generation string
+	// Token is a bearer token. Without CA it is sent to loopback addresses only.
+	Token string
+	// CA is a PEM file of certificate authorities; it switches TLS on.
+	CA string
+	// Tenant is whose words are meant. Empty: "default".
+	Tenant string
+}
+
+// Client is a connection to the three servers on behalf of one tenant. It is safe for concurrent use.
+type Client struct {
+	// Registry, Trainer and Generation are the generated clients; their failures are read by FromCall.
+	Registry   registryv1.RegistryServiceClient
+	Trainer    trainerv1.TrainerServiceClient
+	Generation generationv1.GenerationServiceClient
+
+	tenant      string
+	connections []*grpc.ClientConn
+}
+
+// New makes a client. Connections are made when they are first needed, so servers may start later; a bad option fails
+// here.
+func New(options Options) (*Client, error) {
+	if options.Tenant == "" {
+		options.Tenant = "default"
+	}
+	client := &Client{tenant: "tenants/" + options.Tenant}
+	addresses := [...]string{
+		orElse(options.Registry, "127.0.0.1:7361"),
+		orElse(options.Trainer, "127.0.0.1:7362"),
+		orElse(options.Generation, "127.0.0.1:7363"),
+	}
+	for _, address := range addresses {
+		connection, err := connect(address, options)
+		if err != nil {
+			_ = client.Close()
+			return nil, err
+		}
+		client.connections = append(client.connections, connection)
+	}
+	client.Registry = registryv1.NewRegistryServiceClient(client.connections[0])
+	client.Trainer = trainerv1.NewTrainerServiceClient(client.connections[1])
+	client.Generation = generationv1.NewGenerationServiceClient(client.connections[2])
+	return client, nil
+}
+
+// Close ends all connections; calls that are running fail.
+func (c *Client) Close() error {
+	var failures []error
+	for _, connection := range c.connections {
+		failures = append(failures, connection.Close())
+	}
+	return errors.Join(failures...)
+}
+
+func connect(address string, options Options) (*grpc.ClientConn, error) {
+	transport := insecure.NewCredentials()
+	if options.CA != "" {
+		pem, err := os.ReadFile(options.CA)
+		if err != nil {
+			return nil, fmt.Errorf("pseudoword: certificate authorities: %w", err)
+		}
+		authorities := x509.NewCertPool()
+		if !authorities.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("pseudoword: %s holds no certificate", options.CA)
+		}
+		transport = credentials.NewTLS(&tls.Config{RootCAs: authorities, MinVersion: tls.VersionTLS12})
+	}
+	dial := []grpc.DialOption{
+		grpc.WithTransportCredentials(transport),
+		grpc.WithDefaultServiceConfig(serviceConfig),
+		grpc.WithDefaultCallOptions(
+			grpc.MaxCallRecvMsgSize(maxMessageBytes), grpc.MaxCallSendMsgSize(maxMessageBytes),
+		),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: time.Minute, Timeout: 20 * time.Second}),
+	}
+	if options.Token != "" {
+		if options.CA == "" && !isLoopback(address) {
+			return nil, fmt.Errorf(
+				"pseudoword: a token is not sent to %s without TLS: set Options.CA to the server's certificate authority",
+				address,
+			)
+		}
+		dial = append(dial, grpc.WithPerRPCCredentials(bearer{token: options.Token, secure: options.CA != ""}))
+	}
+	return grpc.NewClient(address, dial...)
+}
+
+// bearer adds the token to every call.
+type bearer struct {
+	token  string
+	secure bool
+}
+
+func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return map[string]string{"authorization": "Bearer " + b.token}, nil
+}
+
+func (b bearer) RequireTransportSecurity() bool { return b.secure }
+
+func isLoopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	if host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+func orElse(text, otherwise string) string {
+	if text == "" {
+		return otherwise
+	}
+	return text
+}

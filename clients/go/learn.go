@@ -1,0 +1,201 @@
+package pseudoword
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	registryv1 "github.com/pseudoword/pseudoword/clients/go/gen/pseudoword/registry/v1"
+	trainerv1 "github.com/pseudoword/pseudoword/clients/go/gen/pseudoword/trainer/v1"
+)
+
+const (
+	chunkBytes = 256 << 10
+	// patience is how long a trainer that is away is waited for; pause is between two tries.
+	patience = time.Minute
+	pause    = 500 * time.Millisecond
+)
+
+// LearnOptions says how a word is learned; the zero value is a good choice.
+type LearnOptions struct {
+	// Start is what the learning starts from, words of the vocabulary such as "dog". Empty: the recipe's default.
+	Start string
+	// Kind is what sort of thing the pictures show. Unspecified: an object.
+	Kind registryv1.ConceptKind
+	// Vectors is the number of vectors of the word, 1 to 16; 0: 1.
+	Vectors int32
+	// Seed is the seed of all draws: equal seeds give equal words on one machine.
+	Seed int64
+	// OnEvent, where set, is told everything that happens to the job: states, progress, previews.
+	OnEvent func(*trainerv1.JobEvent)
+}
+
+// Learn learns a word for what the pictures (PNG, JPEG or WebP files) show and returns its new version. It returns when
+// the job has ended, also when the trainer was away for a while; a job that failed or was cancelled is an *Error.
+// Cancelling the context ends the waiting and not the job.
+func (c *Client) Learn(
+	ctx context.Context, concept string, pictures [][]byte, options LearnOptions,
+) (*registryv1.Version, error) {
+	job := &trainerv1.Job{
+		Concept: c.concept(concept),
+		Kind:    options.Kind,
+		Vectors: options.Vectors,
+		Seed:    options.Seed,
+	}
+	if options.Start != "" {
+		job.Start = &trainerv1.Start{Start: &trainerv1.Start_Words{Words: options.Start}}
+	}
+	for _, picture := range pictures {
+		uploaded, err := c.Upload(ctx, picture)
+		if err != nil {
+			return nil, err
+		}
+		job.Examples = append(job.Examples, &trainerv1.Example{Picture: uploaded.GetName()})
+	}
+	created, err := c.Trainer.CreateJob(ctx, &trainerv1.CreateJobRequest{
+		Parent: c.tenant, Job: job, RequestId: rand.Text(),
+	})
+	if err != nil {
+		return nil, FromCall(err)
+	}
+	ended, err := c.await(ctx, created.GetName(), options.OnEvent)
+	if err != nil {
+		return nil, err
+	}
+	name, err := published(ended)
+	if err != nil {
+		return nil, err
+	}
+	version, err := c.Registry.GetVersion(ctx, &registryv1.GetVersionRequest{Name: name})
+	return version, FromCall(err)
+}
+
+// Upload uploads one picture to learn from; the same bytes give the same resource.
+func (c *Client) Upload(ctx context.Context, picture []byte) (*trainerv1.Picture, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.Trainer.UploadPicture(ctx)
+	if err != nil {
+		return nil, FromCall(err)
+	}
+	for message := range uploadMessages(c.tenant, picture) {
+		// io.EOF says that the server has answered already; CloseAndRecv tells what.
+		if err := stream.Send(message); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return nil, FromCall(err)
+		}
+	}
+	uploaded, err := stream.CloseAndRecv()
+	return uploaded, FromCall(err)
+}
+
+// uploadMessages gives the header and then the chunks of one picture.
+func uploadMessages(tenant string, picture []byte) iter.Seq[*trainerv1.UploadPictureRequest] {
+	return func(yield func(*trainerv1.UploadPictureRequest) bool) {
+		digest := sha256.Sum256(picture)
+		header := &trainerv1.UploadPictureRequest_Header{
+			Parent: tenant, SizeBytes: int64(len(picture)), Sha256: hex.EncodeToString(digest[:]),
+		}
+		if !yield(&trainerv1.UploadPictureRequest{Message: &trainerv1.UploadPictureRequest_Header_{Header: header}}) {
+			return
+		}
+		for len(picture) > 0 {
+			size := min(chunkBytes, len(picture))
+			chunk := &trainerv1.UploadPictureRequest_Chunk{Chunk: picture[:size]}
+			if !yield(&trainerv1.UploadPictureRequest{Message: chunk}) {
+				return
+			}
+			picture = picture[size:]
+		}
+	}
+}
+
+// await watches a job until it has ended. A watch that breaks off is opened again; quiet is not away, so patience is
+// counted from the first failure in a row.
+func (c *Client) await(
+	ctx context.Context, name string, onEvent func(*trainerv1.JobEvent),
+) (*trainerv1.Job, error) {
+	var awaySince time.Time
+	for {
+		job, err := c.watch(ctx, name, func(event *trainerv1.JobEvent) {
+			awaySince = time.Time{}
+			if onEvent != nil {
+				onEvent(event)
+			}
+		})
+		if job != nil {
+			return job, nil
+		}
+		if err != nil {
+			if awaySince.IsZero() {
+				awaySince = time.Now()
+			}
+			if status.Code(err) != codes.Unavailable || time.Since(awaySince) > patience {
+				return nil, FromCall(err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil, FromCall(status.FromContextError(ctx.Err()).Err())
+		case <-time.After(pause):
+		}
+	}
+}
+
+// watch returns the job once it has ended, or neither a job nor an error when the stream ended before.
+func (c *Client) watch(
+	ctx context.Context, name string, onEvent func(*trainerv1.JobEvent),
+) (*trainerv1.Job, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.Trainer.WatchJob(ctx, &trainerv1.WatchJobRequest{Name: name})
+	if err != nil {
+		return nil, err
+	}
+	for {
+		message, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		onEvent(message.GetEvent())
+		if job := message.GetEvent().GetJob(); hasEnded(job) {
+			return job, nil
+		}
+	}
+}
+
+func hasEnded(job *trainerv1.Job) bool {
+	switch job.GetState() {
+	case trainerv1.Job_STATE_SUCCEEDED, trainerv1.Job_STATE_FAILED, trainerv1.Job_STATE_CANCELLED:
+		return true
+	default:
+		return false
+	}
+}
+
+// published is the name of the version that an ended job has published, or why there is none.
+func published(job *trainerv1.Job) (string, error) {
+	switch job.GetState() {
+	case trainerv1.Job_STATE_SUCCEEDED:
+		return job.GetVersion(), nil
+	case trainerv1.Job_STATE_FAILED:
+		return "", FromStatus(job.GetError())
+	default:
+		cancelled := fromStatus(status.New(codes.Canceled, fmt.Sprintf("%s was cancelled", job.GetName())))
+		cancelled.Reason = "JOB_CANCELLED"
+		return "", cancelled
+	}
+}
