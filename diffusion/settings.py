@@ -13,12 +13,15 @@ class ModelSettings(Table, frozen=True, extra="forbid"):
     """The resident model."""
 
     source: str | None = Field(
-        None, description="Folder or hub id of a Stable Diffusion 1.x or 2.x checkpoint; absent: the bundled miniature"
+        default=None,
+        description="Folder or hub id of a Stable Diffusion 1.x or 2.x checkpoint; absent: the bundled miniature",
     )
-    revision: str | None = Field(None, description="Revision of a hub id")
-    device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto takes cuda where there is one")
-    dtype: str = Field("float32", pattern="^(float32|float16|bfloat16)$", description="Precision of the weights")
-    threads: int | None = Field(None, ge=1, description="CPU threads of the model; absent: all cores")
+    revision: str | None = Field(default=None, description="Revision of a hub id")
+    device: str = Field(default="auto", description="cpu, cuda, cuda:1, ...; auto takes cuda where there is one")
+    dtype: str = Field(
+        default="float32", pattern="^(float32|float16|bfloat16)$", description="Precision of the weights"
+    )
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of the model; absent: all cores")
 
 
 def load_model(settings: ModelSettings) -> BaseModel:

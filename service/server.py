@@ -4,9 +4,9 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from math import inf
-from typing import NoReturn
+from typing import Any, NoReturn
 
-import grpc
+import grpc.aio
 import structlog
 from google.protobuf.duration_pb2 import Duration
 from pseudoword.generation.v1 import generation_pb2, generation_pb2_grpc, resources_pb2
@@ -31,6 +31,7 @@ CHUNK_BYTES = 256 * 2**10
 _MAX_PREFETCH = 64
 
 _logger = structlog.get_logger(__name__)
+Context = grpc.aio.ServicerContext[Any, Any]
 Responses = AsyncIterator[generation_pb2.GenerateResponse]
 
 
@@ -45,7 +46,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self._encoder = PromptEncoder(model)
         self._recorder = Recorder(model)
 
-    async def Generate(self, request: generation_pb2.GenerateRequest, context: grpc.aio.ServicerContext) -> Responses:
+    async def Generate(self, request: generation_pb2.GenerateRequest, context: Context) -> Responses:
         """Checks, resolves, lets in, and passes on what the engine tells."""
         arrived = time.monotonic()
         drawing = check(request, self._model.spec, self._settings.defaults, self._settings.limits)
@@ -115,9 +116,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         )
         yield generation_pb2.GenerateResponse(done=done)
 
-    async def GetModel(
-        self, request: generation_pb2.GetModelRequest, context: grpc.aio.ServicerContext
-    ) -> resources_pb2.Model:
+    async def GetModel(self, request: generation_pb2.GetModelRequest, context: Context) -> resources_pb2.Model:
         """What is resident, and what may be asked of it."""
         current_principal()
         spec, limits, defaults = self._model.spec, self._settings.limits, self._settings.defaults
@@ -148,7 +147,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         )
 
     async def PrefetchWords(
-        self, request: generation_pb2.PrefetchWordsRequest, context: grpc.aio.ServicerContext
+        self, request: generation_pb2.PrefetchWordsRequest, context: Context
     ) -> generation_pb2.PrefetchWordsResponse:
         """Fetches words ahead of their first use."""
         wrong = Violations()
@@ -167,34 +166,27 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         words = await self._words.attach(tenant.tenant, refs, principal, field="words")
         return generation_pb2.PrefetchWordsResponse(words=[word.use for word in words])
 
-    async def CreateBatch(
-        self, request: generation_pb2.CreateBatchRequest, context: grpc.aio.ServicerContext
-    ) -> resources_pb2.Batch:
+    async def CreateBatch(self, request: generation_pb2.CreateBatchRequest, context: Context) -> resources_pb2.Batch:
         """Not built yet."""
         _batches(request.parent, Role.WRITER)
 
-    async def GetBatch(
-        self, request: generation_pb2.GetBatchRequest, context: grpc.aio.ServicerContext
-    ) -> resources_pb2.Batch:
+    async def GetBatch(self, request: generation_pb2.GetBatchRequest, context: Context) -> resources_pb2.Batch:
         """Not built yet."""
         _batches(request.name, Role.READER)
 
     async def ListBatches(
-        self, request: generation_pb2.ListBatchesRequest, context: grpc.aio.ServicerContext
+        self, request: generation_pb2.ListBatchesRequest, context: Context
     ) -> generation_pb2.ListBatchesResponse:
         """Not built yet."""
         _batches(request.parent, Role.READER)
 
-    async def WatchBatch(
-        self, request: generation_pb2.WatchBatchRequest, context: grpc.aio.ServicerContext
+    def WatchBatch(
+        self, request: generation_pb2.WatchBatchRequest, context: Context
     ) -> AsyncIterator[generation_pb2.WatchBatchResponse]:
         """Not built yet."""
         _batches(request.name, Role.READER)
-        yield generation_pb2.WatchBatchResponse()
 
-    async def CancelBatch(
-        self, request: generation_pb2.CancelBatchRequest, context: grpc.aio.ServicerContext
-    ) -> resources_pb2.Batch:
+    async def CancelBatch(self, request: generation_pb2.CancelBatchRequest, context: Context) -> resources_pb2.Batch:
         """Not built yet."""
         _batches(request.name, Role.WRITER)
 

@@ -12,29 +12,31 @@ from rpc.settings import ServerSettings, Settings
 class Defaults(BaseModel):
     """What an absent setting of a picture means."""
 
-    steps: int = Field(20, ge=1, le=150, description="Denoising steps.")
-    guidance: float = Field(4.0, ge=1, le=30, description="Guidance scale.")
-    scheduler: str = Field("ddim", description="Name of the scheduler.")
+    steps: int = Field(default=20, ge=1, le=150, description="Denoising steps.")
+    guidance: float = Field(default=4.0, ge=1, le=30, description="Guidance scale.")
+    scheduler: str = Field(default="ddim", description="Name of the scheduler.")
 
 
 class Limits(BaseModel):
     """What one request, and all of them together, may ask for."""
 
-    max_steps: int = Field(150, ge=1, description="Most steps of a picture.")
-    max_guidance: float = Field(30.0, ge=1, description="Greatest guidance scale.")
-    max_count: int = Field(16, ge=1, description="Most pictures of a request.")
-    max_size_px: int = Field(1024, ge=8, description="Greatest width and height in pixels.")
-    max_pictures: int = Field(128, ge=1, description="Most pictures that wait or are drawn at once.")
-    max_rows: int = Field(32, ge=1, description="Most rows in one call of the denoiser; guidance takes two a picture.")
-    aging: timedelta = Field(timedelta(seconds=10), description="Waiting this long is worth one priority.")
+    max_steps: int = Field(default=150, ge=1, description="Most steps of a picture.")
+    max_guidance: float = Field(default=30.0, ge=1, description="Greatest guidance scale.")
+    max_count: int = Field(default=16, ge=1, description="Most pictures of a request.")
+    max_size_px: int = Field(default=1024, ge=8, description="Greatest width and height in pixels.")
+    max_pictures: int = Field(default=128, ge=1, description="Most pictures that wait or are drawn at once.")
+    max_rows: int = Field(
+        default=32, ge=1, description="Most rows in one call of the denoiser; guidance takes two a picture."
+    )
+    aging: timedelta = Field(default=timedelta(seconds=10), description="Waiting this long is worth one priority.")
 
 
 class WordSettings(BaseModel):
     """Words: where vectors are kept, what fits."""
 
-    cache_bytes: int = Field(256 * 2**20, ge=2**20, description="Most bytes of vectors kept on the device.")
+    cache_bytes: int = Field(default=256 * 2**20, ge=2**20, description="Most bytes of vectors kept on the device.")
     allow_family: bool = Field(
-        True,
+        default=True,
         description="Whether a word made for another model of the family, or of unknown base, may be used unasked.",
     )
 

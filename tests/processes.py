@@ -1,0 +1,84 @@
+"""Servers as processes, started and stopped as an operator would."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+_START_S = 120.0
+_STOP_S = 60.0
+
+
+class Process:
+    """`python -m MODULE ARGUMENTS` on loopback; its log is `<folder>/<module>.log`.
+
+    with Process("registry", tmp_path, "--store.address", "...") as registry:
+        registry.address
+    """
+
+    def __init__(
+        self, module: str, folder: Path, *arguments: str, environment: Mapping[str, str] | None = None, port: int = 0
+    ) -> None:
+        self.module = module
+        self.log = folder / f"{module}.log"
+        self._file = folder / f"{module}.json"
+        self._command = [
+            sys.executable,
+            "-m",
+            module,
+            *("--server.listen", f"127.0.0.1:{port}", "--server.address-file", str(self._file)),
+            *arguments,
+        ]
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("PSEUDOWORD_")}
+        self._environment = clean | dict(environment or {})
+        self._process: subprocess.Popen[bytes] | None = None
+        self.address = ""
+        self.metrics_address = ""
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def start(self) -> None:
+        """Returns once the server is ready."""
+        self._file.unlink(missing_ok=True)
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=self._environment)
+        end = time.monotonic() + _START_S
+        while not self._file.exists():
+            assert self._process.poll() is None, f"{self.module} ended:\n{self.log_end()}"
+            assert time.monotonic() < end, f"{self.module} is not ready:\n{self.log_end()}"
+            time.sleep(0.05)
+        addresses = json.loads(self._file.read_text())
+        self.address, self.metrics_address = addresses["grpc"], addresses["metrics"]
+
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL: no chance to tidy up."""
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def terminate(self) -> int:
+        """SIGTERM: drains. Returns the exit status."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def wait(self) -> int:
+        assert self._process is not None
+        return self._process.wait(_STOP_S)
+
+    def log_end(self) -> str:
+        return self.log.read_text(errors="replace")[-3000:]
