@@ -114,7 +114,7 @@ def test_a_preview_shows_the_colours(model: BaseModel) -> None:
 def test_gradients_reach_the_word_and_nothing_else(model: BaseModel, vectors: Mapping[WordRef, torch.Tensor]) -> None:
     leaves = {ref: tensor.clone().requires_grad_(True) for ref, tensor in vectors.items()}
     rex, mia = leaves.values()
-    PromptEncoder(model).encode([parse("a photo of <rex>")], leaves).square().sum().backward()
+    PromptEncoder(model).encode([parse("a photo of <rex>")], leaves).square().sum().backward()  # type: ignore[no-untyped-call]
     assert rex.grad is not None
     assert rex.grad.abs().sum() > 0
     assert mia.grad is None

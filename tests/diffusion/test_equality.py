@@ -43,7 +43,7 @@ def ours(
 ) -> Denoising:
     encoder = PromptEncoder(model)
     size = model.spec.sample_size_px
-    settings = {"scheduler": "ddim", "steps": 4, "seed": _SEED, "width": size, "height": size} | how
+    settings: dict[str, Any] = {"scheduler": "ddim", "steps": 4, "seed": _SEED, "width": size, "height": size} | how
     return Denoising(
         model,
         embeds=encoder.encode([parse(prompt)], vectors),
@@ -135,7 +135,7 @@ def test_nothing_remains_of_a_word(model: BaseModel, vectors: Vectors) -> None:
 def test_any_mix_shares_a_call(model: BaseModel, vectors: Vectors) -> None:
     """Within 1e-3 of the value range of what each gives alone, before rounding; one level of 255 after."""
     names = list(SCHEDULERS)
-    how = [
+    how: list[dict[str, Any]] = [
         {"prompt": "a photo of <rex>", "scheduler": name, "steps": 3 + i % 4, "guidance": (1.0, 4.0, 7.5)[i % 3]}
         for i, name in enumerate(names)
     ]
@@ -151,8 +151,8 @@ def test_any_mix_shares_a_call(model: BaseModel, vectors: Vectors) -> None:
     for name, solo, mixed in zip(names, alone, together, strict=True):
         span = (solo.latents.max() - solo.latents.min()).item()
         assert (solo.latents - mixed.latents).abs().max().item() < 1e-3 * span, name
-        one, other = (decode.decode(model, each.latents)[0].astype(int) for each in (solo, mixed))
-        assert np.abs(one - other).max() <= 1, name
+        left, right = (decode.decode(model, each.latents)[0].astype(int) for each in (solo, mixed))
+        assert np.abs(left - right).max() <= 1, name
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

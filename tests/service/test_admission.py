@@ -14,7 +14,7 @@ def ticket(number: int, **fields: object) -> Ticket:
     return Ticket(**({"id": number, "tenant": "a", "shape": (64, 64), "rows": 2} | fields))  # type: ignore[arg-type]
 
 
-_TICKETS = st.lists(
+_TICKETS: st.SearchStrategy[list[dict[str, object]]] = st.lists(
     st.builds(
         dict,
         tenant=st.sampled_from("abc"),

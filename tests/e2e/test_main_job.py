@@ -1,0 +1,119 @@
+"""The main job by the command line: four pictures in, a word out, pictures of it back; and diffusers agrees."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusion.checkpoint import BUNDLED
+from tests.e2e.conftest import REX, Run
+
+_PICTURES = [str(path) for path in REX]
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_four_pictures_in_and_pictures_back(run: Run, tmp_path: Path) -> None:
+    learned = run("learn", "rex", *_PICTURES, "--init", "toy", "--steps", "12")
+    assert learned.returncode == 0, learned.stderr
+    assert learned.stdout.startswith("tenants/default/concepts/rex/versions/1")
+
+    for name in ("one.png", "two.png"):
+        drawn = run("draw", "a photo of <rex> on the beach", "-o", name, "--seed", "3", "--steps", "8")
+        assert drawn.returncode == 0, drawn.stderr
+    first, second = ((tmp_path / name).read_bytes() for name in ("one.png", "two.png"))
+    assert first == second
+
+    exported = run("export", "rex", "-o", "rex.safetensors")
+    assert exported.returncode == 0, exported.stderr
+    pipeline: Any = diffusers.StableDiffusionPipeline.from_pretrained(
+        str(BUNDLED), dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.load_textual_inversion(tmp_path, weight_name="rex.safetensors")
+    theirs = pipeline(
+        "a photo of <rex> on the beach",
+        num_inference_steps=8,
+        guidance_scale=4.0,
+        generator=torch.Generator("cpu").manual_seed(3),
+    ).images[0]
+    assert np.array_equal(np.asarray(theirs), np.asarray(Image.open(tmp_path / "one.png")))
+
+    imported = run("import", "rex", "rex.safetensors", "--json")
+    assert imported.returncode == 0, imported.stderr
+    again = run("versions", "rex", "--json")
+    two, one = lines(again.stdout)
+    assert two["tensors_digest"] == one["tensors_digest"]
+    assert two["provenance"]["origin"] == "ORIGIN_IMPORTED"
+    assert one["provenance"]["job"].startswith("tenants/default/jobs/")
+
+
+def test_aliases_by_the_command_line(run: Run) -> None:
+    for seed in ("1", "2"):
+        done = run("learn", "ball", *_PICTURES[:3], "--steps", "1", "--seed", seed, "--json")
+        assert done.returncode == 0, done.stderr
+    assert run("alias", "set", "ball", "production", "2", "--reason", "better").returncode == 0
+    assert run("alias", "set", "ball", "production", "1").returncode == 0
+    back = run("alias", "rollback", "ball", "production", "--json")
+    assert lines(back.stdout)[0]["version"].endswith("/versions/2")
+    history = [
+        change["version"][-1] for change in lines(run("alias", "history", "ball", "production", "--json").stdout)
+    ]
+    assert history == ["2", "1", "2"]
+    (words,) = [word for word in lines(run("words", "--json").stdout) if word["name"].endswith("/ball")]
+    assert words["aliases"] == {"production": "2"}
+    shown = run("show", "ball@1")
+    assert "production" not in shown.stdout
+    assert "seed 1" in shown.stdout
+
+
+def test_a_contact_sheet_and_single_files(run: Run, tmp_path: Path) -> None:
+    done = run("draw", "a dog", "-o", "dog.png", "--count", "3", "--steps", "2", "--fast")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["dog-1.png", "dog-2.png", "dog-3.png", "dog.png"]
+    assert Image.open(tmp_path / "dog-1.png").size == (64, 64)
+    assert Image.open(tmp_path / "dog.png").width > 3 * 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("draw", "<nothing>", "-o", "x.png"), "<nothing>"),
+        (("draw", "a dog", "-o", "x.gif"), ".gif"),
+        (("draw", "a dog", "-o", "x.png", "--scheduler", "magic"), "magic"),
+        (("learn", "Rex", _PICTURES[0]), "Rex"),
+        (("learn", "a" * 64, _PICTURES[0]), "63"),
+        (("learn", "rex"), "PICTURE"),
+        (("show", "rex@77"), "rex"),
+        (("alias", "set", "rex", "latest", "1"), "latest"),
+        (("versions", "unknown-word"), "unknown-word"),
+        (("words", "--registry", "127.0.0.1:1"), "pseudoword up"),
+    ],
+)
+def test_failures_say_what_is_wrong(run: Run, tmp_path: Path, arguments: tuple[str, ...], text: str) -> None:
+    done = run(*arguments)
+    assert done.returncode != 0
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_failures_as_json(run: Run) -> None:
+    done = run("draw", "<nothing>", "-o", "x.png", "--json")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert json.loads(done.stderr)["error"]["reason"] == "WORD_UNKNOWN"
+
+
+@pytest.mark.parametrize("command", ["", "learn", "draw", "words", "watch", "alias", "import", "up", "demo"])
+def test_help_teaches(run: Run, command: str) -> None:
+    done = run(*command.split(), "--help")
+    assert done.returncode == 0
+    assert "Usage: pseudoword" in done.stdout

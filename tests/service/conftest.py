@@ -1,0 +1,89 @@
+"""A registry and a Generation server, and words in them."""
+
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pseudoword.channel import Endpoints
+from pseudoword.client import Client, errors
+from pseudoword.registry.v1 import registry_pb2, resources_pb2
+
+from diffusion.checkpoint import BaseModel
+from diffusion.messages import base_model
+from storage.tensors import write_tensors
+from tests.processes import Process
+
+MAX_PICTURES = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """Running servers and a client of them."""
+
+    registry: Process
+    generation: Process
+    client: Client
+
+    def client_of(self, tenant: str) -> Client:
+        return Client(Endpoints(registry=self.registry.address, generation=self.generation.address), tenant=tenant)
+
+    def waiting(self) -> float:
+        """Pictures that wait or are being drawn, as Prometheus sees it."""
+        with urllib.request.urlopen(f"http://{self.generation.metrics_address}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        line = next(line for line in lines if line.startswith("pseudoword_generation_pictures_waiting "))
+        return float(line.split()[1])
+
+
+@pytest.fixture(scope="session")
+def model() -> BaseModel:
+    return BaseModel.load(None)
+
+
+@pytest.fixture(scope="session")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    folder: Path = tmp_path_factory.mktemp("generation")
+    store = ["--store.address", str(folder / "store")]
+    with Process("registry", folder, *store) as registry:
+        settings = ["--registry.address", registry.address, "--limits.max-pictures", str(MAX_PICTURES)]
+        with (
+            Process("service", folder, *settings) as generation,
+            Client(Endpoints(registry=registry.address, generation=generation.address)) as client,
+        ):
+            yield System(registry=registry, generation=generation, client=client)
+
+
+Publish = Callable[..., resources_pb2.Version]
+
+
+@pytest.fixture(scope="session")
+def publish(system: System, model: BaseModel) -> Publish:
+    """publish(name, seed=..., vectors=..., client=...) publishes random vectors as the word's next version."""
+
+    def make(
+        name: str,
+        *,
+        seed: int = 0,
+        vectors: int = 1,
+        made_for: resources_pb2.BaseModel | None = None,
+        client: Client | None = None,
+    ) -> resources_pb2.Version:
+        client = client or system.client
+        base = made_for or base_model(model.spec)
+        tensor = np.random.default_rng(seed).normal(0, 0.05, (vectors, base.encoders[0].dimensions)).astype(np.float32)
+        version = resources_pb2.Version(base_model=base)
+        version.base_model.encoders[0].vectors = vectors
+        request = registry_pb2.PublishVersionRequest(
+            parent=str(client.concept(name)),
+            version=version,
+            embedding=write_tensors({"text_encoder": tensor}),
+            create_concept=True,
+        )
+        with errors():
+            published: resources_pb2.Version = client.registry.PublishVersion(request)
+        return published
+
+    return make
