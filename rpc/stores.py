@@ -112,15 +112,15 @@ def open_ledger(store: ObjectStore, settings: StoreSettings, book: Book[_C], *, 
 
 def _views_base(store: ObjectStore, address: str) -> Path | None:
     """A folder that can be written and belongs to this store alone; None where there is none."""
-    if isinstance(store, DiskStore):
-        # No object's name begins with a dot.
-        base = store.root / ".views"
-    else:
-        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        name = hashlib.sha256(f"{store.description} {address}".encode()).hexdigest()[:16]
-        base = Path(cache).expanduser() / "pseudoword" / "views" / name
     try:
+        if isinstance(store, DiskStore):
+            # No object's name begins with a dot.
+            base = store.root / ".views"
+        else:
+            cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+            name = hashlib.sha256(f"{store.description} {address}".encode()).hexdigest()[:16]
+            base = Path(cache).expanduser() / "pseudoword" / "views" / name
         base.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home
         return None
     return base if os.access(base, os.W_OK) else None

@@ -3,6 +3,7 @@
 import hashlib
 import secrets
 from dataclasses import dataclass
+from typing import Self
 
 from storage.errors import Damaged, InvalidName
 from storage.objects import ObjectStore
@@ -15,6 +16,12 @@ class Blob:
     name: str
     sha256: str
     size: int
+
+    @classmethod
+    def of(cls, tenant: str, data: bytes) -> Self:
+        """A new name for `data`, which nothing has written yet."""
+        digest = hashlib.sha256(data).hexdigest()
+        return cls(name=f"t/{tenant}/blobs/{digest}/{secrets.token_hex(8)}", sha256=digest, size=len(data))
 
 
 class Blobs:
@@ -29,8 +36,7 @@ class Blobs:
 
     def put(self, tenant: str, data: bytes) -> Blob:
         """Write a new object. Raises what ObjectStore.put raises."""
-        digest = hashlib.sha256(data).hexdigest()
-        blob = Blob(name=f"t/{tenant}/blobs/{digest}/{secrets.token_hex(8)}", sha256=digest, size=len(data))
+        blob = Blob.of(tenant, data)
         self._store.put(blob.name, data)
         return blob
 

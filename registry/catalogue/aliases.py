@@ -1,0 +1,89 @@
+"""What may be done with aliases: set, moved, deleted, rolled back, each on an etag if wanted."""
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+from pseudoword.names import AliasName, VersionName
+
+from registry.catalogue import concepts, pointers, tenants, versions
+from registry.catalogue.commands import DeleteAlias, RollbackAlias, SetAlias
+from registry.catalogue.pointers import OF_ALIAS
+from registry.catalogue.rows import FOREVER, NOW
+from rpc.errors import Aborted, AlreadyExists, FailedPrecondition
+from storage.book import Change, Effect
+
+
+def decide_set(db: sqlite3.Connection, command: SetAlias) -> Sequence[Effect]:
+    concept = concepts.get_active(db, command.name.parent)
+    row = pointers.find(db, command.name)
+    if command.create_only and row is not None:
+        raise AlreadyExists(
+            f"{command.name} exists already", reason="ALIAS_EXISTS", metadata={"alias": str(command.name)}
+        )
+    _check_etag(command.etag, row, command.name)
+    version = versions.get(db, command.version)
+    if version["state"] == versions.YANKED:
+        raise FailedPrecondition(
+            f"{command.version} is yanked: no alias may be moved to it",
+            reason="VERSION_YANKED",
+            metadata={"version": str(command.version)},
+        )
+    body = {"version": str(command.version), "reason": command.reason, "readers": concept["readers"]}
+    return [Effect(kind="alias-set", body={"name": str(command.name), "peer": command.peer, **body})]
+
+
+def decide_delete(db: sqlite3.Connection, command: DeleteAlias) -> Sequence[Effect]:
+    concept = concepts.get_active(db, command.name.parent)
+    _check_etag(command.etag, pointers.get(db, command.name), command.name)
+    body = {"reason": command.reason, "readers": concept["readers"]}
+    return [Effect(kind="alias-deleted", body={"name": str(command.name), "peer": command.peer, **body})]
+
+
+def decide_rollback(db: sqlite3.Connection, command: RollbackAlias) -> Sequence[Effect]:
+    concept = concepts.get_active(db, command.name.parent)
+    row = pointers.get(db, command.name)
+    _check_etag(command.etag, row, command.name)
+    earlier = db.execute(
+        f"SELECT version, restored FROM aliases AS a WHERE {OF_ALIAS} AND since < :restored"
+        " AND version NOT IN (0, :now) AND EXISTS (SELECT 1 FROM versions AS v WHERE v.tenant = a.tenant"
+        f" AND v.concept = a.concept AND v.number = a.version AND v.gone = {FOREVER}"
+        f" AND v.state = '{versions.ACTIVE}') ORDER BY since DESC LIMIT 1",
+        vars(command.name) | {"at": NOW, "restored": row["restored"], "now": row["version"]},
+    ).fetchone()
+    if earlier is None:
+        raise FailedPrecondition(
+            f"{command.name} has pointed at no other version before that is in use",
+            reason="NO_EARLIER_VERSION",
+            metadata={"alias": str(command.name)},
+        )
+    target = VersionName(command.name.tenant, command.name.concept, earlier["version"])
+    body = {"version": str(target), "restored": earlier["restored"], "reason": command.reason}
+    body |= {"name": str(command.name), "peer": command.peer, "readers": concept["readers"]}
+    return [Effect(kind="alias-set", body=body)]
+
+
+def apply_set(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
+    body = change.mutation.effect
+    name = AliasName.parse(body["name"])
+    version = VersionName.parse(body["version"]).version
+    pointers.point(db, name.parent, name.alias, version, change, reason=body["reason"], restored=body.get("restored"))
+    concepts.touch(db, name.parent, change)
+    return pointers.get(db, name)
+
+
+def apply_deleted(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
+    body = change.mutation.effect
+    name = AliasName.parse(body["name"])
+    pointers.point(db, name.parent, name.alias, 0, change, reason=body["reason"])
+    concepts.touch(db, name.parent, change)
+    return {}
+
+
+def _check_etag(given: str, row: dict[str, Any] | None, name: AliasName) -> None:
+    if row is not None:
+        tenants.check_etag(given, row["etag"], str(name))
+    elif given:
+        raise Aborted(
+            f"{name} is gone since it was read", reason="ETAG_MISMATCH", metadata={"resource": str(name), "etag": ""}
+        )

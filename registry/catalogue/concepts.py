@@ -1,0 +1,239 @@
+"""Concepts: made, changed, soft-deleted, brought back, purged."""
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from json import dumps, loads
+from typing import Any
+
+from pseudoword.names import LATEST, ConceptName, TenantName
+
+from registry.catalogue import tenants
+from registry.catalogue.commands import (
+    ConceptFields,
+    CreateConcept,
+    DeleteConcept,
+    PurgeConcept,
+    Quotas,
+    UndeleteConcept,
+    UpdateConcept,
+)
+from registry.catalogue.rows import NOW, SPAN, TRUE_THEN, end, insert, place, replace
+from rpc.errors import AlreadyExists, FailedPrecondition, NotFound
+from storage.book import Change, Effect
+
+ACTIVE = "STATE_ACTIVE"
+DELETED = "STATE_DELETED"
+
+# A purged concept's name is kept, and how many versions it had, so that no number is ever used twice.
+SCHEMA = f"""
+CREATE TABLE concepts (
+    tenant TEXT NOT NULL, concept TEXT NOT NULL, {SPAN}, state TEXT NOT NULL, kind TEXT NOT NULL,
+    display_name TEXT NOT NULL, description TEXT NOT NULL, labels TEXT NOT NULL, readers TEXT NOT NULL,
+    latest INTEGER NOT NULL, count INTEGER NOT NULL, creator TEXT NOT NULL, create_us INTEGER NOT NULL,
+    update_us INTEGER NOT NULL, delete_us INTEGER, purge_us INTEGER, etag TEXT NOT NULL,
+    PRIMARY KEY (tenant, concept, since)) WITHOUT ROWID;
+CREATE INDEX concepts_gone ON concepts (gone_us, gone) WHERE gone_us IS NOT NULL;
+CREATE TABLE purged (
+    tenant TEXT NOT NULL, concept TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (tenant, concept)) WITHOUT ROWID
+"""
+
+
+def find(db: sqlite3.Connection, name: ConceptName, at: int = NOW) -> dict[str, Any] | None:
+    """A concept's row as it was at the place `at`, with `labels`, `readers` and `aliases` read."""
+    row = db.execute(
+        f"SELECT * FROM concepts WHERE tenant = :tenant AND concept = :concept AND {TRUE_THEN}",
+        {"tenant": name.tenant, "concept": name.concept, "at": at},
+    ).fetchone()
+    return None if row is None else _read(db, row, at)
+
+
+def get(db: sqlite3.Connection, name: ConceptName) -> dict[str, Any]:
+    """A concept's row, soft-deleted or not. Raises NotFound."""
+    row = find(db, name)
+    if row is None:
+        raise NotFound(f"there is no {name}", reason="CONCEPT_NOT_FOUND", metadata={"concept": str(name)})
+    return row
+
+
+def get_active(db: sqlite3.Connection, name: ConceptName) -> dict[str, Any]:
+    """A concept's row. Raises NotFound, and FailedPrecondition where it is soft-deleted."""
+    row = get(db, name)
+    if row["state"] != ACTIVE:
+        raise FailedPrecondition(
+            f"{name} is deleted: undelete it first", reason="CONCEPT_DELETED", metadata={"concept": str(name)}
+        )
+    return row
+
+
+def is_granted(row: Mapping[str, Any], tenant: str) -> bool:
+    """Whether another tenant's prompts may use the word of a concept's row."""
+    return row["state"] == ACTIVE and str(TenantName(tenant)) in row["readers"]
+
+
+def page(
+    db: sqlite3.Connection, tenant: str, where: tuple[str, Mapping[str, Any]], at: int, after: str, limit: int
+) -> list[dict[str, Any]]:
+    """Up to `limit` concepts as they were at the place `at`, in order of name, after the one called `after`."""
+    rows = db.execute(
+        f"SELECT * FROM concepts WHERE tenant = :tenant AND concept > :after AND {TRUE_THEN} AND {where[0]}"
+        " ORDER BY concept LIMIT :limit",
+        {**where[1], "tenant": tenant, "after": after, "at": at, "limit": limit},
+    )
+    return [_read(db, row, at) for row in rows]
+
+
+def _read(db: sqlite3.Connection, row: sqlite3.Row, at: int) -> dict[str, Any]:
+    pointing = db.execute(
+        "SELECT alias, version FROM aliases WHERE tenant = :tenant AND concept = :concept AND until > :at"
+        f" AND {TRUE_THEN} AND version > 0 AND alias != '{LATEST}' ORDER BY alias",
+        {"tenant": row["tenant"], "concept": row["concept"], "at": at},
+    )
+    found = dict(row) | {"labels": loads(row["labels"]), "readers": loads(row["readers"])}
+    found["aliases"] = {alias["alias"]: alias["version"] for alias in pointing}
+    return found
+
+
+def decide_create(db: sqlite3.Connection, command: CreateConcept, defaults: Quotas) -> Sequence[Effect]:
+    return creation(db, command.name, command.fields, defaults, command.peer)
+
+
+def creation(
+    db: sqlite3.Connection, name: ConceptName, fields: ConceptFields, defaults: Quotas, peer: str
+) -> list[Effect]:
+    """What makes a concept, and its tenant where that is missing. Raises AlreadyExists, ResourceExhausted."""
+    row = find(db, name)
+    if row is not None:
+        deleted = row["state"] == DELETED
+        raise AlreadyExists(
+            f"{name} exists already" + (", deleted: undelete it, or take another name" if deleted else ""),
+            reason="CONCEPT_EXISTS",
+            metadata={"concept": str(name), "state": row["state"].removeprefix("STATE_")},
+        )
+    if is_purged(db, name):
+        raise AlreadyExists(
+            f"{name} existed and was purged; its name stays taken",
+            reason="CONCEPT_EXISTS",
+            metadata={"concept": str(name), "state": "PURGED"},
+        )
+    tenant = tenants.find(db, name.tenant)
+    used = tenant["concepts"] if tenant is not None else 0
+    tenants.check_quota(tenant, defaults, "concepts", used, 1, tenant=name.tenant)
+    effects = [] if tenant is not None else [tenants.created(TenantName(name.tenant), peer)]
+    effects.append(Effect(kind="concept-created", body={"name": str(name), "peer": peer, **_body(vars(fields))}))
+    return effects
+
+
+def is_purged(db: sqlite3.Connection, name: ConceptName) -> bool:
+    """Whether a concept of this name existed and was purged."""
+    key = (name.tenant, name.concept)
+    return db.execute("SELECT 1 FROM purged WHERE tenant = ? AND concept = ?", key).fetchone() is not None
+
+
+def decide_update(db: sqlite3.Connection, command: UpdateConcept) -> Sequence[Effect]:
+    row = get_active(db, command.name)
+    tenants.check_etag(command.etag, row["etag"], str(command.name))
+    fields = {key: row[key] for key in ConceptFields.__dataclass_fields__} | dict(command.fields)
+    body = {"name": str(command.name), "peer": command.peer, **_body(fields)}
+    return [Effect(kind="concept-updated", body=body)]
+
+
+def decide_delete(db: sqlite3.Connection, command: DeleteConcept, now_us: int) -> Sequence[Effect]:
+    row = get_active(db, command.name)
+    tenants.check_etag(command.etag, row["etag"], str(command.name))
+    body = {"name": str(command.name), "peer": command.peer, "purge_us": now_us + command.kept_us}
+    return [Effect(kind="concept-deleted", body=body | {"readers": row["readers"]})]
+
+
+def decide_undelete(db: sqlite3.Connection, command: UndeleteConcept) -> Sequence[Effect]:
+    row = get(db, command.name)
+    if row["state"] != DELETED:
+        raise FailedPrecondition(
+            f"{command.name} is not deleted", reason="CONCEPT_ACTIVE", metadata={"concept": str(command.name)}
+        )
+    tenants.check_etag(command.etag, row["etag"], str(command.name))
+    body = {"name": str(command.name), "peer": command.peer, "readers": row["readers"]}
+    return [Effect(kind="concept-undeleted", body=body)]
+
+
+def decide_purge(db: sqlite3.Connection, command: PurgeConcept, now_us: int) -> Sequence[Effect]:
+    row = get(db, command.name)
+    if row["state"] != DELETED:
+        raise FailedPrecondition(
+            f"{command.name} is not deleted: delete it first",
+            reason="CONCEPT_ACTIVE",
+            metadata={"concept": str(command.name)},
+        )
+    if now_us < row["purge_us"] and not command.force:
+        raise FailedPrecondition(
+            f"{command.name} is kept until its purge_time, unless the purge is forced",
+            reason="CONCEPT_KEPT",
+            metadata={"concept": str(command.name)},
+        )
+    return [Effect(kind="concept-purged", body={"name": str(command.name), "peer": command.peer, "readers": []})]
+
+
+def apply_created(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
+    body = change.mutation.effect
+    name = ConceptName.parse(body["name"])
+    row = {key: body[key] for key in ("display_name", "description", "kind")}
+    row |= {"tenant": name.tenant, "concept": name.concept, "since": place(change.revision), "state": ACTIVE}
+    row |= {"labels": dumps(body["labels"]), "readers": dumps(body["readers"]), "latest": 0, "count": 0}
+    row |= {"creator": change.mutation.on_behalf_of or change.mutation.actor, "etag": str(change.revision)}
+    row |= {"create_us": change.time_us, "update_us": change.time_us}
+    insert(db, "concepts", row)
+    tenants.use(db, name.tenant, concepts=1)
+    return get(db, name)
+
+
+def apply_updated(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
+    body = change.mutation.effect
+    return _alter(
+        db,
+        change,
+        etag=str(change.revision),
+        display_name=body["display_name"],
+        description=body["description"],
+        labels=dumps(body["labels"]),
+        readers=dumps(body["readers"]),
+    )
+
+
+def apply_deleted(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
+    purge_us = change.mutation.effect["purge_us"]
+    return _alter(db, change, etag=str(change.revision), state=DELETED, delete_us=change.time_us, purge_us=purge_us)
+
+
+def apply_undeleted(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
+    return _alter(db, change, etag=str(change.revision), state=ACTIVE, delete_us=None, purge_us=None)
+
+
+def apply_purged(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
+    """Everything below the concept goes with it; its blobs are left to the collector."""
+    name = ConceptName.parse(change.mutation.effect["name"])
+    key = {"tenant": name.tenant, "concept": name.concept}
+    count = get(db, name)["count"]
+    size = db.execute(
+        f"SELECT sum(size) FROM versions WHERE tenant = :tenant AND concept = :concept AND {TRUE_THEN}",
+        key | {"at": NOW},
+    ).fetchone()[0]
+    for table in ("concepts", "versions", "aliases", "evaluations"):
+        end(db, table, key, change)
+    insert(db, "purged", key | {"count": count})
+    tenants.use(db, name.tenant, concepts=-1, versions=-count, embedding_bytes=-(size or 0))
+    return {}
+
+
+def touch(db: sqlite3.Connection, name: ConceptName, change: Change, **columns: Any) -> None:
+    """A version or an alias of the concept has changed."""
+    key = {"tenant": name.tenant, "concept": name.concept}
+    replace(db, "concepts", key, change, update_us=change.time_us, **columns)
+
+
+def _alter(db: sqlite3.Connection, change: Change, **columns: Any) -> dict[str, Any]:
+    name = ConceptName.parse(change.mutation.effect["name"])
+    touch(db, name, change, **columns)
+    return get(db, name)
+
+
+def _body(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {**fields, "labels": dict(fields["labels"]), "readers": list(fields["readers"])}

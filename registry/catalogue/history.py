@@ -1,0 +1,31 @@
+"""The log's entries as a tenant's audit trail."""
+
+import sqlite3
+from collections.abc import Mapping
+from typing import Any
+
+from registry.catalogue.rows import place
+from storage.book import Change
+from storage.entry import MAX_MUTATIONS
+from storage.view import change_of
+
+__all__ = ["newest", "place"]
+
+
+def newest(
+    db: sqlite3.Connection,
+    tenant: str,
+    where: tuple[str, Mapping[str, Any]],
+    before: int,
+    limit: int,
+    store_id: str,
+    shard: int,
+) -> list[Change]:
+    """Up to `limit` changes of a tenant before the place `before`, newest first."""
+    entry, index = divmod(before, MAX_MUTATIONS)
+    rows = db.execute(
+        "SELECT * FROM ledger_history WHERE tenant = :tenant AND (entry, idx) < (:entry, :index)"
+        f" AND {where[0]} ORDER BY entry DESC, idx DESC LIMIT :limit",
+        {**where[1], "tenant": tenant, "entry": entry, "index": index, "limit": limit},
+    )
+    return [change_of(row, store_id, shard) for row in rows]

@@ -1,0 +1,100 @@
+"""The table of aliases: where each points, and where it has pointed.
+
+An alias's rows are its whole history: each is true from `since` until the next one's, and none is ever removed but with
+its concept. `latest` has such a history too, written as versions come and go.
+"""
+
+import sqlite3
+from typing import Any
+
+from pseudoword.names import LATEST, AliasName, ConceptName
+
+from registry.catalogue.rows import FOREVER, NOW, SPAN, TRUE_THEN, insert, place
+from rpc.errors import NotFound
+from storage.book import Change
+
+# `version` 0: the alias did not exist from then on. `restored` is the `since` of the row that a rollback went back to,
+# or the row's own: where the next rollback goes on looking.
+SCHEMA = f"""
+CREATE TABLE aliases (
+    tenant TEXT NOT NULL, concept TEXT NOT NULL, alias TEXT NOT NULL, {SPAN}, until INTEGER NOT NULL DEFAULT {FOREVER},
+    time_us INTEGER NOT NULL, version INTEGER NOT NULL, previous INTEGER NOT NULL, restored INTEGER NOT NULL,
+    actor TEXT NOT NULL, on_behalf_of TEXT NOT NULL, reason TEXT NOT NULL, etag TEXT NOT NULL,
+    PRIMARY KEY (tenant, concept, alias, since)) WITHOUT ROWID;
+CREATE INDEX aliases_gone ON aliases (gone_us, gone) WHERE gone_us IS NOT NULL;
+CREATE INDEX aliases_version ON aliases (tenant, concept, version, until)
+"""
+OF_ALIAS = f"tenant = :tenant AND concept = :concept AND alias = :alias AND {TRUE_THEN}"
+
+
+def find(db: sqlite3.Connection, name: AliasName, at: int = NOW) -> dict[str, Any] | None:
+    """An alias's row as it was at the place `at`; None where it did not exist."""
+    row = db.execute(
+        f"SELECT * FROM aliases WHERE {OF_ALIAS} AND until > :at AND version > 0", vars(name) | {"at": at}
+    ).fetchone()
+    return None if row is None else dict(row)
+
+
+def get(db: sqlite3.Connection, name: AliasName) -> dict[str, Any]:
+    """An alias's row. Raises NotFound."""
+    return _found(find(db, name), name)
+
+
+def get_at(db: sqlite3.Connection, name: AliasName, time_us: int) -> dict[str, Any]:
+    """An alias's row as it was at a time, microseconds since 1970 UTC. Raises NotFound."""
+    row = db.execute(
+        f"SELECT * FROM aliases WHERE {OF_ALIAS} AND time_us <= :time ORDER BY since DESC LIMIT 1",
+        vars(name) | {"at": NOW, "time": time_us},
+    ).fetchone()
+    return _found(None if row is None or row["version"] == 0 else dict(row), name)
+
+
+def page(db: sqlite3.Connection, name: ConceptName, at: int, after: str, limit: int) -> list[dict[str, Any]]:
+    """Up to `limit` aliases as they were at the place `at`, in order of name, after the one called `after`."""
+    rows = db.execute(
+        f"SELECT * FROM aliases WHERE tenant = :tenant AND concept = :concept AND alias > :after AND {TRUE_THEN}"
+        f" AND until > :at AND version > 0 AND alias != '{LATEST}' ORDER BY alias LIMIT :limit",
+        vars(name) | {"at": at, "after": after, "limit": limit},
+    )
+    return [dict(row) for row in rows]
+
+
+def history(db: sqlite3.Connection, name: AliasName, at: int, before: int, limit: int) -> list[dict[str, Any]]:
+    """Up to `limit` moves up to the place `at`, newest first, made before the place `before`."""
+    rows = db.execute(
+        f"SELECT * FROM aliases WHERE {OF_ALIAS} AND since < :before ORDER BY since DESC LIMIT :limit",
+        vars(name) | {"at": at, "before": before, "limit": limit},
+    )
+    return [dict(row) for row in rows]
+
+
+def _found(row: dict[str, Any] | None, name: AliasName) -> dict[str, Any]:
+    if row is None:
+        raise NotFound(f"there is no {name}", reason="ALIAS_NOT_FOUND", metadata={"alias": str(name)})
+    return row
+
+
+def point(
+    db: sqlite3.Connection,
+    concept: ConceptName,
+    alias: str,
+    version: int,
+    change: Change,
+    *,
+    reason: str = "",
+    restored: int | None = None,
+) -> None:
+    """Let an alias point at `version` (0: at none) from this change on. `latest` has a row only where it moves."""
+    name = AliasName(concept.tenant, concept.concept, alias)
+    row = find(db, name)
+    previous = 0 if row is None else row["version"]
+    if alias == LATEST and previous == version:
+        return
+    here = place(change.revision)
+    db.execute(
+        f"UPDATE aliases SET until = :here WHERE {OF_ALIAS} AND until = {FOREVER}",
+        vars(name) | {"at": NOW, "here": here},
+    )
+    who = {"actor": change.mutation.actor, "on_behalf_of": change.mutation.on_behalf_of, "etag": str(change.revision)}
+    what = {"version": version, "previous": previous, "restored": here if restored is None else restored}
+    insert(db, "aliases", vars(name) | who | what | {"since": here, "time_us": change.time_us, "reason": reason})

@@ -1,0 +1,215 @@
+"""What the contract asks of fields that several requests share. Everything wrong is added to the Violations."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from google.protobuf.field_mask_pb2 import FieldMask
+from pseudoword.names import InvalidName, JobName, TenantName, VersionName
+from pseudoword.registry.v1 import resources_pb2
+
+from registry.catalogue.commands import ConceptFields
+from registry.filters import Field, FilterInvalid, compiled
+from rpc.validate import Violations
+
+MAX_REASON = 500
+_MAX_LABELS = 64
+_MAX_READERS = 256
+_MAX_DESCRIPTION = 2_000
+_MAX_DISPLAY_NAME = 200
+_MAX_RECIPE_BYTES = 64 * 1024
+_MAX_POINTS = 1_000
+_MAX_PICTURES = 256
+_MAX_PARENTS = 16
+_MAX_SOFTWARE = 32
+_MAX_SIGNATURES = 8
+_MAX_METRICS = 64
+_LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_METRIC = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def text(found: Violations, field: str, value: str, most: int, *, required: bool = False) -> None:
+    """`value` has at most `most` characters, no control characters and, if `required`, something in it."""
+    # A character is at most four bytes; what is too long is said in characters, once.
+    found.text(field, value[:most], 4 * most, required=required)
+    if len(value) > most:
+        found.add(field, f"{len(value)} characters are more than the {most} allowed")
+
+
+def request_id(found: Violations, request: Any) -> None:
+    """`request_id` is empty, or 1 to 64 printable characters."""
+    value = request.request_id
+    if len(value) > 64 or not value.isprintable():
+        found.add("request_id", "must be at most 64 printable characters")
+
+
+def staleness(found: Violations, request: Any, field: str = "max_staleness") -> timedelta | None:
+    """How old an answer may be; None: not at all."""
+    if not request.HasField(field):
+        return None
+    value: timedelta = getattr(request, field).ToTimedelta()
+    if value < timedelta(0):
+        found.add(field, "must not be negative")
+    return value
+
+
+def where(found: Violations, request: Any, fields: Mapping[str, Field]) -> tuple[str, dict[str, Any]]:
+    """The request's filter as a condition of SQL and its parameters."""
+    try:
+        return compiled(request.filter, fields)
+    except FilterInvalid as error:
+        found.add("filter", str(error))
+        return "1", {}
+
+
+def masked(
+    found: Violations, mask: FieldMask, has_mask: bool, allowed: Sequence[str], is_set: Mapping[str, bool]
+) -> list[str]:
+    """The fields to change: those of `allowed` that the mask names, `*` for all; without a mask those that are set."""
+    if not has_mask:
+        return [field for field in allowed if is_set[field]]
+    if list(mask.paths) == ["*"]:
+        return list(allowed)
+    for path in mask.paths:
+        if path not in allowed:
+            found.add("update_mask", f"{path[:60]!r} cannot be changed; {', '.join(allowed)} can")
+    return [field for field in allowed if field in mask.paths]
+
+
+def labels(found: Violations, field: str, value: Mapping[str, str]) -> None:
+    """At most 64 labels, keys `[a-z][a-z0-9_-]{0,62}`, values at most 63 characters."""
+    if len(value) > _MAX_LABELS:
+        found.add(field, f"{len(value)} labels are more than the {_MAX_LABELS} allowed")
+    for key, content in list(value.items())[:_MAX_LABELS]:
+        if not _LABEL_KEY.fullmatch(key):
+            found.add(f"{field}[{key[:63]!r}]", f"a key must be {_LABEL_KEY.pattern}")
+        text(found, f"{field}[{key[:63]!r}]", content, 63)
+
+
+def readers(found: Violations, field: str, value: Sequence[str]) -> tuple[str, ...]:
+    """The tenants that are granted a concept, sorted, each once."""
+    if len(value) > _MAX_READERS:
+        found.add(field, f"{len(value)} readers are more than the {_MAX_READERS} allowed")
+    for index, name in enumerate(value[:_MAX_READERS]):
+        _name(found, f"{field}[{index}]", TenantName, name)
+    return tuple(sorted(set(value)))
+
+
+def concept(found: Violations, field: str, value: resources_pb2.Concept) -> ConceptFields:
+    """A concept's own fields; an unspecified kind is an object."""
+    text(found, f"{field}.display_name", value.display_name, _MAX_DISPLAY_NAME)
+    text(found, f"{field}.description", value.description, _MAX_DESCRIPTION)
+    labels(found, f"{field}.labels", value.labels)
+    kind = value.kind or resources_pb2.CONCEPT_KIND_OBJECT
+    if kind not in resources_pb2.ConceptKind.values():
+        found.add(f"{field}.kind", f"{kind} is no kind of concept")
+        kind = resources_pb2.CONCEPT_KIND_OBJECT
+    return ConceptFields(
+        display_name=value.display_name,
+        description=value.description,
+        kind=resources_pb2.ConceptKind.Name(kind),
+        labels=dict(value.labels),
+        readers=readers(found, f"{field}.readers", value.readers),
+    )
+
+
+def version(found: Violations, field: str, value: resources_pb2.Version) -> None:
+    """What a publisher says about a version; base_model is checked together with the tensors."""
+    text(found, f"{field}.description", value.description, _MAX_DESCRIPTION)
+    labels(found, f"{field}.labels", value.labels)
+    _provenance(found, f"{field}.provenance", value.provenance)
+    _count(found, f"{field}.signatures", value.signatures, _MAX_SIGNATURES)
+    for index, signature in enumerate(value.signatures[:_MAX_SIGNATURES]):
+        at = f"{field}.signatures[{index}]"
+        text(found, f"{at}.algorithm", signature.algorithm, 100, required=True)
+        text(found, f"{at}.key_id", signature.key_id, 100, required=True)
+        found.number(f"{at}.value", len(signature.value), 1, 1024)
+
+
+def base_model(found: Violations, field: str, value: resources_pb2.BaseModel) -> None:
+    """Names and digests of a base model."""
+    text(found, f"{field}.family", value.family, 100)
+    text(found, f"{field}.checkpoint", value.checkpoint, 200)
+    for index, encoder in enumerate(value.encoders):
+        if encoder.vocabulary_digest and not DIGEST.fullmatch(encoder.vocabulary_digest):
+            found.add(f"{field}.encoders[{index}].vocabulary_digest", "must be 64 hex digits, or empty")
+
+
+def _provenance(found: Violations, field: str, value: resources_pb2.Provenance) -> None:
+    if value.origin not in resources_pb2.Provenance.Origin.values():
+        found.add(f"{field}.origin", f"{value.origin} is no origin")
+    if value.job:
+        _name(found, f"{field}.job", JobName, value.job)
+    if value.recipe_json:
+        _recipe(found, f"{field}.recipe_json", value.recipe_json)
+    if value.steps < 0:
+        found.add(f"{field}.steps", "must not be negative")
+    text(found, f"{field}.stop_reason", value.stop_reason, 100)
+    text(found, f"{field}.imported_format", value.imported_format, 40)
+    _count(found, f"{field}.loss_curve", value.loss_curve, _MAX_POINTS)
+    if not all(math.isfinite(point.loss) for point in value.loss_curve):
+        found.add(f"{field}.loss_curve", "must hold finite losses")
+    _count(found, f"{field}.picture_digests", value.picture_digests, _MAX_PICTURES)
+    if not all(DIGEST.fullmatch(digest) for digest in value.picture_digests):
+        found.add(f"{field}.picture_digests", "must each be 64 hex digits")
+    _count(found, f"{field}.parents", value.parents, _MAX_PARENTS)
+    for index, parent in enumerate(value.parents[:_MAX_PARENTS]):
+        _name(found, f"{field}.parents[{index}]", VersionName, parent)
+    _count(found, f"{field}.software", value.software, _MAX_SOFTWARE)
+    for program, number in list(value.software.items())[:_MAX_SOFTWARE]:
+        text(found, f"{field}.software[{program[:40]!r}]", program, 100, required=True)
+        text(found, f"{field}.software[{program[:40]!r}]", number, 100)
+
+
+def _recipe(found: Violations, field: str, value: str) -> None:
+    if len(value.encode()) > _MAX_RECIPE_BYTES:
+        found.add(field, f"must have at most {_MAX_RECIPE_BYTES} bytes")
+        return
+    try:
+        json.loads(value)
+    except (ValueError, RecursionError):
+        found.add(field, "must be JSON")
+
+
+def evaluation(found: Violations, field: str, value: resources_pb2.Evaluation) -> None:
+    """Figures by name, and who measured them on what."""
+    text(found, f"{field}.evaluator", value.evaluator, 200, required=True)
+    text(found, f"{field}.note", value.note, _MAX_DESCRIPTION)
+    if not value.metrics:
+        found.add(f"{field}.metrics", "is required")
+    _count(found, f"{field}.metrics", value.metrics, _MAX_METRICS)
+    for name, figure in list(value.metrics.items())[:_MAX_METRICS]:
+        if not _METRIC.fullmatch(name):
+            found.add(f"{field}.metrics[{name[:63]!r}]", f"a name must be {_METRIC.pattern}")
+        if not math.isfinite(figure):
+            found.add(f"{field}.metrics[{name[:63]!r}]", "must be finite")
+    if value.samples < 0:
+        found.add(f"{field}.samples", "must not be negative")
+
+
+def quotas(found: Violations, field: str, value: resources_pb2.Quotas) -> None:
+    """Upper bounds, none below zero."""
+    for name in ("concepts", "versions_per_concept", "embedding_bytes"):
+        if getattr(value, name) < 0:
+            found.add(f"{field}.{name}", "must not be negative")
+
+
+def display_name(found: Violations, field: str, value: str) -> None:
+    """For people."""
+    text(found, field, value, _MAX_DISPLAY_NAME)
+
+
+def _count(found: Violations, field: str, value: Any, most: int) -> None:
+    if len(value) > most:
+        found.add(field, f"{len(value)} are more than the {most} allowed")
+
+
+def _name(found: Violations, field: str, kind: Any, value: str) -> None:
+    try:
+        kind.parse(value)
+    except InvalidName as error:
+        found.add(field, str(error))

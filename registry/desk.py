@@ -1,0 +1,144 @@
+"""The catalogue as the rpcs use it: commands in, rows of one moment out, pages of lists."""
+
+import asyncio
+import hashlib
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Generic, TypeVar
+
+import grpc.aio
+from google.protobuf.message import Message
+
+from registry.catalogue.commands import Command
+from registry.catalogue.rows import NOW, check_kept, place
+from registry.pages import Cursor, fitting, page_size, request_digest
+from rpc.identity import current_principal
+from rpc.validate import Violations
+from storage.blobs import Blob, Blobs
+from storage.entry import Revision
+from storage.errors import RevisionAhead
+from storage.ledger import Ledger, shard_of
+from storage.writer import Result
+
+Context = grpc.aio.ServicerContext[Any, Any]
+T = TypeVar("T")
+M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page(Generic[M]):
+    """A page of a list, `token` empty at the end, and the revision that all its pages show."""
+
+    items: Sequence[M]
+    token: str
+    revision: Revision
+
+
+class Desk:
+    """One server's ledger and blobs. Lives on the server's event loop."""
+
+    def __init__(self, ledger: Ledger[Command], blobs: Blobs, commit_timeout: timedelta) -> None:
+        self.ledger = ledger
+        self._blobs = blobs
+        self._commit_timeout_s = commit_timeout.total_seconds()
+
+    async def commit(self, tenant: str, command: Command, request: Any, context: Context) -> Result:
+        """Decide and keep `command`, which `request` asks for. Raises what the book refuses with, and StorageErrors.
+
+        A commit that takes longer than the caller's deadline is told in time to be answered.
+        """
+        principal = current_principal()
+        remaining_s = context.time_remaining()
+        timeout_s = self._commit_timeout_s
+        if remaining_s is not None:
+            timeout_s = max(0.0, min(timeout_s, remaining_s - min(0.25, remaining_s / 5)))
+        return await self.ledger.commit(
+            self.shard(tenant),
+            command,
+            request_id=request.request_id or str(uuid.uuid4()),
+            tenant=tenant,
+            digest=_body_digest(request),
+            actor=principal.name,
+            on_behalf_of=None if principal.on_behalf_of is None else principal.caller.name,
+            timeout_s=timeout_s,
+            validate_only=getattr(request, "validate_only", False),
+        )
+
+    async def read(
+        self, tenant: str, fn: Callable[[sqlite3.Connection], T], max_staleness: timedelta | None = None
+    ) -> tuple[T, Revision]:
+        """`fn` of one moment of the tenant's view, and that moment's revision; see Ledger.read."""
+        return await self.ledger.read(self.shard(tenant), fn, max_staleness=max_staleness)
+
+    async def page(
+        self,
+        tenant: str,
+        request: Any,
+        fetch: Callable[[sqlite3.Connection, int, Any, int], Sequence[T]],
+        message: Callable[[T, Revision], M],
+        key: Callable[[T], Any],
+        first: Any,
+        max_staleness: timedelta | None = None,
+    ) -> Page[M]:
+        """The page that a List request asks for.
+
+        `fetch(db, at, after, limit)` gives rows as they were at the place `at`, those after the one whose `key` is
+        `after` (`first` for the first page). All pages show the first one's revision. Raises InvalidArgument,
+        OutOfRange, StoreChanged.
+        """
+        found = Violations()
+        size = page_size(found, request)
+        found.raise_if_any()
+        cursor = Cursor.read(request, [type(first)])
+        shown = None if cursor is None else cursor.revision
+        if shown is not None:
+            shown.check(self.ledger.store_id, self.shard(tenant))
+        at = NOW if shown is None else place(shown)
+        after = first if cursor is None else cursor.key[0]
+
+        def work(db: sqlite3.Connection) -> Sequence[T]:
+            check_kept(db, at)
+            return fetch(db, at, after, size + 1)
+
+        # A later page is read strongly: this view may be of another replica, and behind.
+        rows, now = await self.read(tenant, work, max_staleness if cursor is None else None)
+        if shown is not None and shown.place > now.place:
+            raise RevisionAhead(f"revision {shown} is ahead of the log, which is at {now}", revision=str(shown))
+        revision = shown or now
+        items = [message(row, revision) for row in rows[:size]]
+        items = items[: fitting(items)]
+        token = ""
+        if len(items) < len(rows):
+            issued = time.time() if cursor is None else cursor.issued
+            following = Cursor(
+                key=[key(rows[len(items) - 1])], revision=revision, issued=issued, request=request_digest(request)
+            )
+            token = following.token()
+        return Page(items=items, token=token, revision=revision)
+
+    async def put_blob(self, tenant: str, data: bytes) -> Blob:
+        """Write a blob. Raises StorageErrors."""
+        return await asyncio.to_thread(self._blobs.put, tenant, data)
+
+    async def get_blob(self, name: str) -> bytes:
+        """A blob's bytes, checked. Raises Damaged, ObjectMissing and other StorageErrors."""
+        return await asyncio.to_thread(self._blobs.get, name)
+
+    def shard(self, tenant: str) -> int:
+        """The shard of a tenant."""
+        return shard_of(tenant, self.ledger.shards)
+
+
+def _body_digest(request: Any) -> str:
+    """What must be the same for a request id to mean the same request."""
+    body = type(request)()
+    body.CopyFrom(request)
+    for field in ("request_id", "validate_only"):
+        if field in request.DESCRIPTOR.fields_by_name:
+            body.ClearField(field)
+    name: bytes = request.DESCRIPTOR.full_name.encode()
+    return hashlib.sha256(name + b"\0" + body.SerializeToString(deterministic=True)).hexdigest()

@@ -1,0 +1,110 @@
+"""Aliases and their history."""
+
+from pseudoword.names import LATEST, AliasName, ConceptName, VersionName
+from pseudoword.registry.v1 import registry_pb2, resources_pb2
+
+from registry import checks, messages
+from registry.catalogue import concepts, pointers
+from registry.catalogue.commands import DeleteAlias, RollbackAlias, SetAlias
+from registry.catalogue.rows import NOW
+from registry.rpcs.base import Context, Rpcs, admitted, mutation
+from rpc.identity import Role
+from rpc.validate import Violations
+
+
+class AliasRpcs(Rpcs):
+    """The rpcs of aliases."""
+
+    async def SetAlias(self, request: registry_pb2.SetAliasRequest, context: Context) -> resources_pb2.Alias:
+        found = Violations()
+        name = admitted(found, AliasName, request.alias.name, "alias.name", Role.WRITER)
+        _refuse_latest(found, name, "alias.name")
+        version = found.name(VersionName, request.alias.version, "alias.version")
+        if version.parent != name.parent:
+            found.add("alias.version", f"must be a version of {name.parent}")
+        checks.text(found, "reason", request.reason, checks.MAX_REASON)
+        mutation(found, request)
+        command = SetAlias(
+            peer=context.peer(),
+            name=name,
+            version=version,
+            reason=request.reason,
+            etag=request.alias.etag,
+            create_only=request.create_only,
+        )
+        result = await self._desk.commit(name.tenant, command, request, context)
+        return messages.alias(result.value, result.revision)
+
+    async def GetAlias(self, request: registry_pb2.GetAliasRequest, context: Context) -> resources_pb2.Alias:
+        found = Violations()
+        name = admitted(found, AliasName, request.name, "name", Role.READER)
+        age = checks.staleness(found, request)
+        found.raise_if_any()
+        if request.HasField("at_time"):
+            time_us = request.at_time.ToMicroseconds()
+            row, revision = await self._desk.read(name.tenant, lambda db: pointers.get_at(db, name, time_us), age)
+        else:
+            row, revision = await self._desk.read(name.tenant, lambda db: pointers.get(db, name), age)
+        return messages.alias(row, revision)
+
+    async def ListAliases(
+        self, request: registry_pb2.ListAliasesRequest, context: Context
+    ) -> registry_pb2.ListAliasesResponse:
+        found = Violations()
+        parent = admitted(found, ConceptName, request.parent, "parent", Role.READER)
+        await self._desk.read(parent.tenant, lambda db: concepts.get(db, parent))
+        page = await self._desk.page(
+            parent.tenant,
+            request,
+            lambda db, at, after, limit: pointers.page(db, parent, at, after, limit),
+            messages.alias,
+            key=lambda row: row["alias"],
+            first="",
+        )
+        return registry_pb2.ListAliasesResponse(
+            aliases=page.items, next_page_token=page.token, revision=str(page.revision)
+        )
+
+    async def DeleteAlias(
+        self, request: registry_pb2.DeleteAliasRequest, context: Context
+    ) -> registry_pb2.DeleteAliasResponse:
+        found = Violations()
+        name = admitted(found, AliasName, request.name, "name", Role.WRITER)
+        _refuse_latest(found, name, "name")
+        checks.text(found, "reason", request.reason, checks.MAX_REASON)
+        mutation(found, request)
+        command = DeleteAlias(peer=context.peer(), name=name, reason=request.reason, etag=request.etag)
+        result = await self._desk.commit(name.tenant, command, request, context)
+        return registry_pb2.DeleteAliasResponse(revision=str(result.revision))
+
+    async def RollbackAlias(self, request: registry_pb2.RollbackAliasRequest, context: Context) -> resources_pb2.Alias:
+        found = Violations()
+        name = admitted(found, AliasName, request.name, "name", Role.WRITER)
+        _refuse_latest(found, name, "name")
+        checks.text(found, "reason", request.reason, checks.MAX_REASON)
+        mutation(found, request)
+        command = RollbackAlias(peer=context.peer(), name=name, reason=request.reason, etag=request.etag)
+        result = await self._desk.commit(name.tenant, command, request, context)
+        return messages.alias(result.value, result.revision)
+
+    async def ListAliasChanges(
+        self, request: registry_pb2.ListAliasChangesRequest, context: Context
+    ) -> registry_pb2.ListAliasChangesResponse:
+        found = Violations()
+        parent = admitted(found, AliasName, request.parent, "parent", Role.READER)
+        page = await self._desk.page(
+            parent.tenant,
+            request,
+            lambda db, at, before, limit: pointers.history(db, parent, at, before, limit),
+            lambda row, revision: messages.alias_change(row),
+            key=lambda row: row["since"],
+            first=NOW,
+        )
+        return registry_pb2.ListAliasChangesResponse(
+            changes=page.items, next_page_token=page.token, revision=str(page.revision)
+        )
+
+
+def _refuse_latest(found: Violations, name: AliasName, field: str) -> None:
+    if name.alias == LATEST:
+        found.add(field, f"{LATEST} is computed from the versions and cannot be set, moved or deleted")

@@ -1,0 +1,52 @@
+"""What the rpcs of all resources share."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+from pseudoword.names import InvalidName
+
+from registry import checks
+from registry.desk import Context, Desk
+from rpc.identity import Role, current_principal
+from rpc.validate import Violations
+
+__all__ = ["Context", "Rpcs", "admitted", "child", "mutation"]
+
+
+class Rpcs:
+    """Base of each resource's rpcs, which make one servicer together.
+
+    A soft-deleted concept may be purged after `keep_deleted`; watches end when `draining` is set.
+    """
+
+    def __init__(self, desk: Desk, *, keep_deleted: timedelta, draining: asyncio.Event) -> None:
+        self._desk = desk
+        self._keep_deleted = keep_deleted
+        self._draining = draining
+
+
+def admitted(found: Violations, kind: Any, value: str, field: str, role: Role) -> Any:
+    """The resource name in `value`, whose tenant the caller may use in this role.
+
+    Raises InvalidArgument, PermissionDenied.
+    """
+    name = found.name(kind, value, field)
+    current_principal().require(name.tenant, role)
+    return name
+
+
+def mutation(found: Violations, request: Any) -> None:
+    """Checks what every mutation has, and raises InvalidArgument if anything was found so far."""
+    checks.request_id(found, request)
+    found.raise_if_any()
+
+
+def child(found: Violations, kind: Any, parent: str, collection: str, segment: str, field: str) -> Any:
+    """The name `parent/collection/segment`. Raises InvalidArgument."""
+    try:
+        return kind.parse(f"{parent}/{collection}/{segment}" if parent else f"{collection}/{segment}")
+    except InvalidName as error:
+        found.add(field, str(error))
+    found.raise_if_any()
+    raise AssertionError("unreachable: a violation was added")

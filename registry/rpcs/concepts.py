@@ -1,0 +1,124 @@
+"""Concepts."""
+
+from datetime import timedelta
+
+from pseudoword.names import ConceptName, TenantName
+from pseudoword.registry.v1 import registry_pb2, resources_pb2
+
+from registry import checks, messages
+from registry.catalogue import concepts
+from registry.catalogue.commands import (
+    CreateConcept,
+    DeleteConcept,
+    PurgeConcept,
+    UndeleteConcept,
+    UpdateConcept,
+)
+from registry.filters import Field, Kind
+from registry.rpcs.base import Context, Rpcs, admitted, child, mutation
+from rpc.identity import Role
+from rpc.validate import Violations
+
+_CHANGEABLE = ("display_name", "description", "labels", "readers")
+_FIELDS = {
+    "kind": Field(kind=Kind.ENUM, sql="kind", values=tuple(resources_pb2.ConceptKind.keys())),
+    "state": Field(kind=Kind.ENUM, sql="state", values=tuple(resources_pb2.Concept.State.keys())),
+    "creator": Field(kind=Kind.TEXT, sql="creator"),
+    "create_time": Field(kind=Kind.TIME, sql="create_us"),
+    "update_time": Field(kind=Kind.TIME, sql="update_us"),
+    "latest_version": Field(kind=Kind.NUMBER, sql="latest"),
+    "labels": Field(kind=Kind.LABELS, sql="labels"),
+    "display_name": Field(kind=Kind.TEXT, sql="display_name"),
+}
+
+
+class ConceptRpcs(Rpcs):
+    """The rpcs of concepts."""
+
+    async def CreateConcept(
+        self, request: registry_pb2.CreateConceptRequest, context: Context
+    ) -> resources_pb2.Concept:
+        found = Violations()
+        parent = admitted(found, TenantName, request.parent, "parent", Role.WRITER)
+        name = child(found, ConceptName, str(parent), "concepts", request.concept_id, "concept_id")
+        fields = checks.concept(found, "concept", request.concept)
+        mutation(found, request)
+        command = CreateConcept(peer=context.peer(), name=name, fields=fields)
+        result = await self._desk.commit(name.tenant, command, request, context)
+        return messages.concept(result.value, result.revision)
+
+    async def GetConcept(self, request: registry_pb2.GetConceptRequest, context: Context) -> resources_pb2.Concept:
+        found = Violations()
+        name = admitted(found, ConceptName, request.name, "name", Role.READER)
+        age = checks.staleness(found, request)
+        found.raise_if_any()
+        row, revision = await self._desk.read(name.tenant, lambda db: concepts.get(db, name), age)
+        return messages.concept(row, revision)
+
+    async def ListConcepts(
+        self, request: registry_pb2.ListConceptsRequest, context: Context
+    ) -> registry_pb2.ListConceptsResponse:
+        found = Violations()
+        parent = admitted(found, TenantName, request.parent, "parent", Role.READER)
+        age = checks.staleness(found, request)
+        condition, parameters = checks.where(found, request, _FIELDS)
+        found.raise_if_any()
+        if not request.show_deleted:
+            condition = f"{condition} AND state = '{concepts.ACTIVE}'"
+        page = await self._desk.page(
+            parent.tenant,
+            request,
+            lambda db, at, after, limit: concepts.page(db, parent.tenant, (condition, parameters), at, after, limit),
+            messages.concept,
+            key=lambda row: row["concept"],
+            first="",
+            max_staleness=age,
+        )
+        return registry_pb2.ListConceptsResponse(
+            concepts=page.items, next_page_token=page.token, revision=str(page.revision)
+        )
+
+    async def UpdateConcept(
+        self, request: registry_pb2.UpdateConceptRequest, context: Context
+    ) -> resources_pb2.Concept:
+        found = Violations()
+        name = admitted(found, ConceptName, request.concept.name, "concept.name", Role.WRITER)
+        fields = checks.concept(found, "concept", request.concept)
+        is_set = {field: bool(getattr(fields, field)) for field in _CHANGEABLE}
+        paths = checks.masked(found, request.update_mask, request.HasField("update_mask"), _CHANGEABLE, is_set)
+        mutation(found, request)
+        changed = {path: getattr(fields, path) for path in paths}
+        command = UpdateConcept(peer=context.peer(), name=name, fields=changed, etag=request.concept.etag)
+        result = await self._desk.commit(name.tenant, command, request, context)
+        return messages.concept(result.value, result.revision)
+
+    async def DeleteConcept(
+        self, request: registry_pb2.DeleteConceptRequest, context: Context
+    ) -> resources_pb2.Concept:
+        found = Violations()
+        name = admitted(found, ConceptName, request.name, "name", Role.WRITER)
+        mutation(found, request)
+        kept_us = self._keep_deleted // timedelta(microseconds=1)
+        command = DeleteConcept(peer=context.peer(), name=name, etag=request.etag, kept_us=kept_us)
+        result = await self._desk.commit(name.tenant, command, request, context)
+        return messages.concept(result.value, result.revision)
+
+    async def UndeleteConcept(
+        self, request: registry_pb2.UndeleteConceptRequest, context: Context
+    ) -> resources_pb2.Concept:
+        found = Violations()
+        name = admitted(found, ConceptName, request.name, "name", Role.WRITER)
+        mutation(found, request)
+        command = UndeleteConcept(peer=context.peer(), name=name, etag=request.etag)
+        result = await self._desk.commit(name.tenant, command, request, context)
+        return messages.concept(result.value, result.revision)
+
+    async def PurgeConcept(
+        self, request: registry_pb2.PurgeConceptRequest, context: Context
+    ) -> registry_pb2.PurgeConceptResponse:
+        found = Violations()
+        name = admitted(found, ConceptName, request.name, "name", Role.ADMIN)
+        mutation(found, request)
+        command = PurgeConcept(peer=context.peer(), name=name, force=request.force)
+        result = await self._desk.commit(name.tenant, command, request, context)
+        return registry_pb2.PurgeConceptResponse(revision=str(result.revision))

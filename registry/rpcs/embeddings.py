@@ -1,0 +1,56 @@
+"""Vectors as files, for their owner and for tenants that were granted the word."""
+
+import asyncio
+import sqlite3
+
+from pseudoword.names import TenantName, VersionName
+from pseudoword.registry.v1 import registry_pb2
+
+from registry import checks, files, messages
+from registry.catalogue import concepts, versions
+from registry.catalogue.words import not_granted
+from registry.rpcs.base import Context, Rpcs
+from rpc.identity import Role, current_principal
+from rpc.validate import Violations
+from storage.errors import Damaged, TensorsInvalid
+from storage.tensors import read_tensors, tensors_digest
+
+
+class EmbeddingRpcs(Rpcs):
+    """GetEmbedding."""
+
+    async def GetEmbedding(
+        self, request: registry_pb2.GetEmbeddingRequest, context: Context
+    ) -> registry_pb2.GetEmbeddingResponse:
+        found = Violations()
+        name = found.name(VersionName, request.name, "name")
+        reader = found.name(TenantName, request.reader, "reader").tenant if request.reader else name.tenant
+        current_principal().require(reader, Role.READER)
+        age = checks.staleness(found, request)
+        files.check_format(found, request.format)
+        found.raise_if_any()
+
+        def work(db: sqlite3.Connection) -> messages.Row:
+            if reader != name.tenant:
+                concept = concepts.find(db, name.parent)
+                if concept is None or not concepts.is_granted(concept, reader):
+                    raise not_granted(name.parent, reader)
+            return versions.get(db, name)
+
+        row, revision = await self._desk.read(name.tenant, work, age)
+        data = await self._desk.get_blob(row["blob"])
+        version = messages.version(row, revision)
+        answer = await asyncio.to_thread(_exported, data, row, version, request.format)
+        return registry_pb2.GetEmbeddingResponse(
+            data=answer.data, format=answer.format, filename=answer.filename, version=version
+        )
+
+
+def _exported(data: bytes, row: messages.Row, version: "files.Version", layout: "files.Format") -> files.File:
+    try:
+        tensors = read_tensors(data)
+    except TensorsInvalid as error:
+        raise Damaged(row["blob"], error.message) from error
+    if tensors_digest(tensors) != row["tensors_digest"]:
+        raise Damaged(row["blob"], "its tensors are not those that the version's digest names")
+    return files.export(data, tensors, version, layout)

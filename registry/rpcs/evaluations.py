@@ -1,0 +1,60 @@
+"""Evaluations: figures about versions."""
+
+import secrets
+
+from pseudoword.names import EvaluationName, VersionName
+from pseudoword.registry.v1 import registry_pb2, resources_pb2
+
+from registry import checks, messages
+from registry.catalogue import versions
+from registry.catalogue.commands import CreateEvaluation
+from registry.catalogue.rows import NOW
+from registry.rpcs.base import Context, Rpcs, admitted, child, mutation
+from rpc.identity import Role
+from rpc.validate import Violations
+
+
+class EvaluationRpcs(Rpcs):
+    """The rpcs of evaluations."""
+
+    async def CreateEvaluation(
+        self, request: registry_pb2.CreateEvaluationRequest, context: Context
+    ) -> resources_pb2.Evaluation:
+        found = Violations()
+        parent = admitted(found, VersionName, request.parent, "parent", Role.WRITER)
+        # The command differs when a request without an id is repeated; its request id still finds the first answer.
+        segment = request.evaluation_id or f"e{secrets.token_hex(8)}"
+        name = child(found, EvaluationName, str(parent), "evaluations", segment, "evaluation_id")
+        given = request.evaluation
+        checks.evaluation(found, "evaluation", given)
+        mutation(found, request)
+        kept = resources_pb2.Evaluation(
+            evaluator=given.evaluator, metrics=given.metrics, samples=given.samples, seed=given.seed, note=given.note
+        )
+        command = CreateEvaluation(peer=context.peer(), name=name, evaluation=messages.to_json(kept))
+        result = await self._desk.commit(name.tenant, command, request, context)
+        return messages.evaluation(result.value, result.revision)
+
+    async def GetEvaluation(
+        self, request: registry_pb2.GetEvaluationRequest, context: Context
+    ) -> resources_pb2.Evaluation:
+        name = admitted(Violations(), EvaluationName, request.name, "name", Role.READER)
+        row, revision = await self._desk.read(name.tenant, lambda db: versions.get_evaluation(db, name))
+        return messages.evaluation(row, revision)
+
+    async def ListEvaluations(
+        self, request: registry_pb2.ListEvaluationsRequest, context: Context
+    ) -> registry_pb2.ListEvaluationsResponse:
+        parent = admitted(Violations(), VersionName, request.parent, "parent", Role.READER)
+        await self._desk.read(parent.tenant, lambda db: versions.get(db, parent))
+        page = await self._desk.page(
+            parent.tenant,
+            request,
+            lambda db, at, before, limit: versions.evaluations(db, parent, at, before, limit),
+            messages.evaluation,
+            key=lambda row: row["since"],
+            first=NOW,
+        )
+        return registry_pb2.ListEvaluationsResponse(
+            evaluations=page.items, next_page_token=page.token, revision=str(page.revision)
+        )

@@ -1,0 +1,90 @@
+"""Tenants."""
+
+from typing import Any
+
+from pseudoword.names import TenantName
+from pseudoword.registry.v1 import registry_pb2, resources_pb2
+
+from registry import checks, messages
+from registry.catalogue import tenants
+from registry.catalogue.commands import CreateTenant, Quotas, UpdateTenant
+from registry.pages import Cursor, page_size, request_digest
+from registry.rpcs.base import Context, Rpcs, admitted, child, mutation
+from rpc.identity import Role, current_principal
+from rpc.validate import Violations
+
+_QUOTAS = ("concepts", "versions_per_concept", "embedding_bytes")
+
+
+class TenantRpcs(Rpcs):
+    """The rpcs of tenants."""
+
+    async def CreateTenant(self, request: registry_pb2.CreateTenantRequest, context: Context) -> resources_pb2.Tenant:
+        found = Violations()
+        name = child(found, TenantName, "", "tenants", request.tenant_id, "tenant_id")
+        current_principal().require(name.tenant, Role.ADMIN)
+        checks.display_name(found, "tenant.display_name", request.tenant.display_name)
+        checks.quotas(found, "tenant.quotas", request.tenant.quotas)
+        mutation(found, request)
+        command = CreateTenant(
+            peer=context.peer(),
+            name=name,
+            display_name=request.tenant.display_name,
+            quotas=Quotas(**{quota: getattr(request.tenant.quotas, quota) for quota in _QUOTAS}),
+        )
+        result = await self._desk.commit(name.tenant, command, request, context)
+        return messages.tenant(result.value, result.revision)
+
+    async def GetTenant(self, request: registry_pb2.GetTenantRequest, context: Context) -> resources_pb2.Tenant:
+        found = Violations()
+        name = admitted(found, TenantName, request.name, "name", Role.READER)
+        age = checks.staleness(found, request)
+        found.raise_if_any()
+        row, revision = await self._desk.read(name.tenant, lambda db: tenants.get(db, name), age)
+        return messages.tenant(row, revision)
+
+    async def ListTenants(
+        self, request: registry_pb2.ListTenantsRequest, context: Context
+    ) -> registry_pb2.ListTenantsResponse:
+        """Tenants lie in all shards, so pages go on by name and show each what is true when it is made."""
+        found = Violations()
+        size = page_size(found, request)
+        found.raise_if_any()
+        cursor = Cursor.read(request, [str])
+        after = "" if cursor is None else str(cursor.key[0])
+        principal = current_principal()
+        merged: list[tuple[str, resources_pb2.Tenant]] = []
+        for shard in range(self._desk.ledger.shards):
+            rows, revision = await self._desk.ledger.read(shard, lambda db: tenants.after(db, after, size + 1))
+            merged += [(row["tenant"], messages.tenant(row, revision)) for row in rows]
+        merged = [(tenant, message) for tenant, message in sorted(merged, key=lambda item: item[0])][: size + 1]
+        shown = [message for tenant, message in merged[:size] if principal.may(tenant, Role.READER)]
+        token = ""
+        if len(merged) > size:
+            issued = 0.0 if cursor is None else cursor.issued
+            following = Cursor(key=[merged[size - 1][0]], revision=None, issued=issued, request=request_digest(request))
+            token = following.token()
+        return registry_pb2.ListTenantsResponse(tenants=shown, next_page_token=token)
+
+    async def UpdateTenant(self, request: registry_pb2.UpdateTenantRequest, context: Context) -> resources_pb2.Tenant:
+        found = Violations()
+        tenant = request.tenant
+        name = admitted(found, TenantName, tenant.name, "tenant.name", Role.ADMIN)
+        checks.display_name(found, "tenant.display_name", tenant.display_name)
+        checks.quotas(found, "tenant.quotas", tenant.quotas)
+        fields = self._fields(found, request)
+        mutation(found, request)
+        command = UpdateTenant(peer=context.peer(), name=name, fields=fields, etag=tenant.etag)
+        result = await self._desk.commit(name.tenant, command, request, context)
+        return messages.tenant(result.value, result.revision)
+
+    def _fields(self, found: Violations, request: registry_pb2.UpdateTenantRequest) -> dict[str, Any]:
+        quotas = request.tenant.quotas
+        is_set = {"display_name": bool(request.tenant.display_name), "quotas": False}
+        is_set |= {f"quotas.{quota}": bool(getattr(quotas, quota)) for quota in _QUOTAS}
+        paths = checks.masked(found, request.update_mask, request.HasField("update_mask"), list(is_set), is_set)
+        changed = [quota for quota in _QUOTAS if "quotas" in paths or f"quotas.{quota}" in paths]
+        fields: dict[str, Any] = {quota: getattr(quotas, quota) for quota in changed}
+        if "display_name" in paths:
+            fields["display_name"] = request.tenant.display_name
+        return fields

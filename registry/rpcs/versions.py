@@ -1,0 +1,221 @@
+"""Versions: published, imported, read, yanked."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from pseudoword.names import ConceptName, VersionName
+from pseudoword.registry.v1 import registry_pb2, resources_pb2
+
+from registry import checks, files, messages
+from registry.catalogue import concepts, versions
+from registry.catalogue.commands import ConceptFields, PublishVersion, UnyankVersion, YankVersion
+from registry.catalogue.rows import NOW
+from registry.desk import Desk
+from registry.filters import Field, Kind
+from registry.rpcs.base import Context, Rpcs, admitted, mutation
+from rpc.errors import InvalidArgument
+from rpc.identity import Role
+from rpc.validate import Violations
+from storage.blobs import Blob
+from storage.entry import Revision
+from storage.errors import Damaged, TensorsInvalid
+from storage.tensors import Vectors, read_tensors, tensors_digest, write_tensors
+
+_FIELDS = {
+    "state": Field(kind=Kind.ENUM, sql="state", values=tuple(resources_pb2.Version.State.keys())),
+    "creator": Field(kind=Kind.TEXT, sql="creator"),
+    "create_time": Field(kind=Kind.TIME, sql="create_us"),
+    "number": Field(kind=Kind.NUMBER, sql="number"),
+    "base_model.family": Field(kind=Kind.TEXT, sql="family"),
+    "provenance.origin": Field(kind=Kind.ENUM, sql="origin", values=tuple(resources_pb2.Provenance.Origin.keys())),
+    "labels": Field(kind=Kind.LABELS, sql="labels"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """A version to publish: `described` is what its publisher says of it, the base model's encoders filled in."""
+
+    parent: ConceptName
+    create: ConceptFields | None
+    described: resources_pb2.Version
+    tensors: dict[str, Vectors]
+
+
+class VersionRpcs(Rpcs):
+    """The rpcs of versions."""
+
+    async def PublishVersion(
+        self, request: registry_pb2.PublishVersionRequest, context: Context
+    ) -> resources_pb2.Version:
+        found = Violations()
+        parent = admitted(found, ConceptName, request.parent, "parent", Role.WRITER)
+        create = checks.concept(found, "concept", request.concept) if request.create_concept else None
+        described = _described(request.version)
+        checks.version(found, "version", described)
+        checks.base_model(found, "version.base_model", described.base_model)
+        job = described.provenance.job
+        if job and job.split("/")[1:2] != [parent.tenant]:
+            found.add("version.provenance.job", f"must be a job of tenants/{parent.tenant}")
+        mutation(found, request)
+        tensors = await _read(request.embedding, "embedding")
+        files.fill_encoders(found, "version.base_model", described.base_model, tensors)
+        found.raise_if_any()
+        if not described.provenance.origin:
+            learned, published = resources_pb2.Provenance.ORIGIN_LEARNED, resources_pb2.Provenance.ORIGIN_PUBLISHED
+            described.provenance.origin = learned if job else published
+        publication = Publication(parent=parent, create=create, described=described, tensors=tensors)
+        return await self._publish(publication, request, context)
+
+    async def ImportVersion(
+        self, request: registry_pb2.ImportVersionRequest, context: Context
+    ) -> resources_pb2.Version:
+        found = Violations()
+        parent = admitted(found, ConceptName, request.parent, "parent", Role.WRITER)
+        create = checks.concept(found, "concept", request.concept) if request.create_concept else None
+        described = resources_pb2.Version(
+            base_model=request.base_model, description=request.description, labels=request.labels
+        )
+        checks.text(found, "description", request.description, 2_000)
+        checks.labels(found, "labels", request.labels)
+        checks.base_model(found, "base_model", request.base_model)
+        files.check_format(found, request.format)
+        mutation(found, request)
+        files.refuse_pickle(request.data, request.format)
+        layout, tensors = files.recognise(await _read(request.data, "data"), request.format)
+        files.fill_encoders(found, "base_model", described.base_model, tensors)
+        found.raise_if_any()
+        described.provenance.origin = resources_pb2.Provenance.ORIGIN_IMPORTED
+        described.provenance.imported_format = files.NAMES[layout]
+        publication = Publication(parent=parent, create=create, described=described, tensors=tensors)
+        return await self._publish(publication, request, context)
+
+    async def _publish(self, publication: Publication, request: Any, context: Context) -> resources_pb2.Version:
+        """The vectors and what is long are written first, then the entry that names them."""
+        tenant = publication.parent.tenant
+        described = publication.described
+        summary = messages.to_json(_summary(described))
+        data = write_tensors(publication.tensors)
+        record = described.SerializeToString(deterministic=True) if _has_record(described) else b""
+        blob = await self._blob(tenant, data, request.validate_only)
+        record_blob = await self._blob(tenant, record, request.validate_only) if record else None
+        command = PublishVersion(
+            peer=context.peer(),
+            concept=publication.parent,
+            create=publication.create,
+            summary=summary,
+            job=described.provenance.job,
+            blob=blob.name,
+            blob_digest=blob.sha256,
+            size=blob.size,
+            tensors_digest=tensors_digest(publication.tensors),
+            record="" if record_blob is None else record_blob.name,
+        )
+        result = await self._desk.commit(tenant, command, request, context)
+        if request.validate_only:
+            return with_record(messages.version(result.value, result.revision), described)
+        return await whole(self._desk, result.value, result.revision)
+
+    async def _blob(self, tenant: str, data: bytes, validate_only: bool) -> Blob:
+        return Blob.of(tenant, data) if validate_only else await self._desk.put_blob(tenant, data)
+
+    async def GetVersion(self, request: registry_pb2.GetVersionRequest, context: Context) -> resources_pb2.Version:
+        found = Violations()
+        name = admitted(found, VersionName, request.name, "name", Role.READER)
+        age = checks.staleness(found, request)
+        found.raise_if_any()
+        row, revision = await self._desk.read(name.tenant, lambda db: versions.get(db, name), age)
+        return await whole(self._desk, row, revision)
+
+    async def ListVersions(
+        self, request: registry_pb2.ListVersionsRequest, context: Context
+    ) -> registry_pb2.ListVersionsResponse:
+        found = Violations()
+        parent = admitted(found, ConceptName, request.parent, "parent", Role.READER)
+        age = checks.staleness(found, request)
+        where = checks.where(found, request, _FIELDS)
+        found.raise_if_any()
+        await self._desk.read(parent.tenant, lambda db: concepts.get(db, parent), age)
+        page = await self._desk.page(
+            parent.tenant,
+            request,
+            lambda db, at, before, limit: versions.page(db, parent, where, at, before, limit),
+            messages.version,
+            key=lambda row: row["number"],
+            first=NOW,
+            max_staleness=age,
+        )
+        return registry_pb2.ListVersionsResponse(
+            versions=page.items, next_page_token=page.token, revision=str(page.revision)
+        )
+
+    async def YankVersion(self, request: registry_pb2.YankVersionRequest, context: Context) -> resources_pb2.Version:
+        found = Violations()
+        name = admitted(found, VersionName, request.name, "name", Role.WRITER)
+        checks.text(found, "reason", request.reason, checks.MAX_REASON)
+        mutation(found, request)
+        command = YankVersion(peer=context.peer(), name=name, reason=request.reason, etag=request.etag)
+        result = await self._desk.commit(name.tenant, command, request, context)
+        return await whole(self._desk, result.value, result.revision)
+
+    async def UnyankVersion(
+        self, request: registry_pb2.UnyankVersionRequest, context: Context
+    ) -> resources_pb2.Version:
+        found = Violations()
+        name = admitted(found, VersionName, request.name, "name", Role.WRITER)
+        mutation(found, request)
+        command = UnyankVersion(peer=context.peer(), name=name, etag=request.etag)
+        result = await self._desk.commit(name.tenant, command, request, context)
+        return await whole(self._desk, result.value, result.revision)
+
+
+async def whole(desk: Desk, row: messages.Row, revision: Revision) -> resources_pb2.Version:
+    """A version with its loss curve and recipe, which are read from its record. Raises Damaged."""
+    version = messages.version(row, revision)
+    if not row["record"]:
+        return version
+    record = resources_pb2.Version()
+    try:
+        record.ParseFromString(await desk.get_blob(row["record"]))
+    except ValueError as error:  # DecodeError is one
+        raise Damaged(row["record"], "it is no record of a version") from error
+    return with_record(version, record)
+
+
+def with_record(version: resources_pb2.Version, record: resources_pb2.Version) -> resources_pb2.Version:
+    """`version`, its loss curve and recipe taken from `record`."""
+    version.provenance.recipe_json = record.provenance.recipe_json
+    version.provenance.loss_curve.extend(record.provenance.loss_curve)
+    return version
+
+
+def _described(given: resources_pb2.Version) -> resources_pb2.Version:
+    """What a publisher may say of a version; the rest is the registry's."""
+    return resources_pb2.Version(
+        base_model=given.base_model,
+        provenance=given.provenance,
+        description=given.description,
+        labels=given.labels,
+        signatures=given.signatures,
+    )
+
+
+def _has_record(described: resources_pb2.Version) -> bool:
+    return bool(described.provenance.recipe_json or described.provenance.loss_curve)
+
+
+def _summary(described: resources_pb2.Version) -> resources_pb2.Version:
+    summary = resources_pb2.Version()
+    summary.CopyFrom(described)
+    summary.provenance.ClearField("recipe_json")
+    summary.provenance.ClearField("loss_curve")
+    return summary
+
+
+async def _read(data: bytes, field: str) -> dict[str, Vectors]:
+    try:
+        return await asyncio.to_thread(read_tensors, data)
+    except TensorsInvalid as error:
+        message = f"the file cannot be used: {error.message}"
+        raise InvalidArgument(message, reason=error.reason, violations=[(field, error.message)]) from None

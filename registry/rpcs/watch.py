@@ -1,0 +1,158 @@
+"""What changes, as it changes; and who changed what."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from datetime import timedelta
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from pseudoword.names import TenantName
+from pseudoword.registry.v1 import registry_pb2, resources_pb2
+
+from registry import checks, messages
+from registry.catalogue import history
+from registry.catalogue.rows import NOW
+from registry.desk import Desk
+from registry.filters import Field, Kind
+from registry.resume import Resume
+from registry.rpcs.base import Context, Rpcs, admitted
+from rpc.errors import PermissionDenied, Unavailable
+from rpc.identity import Principal, Role, current_principal
+from rpc.validate import Violations
+
+ALL_TENANTS = "tenants/-"
+
+# How old a watch's view may be: the pause between its looks at the store.
+_POLL = timedelta(seconds=0.3)
+_BOOKMARK = timedelta(seconds=10)
+
+_TYPES = tuple(resources_pb2.Event.Type.keys()[1:])
+_FIELDS = {
+    "type": Field(kind=Kind.ENUM, sql="'TYPE_' || replace(upper(kind), '-', '_')", values=_TYPES),
+    "resource": Field(kind=Kind.TEXT, sql="json_extract(effect, '$.name')"),
+    "actor": Field(kind=Kind.TEXT, sql="actor"),
+    "on_behalf_of": Field(kind=Kind.TEXT, sql="on_behalf_of"),
+    "event_time": Field(kind=Kind.TIME, sql="time_us"),
+    "request_id": Field(kind=Kind.TEXT, sql="request_id"),
+}
+
+
+class WatchRpcs(Rpcs):
+    """WatchEvents and ListAuditRecords."""
+
+    async def WatchEvents(
+        self, request: registry_pb2.WatchEventsRequest, context: Context
+    ) -> AsyncIterator[registry_pb2.WatchEventsResponse]:
+        found = Violations()
+        principal = current_principal()
+        if request.parent == ALL_TENANTS:
+            tenant = None
+            shards = _shards(self._desk, principal)
+        else:
+            tenant = admitted(found, TenantName, request.parent, "parent", Role.READER).tenant
+            shards = {self._desk.shard(tenant)}
+        bookmark_s = _bookmark_interval(found, request).total_seconds()
+        found.raise_if_any()
+        resume = await self._start(request.resume_token, shards)
+        sent = time.monotonic()
+        while True:
+            began_s, quiet = time.time(), True
+            for shard in sorted(shards):
+                # Only what this round begins with is read, so that no shard waits for a busy one.
+                changes, upto = await self._desk.ledger.changes(shard, resume.after[shard], max_staleness=_POLL)
+                for change in changes:
+                    resume = resume.moved(change.revision)
+                    owner = change.mutation.tenant
+                    if owner == tenant or (tenant is None and principal.may(owner, Role.READER)):
+                        yield registry_pb2.WatchEventsResponse(event=messages.event(change), resume_token=str(resume))
+                        sent = time.monotonic()
+                resume = resume.moved(upto)
+                quiet = quiet and not changes
+            if quiet:
+                if time.monotonic() - sent >= bookmark_s:
+                    yield _bookmark(began_s - _POLL.total_seconds(), resume)
+                    sent = time.monotonic()
+                await self._pause(shards, min(_POLL.total_seconds(), bookmark_s))
+
+    async def _start(self, token: str, shards: set[int]) -> Resume:
+        """Where to begin: as the token says, or now. Raises InvalidArgument, StoreChanged, RevisionAhead."""
+        ledger = self._desk.ledger
+        if token:
+            return Resume.parse(token, ledger.store_id, shards)
+        now = await asyncio.gather(*(ledger.read(shard, lambda db: None) for shard in shards))
+        return Resume({shard: revision for shard, (_, revision) in zip(shards, now, strict=True)})
+
+    async def _pause(self, shards: set[int], most_s: float) -> None:
+        """Until something may have changed. Raises Unavailable when the server stops."""
+        moved = asyncio.ensure_future(self._desk.ledger.wait_for_changes(shards, timedelta(seconds=most_s)))
+        draining = asyncio.ensure_future(self._draining.wait())
+        try:
+            await asyncio.wait({moved, draining}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (moved, draining):
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+        if self._draining.is_set():
+            raise Unavailable(
+                "the server is stopping: go on elsewhere, or soon, with the last resume token",
+                reason="SERVER_STOPPING",
+                retry_after=timedelta(seconds=1),
+            )
+
+    async def ListAuditRecords(
+        self, request: registry_pb2.ListAuditRecordsRequest, context: Context
+    ) -> registry_pb2.ListAuditRecordsResponse:
+        found = Violations()
+        tenant = admitted(found, TenantName, request.parent, "parent", Role.ADMIN).tenant
+        where = checks.where(found, request, _FIELDS)
+        found.raise_if_any()
+        store_id, shard = self._desk.ledger.store_id, self._desk.shard(tenant)
+        page = await self._desk.page(
+            tenant,
+            request,
+            lambda db, at, before, limit: history.newest(
+                db, tenant, where, min(at + 1, before), limit, store_id, shard
+            ),
+            lambda change, revision: messages.audit_record(change),
+            key=lambda change: history.place(change.revision),
+            first=NOW,
+        )
+        return registry_pb2.ListAuditRecordsResponse(
+            records=page.items, next_page_token=page.token, revision=str(page.revision)
+        )
+
+
+def _shards(desk: Desk, principal: Principal) -> set[int]:
+    """The shards of all tenants that the caller may read. Raises PermissionDenied when there are none."""
+    allowed: frozenset[str] | None = None
+    link: Principal | None = principal
+    while link is not None:
+        if link.tenants is not None:
+            allowed = link.tenants if allowed is None else allowed & link.tenants
+        link = link.on_behalf_of
+    if allowed is None:
+        principal.require("-", Role.READER)  # no tenant is called so: this asks for the role alone
+        return set(range(desk.ledger.shards))
+    for tenant in allowed:
+        principal.require(tenant, Role.READER)
+    if not allowed:
+        raise PermissionDenied(f"{principal.name} has no tenant to watch", reason="TENANT_DENIED")
+    return {desk.shard(tenant) for tenant in allowed}
+
+
+def _bookmark_interval(found: Violations, request: registry_pb2.WatchEventsRequest) -> timedelta:
+    if not request.HasField("bookmark_interval"):
+        return _BOOKMARK
+    interval: timedelta = request.bookmark_interval.ToTimedelta()
+    found.number("bookmark_interval", interval.total_seconds(), 1, 60)
+    return interval
+
+
+def _bookmark(complete_s: float, resume: Resume) -> registry_pb2.WatchEventsResponse:
+    complete = Timestamp()
+    complete.FromMicroseconds(round(complete_s * 1_000_000))
+    return registry_pb2.WatchEventsResponse(
+        bookmark=registry_pb2.Bookmark(complete_time=complete), resume_token=str(resume)
+    )

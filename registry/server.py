@@ -1,0 +1,82 @@
+"""The registry server: the servicer of all resources, and its life from an unproven store to a closed ledger."""
+
+import asyncio
+
+from pseudoword.registry.v1.registry_pb2_grpc import (
+    RegistryServiceServicer,
+    add_RegistryServiceServicer_to_server,
+)
+
+from registry.catalogue.book import RegistryBook
+from registry.catalogue.commands import Quotas
+from registry.desk import Desk
+from registry.rpcs.aliases import AliasRpcs
+from registry.rpcs.concepts import ConceptRpcs
+from registry.rpcs.embeddings import EmbeddingRpcs
+from registry.rpcs.evaluations import EvaluationRpcs
+from registry.rpcs.resolve import ResolveRpcs
+from registry.rpcs.tenants import TenantRpcs
+from registry.rpcs.versions import VersionRpcs
+from registry.rpcs.watch import WatchRpcs
+from registry.settings import RegistrySettings
+from rpc.server import Server
+from rpc.stores import open_fit_store, open_ledger
+from rpc.table import STORAGE
+from storage.blobs import Blobs
+
+SERVICE = "pseudoword.registry.v1.RegistryService"
+# A tenant belongs to one of them, for ever; the number is fixed when a store is made.
+SHARDS = 16
+
+
+class RegistryServicer(
+    TenantRpcs,
+    ConceptRpcs,
+    VersionRpcs,
+    EmbeddingRpcs,
+    EvaluationRpcs,
+    AliasRpcs,
+    ResolveRpcs,
+    WatchRpcs,
+    RegistryServiceServicer,
+):
+    """Every rpc of the contract, each from its resource's class."""
+
+
+class Registry:
+    """A registry on its store.
+
+    async with Registry(settings) as registry:
+        ...                                     # it serves at registry.server.address
+    """
+
+    def __init__(self, settings: RegistrySettings) -> None:
+        """Raises SettingsError."""
+        self._settings = settings
+        self.server = Server(settings.server, name="registry", table=STORAGE)
+
+    async def __aenter__(self) -> "Registry":
+        """Probes the store, opens the ledger, serves. Raises SettingsError, also for a store that is not fit."""
+        settings = self._settings
+        self._store = await asyncio.to_thread(open_fit_store, settings.store, settings.s3)
+        try:
+            book = RegistryBook(Quotas(**settings.quotas.model_dump()))
+            self._ledger = await asyncio.to_thread(open_ledger, self._store, settings.store, book, shards=SHARDS)
+        except BaseException:
+            self._store.close()
+            raise
+        try:
+            desk = Desk(self._ledger, Blobs(self._store), settings.commit_timeout)
+            servicer = RegistryServicer(desk, keep_deleted=settings.keep_deleted, draining=self.server.draining)
+            self.server.add(add_RegistryServiceServicer_to_server, servicer, SERVICE)
+            await self.server.start()
+            self.server.mark_ready()
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.server.stop(grace_s=0)
+        await self._ledger.close()
+        self._store.close()

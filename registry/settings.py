@@ -1,0 +1,36 @@
+"""The settings of the registry."""
+
+from datetime import timedelta
+from pathlib import Path
+
+from pydantic import BaseModel, Field
+
+from rpc.settings import ServerSettings, Settings
+from rpc.stores import S3Settings, StoreSettings
+
+
+class QuotaSettings(BaseModel, frozen=True, extra="forbid"):
+    """What a tenant may keep unless it has quotas of its own."""
+
+    concepts: int = Field(default=10_000, ge=1, description="Most concepts, soft-deleted ones included")
+    versions_per_concept: int = Field(
+        default=10_000, ge=1, description="Most versions of one concept, yanked ones included"
+    )
+    embedding_bytes: int = Field(
+        default=10 * 2**30, ge=1, description="Most bytes of embeddings, all versions together"
+    )
+
+
+class RegistrySettings(Settings):
+    """Registry: every version of every word, in a folder or an S3 bucket."""
+
+    server: ServerSettings = ServerSettings(listen="127.0.0.1:7361")
+    store: StoreSettings = StoreSettings(address=str(Path("pseudoword-data") / "store"))
+    s3: S3Settings = S3Settings()
+    quotas: QuotaSettings = QuotaSettings()
+    keep_deleted: timedelta = Field(
+        default=timedelta(days=30), description="How long a soft-deleted concept is kept before it may be purged"
+    )
+    commit_timeout: timedelta = Field(
+        default=timedelta(seconds=30), description="Longest wait for a commit of a call that has no deadline"
+    )
