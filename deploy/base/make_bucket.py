@@ -1,0 +1,68 @@
+"""Makes the bucket of a store's address where it is missing; run by the registry's image before the registry.
+
+Reads the same settings as the registry: PSEUDOWORD_STORE__ADDRESS, PSEUDOWORD_S3__*. Ends with status 1 and the reason
+where the store refuses, and waits a minute for one that does not answer yet.
+"""
+
+import sys
+from urllib.parse import urlsplit
+
+import certifi
+import minio
+import urllib3
+from minio.error import MinioException, S3Error, ServerError
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
+
+from rpc.settings import Settings, SettingsError
+from rpc.stores import S3Settings, StoreSettings
+
+
+class _Settings(Settings):
+    store: StoreSettings
+    s3: S3Settings = S3Settings()
+
+
+_STARTING = {"XMinioServerNotInitialized", "SlowDown"}
+
+
+def _starting(error: BaseException) -> bool:
+    """Whether the store may answer otherwise in a moment."""
+    if isinstance(error, S3Error):
+        return error.code in _STARTING
+    return isinstance(error, (urllib3.exceptions.HTTPError, ServerError))
+
+
+@retry(retry=retry_if_exception(_starting), stop=stop_after_delay(60), wait=wait_fixed(1), reraise=True)
+def make(client: minio.Minio, bucket: str) -> None:
+    """Makes the bucket; one that is there and ours is left alone."""
+    if client.bucket_exists(bucket):
+        return
+    try:
+        client.make_bucket(bucket)
+    except S3Error as error:
+        if error.code != "BucketAlreadyOwnedByYou":  # made by another replica in between
+            raise
+
+
+def main() -> None:
+    settings = _Settings.load("make_bucket")
+    access = settings.s3.access()
+    if access is None:
+        raise SettingsError("s3.endpoint is not set")
+    client = minio.Minio(
+        endpoint=access.endpoint,
+        access_key=access.access_key,
+        secret_key=access.secret_key,
+        region=access.region,
+        secure=access.secure,
+        http_client=urllib3.PoolManager(retries=False, timeout=10, ca_certs=str(access.ca_file or certifi.where())),
+    )
+    make(client, urlsplit(settings.store.address).netloc)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (SettingsError, MinioException, urllib3.exceptions.HTTPError) as error:
+        sys.stderr.write(f"make_bucket: {error}\n")
+        raise SystemExit(1) from None

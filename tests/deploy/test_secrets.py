@@ -1,0 +1,167 @@
+"""make-secrets gives everything that the manifests refer to; with it, MinIO and the registry run as they say."""
+
+import base64
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pseudoword.channel import Endpoints
+from pseudoword.client import Client
+from pseudoword.errors import PseudowordError
+
+from rpc.identity import Role, Tokens
+from tests.deploy.rendering import DEPLOY, FOLDERS, Container, containers, environment, files, of_kind, render
+from tests.processes import Process
+
+NAMESPACE = "pseudoword"
+Secrets = dict[str, dict[str, bytes]]
+
+
+@pytest.fixture(scope="module")
+def secrets() -> Secrets:
+    """Name -> key -> value, as make-secrets prints them."""
+    done = subprocess.run(
+        [DEPLOY / "scripts" / "make-secrets", NAMESPACE, "shop"], capture_output=True, text=True, check=True
+    )
+    found = list(yaml.safe_load_all(done.stdout))
+    found = [item for item in found if item is not None]
+    assert all(item["kind"] == "Secret" and item["metadata"]["namespace"] == NAMESPACE for item in found)
+    return {
+        item["metadata"]["name"]: {key: base64.b64decode(value) for key, value in item["data"].items()}
+        for item in found
+    }
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_secret_that_is_referred_to_is_made(folder: str, secrets: Secrets) -> None:
+    assert of_kind(render(folder), "Secret") == [], "no secret is ever part of the manifests"
+    for found in containers(folder):
+        for value in environment(folder, found.spec).values():
+            if value.startswith("secret:"):
+                name, key = value.removeprefix("secret:").split("/")
+                assert key in secrets[name], f"{found.where}: {value}"
+        for name, key in files(found.pod, found.spec).values():
+            assert key == "*" or key in secrets[name], f"{found.where}: {name}/{key}"
+            assert name in secrets, f"{found.where}: {name}"
+
+
+def test_tokens_say_who_may_what(secrets: Secrets, tmp_path: Path) -> None:
+    file = tmp_path / "tokens.toml"
+    file.write_bytes(secrets["tokens"]["tokens.toml"])
+    tokens = Tokens(file)
+    client = tokens.principal(secrets["client"]["token"].decode())
+    assert (client.tenants, client.roles) == (frozenset({"shop"}), frozenset({Role.WRITER}))
+    for service, role in (("trainer", Role.WRITER), ("generation", Role.READER)):
+        principal = tokens.principal(secrets[f"{service}-registry-token"]["token"].decode())
+        assert (principal.name, principal.tenants) == (service, None)
+        assert principal.roles == {role, Role.DELEGATE}
+
+
+class Pod:
+    """A container's view of the world, in a folder: its mounted secrets and its variables with paths in that folder."""
+
+    def __init__(self, found: Container, secrets: Secrets, folder: Path) -> None:
+        self.folder = folder
+        for path, (name, key) in files(found.pod, found.spec).items():
+            for one in secrets[name] if key == "*" else [key]:
+                target = folder / path.replace("*", one).lstrip("/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(secrets[name][one])
+        self.environment = {
+            variable: self._value(value, secrets) for variable, value in environment("base", found.spec).items()
+        }
+
+    def _value(self, value: str, secrets: Secrets) -> str:
+        if value.startswith("secret:"):
+            name, key = value.removeprefix("secret:").split("/")
+            return secrets[name][key].decode()
+        return str(self.folder / value.lstrip("/")) if value.startswith("/") else value
+
+
+@pytest.fixture(scope="module")
+def pods(secrets: Secrets, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pod]:
+    return {
+        found.spec["name"]: Pod(found, secrets, tmp_path_factory.mktemp(found.spec["name"]))
+        for found in containers("base")
+    }
+
+
+@pytest.fixture(scope="module")
+def store_port(pods: dict[str, Pod], minio_binary: Path) -> Iterator[int]:
+    """MinIO as base/minio.yaml starts it, but for the port and the places."""
+    pod, port = pods["minio"], free_port()
+    (spec,) = (found.spec for found in containers("base") if found.spec["name"] == "minio")
+    places = {":9000": f"127.0.0.1:{port}", "/data": str(pod.folder / "data")}
+    places["/etc/minio/certs"] = str(pod.folder / "etc/minio/certs")
+    with (pod.folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [minio_binary, *(places.get(argument, argument) for argument in spec["args"])],
+            env={**os.environ, **pod.environment},
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield port
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_the_bucket_is_made_and_the_registry_serves(
+    pods: dict[str, Pod], store_port: int, secrets: Secrets, tmp_path: Path
+) -> None:
+    bucket, registry = pods["make-bucket"], pods["registry"]
+    endpoint = {"PSEUDOWORD_S3__ENDPOINT": f"localhost:{store_port}"}
+    for _ in range(2):  # a second pod finds it there
+        done = make_bucket(bucket.environment | endpoint)
+        assert done.returncode == 0, done.stderr
+
+    health = f"127.0.0.1:{free_port()}"
+    ports = {"PSEUDOWORD_SERVER__HEALTH_LISTEN": health, "PSEUDOWORD_SERVER__METRICS_LISTEN": "127.0.0.1:0"}
+    with Process("registry", tmp_path, environment=registry.environment | endpoint | ports) as server:
+        for probe in ("startup", "readiness", "liveness"):
+            with grpc.insecure_channel(health) as channel:
+                stub: Any = health_pb2_grpc.HealthStub(channel)
+                answer = stub.Check(health_pb2.HealthCheckRequest(service=probe))
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING, probe
+        ca = tmp_path / "ca.crt"
+        ca.write_bytes(secrets["client"]["ca.crt"])
+        token = secrets["client"]["token"].decode()
+        with Client(Endpoints(registry=server.address, ca=ca, token=token), tenant="shop") as client:
+            assert list(client.words()) == []
+        for wrong, tenant, reason in (("nobody", "shop", "TOKEN_UNKNOWN"), (token, "other", "TENANT_DENIED")):
+            with Client(Endpoints(registry=server.address, ca=ca, token=wrong), tenant=tenant) as client:
+                with pytest.raises(PseudowordError) as failure:
+                    list(client.words())
+                assert failure.value.reason == reason
+        assert server.terminate() == 0, server.log_end()
+
+
+def test_a_bucket_that_is_refused_is_said(pods: dict[str, Pod], store_port: int) -> None:
+    wrong = {"PSEUDOWORD_S3__ENDPOINT": f"localhost:{store_port}", "PSEUDOWORD_S3__SECRET_KEY": "not-the-secret"}
+    done = make_bucket(pods["make-bucket"].environment | wrong)
+    assert done.returncode == 1
+    assert "make_bucket: S3 operation failed" in done.stderr
+    assert "Traceback" not in done.stderr and "not-the-secret" not in done.stderr
+
+
+def make_bucket(variables: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    script = DEPLOY / "base" / "make_bucket.py"
+    return subprocess.run(
+        [sys.executable, script], env={**os.environ, **variables}, capture_output=True, text=True, check=False
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
