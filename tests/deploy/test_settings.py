@@ -1,0 +1,120 @@
+"""What the manifests set is what the servers read."""
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from registry.settings import RegistrySettings
+from rpc.settings import Settings, is_loopback
+from service.settings import GenerationSettings
+from tests.deploy.rendering import DEPLOY, FOLDERS, ROOT, Container, containers, environment, files
+from trainer.settings import TrainerSettings
+
+MODULES = {"registry": "registry", "trainer": "trainer", "generation": "service"}
+SETTINGS: dict[str, type[Settings]] = {
+    "registry": RegistrySettings,
+    "trainer": TrainerSettings,
+    "generation": GenerationSettings,
+}
+
+every_folder = pytest.mark.parametrize("folder", FOLDERS)
+
+
+def variables(table: type[BaseModel], prefix: str = "PSEUDOWORD_") -> Iterator[str]:
+    """Every environment variable that a table of settings reads."""
+    for name, field in table.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from variables(kind, f"{prefix}{name.upper()}__")
+        else:
+            yield prefix + name.upper()
+
+
+def servers(folder: str) -> list[Container]:
+    return [found for found in containers(folder) if found.server]
+
+
+def loaded(folder: str, found: Container, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The settings as the container's server would read them."""
+    with monkeypatch.context() as patch:
+        for name, value in environment(folder, found.spec).items():
+            patch.setenv(name, value)
+        return SETTINGS[found.spec["name"]].load(MODULES[found.spec["name"]], [])
+
+
+@every_folder
+def test_every_variable_is_a_setting_of_its_server(folder: str) -> None:
+    for found in containers(folder):
+        if found.spec["image"].startswith("pseudoword/minio:"):
+            continue
+        known = set(variables(SETTINGS[found.spec["image"].split("/")[1].split(":")[0]]))
+        used = environment(folder, found.spec)
+        assert used and set(used) <= known, f"{found.where}: {sorted(set(used) - known)}"
+
+
+@every_folder
+def test_the_servers_accept_the_values(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for found in servers(folder):
+        settings = loaded(folder, found, monkeypatch)
+        ports = {port["name"]: str(port["containerPort"]) for port in found.spec["ports"]}
+        server = settings.server
+        listened = {"grpc": server.listen, "health": server.health_listen, "metrics": server.metrics_listen}
+        assert {name: address.rpartition(":")[2] for name, address in listened.items()} == ports, found.where
+        assert not any(is_loopback(address) for address in listened.values()), found.where
+        assert server.token_file is not None and server.tls_cert is not None, found.where
+        sleep = found.spec["lifecycle"]["preStop"]["sleep"]["seconds"]
+        grace = found.pod["terminationGracePeriodSeconds"]
+        assert grace >= sleep + server.drain_s + 10, f"{found.where}: killed while it drains"
+
+
+@every_folder
+def test_files_that_settings_name_are_mounted(folder: str) -> None:
+    for found in containers(folder):
+        mounted = files(found.pod, found.spec)
+        folders = {path.removesuffix("/*") for path in mounted if path.endswith("/*")}
+        writable = {mount["mountPath"] for mount in found.spec["volumeMounts"] if not mount.get("readOnly")}
+        for name, value in environment(folder, found.spec).items():
+            if value.startswith("/etc/"):
+                assert value in mounted or str(Path(value).parent) in folders, f"{found.where}: {name}={value}"
+            elif value.startswith("/") and not found.init:
+                assert any(Path(value).is_relative_to(place) for place in writable), f"{found.where}: {name}={value}"
+
+
+@every_folder
+def test_peers_and_stores_are_services_of_this_kustomization(folder: str) -> None:
+    names = {found.workload["metadata"]["name"] for found in containers(folder)}
+    for found in servers(folder):
+        values = environment(folder, found.spec)
+        peer = values.get("PSEUDOWORD_REGISTRY__ADDRESS")
+        assert (peer == "dns:///registry:7361") == (found.spec["name"] != "registry"), found.where
+        endpoint = values.get("PSEUDOWORD_S3__ENDPOINT", "")
+        assert endpoint in ("", "minio:9000", "s3.example.com"), found.where
+        assert ("minio" in names) or not endpoint.startswith("minio"), found.where
+
+
+@pytest.mark.parametrize("file", sorted((DEPLOY / "containers").glob("*.Containerfile")), ids=lambda file: file.stem)
+def test_containerfiles(file: Path) -> None:
+    text = file.read_text()
+    instructions = re.findall(r"^([A-Z]+) (.+)$", text.replace("\\\n", " "), re.MULTILINE)
+    last = dict(instructions)
+    assert last["USER"] == "10001:10001"
+    assert sum(name == "FROM" for name, _ in instructions) == 2, "built in one stage, run from another"
+    for name, value in instructions:
+        if name in ("FROM", "ARG"):
+            assert ":latest" not in value and "latest" not in value
+    if file.stem == "minio":
+        version = re.search(r"^MINIO_VERSION := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert version is not None and f"ARG MINIO_VERSION={version[1]}" in text
+        return
+    (install,) = (value for name, value in instructions if name == "RUN" and "pip install" in value)
+    assert "--constraint constraints.txt" in install
+    assert ("[torch]" in install) == (file.stem != "registry")
+    module = re.fullmatch(r'\["python", "-m", "(\w+)"\]', last["ENTRYPOINT"])
+    assert module is not None and module[1] == MODULES[file.stem]
+    assert importlib.util.find_spec(f"{module[1]}.__main__") is not None, f"python -m {module[1]} does not exist"
+    port = SETTINGS[file.stem]().server.listen.rpartition(":")[2]
+    assert last["EXPOSE"].split() == [port, "8081", "9464"]
