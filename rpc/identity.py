@@ -98,6 +98,11 @@ def to_json(principal: Principal) -> str:
     return _ADAPTER.dump_json(principal, exclude_none=False).decode()
 
 
+def from_json(text: str) -> Principal:
+    """The principal that to_json wrote. Raises pydantic's ValidationError."""
+    return _ADAPTER.validate_json(text)
+
+
 def acting_for(delegate: Principal, text: str) -> Principal:
     """`delegate` with on_behalf_of read from a value of ON_BEHALF_OF.
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import structlog
 from pydantic import BaseModel, Field, SecretStr
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from rpc.settings import SettingsError
 from storage.address import open_store
@@ -72,7 +72,7 @@ def open_fit_store(settings: StoreSettings, s3: S3Settings) -> ObjectStore:
         store = open_store(settings.address, s3.access())
         retrying = Retrying(
             retry=retry_if_exception_type(StoreUnavailable),
-            wait=wait_exponential_jitter(initial=0.2, max=5),
+            wait=wait_random_exponential(multiplier=0.2, max=5),
             stop=stop_after_delay(_PATIENCE_S),
             before_sleep=lambda state: _logger.warning("store does not answer yet", attempt=state.attempt_number),
             reraise=True,
@@ -83,11 +83,14 @@ def open_fit_store(settings: StoreSettings, s3: S3Settings) -> ObjectStore:
     return store
 
 
-def open_ledger(store: ObjectStore, settings: StoreSettings, book: Book[_C], *, shards: int) -> Ledger[_C]:
+def open_ledger(
+    store: ObjectStore, settings: StoreSettings, book: Book[_C], *, shards: int, alone: bool = False
+) -> Ledger[_C]:
     """Open `book`'s ledger with views of this server's own. Blocks.
 
     Without the setting, the views lie in the first folder that no other server uses, so that they are found again after
-    a restart. Raises SettingsError.
+    a restart; `alone`: in the first one, so that no second server of this machine can use the store. Raises
+    SettingsError.
     """
 
     def opened(folder: Path) -> Ledger[_C]:
@@ -102,7 +105,8 @@ def open_ledger(store: ObjectStore, settings: StoreSettings, book: Book[_C], *, 
             try:
                 return opened(base / str(slot))
             except ViewInUse:
-                continue
+                if alone:
+                    raise
         return opened(Path(tempfile.mkdtemp(prefix="pseudoword-views-")))
     except StorageError as error:
         raise SettingsError(f"the store {settings.address} cannot be used: {error.message}") from None

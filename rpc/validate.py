@@ -1,12 +1,17 @@
 """Collects everything that is wrong with a request, so that its author learns it in one go."""
 
 import math
+import re
 import unicodedata
-from typing import Protocol, Self, TypeVar
+from collections.abc import Mapping
+from typing import Any, Protocol, Self, TypeVar
 
 from pseudoword.names import InvalidName
 
 from rpc.errors import InvalidArgument
+
+_MAX_LABELS = 64
+_LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 
 
 class _Parsed(Protocol):
@@ -61,3 +66,25 @@ class Violations:
         control = next((character for character in value if unicodedata.category(character) == "Cc"), None)
         if control is not None:
             self.add(field, f"holds the control character U+{ord(control):04X}")
+
+    def characters(self, field: str, value: str, most: int, *, required: bool = False) -> None:
+        """`value` has at most `most` characters, no control characters and, if `required`, something in it."""
+        # A character is at most four bytes; what is too long is said in characters, once.
+        self.text(field, value[:most], 4 * most, required=required)
+        if len(value) > most:
+            self.add(field, f"{len(value)} characters are more than the {most} allowed")
+
+    def labels(self, field: str, value: Mapping[str, str]) -> None:
+        """At most 64 labels, keys `[a-z][a-z0-9_-]{0,62}`, values at most 63 characters."""
+        if len(value) > _MAX_LABELS:
+            self.add(field, f"{len(value)} labels are more than the {_MAX_LABELS} allowed")
+        for key, content in list(value.items())[:_MAX_LABELS]:
+            if not _LABEL_KEY.fullmatch(key):
+                self.add(f"{field}[{key[:63]!r}]", f"a key must be {_LABEL_KEY.pattern}")
+            self.characters(f"{field}[{key[:63]!r}]", content, 63)
+
+    def request_id(self, request: Any) -> None:
+        """`request_id` is empty, or 1 to 64 printable characters."""
+        value = request.request_id
+        if len(value) > 64 or not value.isprintable():
+            self.add("request_id", "must be at most 64 printable characters")

@@ -1,0 +1,50 @@
+"""How an rpc's change becomes an entry of a ledger: the caller's request id, principal and deadline with it."""
+
+import hashlib
+import uuid
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from rpc.identity import current_principal
+from storage.ledger import Ledger
+from storage.writer import Result
+
+_C = TypeVar("_C")
+
+
+async def commit(
+    ledger: Ledger[_C], shard: int, tenant: str, command: _C, request: Any, context: Any, *, longest: timedelta
+) -> Result:
+    """Decide and keep `command`, which `request` asks for: its request_id, where it has one that is not empty, makes a
+    repetition harmless, and validate_only changes nothing.
+
+    A commit that takes longer than the caller's deadline, or `longest`, is told in time to be answered. Raises what the
+    book refuses with, and StorageErrors.
+    """
+    principal = current_principal()
+    remaining_s = context.time_remaining()
+    timeout_s = longest.total_seconds()
+    if remaining_s is not None:
+        timeout_s = max(0.0, min(timeout_s, remaining_s - min(0.25, remaining_s / 5)))
+    return await ledger.commit(
+        shard,
+        command,
+        request_id=getattr(request, "request_id", "") or str(uuid.uuid4()),
+        tenant=tenant,
+        digest=body_digest(request),
+        actor=principal.name,
+        on_behalf_of=None if principal.on_behalf_of is None else principal.caller.name,
+        timeout_s=timeout_s,
+        validate_only=getattr(request, "validate_only", False),
+    )
+
+
+def body_digest(request: Any) -> str:
+    """What must be the same for a request id to mean the same request."""
+    body = type(request)()
+    body.CopyFrom(request)
+    for field in ("request_id", "validate_only"):
+        if field in request.DESCRIPTOR.fields_by_name:
+            body.ClearField(field)
+    name: bytes = request.DESCRIPTOR.full_name.encode()
+    return hashlib.sha256(name + b"\0" + body.SerializeToString(deterministic=True)).hexdigest()

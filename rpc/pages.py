@@ -1,0 +1,111 @@
+"""Page tokens: where a list goes on, which moment it shows, and of which request it is."""
+
+import base64
+import binascii
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from google.protobuf.message import Message
+
+from rpc.errors import InvalidArgument, OutOfRange
+from rpc.validate import Violations
+from storage.entry import Revision
+from storage.errors import BadRevision
+
+DEFAULT_SIZE = 50
+MAX_SIZE = 1_000
+# Of all items of a page together: far below what a client takes in one message.
+MAX_PAGE_BYTES = 4 * 2**20
+_LIFETIME_S = 3600
+_VERSION = 1
+
+
+def page_size(found: Violations, request: Any) -> int:
+    """How many items to give."""
+    if request.page_size < 0:
+        found.add("page_size", "must not be negative")
+    return min(request.page_size or DEFAULT_SIZE, MAX_SIZE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cursor:
+    """After which item (`key`) the next page begins, and what its first page showed (`revision`, None: nothing fixed).
+
+    `issued` is when the first page was made, seconds since 1970 UTC.
+    """
+
+    key: Sequence[Any]
+    revision: Revision | None
+    issued: float
+    request: str
+
+    @classmethod
+    def read(cls, request: Any, kinds: Sequence[type]) -> Self | None:
+        """The cursor of a request; None for a first page. `kinds` are the types of its key.
+
+        Raises InvalidArgument (PAGE_TOKEN_INVALID) for a token that is none, or another request's, and OutOfRange
+        (PAGE_TOKEN_EXPIRED) for one that is too old.
+        """
+        token = request.page_token
+        if not token:
+            return None
+        try:
+            fields = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+            version, key, revision, issued, digest = fields
+            cursor = cls(
+                key=key,
+                revision=Revision.parse(revision) if revision else None,
+                issued=float(issued),
+                request=str(digest),
+            )
+            whole = version == _VERSION and [type(item) for item in key] == list(kinds)
+        except (ValueError, TypeError, RecursionError, BadRevision, binascii.Error):
+            whole = False
+        if not whole:
+            raise _invalid("it is no token of this list")
+        if cursor.request != request_digest(request):
+            raise _invalid("it is the token of another request: send everything but page_size as before")
+        if time.time() - cursor.issued > _LIFETIME_S:
+            raise OutOfRange("this list's page is older than an hour: list again", reason="PAGE_TOKEN_EXPIRED")
+        return cursor
+
+    @classmethod
+    def after(cls, key: Sequence[Any], request: Any, cursor: Self | None, revision: Revision | None = None) -> Self:
+        """The cursor of the page that follows `key`'s item; `cursor` is that of this page, None for a first one."""
+        issued = time.time() if cursor is None else cursor.issued
+        return cls(key=key, revision=revision, issued=issued, request=request_digest(request))
+
+    def token(self) -> str:
+        """What the client hands back."""
+        revision = str(self.revision) if self.revision is not None else ""
+        fields = [_VERSION, list(self.key), revision, self.issued, self.request]
+        return base64.urlsafe_b64encode(json.dumps(fields, separators=(",", ":")).encode()).decode().rstrip("=")
+
+
+def request_digest(request: Message) -> str:
+    """What must be the same for all pages of a list."""
+    rest = type(request)()
+    rest.CopyFrom(request)
+    for field in ("page_size", "page_token", "max_staleness"):
+        if field in request.DESCRIPTOR.fields_by_name:
+            rest.ClearField(field)
+    name = request.DESCRIPTOR.full_name.encode()
+    return hashlib.sha256(name + b"\0" + rest.SerializeToString(deterministic=True)).hexdigest()[:16]
+
+
+def fitting(messages: Sequence[Message]) -> int:
+    """How many of `messages`, at least one, make a page of at most MAX_PAGE_BYTES."""
+    size = 0
+    for count, message in enumerate(messages):
+        size += message.ByteSize()
+        if count and size > MAX_PAGE_BYTES:
+            return count
+    return len(messages)
+
+
+def _invalid(why: str) -> InvalidArgument:
+    return InvalidArgument(f"page_token: {why}", reason="PAGE_TOKEN_INVALID", violations=[("page_token", why)])
