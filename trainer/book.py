@@ -1,0 +1,286 @@
+"""The trainer's own ledger: which pictures were uploaded, and the life of every job.
+
+Every change of a job's state is an entry of the log, so that jobs survive whatever happens to a server.
+"""
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from json import dumps, loads
+from typing import Any
+
+from rpc.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound
+from storage.book import Answer, Change, Effect
+from trainer.jobs import ENDED, UNFINISHED, Life, Move, State, WrongState
+
+SHARD = 0
+SHARDS = 1
+Row = dict[str, Any]
+
+_UNFINISHED = ", ".join(f"'{state}'" for state in sorted(UNFINISHED))
+_TABLES = """
+CREATE TABLE pictures (
+    name TEXT PRIMARY KEY, blob TEXT NOT NULL, media_type TEXT NOT NULL, size_bytes INTEGER NOT NULL,
+    width INTEGER NOT NULL, height INTEGER NOT NULL, created_us INTEGER NOT NULL, expires_us INTEGER NOT NULL);
+CREATE INDEX pictures_expiry ON pictures (expires_us);
+CREATE TABLE jobs (
+    name TEXT PRIMARY KEY, tenant TEXT NOT NULL, priority INTEGER NOT NULL, spec TEXT NOT NULL, creator TEXT NOT NULL,
+    principal TEXT NOT NULL, state TEXT NOT NULL, attempt INTEGER NOT NULL, losses INTEGER NOT NULL,
+    created_us INTEGER NOT NULL, started_us INTEGER, ended_us INTEGER, revision TEXT NOT NULL, detail TEXT NOT NULL);
+CREATE INDEX jobs_tenant ON jobs (tenant, created_us DESC, name);
+CREATE INDEX jobs_state ON jobs (state, priority DESC, created_us, name);
+CREATE TABLE job_pictures (job TEXT NOT NULL, picture TEXT NOT NULL, PRIMARY KEY (picture, job)) WITHOUT ROWID;
+CREATE INDEX job_pictures_job ON job_pictures (job);
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddPicture:
+    """A picture's bytes are in the blob `blob`; it may go `lifetime_us` from now. One that is there already keeps its
+    first blob, and only stays longer."""
+
+    name: str
+    blob: str
+    media_type: str
+    size_bytes: int
+    width: int
+    height: int
+    lifetime_us: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeletePicture:
+    """Forget a picture that no unfinished job needs; `expired`: only if its time is over."""
+
+    name: str
+    expired: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CreateJob:
+    """`spec` is the Job message as its client made it, defaults filled in, as protobuf's JSON; `principal` is the
+    caller's, as JSON, for whom the word will be published."""
+
+    name: str
+    tenant: str
+    priority: int
+    spec: Mapping[str, Any]
+    pictures: Sequence[str]
+    creator: str
+    principal: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoveJob:
+    """Change a job's state. With `attempt` only while that attempt holds the job: whoever lost it cannot speak for it
+    any more. `detail` is kept with the job: `error`, `progress`, `embedding` and `record` (blobs), `version`.
+    """
+
+    name: str
+    move: Move
+    attempt: int | None = None
+    etag: str = ""
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+Command = AddPicture | DeletePicture | CreateJob | MoveJob
+
+
+class TrainerBook:
+    """Rules and tables of pictures and jobs; a storage.Book."""
+
+    name = "trainer"
+    schema_version = 1
+
+    def create(self, db: sqlite3.Connection) -> None:
+        """Make the tables, empty."""
+        for statement in _TABLES.split(";"):  # executescript would end the view's transaction
+            db.execute(statement)
+
+    def decide(self, db: sqlite3.Connection, command: Command, now_us: int) -> Sequence[Effect] | Answer:
+        """Raises NotFound, InvalidArgument, FailedPrecondition, Aborted."""
+        match command:
+            case AddPicture(lifetime_us=lifetime_us):
+                fields = {key: value for key, value in vars(command).items() if key != "lifetime_us"}
+                return [Effect(kind="picture-added", body=fields | {"expires_us": now_us + lifetime_us})]
+            case DeletePicture(name=name, expired=expired):
+                row = picture(db, name)
+                if expired and row["expires_us"] > now_us:
+                    return Answer(value={})
+                _refuse_needed(db, name)
+                return [Effect(kind="picture-deleted", body={"name": name})]
+            case CreateJob():
+                _check_pictures(db, command.pictures, now_us)
+                body = vars(command) | {"spec": dict(command.spec), "pictures": list(command.pictures)}
+                return [Effect(kind="job-created", body=body)]
+            case MoveJob():
+                return [_moved(db, command, now_us)]
+
+    def apply(self, db: sqlite3.Connection, change: Change) -> Row:
+        """Write one change into the tables; the answer is the row of the picture or the job, of a deleted picture as it
+        was."""
+        body, revision = change.mutation.effect, str(change.revision)
+        match change.mutation.kind:
+            case "picture-added":
+                db.execute(
+                    "INSERT INTO pictures VALUES "
+                    "(:name, :blob, :media_type, :size_bytes, :width, :height, :now, :expires_us)"
+                    " ON CONFLICT (name) DO UPDATE SET expires_us = max(expires_us, excluded.expires_us)",
+                    body | {"now": change.time_us},
+                )
+                return picture(db, body["name"])
+            case "picture-deleted":
+                row = picture(db, body["name"])
+                db.execute("DELETE FROM pictures WHERE name = :name", body)
+                return row
+            case "job-created":
+                db.execute(
+                    "INSERT INTO jobs VALUES (:name, :tenant, :priority, :spec, :creator, :principal, 'QUEUED', 0, 0,"
+                    " :now, NULL, NULL, :revision, '{}')",
+                    body | {"spec": dumps(body["spec"]), "now": change.time_us, "revision": revision},
+                )
+                rows = [(body["name"], name) for name in body["pictures"]]
+                db.executemany("INSERT OR IGNORE INTO job_pictures VALUES (?, ?)", rows)
+                return job(db, body["name"])
+            case "job-moved":
+                _apply_move(db, body, change.time_us, revision)
+                return job(db, body["name"])
+            case kind:
+                raise AssertionError(f"no change of this book is called {kind}")
+
+
+def job(db: sqlite3.Connection, name: str) -> Row:
+    """A job's row, `spec` and `detail` read. Raises NotFound."""
+    row = db.execute("SELECT * FROM jobs WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        raise NotFound(f"there is no {name}", reason="JOB_NOT_FOUND", metadata={"job": name})
+    return _job_row(row)
+
+
+def jobs(db: sqlite3.Connection, tenant: str, after: Sequence[Any] | None, limit: int) -> list[Row]:
+    """Up to `limit` jobs of a tenant, newest first, after the one at [created_us, name]."""
+    created_us, name = after or (2**62, "")
+    rows = db.execute(
+        "SELECT * FROM jobs WHERE tenant = ? AND (created_us < ? OR (created_us = ? AND name > ?))"
+        " ORDER BY created_us DESC, name LIMIT ?",
+        (tenant, created_us, created_us, name, limit),
+    )
+    return [_job_row(row) for row in rows]
+
+
+def first_queued(db: sqlite3.Connection) -> Row | None:
+    """The job to take next: the oldest of the highest priority."""
+    row = db.execute(
+        "SELECT * FROM jobs WHERE state = 'QUEUED' ORDER BY priority DESC, created_us, name LIMIT 1"
+    ).fetchone()
+    return None if row is None else _job_row(row)
+
+
+def in_state(db: sqlite3.Connection, state: State) -> list[Row]:
+    """All jobs in `state`, oldest first."""
+    rows = db.execute("SELECT * FROM jobs WHERE state = ? ORDER BY created_us, name", (state.value,))
+    return [_job_row(row) for row in rows]
+
+
+def counts(db: sqlite3.Connection) -> dict[State, int]:
+    """How many jobs are in each state that is not an end."""
+    found = dict.fromkeys(sorted(UNFINISHED), 0)
+    rows = db.execute(f"SELECT state, count(*) AS n FROM jobs WHERE state IN ({_UNFINISHED}) GROUP BY state")
+    return found | {State(row["state"]): row["n"] for row in rows}
+
+
+def picture(db: sqlite3.Connection, name: str) -> Row:
+    """A picture's row. Raises NotFound."""
+    row = db.execute("SELECT * FROM pictures WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        raise NotFound(f"there is no {name}: upload it", reason="PICTURE_NOT_FOUND", metadata={"picture": name})
+    return dict(row)
+
+
+def expired_pictures(db: sqlite3.Connection, now_us: int, limit: int) -> list[str]:
+    """Names of up to `limit` pictures whose time is over and that no unfinished job needs."""
+    rows = db.execute(
+        "SELECT name FROM pictures WHERE expires_us <= ? AND NOT EXISTS (SELECT 1 FROM job_pictures JOIN jobs"
+        f" ON jobs.name = job WHERE picture = pictures.name AND state IN ({_UNFINISHED})) LIMIT ?",
+        (now_us, limit),
+    )
+    return [row["name"] for row in rows]
+
+
+def _job_row(row: sqlite3.Row) -> Row:
+    return dict(row) | {"spec": loads(row["spec"]), "detail": loads(row["detail"])}
+
+
+def _refuse_needed(db: sqlite3.Connection, name: str) -> None:
+    needed = db.execute(
+        f"SELECT name FROM jobs JOIN job_pictures ON job = name WHERE picture = ? AND state IN ({_UNFINISHED}) LIMIT 1",
+        (name,),
+    ).fetchone()
+    if needed is not None:
+        raise FailedPrecondition(
+            f"{needed['name']} still needs {name}", reason="PICTURE_IN_USE", metadata={"job": needed["name"]}
+        )
+
+
+def _check_pictures(db: sqlite3.Connection, names: Sequence[str], now_us: int) -> None:
+    wrong = []
+    for index, name in enumerate(names):
+        row = db.execute("SELECT expires_us FROM pictures WHERE name = ?", (name,)).fetchone()
+        if row is None or row["expires_us"] <= now_us:
+            what = "is not here" if row is None else "has expired"
+            wrong.append((f"job.examples[{index}].picture", f"{name} {what}: upload it, then create the job"))
+    if wrong:
+        raise InvalidArgument(wrong[0][1], reason="PICTURE_NOT_FOUND", violations=wrong)
+
+
+def _moved(db: sqlite3.Connection, command: MoveJob, now_us: int) -> Effect:
+    row = job(db, command.name)
+    if command.etag and command.etag != row["revision"]:
+        raise Aborted(
+            f"{command.name} has changed since it was read; read it again",
+            reason="ETAG_MISMATCH",
+            metadata={"etag": row["revision"]},
+        )
+    if command.attempt is not None and command.attempt != row["attempt"]:
+        raise FailedPrecondition(
+            f"attempt {command.attempt} of {command.name} is over; attempt {row['attempt']} holds it",
+            reason="ATTEMPT_OVER",
+        )
+    try:
+        life = life_of(row).after(command.move)
+    except WrongState as error:
+        raise FailedPrecondition(
+            f"{command.name} {error}", reason="JOB_STATE", metadata={"job": command.name, "state": row["state"]}
+        ) from None
+    if command.move is Move.RETRY:
+        # In the order of the examples, so that what is missing is named where it stands.
+        names = [example["picture"] for example in row["spec"]["examples"]]
+        _check_pictures(db, names, now_us)
+    body = {"name": command.name, "move": command.move.value, "detail": dict(command.detail)}
+    return Effect(kind="job-moved", body=body | vars(life) | {"state": life.state.value})
+
+
+def life_of(row: Row) -> Life:
+    """Where a job's row is in its life."""
+    return Life(state=State(row["state"]), attempt=row["attempt"], losses=row["losses"])
+
+
+def _apply_move(db: sqlite3.Connection, body: Row, time_us: int, revision: str) -> None:
+    row = job(db, body["name"])
+    state = State(body["state"])
+    # Nothing of an attempt before counts for one that waits.
+    detail = {} if state is State.QUEUED else row["detail"] | body["detail"]
+    db.execute(
+        "UPDATE jobs SET state = ?, attempt = ?, losses = ?, started_us = ?, ended_us = ?, revision = ?, detail = ?"
+        " WHERE name = ?",
+        (
+            state.value,
+            body["attempt"],
+            body["losses"],
+            time_us if state is State.RUNNING else row["started_us"],
+            time_us if state in ENDED else None,
+            revision,
+            dumps(detail),
+            body["name"],
+        ),
+    )

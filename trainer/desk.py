@@ -1,0 +1,182 @@
+"""The jobs as the trainer's other parts use them: reading and moving rows of the ledger, and who watches a job."""
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import grpc.aio
+import structlog
+from pseudoword.names import JobName
+from pseudoword.trainer.v1 import resources_pb2
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
+
+from rpc import commits
+from storage.entry import Revision
+from storage.errors import Closed, StorageError
+from storage.ledger import Ledger
+from trainer import book
+from trainer.book import SHARD, Command, MoveJob, Row
+from trainer.jobs import State
+from trainer.messages import job_of
+from trainer.metrics import TrainerMetrics
+
+T = TypeVar("T")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_COMMIT_TIMEOUT = timedelta(seconds=30)
+# All changes of jobs are made by this process, so its own view misses none of them.
+_CACHED = timedelta.max
+# A commit whose outcome is not known may come true later without anybody being told.
+_LOOK_S = 5.0
+_ACTOR = "trainer"
+_logger = structlog.get_logger(__name__)
+
+
+class Desk:
+    """One trainer's jobs. Lives on the server's event loop."""
+
+    def __init__(self, ledger: Ledger[Command], metrics: TrainerMetrics) -> None:
+        self.ledger = ledger
+        self._metrics = metrics
+        self._progress: dict[str, resources_pb2.Progress] = {}
+        self._watchers: dict[str, set[asyncio.Event]] = {}
+        self._work = asyncio.Event()
+
+    async def commit(self, tenant: str, command: Command, request: Any, context: Context) -> Row:
+        """A change that a client asks for. Raises what the book refuses with, and StorageErrors."""
+        result = await commits.commit(self.ledger, SHARD, tenant, command, request, context, longest=_COMMIT_TIMEOUT)
+        await self._changed(command)
+        return result.value
+
+    async def move(self, move: MoveJob) -> Row:
+        """A change of state that the trainer itself makes, tried until the store takes it. Raises what the book refuses
+        with, and Closed."""
+        return await self.change(move, JobName.parse(move.name).tenant)
+
+    async def change(self, command: Command, tenant: str) -> Row:
+        """As `move`, for any command."""
+        request_id = str(uuid.uuid4())
+
+        async def once() -> Row:
+            result = await self.ledger.commit(
+                SHARD,
+                command,
+                request_id=request_id,
+                tenant=tenant,
+                digest=request_id,
+                actor=_ACTOR,
+                on_behalf_of=None,
+                timeout_s=_COMMIT_TIMEOUT.total_seconds(),
+            )
+            return result.value
+
+        row = await patiently(once)
+        await self._changed(command)
+        return row
+
+    async def row(self, name: str, *, cached: bool = False) -> tuple[Row, Revision]:
+        """A job's row, and the revision that shows it. Raises NotFound."""
+        staleness = _CACHED if cached else None
+        return await self.ledger.read(SHARD, lambda db: book.job(db, name), max_staleness=staleness)
+
+    def message(self, row: Row, revision: Revision | str) -> resources_pb2.Job:
+        """A row as a Job, with the progress that is known."""
+        job = job_of(row, str(revision))
+        progress = self._progress.get(job.name)
+        if progress is not None:
+            job.progress.CopyFrom(progress)
+        return job
+
+    async def first_queued(self) -> Row | None:
+        """The job to take next; cached: the one who takes it is told by the log if it is not so."""
+        row, _ = await patiently(lambda: self.ledger.read(SHARD, book.first_queued, max_staleness=_CACHED))
+        return row
+
+    async def in_state(self, state: State) -> list[Row]:
+        """Rows of all jobs in `state`, oldest first."""
+        rows, _ = await patiently(lambda: self.ledger.read(SHARD, lambda db: book.in_state(db, state)))
+        return rows
+
+    async def picture(self, name: str) -> Row:
+        """A picture's row. Raises NotFound."""
+        row, _ = await self.ledger.read(SHARD, lambda db: book.picture(db, name))
+        return row
+
+    def tell(self, name: str, progress: resources_pb2.Progress) -> None:
+        """A running job is a step further."""
+        self._progress[name] = progress
+        self._stir(name)
+
+    def progress(self, name: str) -> resources_pb2.Progress | None:
+        """How far a running job is."""
+        return self._progress.get(name)
+
+    def forget(self, name: str) -> None:
+        """An attempt is over: what of its progress lasts is in the row."""
+        self._progress.pop(name, None)
+
+    @contextmanager
+    def watching(self, name: str) -> Iterator[asyncio.Event]:
+        """An event that is set whenever there may be news of a job; clear it before you look."""
+        event = asyncio.Event()
+        self._watchers.setdefault(name, set()).add(event)
+        try:
+            yield event
+        finally:
+            self._watchers[name].discard(event)
+            if not self._watchers[name]:
+                del self._watchers[name]
+
+    async def work(self) -> None:
+        """Returns when a job may have been queued since this last returned, and every few seconds."""
+        await heard(self._work)
+        self._work.clear()
+
+    def wake(self) -> None:
+        """Whoever waits for work looks again."""
+        self._work.set()
+
+    def _stir(self, name: str) -> None:
+        for event in self._watchers.get(name, ()):
+            event.set()
+
+    async def _changed(self, command: Command) -> None:
+        self._work.set()
+        if isinstance(command, MoveJob):
+            self._stir(command.name)
+        with suppress(StorageError):  # the change is made; the gauge will be right after the next one
+            found, _ = await self.ledger.read(SHARD, book.counts, max_staleness=_CACHED)
+            for state, count in found.items():
+                self._metrics.jobs.labels(state.lower()).set(count)
+
+
+async def heard(event: asyncio.Event) -> None:
+    """Returns when `event` is set, and after a few seconds anyway."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), _LOOK_S)
+
+
+async def patiently(work: Callable[[], Awaitable[T]]) -> T:
+    """Tries `work` again for as long as the store is away. Raises everything else."""
+    retrying = AsyncRetrying(
+        retry=retry_if_exception(_passes),
+        wait=wait_exponential_jitter(initial=0.2, max=10),
+        before_sleep=_log_retry,
+        reraise=True,
+    )
+    async for attempt in retrying:
+        with attempt:
+            return await work()
+    raise AssertionError("unreachable: the last error is raised again")
+
+
+def _passes(error: BaseException) -> bool:
+    return isinstance(error, StorageError) and error.retry and not isinstance(error, Closed)
+
+
+def _log_retry(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome is not None else None
+    _logger.warning("the store is tried again", attempt=state.attempt_number, error=str(error))

@@ -1,0 +1,78 @@
+"""The life of a training job. Pure: no torch, no grpc, no store."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """Where a job is in its life."""
+
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    PUBLISHING = "PUBLISHING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+UNFINISHED = frozenset(State) - ENDED
+
+
+class Move(StrEnum):
+    """What can happen to a job."""
+
+    TAKE = "TAKE"  # a worker begins an attempt
+    HAND_BACK = "HAND_BACK"  # the worker is told to stop; the attempt does not count
+    LOSE = "LOSE"  # the worker is found dead
+    FIX = "FIX"  # the vectors are learned, and are these for ever
+    FINISH = "FINISH"  # the registry has the version
+    FAIL = "FAIL"
+    CANCEL = "CANCEL"
+    RETRY = "RETRY"  # somebody wants a failed job tried again
+
+
+# PUBLISHING cannot be cancelled, lost or handed back: its vectors are fixed, and whether the registry has them already
+# may be unknown.
+MOVES: Mapping[Move, tuple[frozenset[State], State]] = {
+    Move.TAKE: (frozenset({State.QUEUED}), State.RUNNING),
+    Move.HAND_BACK: (frozenset({State.RUNNING}), State.QUEUED),
+    Move.LOSE: (frozenset({State.RUNNING}), State.QUEUED),
+    Move.FIX: (frozenset({State.RUNNING}), State.PUBLISHING),
+    Move.FINISH: (frozenset({State.PUBLISHING}), State.SUCCEEDED),
+    Move.FAIL: (UNFINISHED, State.FAILED),
+    Move.CANCEL: (frozenset({State.QUEUED, State.RUNNING}), State.CANCELLED),
+    Move.RETRY: (frozenset({State.FAILED}), State.QUEUED),
+}
+
+
+class WrongState(Exception):
+    """The move does not begin where the job is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Life:
+    """`attempt` counts how often a worker has taken the job up, hand-backs left out; `losses` how many workers have
+    died of it since it was created or retried."""
+
+    state: State = State.QUEUED
+    attempt: int = 0
+    losses: int = 0
+
+    def after(self, move: Move) -> "Life":
+        """Raises WrongState."""
+        begins, state = MOVES[move]
+        if self.state not in begins:
+            raise WrongState(f"is {self.state}; {move} needs {' or '.join(sorted(begins))}")
+        attempt, losses = self.attempt, self.losses
+        match move:
+            case Move.TAKE:
+                attempt += 1
+            case Move.HAND_BACK:
+                attempt -= 1
+            case Move.LOSE:
+                losses += 1
+            case Move.RETRY:
+                losses = 0
+        return Life(state=state, attempt=attempt, losses=losses)

@@ -1,0 +1,50 @@
+"""Rows of the trainer's ledger as messages of the contract."""
+
+import base64
+
+from google.protobuf.json_format import ParseDict
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import status_pb2
+from pseudoword.trainer.v1 import resources_pb2
+
+from trainer.book import Row
+
+
+def job_of(row: Row, revision: str) -> resources_pb2.Job:
+    """A job's row as a Job; the progress of a running one is left to who knows it."""
+    job: resources_pb2.Job = ParseDict(row["spec"], resources_pb2.Job())
+    detail = row["detail"]
+    job.name = row["name"]
+    job.state = resources_pb2.Job.State.Value(f"STATE_{row['state']}")
+    job.attempt = row["attempt"]
+    job.creator = row["creator"]
+    job.etag = row["revision"]
+    job.revision = revision
+    job.version = detail.get("version", "")
+    if "error" in detail:
+        job.error.ParseFromString(base64.b64decode(detail["error"]))
+    if "progress" in detail:
+        ParseDict(detail["progress"], job.progress)
+    _set_time(job.create_time, row["created_us"])
+    _set_time(job.start_time, row["started_us"])
+    _set_time(job.end_time, row["ended_us"])
+    return job
+
+
+def picture_of(row: Row) -> resources_pb2.Picture:
+    """A picture's row as a Picture."""
+    fields = {key: row[key] for key in ("name", "media_type", "size_bytes", "width", "height")}
+    picture = resources_pb2.Picture(**fields)
+    _set_time(picture.create_time, row["created_us"])
+    _set_time(picture.expire_time, row["expires_us"])
+    return picture
+
+
+def error_text(status: status_pb2.Status) -> str:
+    """A status as text for a job's detail; job_of reads it."""
+    return base64.b64encode(status.SerializeToString()).decode()
+
+
+def _set_time(timestamp: Timestamp, microseconds: int | None) -> None:
+    if microseconds is not None:
+        timestamp.FromMicroseconds(microseconds)
