@@ -1,0 +1,167 @@
+"""How to learn: the recipes' defaults, and a request's recipe checked and filled in."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from json import dumps
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from pseudoword.registry.v1 import resources_pb2 as registry_resources
+from pseudoword.trainer.v1 import resources_pb2
+
+from rpc.errors import Unimplemented
+from rpc.validate import Violations
+
+_Message = resources_pb2.Recipe
+GREATEST_TIMESTEP = 999
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A complete recipe.
+
+    `learning_rate` is in units of the root mean square of the vocabulary's values, and falls to
+    `final_learning_rate` (a share of it) along a cosine when `cosine`. One optimiser step has `rows` rows.
+    """
+
+    name: str
+    steps: int
+    rows: int
+    learning_rate: float
+    final_learning_rate: float
+    cosine: bool
+    stratified: bool
+    first_timestep: int
+    last_timestep: int
+    min_snr_gamma: float
+    hold_norm: bool
+    start_weight: float
+    weight_decay: float
+    clip_norm: float
+    flips: bool
+
+    def message(self) -> resources_pb2.Recipe:
+        """As the contract has it, every field filled in."""
+        fields = asdict(self)
+        cosine, stratified, hold_norm = (fields.pop(key) for key in ("cosine", "stratified", "hold_norm"))
+        return resources_pb2.Recipe(
+            **fields,
+            schedule=_Message.SCHEDULE_COSINE if cosine else _Message.SCHEDULE_CONSTANT,
+            timesteps=_Message.TIMESTEPS_STRATIFIED if stratified else _Message.TIMESTEPS_UNIFORM,
+            norm=_Message.NORM_VOCABULARY if hold_norm else _Message.NORM_FREE,
+            progressive=False,
+            early_stopping=False,
+        )
+
+
+# Measured on the bundled miniature: docs/training.md says how. One RMS of its vocabulary is 0.05.
+_OBJECT = Recipe(
+    name="object",
+    steps=50,
+    rows=8,
+    learning_rate=0.6,
+    final_learning_rate=0.05,
+    cosine=True,
+    stratified=True,
+    first_timestep=0,
+    last_timestep=GREATEST_TIMESTEP,
+    min_snr_gamma=0.0,
+    hold_norm=False,
+    start_weight=0.0,
+    weight_decay=0.0,
+    clip_norm=0.0,
+    flips=False,
+)
+# What holds for a family other than the miniature's is the paper's (arXiv 2208.01618, section 4: AdamW, 5,000 steps of
+# 4 rows, a rate of 0.005 times batch and devices) in units of Stable Diffusion 1.5's vocabulary, whose RMS is 0.0139.
+_PUBLISHED = replace(
+    _OBJECT,
+    steps=5000,
+    rows=4,
+    learning_rate=1.44,
+    final_learning_rate=1.0,
+    cosine=False,
+    stratified=False,
+    weight_decay=0.01,
+)
+_RECIPES: Mapping[str, Mapping[str, Recipe]] = {
+    "miniature": {"object": _OBJECT, "style": replace(_OBJECT, name="style")},
+}
+_FALLBACK: Mapping[str, Recipe] = {"object": _PUBLISHED, "style": replace(_PUBLISHED, name="style")}
+_KIND_RECIPES: Mapping[int, str] = {
+    registry_resources.CONCEPT_KIND_UNSPECIFIED: "object",
+    registry_resources.CONCEPT_KIND_OBJECT: "object",
+    registry_resources.CONCEPT_KIND_STYLE: "style",
+}
+
+
+def recipes(family: str) -> Mapping[str, Recipe]:
+    """The recipes for base models of `family`, by name."""
+    return _RECIPES.get(family, _FALLBACK)
+
+
+def fill_in(message: resources_pb2.Recipe, kind: int, family: str, wrong: Violations) -> Recipe:
+    """The complete recipe that a request means; adds to `wrong` what is out of range. Raises Unimplemented."""
+    _refuse_unbuilt(message, kind)
+    offered = recipes(family)
+    name = message.name or _KIND_RECIPES[kind]
+    if name not in offered:
+        wrong.add("job.recipe.name", f"{name[:64]!r} is not one of {', '.join(sorted(offered))}")
+        return offered["object"]
+    base = offered[name]
+    known_enums = {
+        "schedule": message.schedule in _Message.Schedule.values(),
+        "timesteps": message.timesteps in _Message.Timesteps.values(),
+        "norm": message.norm in _Message.Norm.values(),
+    }
+    for field, known in known_enums.items():
+        if not known:
+            wrong.add(f"job.recipe.{field}", "is no value of the enum")
+    set_fields = {field.name for field, _ in message.ListFields()}  # for optional ones also where they are 0
+    given: dict[str, Any] = {field: getattr(message, field) for field in _OPTIONAL if field in set_fields}
+    if message.schedule:
+        given["cosine"] = message.schedule == _Message.SCHEDULE_COSINE
+    if message.timesteps:
+        given["stratified"] = message.timesteps == _Message.TIMESTEPS_STRATIFIED
+    if message.norm:
+        given["hold_norm"] = message.norm == _Message.NORM_VOCABULARY
+    recipe = replace(base, **given)
+    for field, (low, high) in _RANGES.items():
+        wrong.number(f"job.recipe.{field}", getattr(recipe, field), low, high)
+    if not recipe.learning_rate > 0:
+        wrong.add("job.recipe.learning_rate", "must be above 0")
+    if recipe.first_timestep > recipe.last_timestep:
+        wrong.add("job.recipe.first_timestep", f"is above last_timestep, {recipe.last_timestep}")
+    return recipe
+
+
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "steps": (1, 10_000),
+    "rows": (1, 64),
+    "learning_rate": (0, 10),
+    "final_learning_rate": (0, 1),
+    "first_timestep": (0, GREATEST_TIMESTEP),
+    "last_timestep": (0, GREATEST_TIMESTEP),
+    "min_snr_gamma": (0, 1000),
+    "start_weight": (0, 1000),
+    "weight_decay": (0, 1),
+    "clip_norm": (0, 1000),
+}
+_OPTIONAL = (*_RANGES, "flips")
+
+
+def _refuse_unbuilt(message: resources_pb2.Recipe, kind: int) -> None:
+    unbuilt = {
+        "progressive vectors": message.progressive,
+        "early stopping": message.early_stopping,
+        "hold-then-cool schedule": message.schedule == _Message.SCHEDULE_HOLD_THEN_COOL,
+        "face recipe": kind == registry_resources.CONCEPT_KIND_FACE or message.name == "face",
+    }
+    for part, asked in unbuilt.items():
+        if asked:
+            raise Unimplemented(f"{part}: not built yet", metadata={"part": part})
+
+
+def to_json(recipe: Recipe) -> str:
+    """The recipe as protobuf's JSON, for a version's provenance."""
+    return dumps(MessageToDict(recipe.message(), preserving_proto_field_name=True), sort_keys=True)

@@ -1,0 +1,28 @@
+"""Sentences to train with, `{}` in the word's place, and the words that vectors start from unless somebody says better.
+
+The neutral object contexts and the style contexts are after the paper's appendix (arXiv 2208.01618); each begins with
+those that a small vocabulary knows too.
+"""
+
+from collections.abc import Mapping, Sequence
+
+# The first that the vocabulary has.
+STARTS: Mapping[str, Sequence[str]] = {"object": ("object", "thing", "toy"), "style": ("painting", "style", "art")}
+OBJECT = (
+    "a photo of a {}",
+    "a rendering of a {}",
+    "a picture of a {}",
+    "a photo of the {}",
+    "a close-up photo of a {}",
+    "a good photo of a {}",
+    "a photo of one {}",
+    "the photo of a {}",
+)
+STYLE = (
+    "a painting in the style of {}",
+    "a picture in the style of {}",
+    "a photo in the style of {}",
+    "a rendering in the style of {}",
+    "a close-up painting in the style of {}",
+    "a good painting in the style of {}",
+)
