@@ -1,0 +1,219 @@
+"""Pictures on loan: received in chunks, checked before they are decoded, kept until they expire."""
+
+import asyncio
+import hashlib
+import re
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from PIL import Image
+from pseudoword.names import PictureName, TenantName
+from pseudoword.trainer.v1 import trainer_pb2
+
+from diffusion.errors import PictureInvalid
+from diffusion.pictures import PictureInfo, PictureLimits, picture_info, read_picture
+from rpc.errors import InvalidArgument, ResourceExhausted
+from rpc.identity import Role, current_principal
+from rpc.validate import Violations
+from storage.blobs import Blobs
+from storage.errors import NotCommitted, StorageError
+from storage.objects import ObjectStore
+from trainer import book
+from trainer.book import SHARD, AddPicture, DeletePicture, Row
+from trainer.desk import Context, Desk, patiently
+
+MAX_CHUNK_BYTES = 2**20
+_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+_SWEEP = timedelta(minutes=10)
+_SWEPT_AT_ONCE = 256
+_logger = structlog.get_logger(__name__)
+Requests = AsyncIterator[trainer_pb2.UploadPictureRequest]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoanTerms:
+    """What is taken and for how long; `max_receiving_bytes` bounds all unfinished uploads together."""
+
+    limits: PictureLimits
+    lifetime: timedelta
+    max_receiving_bytes: int
+
+
+class Pictures:
+    """Every tenant's pictures. Lives on the server's event loop."""
+
+    def __init__(self, desk: Desk, store: ObjectStore, terms: LoanTerms) -> None:
+        self._desk = desk
+        self._store = store
+        self._blobs = Blobs(store)
+        self._terms = terms
+        self._receiving_bytes = 0
+        # A decoded picture takes many times its file's size.
+        self._decoding = asyncio.Semaphore(2)
+
+    async def upload(self, requests: Requests, context: Context) -> Row:
+        """Takes one picture. Nothing is kept of an upload that does not end well.
+
+        Raises InvalidArgument, PictureInvalid, PermissionDenied, ResourceExhausted and StorageErrors.
+        """
+        header, tenant = await self._header(requests)
+        received = bytearray()
+        try:
+            async for request in requests:
+                self._receive(received, request, header.size_bytes)
+            data = bytes(received)
+        finally:
+            self._receiving_bytes -= len(received)
+        digest = _checked_digest(data, header)
+        async with self._decoding:
+            info = await asyncio.to_thread(_check, data, self._terms.limits)
+        return await self._keep(tenant, digest, data, info, header, context)
+
+    async def read(self, name: str) -> Image.Image:
+        """A picture as upright RGB; while the store is away this waits. Raises NotFound, Damaged, PictureInvalid."""
+        row = await patiently(lambda: self._desk.picture(name))
+        data = await patiently(lambda: asyncio.to_thread(self._blobs.get, row["blob"]))
+        async with self._decoding:
+            return await asyncio.to_thread(read_picture, data, self._terms.limits)
+
+    async def delete(self, name: PictureName, request: Any, context: Context) -> None:
+        """Forgets a picture and deletes its bytes. Raises NotFound, FailedPrecondition, StorageErrors."""
+        row = await self._desk.commit(name.tenant, DeletePicture(name=str(name)), request, context)
+        await self._delete_blob(row["blob"])
+
+    async def sweep(self) -> None:
+        """Deletes pictures that have expired and that no unfinished job needs, for ever."""
+        while True:
+            names = await patiently(self._expired)
+            for name in names:
+                tenant = PictureName.parse(name).tenant
+                row = await self._desk.change(DeletePicture(name=name, expired=True), tenant)
+                if row:
+                    await self._delete_blob(row["blob"])
+            if len(names) < _SWEPT_AT_ONCE:
+                await asyncio.sleep(_SWEEP.total_seconds())
+
+    async def _expired(self) -> list[str]:
+        now_us = time.time_ns() // 1000
+        names, _ = await self._desk.ledger.read(
+            SHARD, lambda db: book.expired_pictures(db, now_us, _SWEPT_AT_ONCE), max_staleness=_SWEEP
+        )
+        return names
+
+    async def _header(self, requests: Requests) -> tuple[trainer_pb2.UploadPictureRequest.Header, TenantName]:
+        first = await anext(aiter(requests), None)
+        if first is None or first.WhichOneof("message") != "header":
+            raise InvalidArgument(
+                "an upload begins with a header", reason="UPLOAD_HEADER", violations=[("header", "is required first")]
+            )
+        header = first.header
+        wrong = Violations()
+        tenant = wrong.name(TenantName, header.parent, "header.parent")
+        current_principal().require(tenant.tenant, Role.WRITER)
+        if header.size_bytes < 0:
+            wrong.add("header.size_bytes", "must not be negative")
+        if header.sha256 and not _DIGEST.fullmatch(header.sha256):
+            wrong.add("header.sha256", "must be 64 hex digits, or empty")
+        wrong.raise_if_any()
+        if header.size_bytes > self._terms.limits.max_bytes:
+            raise self._too_large(header.size_bytes)
+        return header, tenant
+
+    def _receive(self, received: bytearray, request: trainer_pb2.UploadPictureRequest, announced_bytes: int) -> None:
+        if request.WhichOneof("message") != "chunk":
+            raise InvalidArgument(
+                "after its header an upload has chunks only",
+                reason="UPLOAD_HEADER",
+                violations=[("header", "comes once")],
+            )
+        size = len(request.chunk)
+        if size > MAX_CHUNK_BYTES:
+            raise InvalidArgument(
+                f"a chunk has {size} bytes; at most {MAX_CHUNK_BYTES} are taken",
+                reason="CHUNK_TOO_LARGE",
+                violations=[("chunk", f"at most {MAX_CHUNK_BYTES} bytes")],
+            )
+        total = len(received) + size
+        if total > self._terms.limits.max_bytes:
+            raise self._too_large(total)
+        if announced_bytes and total > announced_bytes:
+            raise _wrong_size(total, announced_bytes)
+        if self._receiving_bytes + size > self._terms.max_receiving_bytes:
+            raise ResourceExhausted(
+                "too many uploads at once; try again", reason="UPLOADS_BUSY", retry_after=timedelta(seconds=2)
+            )
+        received += request.chunk
+        self._receiving_bytes += size
+
+    def _too_large(self, size: int) -> PictureInvalid:
+        return PictureInvalid(
+            f"the picture has at least {size} bytes; at most {self._terms.limits.max_bytes} are taken",
+            reason="PICTURE_TOO_LARGE",
+        )
+
+    async def _keep(
+        self,
+        tenant: TenantName,
+        digest: str,
+        data: bytes,
+        info: PictureInfo,
+        header: trainer_pb2.UploadPictureRequest.Header,
+        context: Context,
+    ) -> Row:
+        blob = await asyncio.to_thread(self._blobs.put, tenant.tenant, data)
+        command = AddPicture(
+            name=str(PictureName(tenant.tenant, digest)),
+            blob=blob.name,
+            media_type=info.media_type,
+            size_bytes=len(data),
+            width=info.width,
+            height=info.height,
+            lifetime_us=round(self._terms.lifetime.total_seconds() * 1e6),
+        )
+        try:
+            row = await self._desk.commit(tenant.tenant, command, header, context)
+        except NotCommitted:
+            await self._delete_blob(blob.name)
+            raise
+        if row["blob"] != blob.name:  # it was there already
+            await self._delete_blob(blob.name)
+        return row
+
+    async def _delete_blob(self, name: str) -> None:
+        try:
+            await asyncio.to_thread(self._store.delete, name)
+        except StorageError as error:
+            # Nothing refers to it any more: waste, and no harm.
+            _logger.warning("a picture's bytes were not deleted", blob=name, error=error.message)
+
+
+def _check(data: bytes, limits: PictureLimits) -> PictureInfo:
+    info = picture_info(data, limits)
+    read_picture(data, limits)  # raises for one that only its header makes a picture
+    return info
+
+
+def _checked_digest(data: bytes, header: trainer_pb2.UploadPictureRequest.Header) -> str:
+    if header.size_bytes and len(data) != header.size_bytes:
+        raise _wrong_size(len(data), header.size_bytes)
+    digest = hashlib.sha256(data).hexdigest()
+    if header.sha256 and header.sha256.lower() != digest:
+        raise InvalidArgument(
+            f"the bytes that came have the sha256 {digest}, not the one that the header announced",
+            reason="DIGEST_MISMATCH",
+            metadata={"sha256": digest},
+            violations=[("header.sha256", "is not that of the chunks together")],
+        )
+    return digest
+
+
+def _wrong_size(size: int, announced: int) -> InvalidArgument:
+    return InvalidArgument(
+        f"{size} bytes came where the header announced {announced}",
+        reason="SIZE_MISMATCH",
+        violations=[("header.size_bytes", "is not the size of the chunks together")],
+    )
