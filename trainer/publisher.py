@@ -1,0 +1,58 @@
+"""What was learned, brought to the registry: once, whatever happens in between."""
+
+import structlog
+from pseudoword.names import ConceptName
+from pseudoword.registry.v1 import registry_pb2, registry_pb2_grpc
+from pseudoword.registry.v1 import resources_pb2 as registry_resources
+from pseudoword.trainer.v1 import resources_pb2
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
+
+from rpc.clients import as_caller, forwarded
+from rpc.errors import Aborted, DeadlineExceeded, Internal, Unavailable
+from rpc.identity import Principal
+
+_CALL_TIMEOUT_S = 30.0
+_logger = structlog.get_logger(__name__)
+
+
+class Publisher:
+    """Publishes versions on behalf of the jobs' creators."""
+
+    def __init__(self, registry: "registry_pb2_grpc.RegistryServiceAsyncStub") -> None:
+        self._registry = registry
+
+    async def publish(
+        self, job: resources_pb2.Job, record: bytes, embedding: bytes, principal: Principal
+    ) -> registry_resources.Version:
+        """Publishes `embedding` (safetensors) with its `record` (a serialised Version) as the job's version.
+
+        The registry returns the same version for the same job for ever, so trying again is harmless; while it is away
+        this tries on. Raises what it refuses with.
+        """
+        version = registry_resources.Version.FromString(record)
+        name = ConceptName.parse(job.concept)
+        request = registry_pb2.PublishVersionRequest(
+            parent=job.concept,
+            version=version,
+            embedding=embedding,
+            create_concept=True,
+            concept=registry_resources.Concept(name=str(name), kind=job.kind),
+            request_id=job.name.rsplit("/", 1)[1],
+        )
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type((Unavailable, DeadlineExceeded, Aborted, Internal)),
+            wait=wait_exponential_jitter(initial=0.2, max=30),
+            before_sleep=_log_retry,
+            reraise=True,
+        )
+        async for attempt in retrying:
+            with attempt, forwarded("registry"):
+                published: registry_resources.Version = await self._registry.PublishVersion(
+                    request, metadata=as_caller(principal), timeout=_CALL_TIMEOUT_S
+                )
+        return published
+
+
+def _log_retry(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome is not None else None
+    _logger.warning("publishing is tried again", attempt=state.attempt_number, error=str(error))

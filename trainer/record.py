@@ -1,0 +1,49 @@
+"""What is written down about a version that was learned."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from importlib.metadata import version as installed
+
+import torch
+from pseudoword.names import PictureName
+from pseudoword.registry.v1 import resources_pb2 as registry_resources
+from pseudoword.trainer.v1 import resources_pb2
+
+from trainer.engine import Learned
+from trainer.recipe import Recipe, to_json
+
+MAX_POINTS = 1_000
+_PROGRAMS = ("pseudoword", "diffusers", "transformers")
+
+
+def record(
+    job: resources_pb2.Job, recipe: Recipe, learned: Learned, training_time: timedelta
+) -> registry_resources.Version:
+    """The Version that a job publishes: what it was made for, and how."""
+    version = registry_resources.Version(
+        base_model=job.base_model,
+        description=job.description,
+        labels=job.labels,
+        provenance=registry_resources.Provenance(
+            origin=registry_resources.Provenance.ORIGIN_LEARNED,
+            job=job.name,
+            recipe_json=to_json(recipe),
+            seed=job.seed,
+            steps=len(learned.losses),
+            stop_reason=learned.stop_reason,
+            loss_curve=curve(learned.losses),
+            picture_digests=[PictureName.parse(example.picture).picture for example in job.examples],
+            software={program: installed(program) for program in _PROGRAMS} | {"torch": torch.__version__},
+        ),
+    )
+    version.provenance.training_time.FromTimedelta(training_time)
+    for encoder in version.base_model.encoders:
+        encoder.vectors = job.vectors
+    return version
+
+
+def curve(losses: Sequence[float]) -> list[registry_resources.LossPoint]:
+    """The losses by step, thinned evenly to MAX_POINTS, first and last kept."""
+    count = min(len(losses), MAX_POINTS)
+    picked = [index * (len(losses) - 1) // max(1, count - 1) for index in range(count)]
+    return [registry_resources.LossPoint(step=index + 1, loss=losses[index]) for index in picked]
