@@ -1,0 +1,41 @@
+"""The settings of the trainer."""
+
+from datetime import timedelta
+from pathlib import Path
+
+from pydantic import BaseModel, Field
+
+from diffusion.settings import ModelSettings
+from rpc.clients import Peer
+from rpc.settings import ServerSettings, Settings
+from rpc.stores import S3Settings, StoreSettings
+
+
+class PictureSettings(BaseModel, frozen=True, extra="forbid"):
+    """Which pictures are taken, and for how long."""
+
+    max_bytes: int = Field(default=20 * 2**20, ge=1, description="Most bytes of a picture")
+    max_pixels: int = Field(default=50_000_000, ge=1, description="Most pixels of a picture")
+    min_side_px: int = Field(default=16, ge=1, description="Least width and height of a picture in pixels")
+    lifetime: timedelta = Field(
+        default=timedelta(days=7),
+        gt=timedelta(0),
+        description="How long a picture is kept after its last upload, or longer while an unfinished job needs it",
+    )
+    max_receiving_bytes: int = Field(
+        default=256 * 2**20, ge=2**20, description="Most bytes of all uploads together that are on their way"
+    )
+
+
+class TrainerSettings(Settings):
+    """Trainer: pictures in, words out, published to the registry."""
+
+    server: ServerSettings = ServerSettings(listen="127.0.0.1:7362")
+    store: StoreSettings = StoreSettings(address=str(Path("pseudoword-data") / "jobs"))
+    s3: S3Settings = S3Settings()
+    registry: Peer = Peer(address="127.0.0.1:7361")
+    model: ModelSettings = ModelSettings()
+    pictures: PictureSettings = PictureSettings()
+    max_losses: int = Field(
+        default=3, ge=1, description="A job is given up when so many servers were killed while they trained it"
+    )
