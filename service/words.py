@@ -61,7 +61,7 @@ class Words:
 
     def __init__(
         self,
-        registry: registry_pb2_grpc.RegistryServiceAsyncStub,
+        registry: "registry_pb2_grpc.RegistryServiceAsyncStub",
         model: BaseModel,
         cache: VectorCache,
         metrics: EngineMetrics,
