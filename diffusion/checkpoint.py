@@ -23,12 +23,13 @@ _FAMILY_KEY = "_pseudoword_family"  # in model_index.json, for checkpoints whose
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
-    """One text encoder: width of its embeddings, positions of a prompt (start and end included), and the sha256 (hex)
-    of its vocabulary's rows cast to little-endian fp16, by which fp32 and fp16 files of one model agree."""
+    """One text encoder: width of its embeddings, positions of a prompt (start and end included), layers, and the sha256
+    (hex) of its vocabulary's rows cast to little-endian fp16, by which fp32 and fp16 files of one model agree."""
 
     name: str
     dims: int
     length: int
+    layers: int
     vocabulary_digest: str
 
 
@@ -118,7 +119,9 @@ class BaseModel:
 
 
 def _frozen(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
-    return module.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    if dtype != torch.float32:  # what it was loaded in
+        module.to(dtype=dtype)
+    return module.to(device=device).eval().requires_grad_(False)
 
 
 def _refuse_other_kinds(pipeline: Any, place: str) -> None:
@@ -153,6 +156,7 @@ def _describe(pipeline: Any, place: str, family: str) -> ModelSpec:
         name="text_encoder",
         dims=table.shape[1],
         length=min(pipeline.tokenizer.model_max_length, pipeline.text_encoder.config.max_position_embeddings),
+        layers=pipeline.text_encoder.config.num_hidden_layers,
         vocabulary_digest=hashlib.sha256(table.to(torch.float16).numpy().astype("<f2").tobytes()).hexdigest(),
     )
     sample = pipeline.unet.config.sample_size

@@ -2,13 +2,28 @@
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 
 from diffusion.checkpoint import BaseModel
-from diffusion.schedulers import make_scheduler
+from diffusion.schedulers import SCHEDULERS, make_scheduler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """A picture to start from: RGB, of the result's size. The share `strength` (above 0 to 1) of the way is gone anew.
+
+    With `mask` (grey, of the same size) only what is white in it is redrawn.
+    """
+
+    picture: Image.Image
+    strength: float
+    mask: Image.Image | None = None
 
 
 class Denoising:
@@ -29,6 +44,7 @@ class Denoising:
         seed: int,
         width: int,
         height: int,
+        beginning: Beginning | None = None,
     ) -> None:
         """`embeds` and `negative` are hidden states [1, length, dims]; without `negative` there is no guidance. Sizes
         in pixels. Raises SchedulerUnknown."""
@@ -41,11 +57,40 @@ class Denoising:
         generator = torch.Generator("cpu").manual_seed(seed)
         accepted = inspect.signature(self._scheduler.step).parameters
         self._arguments: dict[str, Any] = {"generator": generator} if "generator" in accepted else {}
+        self._kept: _Kept | None = None
         scale = model.spec.vae_scale
         shape = (1, model.spec.latent_channels, height // scale, width // scale)
-        noise = randn_tensor(shape, generator=generator, device=model.device, dtype=embeds.dtype)
-        self.latents: torch.Tensor = noise * self._scheduler.init_noise_sigma
+        if beginning is None:
+            noise = randn_tensor(shape, generator=generator, device=model.device, dtype=embeds.dtype)
+            self.latents: torch.Tensor = noise * self._scheduler.init_noise_sigma
+        else:
+            skipped = SCHEDULERS[scheduler].skipped_calls(steps, beginning.strength)
+            self._begin(model, beginning, skipped, generator, embeds.dtype)
         self.position = 0
+
+    def _begin(
+        self, model: BaseModel, beginning: Beginning, skipped: int, generator: torch.Generator, dtype: torch.dtype
+    ) -> None:
+        """As diffusers' image-to-image and inpainting pipelines begin, draw for draw."""
+        scheduler = self._scheduler
+        self._timesteps = scheduler.timesteps[skipped:]
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(skipped)
+        clean = _encoded(model, beginning.picture, generator)
+        if beginning.mask is not None:
+            clean = clean.contiguous()  # as the inpainting pipeline's repeat() leaves them
+        noise = randn_tensor(clean.shape, generator=generator, device=model.device, dtype=dtype)
+        if beginning.mask is None or beginning.strength < 1:
+            self.latents = scheduler.add_noise(clean, noise, self._timesteps[:1])
+        else:
+            self.latents = noise * scheduler.init_noise_sigma
+        if beginning.mask is not None:
+            # The pipeline encodes the masked picture here, which only checkpoints of nine channels use; it takes these
+            # numbers from the generator.
+            randn_tensor(clean.shape, generator=generator, device=model.device, dtype=dtype)
+            levels = torch.from_numpy(np.array(beginning.mask.convert("L"), dtype=np.float32) / 255)[None, None]
+            cells = torch.nn.functional.interpolate((levels >= 0.5).float(), size=clean.shape[-2:])
+            self._kept = _Kept(clean=clean, noise=noise, redrawn=cells.to(model.device, dtype))
 
     @property
     def calls(self) -> int:
@@ -82,6 +127,30 @@ class Denoising:
             predicted, self.timestep, self.latents, return_dict=False, **self._arguments
         )[0]
         self.position += 1
+        if self._kept is not None:
+            kept = self._kept.clean
+            if not self.done:
+                when = self.timestep.reshape(1)
+                kept = self._scheduler.add_noise(kept, self._kept.noise, when)
+            self.latents = (1 - self._kept.redrawn) * kept + self._kept.redrawn * self.latents
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """What inpainting puts back after every step: latents [1, c, h, w], their noise, and 1 where they are redrawn."""
+
+    clean: torch.Tensor
+    noise: torch.Tensor
+    redrawn: torch.Tensor
+
+
+def _encoded(model: BaseModel, picture: Image.Image, generator: torch.Generator) -> torch.Tensor:
+    shares = np.array(picture.convert("RGB"), dtype=np.float32)[None] / 255
+    # In this order of axes and steps, as diffusers has it: memory layout decides the last bits of a convolution.
+    pixels = torch.from_numpy(shares.transpose(0, 3, 1, 2))
+    posterior = model.vae.encode((2.0 * pixels - 1.0).to(model.device, model.dtype)).latent_dist
+    latents: torch.Tensor = model.vae.config.scaling_factor * posterior.sample(generator)
+    return latents
 
 
 def step(model: BaseModel, pictures: Sequence[Denoising]) -> None:

@@ -6,14 +6,18 @@ from dataclasses import dataclass
 
 from pseudoword.names import InvalidName, WordRef
 
+from diffusion.weighting import read_weights
+
 _CANDIDATE = re.compile(r"\\<|<([^<>]{1,300})>")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Text and words in the order in which they are read."""
+    """Text and words in the order in which they are read; `weights` has one number for each part, or is empty when all
+    weigh 1."""
 
     parts: tuple[str | WordRef, ...]
+    weights: tuple[float, ...] = ()
 
     @property
     def words(self) -> tuple[WordRef, ...]:
@@ -21,9 +25,18 @@ class Prompt:
         return tuple(dict.fromkeys(part for part in self.parts if isinstance(part, WordRef)))
 
 
-def parse(text: str) -> Prompt:
-    r"""Reads `<[tenant/]concept[@alias|@n]>` as words; `\<` is an ordinary `<`, and so is any that begins no word."""
-    return Prompt(tuple(_joined(_pieces(text))))
+def parse(text: str, *, weights: bool = False) -> Prompt:
+    r"""Reads `<[tenant/]concept[@alias|@n]>` as words; `\<` is an ordinary `<`, and so is any that begins no word. With
+    `weights` also `(text:1.3)`, as weighting.py tells."""
+    if not weights:
+        return Prompt(tuple(_joined(_pieces(text))))
+    parts: list[str | WordRef] = []
+    numbers: list[float] = []
+    for stretch in read_weights(text):
+        here = tuple(_joined(_pieces(stretch.text)))
+        parts += here
+        numbers += [stretch.weight] * len(here)
+    return Prompt(tuple(parts), tuple(numbers) if any(number != 1 for number in numbers) else ())
 
 
 def _pieces(text: str) -> Iterator[str | WordRef]:

@@ -24,15 +24,25 @@ def _second_order(steps: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerKind:
-    """`model_calls` maps steps, as people count them, to calls of the denoiser; `noisy` ones draw noise at every step;
-    `seeded` ones take the noise's seed when they are made instead of a generator at each step."""
+    """`calls` maps steps, as people count them, to calls of the denoiser, `calls_a_step` of them at each; at most
+    `max_steps`; `seeded` ones take the noise's seed when they are made instead of a generator at each step."""
 
     description: str
     class_name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    model_calls: Callable[[int], int] = _one_a_step
-    noisy: bool = False
+    calls: Callable[[int], int] = _one_a_step
+    calls_a_step: int = 1
+    max_steps: int = 1000
     seeded: bool = False
+
+    def skipped_calls(self, steps: int, strength: float) -> int:
+        """Calls that are left out when only the share `strength` (above 0 to 1) of the way is gone, as diffusers'
+        image-to-image counts; all of them, at the least, where no step is left."""
+        return (steps - min(int(steps * strength), steps)) * self.calls_a_step
+
+    def model_calls(self, steps: int, strength: float = 1.0) -> int:
+        """Calls of the denoiser; 0 where `strength` leaves no step."""
+        return self.calls(steps) - self.skipped_calls(steps, strength) if int(steps * strength) else 0
 
 
 def _dpm(**arguments: Any) -> dict[str, Any]:
@@ -44,42 +54,38 @@ _KARRAS = {"use_karras_sigmas": True}
 
 SCHEDULERS: Mapping[str, SchedulerKind] = {
     "ddim": SchedulerKind(description="DDIM (arXiv 2010.02502), deterministic", class_name="DDIMScheduler"),
-    "ddpm": SchedulerKind(
-        description="DDPM (arXiv 2006.11239), adds noise at every step", class_name="DDPMScheduler", noisy=True
-    ),
+    "ddpm": SchedulerKind(description="DDPM (arXiv 2006.11239), adds noise at every step", class_name="DDPMScheduler"),
     "euler": SchedulerKind(description="Euler (arXiv 2206.00364)", class_name="EulerDiscreteScheduler"),
     "euler-a": SchedulerKind(
         description="Euler ancestral, adds noise at every step",
         class_name="EulerAncestralDiscreteScheduler",
-        noisy=True,
     ),
     "dpm++-2m": SchedulerKind(description="DPM-Solver++ 2M (arXiv 2211.01095)", **_dpm()),
     "dpm++-2m-karras": SchedulerKind(description="DPM-Solver++ 2M with Karras' sigmas", **_dpm(**_KARRAS)),
-    "dpm++-2m-sde": SchedulerKind(
-        description="DPM-Solver++ 2M SDE, adds noise at every step", noisy=True, **_dpm(**_SDE)
-    ),
+    "dpm++-2m-sde": SchedulerKind(description="DPM-Solver++ 2M SDE, adds noise at every step", **_dpm(**_SDE)),
     "dpm++-2m-sde-karras": SchedulerKind(
-        description="DPM-Solver++ 2M SDE with Karras' sigmas", noisy=True, **_dpm(**_SDE, **_KARRAS)
+        description="DPM-Solver++ 2M SDE with Karras' sigmas", **_dpm(**_SDE, **_KARRAS)
     ),
     "dpm++-sde": SchedulerKind(
         description="DPM-Solver++ SDE of second order, two calls a step",
         class_name="DPMSolverSDEScheduler",
-        model_calls=_second_order,
-        noisy=True,
+        calls=_second_order,
+        calls_a_step=2,
         seeded=True,
     ),
     "dpm++-sde-karras": SchedulerKind(
         description="DPM-Solver++ SDE of second order with Karras' sigmas, two calls a step",
         class_name="DPMSolverSDEScheduler",
         arguments=_KARRAS,
-        model_calls=_second_order,
-        noisy=True,
+        calls=_second_order,
+        calls_a_step=2,
         seeded=True,
     ),
     "heun": SchedulerKind(
         description="Heun (arXiv 2206.00364), two calls a step",
         class_name="HeunDiscreteScheduler",
-        model_calls=_second_order,
+        calls=_second_order,
+        calls_a_step=2,
     ),
     "lms": SchedulerKind(description="Linear multistep", class_name="LMSDiscreteScheduler"),
     "lms-karras": SchedulerKind(
@@ -89,7 +95,12 @@ SCHEDULERS: Mapping[str, SchedulerKind] = {
         description="PNDM (arXiv 2202.09778) without Runge-Kutta steps, one call more than steps",
         class_name="PNDMScheduler",
         arguments={"skip_prk_steps": True},
-        model_calls=lambda steps: steps + 1 if steps > 1 else 1,
+        calls=lambda steps: steps + 1 if steps > 1 else 1,
+    ),
+    "lcm": SchedulerKind(
+        description="LCM (arXiv 2310.04378), 1 to 8 steps, for checkpoints that were distilled for it",
+        class_name="LCMScheduler",
+        max_steps=50,
     ),
     "unipc": SchedulerKind(description="UniPC (arXiv 2302.04867)", class_name="UniPCMultistepScheduler"),
 }

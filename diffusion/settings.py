@@ -1,6 +1,8 @@
 """Which base model a server loads, where and how."""
 
+import diffusers.utils.logging
 import torch
+import transformers.utils.logging
 from pydantic import BaseModel as Table
 from pydantic import Field
 
@@ -26,6 +28,11 @@ class ModelSettings(Table, frozen=True, extra="forbid"):
 
 def load_model(settings: ModelSettings) -> BaseModel:
     """Loads the model that `settings` name; takes seconds to minutes. Raises SettingsError when it is of no use."""
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        # What the two libraries have to say belongs into the server's log, and bars do not.
+        library.disable_progress_bar()
+        library.disable_default_handler()
+        library.enable_propagation()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device = settings.device
