@@ -2,10 +2,15 @@
 
 import importlib.util
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from pydantic import BaseModel
 
 from registry.settings import RegistrySettings
@@ -118,3 +123,30 @@ def test_containerfiles(file: Path) -> None:
     assert importlib.util.find_spec(f"{module[1]}.__main__") is not None, f"python -m {module[1]} does not exist"
     port = SETTINGS[file.stem]().server.listen.rpartition(":")[2]
     assert last["EXPOSE"].split() == [port, "8081", "9464"]
+
+
+def test_the_registrys_image_has_all_that_the_registry_imports() -> None:
+    code = "import sys, registry.__main__; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    of_module = packages_distributions()
+    imported = {canonicalize_name(name) for module in done.stdout.split() for name in of_module.get(module, ())}
+    assert "grpcio" in imported and "minio" in imported
+    # grpc and rich take the first two where they happen to be there; the third loads itself at every start.
+    optional = {"grpcio-tools", "attrs", "setuptools"}
+    assert imported - installed_by("pseudoword-server") - optional == set()
+    assert "torch" not in installed_by("pseudoword-server")
+
+
+def installed_by(distribution: str) -> set[str]:
+    """What pip installs for a distribution without its extras, itself included."""
+    found, waiting = set(), [distribution]
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name in found:
+            continue
+        found.add(name)
+        for text in requires(name) or ():
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                waiting.append(requirement.name)
+    return {str(name) for name in found}
