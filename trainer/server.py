@@ -1,192 +1,115 @@
-"""TrainerService: pictures in, jobs, words out."""
+"""The trainer's life, from an unproven store to a job handed back and a closed ledger."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+from contextlib import AsyncExitStack
 
-from pseudoword.names import JobName, PictureName, TenantName
-from pseudoword.trainer.v1 import resources_pb2, trainer_pb2, trainer_pb2_grpc
+from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
+from pseudoword.trainer.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
 
+from diffusion import errors as diffusion_errors
 from diffusion.checkpoint import BaseModel
-from diffusion.errors import PictureInvalid
 from diffusion.messages import base_model
-from rpc.errors import InvalidArgument, Unavailable, Unimplemented
-from rpc.identity import Role, current_principal
-from rpc.pages import Cursor, fitting, page_size
-from rpc.validate import Violations
-from trainer import book
-from trainer.book import SHARD, MoveJob, Row
+from diffusion.pictures import PictureLimits
+from diffusion.settings import load_model
+from rpc.clients import channel
+from rpc.errors import InvalidArgument
+from rpc.server import Server
+from rpc.stores import open_fit_store, open_ledger
+from rpc.table import STORAGE
+from storage.blobs import Blobs
+from trainer.book import SHARDS, TrainerBook
 from trainer.checks import JobChecks
-from trainer.desk import Context, Desk, heard
-from trainer.jobs import ENDED, Move
-from trainer.messages import picture_of
+from trainer.desk import Desk
+from trainer.engine import Engine
 from trainer.metrics import TrainerMetrics
-from trainer.pictures import Pictures
-from trainer.recipe import recipes
+from trainer.pictures import LoanTerms, Pictures
+from trainer.publisher import Publisher
+from trainer.rpcs import TrainerServicer
+from trainer.settings import TrainerSettings
 from trainer.worker import Worker
 
+SERVICE = "pseudoword.trainer.v1.TrainerService"
+TABLE = STORAGE.extended(
+    {diffusion_errors.PictureInvalid: InvalidArgument, diffusion_errors.PromptTooLong: InvalidArgument}
+)
 
-class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
-    """The rpcs of the trainer. Watches end when `draining` is set."""
 
-    def __init__(
-        self,
-        model: BaseModel,
-        desk: Desk,
-        pictures: Pictures,
-        checks: JobChecks,
-        worker: Worker,
-        metrics: TrainerMetrics,
-        draining: asyncio.Event,
-    ) -> None:
+class Trainer:
+    """A trainer on its store.
+
+    async with Trainer(settings) as trainer:
+        await trainer.run_until_signalled()         # it serves at trainer.server.address
+    """
+
+    def __init__(self, settings: TrainerSettings, model: BaseModel | None = None) -> None:
+        """`model` is one that is loaded already. Raises SettingsError."""
+        self._settings = settings
         self._model = model
-        self._desk = desk
-        self._pictures = pictures
-        self._checks = checks
-        self._worker = worker
-        self._metrics = metrics
-        self._draining = draining
+        self._stack = AsyncExitStack()
+        self.server = Server(settings.server, name="trainer", table=TABLE)
 
-    async def UploadPicture(
-        self, request_iterator: AsyncIterator[trainer_pb2.UploadPictureRequest], context: Context
-    ) -> resources_pb2.Picture:
-        """Takes a picture in chunks."""
+    async def __aenter__(self) -> "Trainer":
+        """Opens the store, loads the model, takes up what an earlier server left, serves. Raises SettingsError."""
         try:
-            row = await self._pictures.upload(request_iterator, context)
-        except (PictureInvalid, InvalidArgument):
-            self._metrics.pictures.labels("refused").inc()
+            await self._open()
+        except BaseException:
+            await self._stack.aclose()
             raise
-        self._metrics.pictures.labels("taken").inc()
-        return picture_of(row)
+        return self
 
-    async def GetPicture(self, request: trainer_pb2.GetPictureRequest, context: Context) -> resources_pb2.Picture:
-        """What is known of a picture."""
-        name = _admitted(PictureName, request.name, Role.READER, Violations())
-        return picture_of(await self._desk.picture(str(name)))
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
 
-    async def DeletePicture(
-        self, request: trainer_pb2.DeletePictureRequest, context: Context
-    ) -> trainer_pb2.DeletePictureResponse:
-        """Forgets a picture and deletes its bytes."""
-        name = _admitted(PictureName, request.name, Role.WRITER, Violations())
-        await self._pictures.delete(name, request, context)
-        return trainer_pb2.DeletePictureResponse()
+    async def run_until_signalled(self) -> None:
+        """Serves until SIGTERM, then hands the running job back. Raises what the worker has died of, if it has."""
+        await self.server.run_until_signalled(self._worker.stop)
+        await self._worker.stop()
 
-    async def CreateJob(self, request: trainer_pb2.CreateJobRequest, context: Context) -> resources_pb2.Job:
-        """Checks a job, fills it in and queues it."""
-        wrong = Violations()
-        tenant = _admitted(TenantName, request.parent, Role.WRITER, wrong, field="parent")
-        wrong.request_id(request)
-        command = self._checks.create(tenant, request.job, current_principal(), wrong)
-        row = await self._desk.commit(tenant.tenant, command, request, context)
-        if request.validate_only:
-            return self._desk.message(row, row["revision"])
-        # A repeated request gets its job as it is by now.
-        return self._desk.message(*await self._desk.row(row["name"], cached=True))
-
-    async def GetJob(self, request: trainer_pb2.GetJobRequest, context: Context) -> resources_pb2.Job:
-        """A job as it is."""
-        name = _admitted(JobName, request.name, Role.READER, Violations())
-        return self._desk.message(*await self._desk.row(str(name)))
-
-    async def ListJobs(self, request: trainer_pb2.ListJobsRequest, context: Context) -> trainer_pb2.ListJobsResponse:
-        """A tenant's jobs, newest first."""
-        wrong = Violations()
-        tenant = _admitted(TenantName, request.parent, Role.READER, wrong, field="parent")
-        size = page_size(wrong, request)
-        wrong.raise_if_any()
-        if request.filter:
-            raise Unimplemented("filters of jobs: not built yet", metadata={"part": "job filters"})
-        cursor = Cursor.read(request, [int, str])
-        after = None if cursor is None else cursor.key
-        rows, revision = await self._desk.ledger.read(SHARD, lambda db: book.jobs(db, tenant.tenant, after, size + 1))
-        jobs = [self._desk.message(row, revision) for row in rows[:size]]
-        jobs = jobs[: fitting(jobs)]
-        token = ""
-        if len(jobs) < len(rows):
-            last = rows[len(jobs) - 1]
-            token = Cursor.after([last["created_us"], last["name"]], request, cursor).token()
-        return trainer_pb2.ListJobsResponse(jobs=jobs, next_page_token=token, revision=str(revision))
-
-    async def WatchJob(
-        self, request: trainer_pb2.WatchJobRequest, context: Context
-    ) -> AsyncIterator[trainer_pb2.WatchJobResponse]:
-        """The job, then its every change and step until it has ended. Slow readers miss steps, and never a state that
-        lasts."""
-        name = str(_admitted(JobName, request.name, Role.READER, Violations()))
-        if request.HasField("preview_interval"):
-            raise Unimplemented("previews of a job: not built yet", metadata={"part": "job previews"})
-        etag, step, first = "", 0, True
-        with self._desk.watching(name) as news:
-            while not self._draining.is_set():
-                news.clear()
-                row, revision = await self._desk.row(name, cached=not first)
-                first = False
-                job = self._desk.message(row, revision)
-                if job.etag != etag:
-                    etag, step = job.etag, job.progress.step
-                    yield _event(resources_pb2.JobEvent(job=job))
-                elif job.progress.step != step:
-                    step = job.progress.step
-                    yield _event(resources_pb2.JobEvent(progress=job.progress))
-                if row["state"] in ENDED:
-                    return
-                await self._until(news)
-        raise Unavailable("the server is stopping; watch again", reason="SERVER_STOPPING")
-
-    async def CancelJob(self, request: trainer_pb2.CancelJobRequest, context: Context) -> resources_pb2.Job:
-        """Ends a job that waits or is trained."""
-        row = await self._move(request, Move.CANCEL, context)
-        self._worker.cancelled(row["name"])
-        return self._desk.message(row, row["revision"])
-
-    async def RetryJob(self, request: trainer_pb2.RetryJobRequest, context: Context) -> resources_pb2.Job:
-        """Queues a failed job again."""
-        row = await self._move(request, Move.RETRY, context)
-        return self._desk.message(row, row["revision"])
-
-    async def ListRecipes(
-        self, request: trainer_pb2.ListRecipesRequest, context: Context
-    ) -> trainer_pb2.ListRecipesResponse:
-        """The recipes for the resident model, complete."""
-        current_principal()
-        offered = recipes(self._model.spec.family)
-        return trainer_pb2.ListRecipesResponse(recipes=[offered[name].message() for name in sorted(offered)])
-
-    async def GetBaseModel(
-        self, request: trainer_pb2.GetBaseModelRequest, context: Context
-    ) -> trainer_pb2.GetBaseModelResponse:
-        """The resident model."""
-        current_principal()
-        spec = self._model.spec
-        return trainer_pb2.GetBaseModelResponse(base_model=base_model(spec), resolution=spec.sample_size_px)
-
-    async def _move(self, request: Any, move: Move, context: Context) -> Row:
-        wrong = Violations()
-        name = _admitted(JobName, request.name, Role.WRITER, wrong)
-        wrong.request_id(request)
-        wrong.raise_if_any()
-        return await self._desk.commit(
-            name.tenant, MoveJob(name=str(name), move=move, etag=request.etag), request, context
+    async def _open(self) -> None:
+        settings, limits = self._settings, self._settings.pictures
+        # Entered here, left in the opposite order: the ledger closes when nobody uses it any more.
+        store = await asyncio.to_thread(open_fit_store, settings.store, settings.s3)
+        self._stack.callback(store.close)
+        # Two workers on one log would each take the other's jobs for lost.
+        ledger = await asyncio.to_thread(open_ledger, store, settings.store, TrainerBook(), shards=SHARDS, alone=True)
+        self._stack.push_async_callback(ledger.close)
+        registry = await self._stack.enter_async_context(channel(settings.registry))
+        model = self._model if self._model is not None else await asyncio.to_thread(load_model, settings.model)
+        metrics = TrainerMetrics(self.server.metrics)
+        desk = Desk(ledger, metrics)
+        terms = LoanTerms(
+            limits=PictureLimits(
+                max_bytes=limits.max_bytes, max_pixels=limits.max_pixels, min_side_px=limits.min_side_px
+            ),
+            lifetime=limits.lifetime,
+            max_receiving_bytes=limits.max_receiving_bytes,
         )
+        pictures = Pictures(desk, store, terms)
+        engine = Engine(model)
+        self._worker = Worker(
+            desk,
+            pictures,
+            Blobs(store),
+            engine,
+            Publisher(RegistryServiceStub(registry)),
+            metrics,
+            TABLE,
+            base_model=base_model(model.spec),
+            max_losses=settings.max_losses,
+        )
+        servicer = TrainerServicer(
+            model, desk, pictures, JobChecks(model, engine), self._worker, metrics, self.server.draining
+        )
+        self.server.add(add_TrainerServiceServicer_to_server, servicer, SERVICE)
+        await self.server.start()
+        self._stack.push_async_callback(self.server.stop, grace_s=0)
+        await self._worker.start()
+        self._stack.push_async_callback(self._worker.stop)
+        sweeping = asyncio.create_task(pictures.sweep())
+        self._stack.push_async_callback(_ended, sweeping)
+        self.server.mark_ready()
 
-    async def _until(self, news: asyncio.Event) -> None:
-        """Returns when there may be news, or the server stops."""
-        waits = [asyncio.ensure_future(heard(news)), asyncio.ensure_future(self._draining.wait())]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
 
-
-def _admitted(kind: Any, value: str, role: Role, wrong: Violations, *, field: str = "name") -> Any:
-    """The resource name in `value`, whose tenant the caller may use. Raises InvalidArgument, PermissionDenied."""
-    name = wrong.name(kind, value, field)
-    current_principal().require(name.tenant, role)
-    return name
-
-
-def _event(event: resources_pb2.JobEvent) -> trainer_pb2.WatchJobResponse:
-    event.event_time.GetCurrentTime()
-    return trainer_pb2.WatchJobResponse(event=event)
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
