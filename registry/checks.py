@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
 from pseudoword.names import InvalidName, JobName, TenantName, VersionName
 from pseudoword.registry.v1 import resources_pb2
 
@@ -27,6 +29,8 @@ _MAX_PARENTS = 16
 _MAX_SOFTWARE = 32
 _MAX_SIGNATURES = 8
 _MAX_METRICS = 64
+_MAX_SECONDS = 100 * 366 * 86_400
+_YEAR_1, _YEAR_9999 = -62_135_596_800, 253_402_300_799
 _LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _METRIC = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -49,12 +53,24 @@ def request_id(found: Violations, request: Any) -> None:
 
 def staleness(found: Violations, request: Any, field: str = "max_staleness") -> timedelta | None:
     """How old an answer may be; None: not at all."""
-    if not request.HasField(field):
-        return None
-    value: timedelta = getattr(request, field).ToTimedelta()
-    if value < timedelta(0):
-        found.add(field, "must not be negative")
-    return value
+    return duration(found, field, getattr(request, field)) if request.HasField(field) else None
+
+
+def duration(found: Violations, field: str, value: Duration) -> timedelta:
+    """A length of time that is not negative and not above a hundred years."""
+    if not (0 <= value.seconds <= _MAX_SECONDS and 0 <= value.nanos < 10**9):
+        found.add(field, "must be a duration that is not negative")
+        return timedelta(0)
+    length: timedelta = value.ToTimedelta()
+    return length
+
+
+def time_us(found: Violations, field: str, value: Timestamp) -> int:
+    """A time in microseconds since 1970 UTC."""
+    if not (_YEAR_1 <= value.seconds <= _YEAR_9999 and 0 <= value.nanos < 10**9):
+        found.add(field, "must be a time of the years 1 to 9999")
+        return 0
+    return value.seconds * 1_000_000 + value.nanos // 1_000
 
 
 def where(found: Violations, request: Any, fields: Mapping[str, Field]) -> tuple[str, dict[str, Any]]:
@@ -148,6 +164,7 @@ def _provenance(found: Violations, field: str, value: resources_pb2.Provenance) 
         _recipe(found, f"{field}.recipe_json", value.recipe_json)
     if value.steps < 0:
         found.add(f"{field}.steps", "must not be negative")
+    duration(found, f"{field}.training_time", value.training_time)
     text(found, f"{field}.stop_reason", value.stop_reason, 100)
     text(found, f"{field}.imported_format", value.imported_format, 40)
     _count(found, f"{field}.loss_curve", value.loss_curve, _MAX_POINTS)

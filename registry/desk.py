@@ -6,6 +6,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
@@ -20,7 +21,7 @@ from rpc.identity import current_principal
 from rpc.validate import Violations
 from storage.blobs import Blob, Blobs
 from storage.entry import Revision
-from storage.errors import RevisionAhead
+from storage.errors import RevisionAhead, StorageError
 from storage.ledger import Ledger, shard_of
 from storage.writer import Result
 
@@ -79,16 +80,18 @@ class Desk:
         tenant: str,
         request: Any,
         fetch: Callable[[sqlite3.Connection, int, Any, int], Sequence[T]],
+        *,
         message: Callable[[T, Revision], M],
         key: Callable[[T], Any],
         first: Any,
+        exists: Callable[[sqlite3.Connection], Any] | None = None,
         max_staleness: timedelta | None = None,
     ) -> Page[M]:
         """The page that a List request asks for.
 
         `fetch(db, at, after, limit)` gives rows as they were at the place `at`, those after the one whose `key` is
-        `after` (`first` for the first page). All pages show the first one's revision. Raises InvalidArgument,
-        OutOfRange, StoreChanged.
+        `after` (`first` for the first page). All pages show the first one's revision. `exists` raises where there is no
+        such list; only a first page asks. Raises InvalidArgument, OutOfRange, StoreChanged.
         """
         found = Violations()
         size = page_size(found, request)
@@ -97,11 +100,13 @@ class Desk:
         shown = None if cursor is None else cursor.revision
         if shown is not None:
             shown.check(self.ledger.store_id, self.shard(tenant))
-        at = NOW if shown is None else place(shown)
+        at = NOW if shown is None else min(place(shown), NOW)
         after = first if cursor is None else cursor.key[0]
 
         def work(db: sqlite3.Connection) -> Sequence[T]:
             check_kept(db, at)
+            if cursor is None and exists is not None:
+                exists(db)
             return fetch(db, at, after, size + 1)
 
         # A later page is read strongly: this view may be of another replica, and behind.
@@ -123,6 +128,11 @@ class Desk:
     async def put_blob(self, tenant: str, data: bytes) -> Blob:
         """Write a blob. Raises StorageErrors."""
         return await asyncio.to_thread(self._blobs.put, tenant, data)
+
+    async def drop_blob(self, blob: Blob) -> None:
+        """Remove a blob that certainly no entry names. What cannot be removed is left to the collector."""
+        with suppress(StorageError):
+            await asyncio.to_thread(self._blobs.delete, blob)
 
     async def get_blob(self, name: str) -> bytes:
         """A blob's bytes, checked. Raises Damaged, ObjectMissing and other StorageErrors."""

@@ -62,7 +62,7 @@ class Cursor:
                 issued=float(issued),
                 request=str(digest),
             )
-            whole = version == _VERSION and [type(item) for item in key] == list(kinds)
+            whole = version == _VERSION and [type(item) for item in key] == list(kinds) and all(map(_usable, key))
         except (ValueError, TypeError, RecursionError, BadRevision, binascii.Error):
             whole = False
         if not whole:
@@ -99,6 +99,11 @@ def fitting(messages: Sequence[Message]) -> int:
         if count and size > MAX_PAGE_BYTES:
             return count
     return len(messages)
+
+
+def _usable(item: Any) -> bool:
+    """A token can be anybody's work: only what the database can compare."""
+    return item.isascii() if isinstance(item, str) else bool(0 <= item < 2**62)
 
 
 def _invalid(why: str) -> InvalidArgument:

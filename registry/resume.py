@@ -5,6 +5,10 @@ from typing import Self
 
 from rpc.errors import InvalidArgument
 from storage.entry import Revision
+from storage.errors import RevisionAhead
+
+# No log grows so long, and the database cannot count further.
+_NO_ENTRY = 2**53
 
 
 class Resume:
@@ -24,6 +28,8 @@ class Resume:
         for part in token.split("."):
             revision = Revision.parse(part)
             revision.check(store_id, revision.shard)
+            if revision.entry >= _NO_ENTRY:
+                raise RevisionAhead(f"revision {part} is ahead of every log", revision=part)
             after[revision.shard] = revision
         missing = sorted(set(shards) - after.keys())
         if missing:

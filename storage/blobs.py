@@ -40,6 +40,10 @@ class Blobs:
         self._store.put(blob.name, data)
         return blob
 
+    def delete(self, blob: Blob) -> None:
+        """Remove an upload that no entry names or will name. Raises what ObjectStore.delete raises."""
+        self._store.delete(blob.name)
+
     def get(self, name: str) -> bytes:
         """The bytes of the blob `name`. Raises ObjectMissing, Damaged when they are not those that the name tells, and
         InvalidName when it is no blob's name."""

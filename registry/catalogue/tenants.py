@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Sequence
+from json import dumps
 from typing import Any
 
 from pseudoword.names import TenantName
@@ -33,9 +34,13 @@ def get(db: sqlite3.Connection, name: TenantName) -> dict[str, Any]:
     return row
 
 
-def after(db: sqlite3.Connection, tenant: str, limit: int) -> list[dict[str, Any]]:
-    """Up to `limit` tenants of this shard in order of name, after the one called `tenant`."""
-    rows = db.execute("SELECT * FROM tenants WHERE tenant > ? ORDER BY tenant LIMIT ?", (tenant, limit))
+def after(db: sqlite3.Connection, tenant: str, only: frozenset[str] | None, limit: int) -> list[dict[str, Any]]:
+    """Up to `limit` tenants of this shard (of those in `only`) in order of name, after the one called `tenant`."""
+    rows = db.execute(
+        "SELECT * FROM tenants WHERE tenant > ? AND (? IS NULL OR tenant IN (SELECT value FROM json_each(?)))"
+        " ORDER BY tenant LIMIT ?",
+        (tenant, *[None if only is None else dumps(sorted(only))] * 2, limit),
+    )
     return [dict(row) for row in rows]
 
 

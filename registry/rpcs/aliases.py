@@ -1,5 +1,7 @@
 """Aliases and their history."""
 
+import sqlite3
+
 from pseudoword.names import LATEST, AliasName, ConceptName, VersionName
 from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
@@ -39,12 +41,13 @@ class AliasRpcs(Rpcs):
         found = Violations()
         name = admitted(found, AliasName, request.name, "name", Role.READER)
         age = checks.staleness(found, request)
+        then_us = checks.time_us(found, "at_time", request.at_time) if request.HasField("at_time") else None
         found.raise_if_any()
-        if request.HasField("at_time"):
-            time_us = request.at_time.ToMicroseconds()
-            row, revision = await self._desk.read(name.tenant, lambda db: pointers.get_at(db, name, time_us), age)
-        else:
-            row, revision = await self._desk.read(name.tenant, lambda db: pointers.get(db, name), age)
+
+        def work(db: sqlite3.Connection) -> messages.Row:
+            return pointers.get(db, name) if then_us is None else pointers.get_at(db, name, then_us)
+
+        row, revision = await self._desk.read(name.tenant, work, age)
         return messages.alias(row, revision)
 
     async def ListAliases(
@@ -52,12 +55,12 @@ class AliasRpcs(Rpcs):
     ) -> registry_pb2.ListAliasesResponse:
         found = Violations()
         parent = admitted(found, ConceptName, request.parent, "parent", Role.READER)
-        await self._desk.read(parent.tenant, lambda db: concepts.get(db, parent))
         page = await self._desk.page(
             parent.tenant,
             request,
             lambda db, at, after, limit: pointers.page(db, parent, at, after, limit),
-            messages.alias,
+            exists=lambda db: concepts.get(db, parent),
+            message=messages.alias,
             key=lambda row: row["alias"],
             first="",
         )
@@ -96,7 +99,8 @@ class AliasRpcs(Rpcs):
             parent.tenant,
             request,
             lambda db, at, before, limit: pointers.history(db, parent, at, before, limit),
-            lambda row, revision: messages.alias_change(row),
+            exists=lambda db: concepts.get(db, parent.parent),
+            message=lambda row, revision: messages.alias_change(row),
             key=lambda row: row["since"],
             first=NOW,
         )

@@ -8,10 +8,10 @@ from pseudoword.names import InvalidName
 
 from registry import checks
 from registry.desk import Context, Desk
-from rpc.identity import Role, current_principal
+from rpc.identity import Principal, Role, current_principal
 from rpc.validate import Violations
 
-__all__ = ["Context", "Rpcs", "admitted", "child", "mutation"]
+__all__ = ["Context", "Rpcs", "admitted", "child", "mutation", "tenants_of"]
 
 
 class Rpcs:
@@ -40,6 +40,17 @@ def mutation(found: Violations, request: Any) -> None:
     """Checks what every mutation has, and raises InvalidArgument if anything was found so far."""
     checks.request_id(found, request)
     found.raise_if_any()
+
+
+def tenants_of(principal: Principal) -> frozenset[str] | None:
+    """The tenants that a caller, and everybody it acts for, may use; None for all."""
+    allowed: frozenset[str] | None = None
+    link: Principal | None = principal
+    while link is not None:
+        if link.tenants is not None:
+            allowed = link.tenants if allowed is None else allowed & link.tenants
+        link = link.on_behalf_of
+    return allowed
 
 
 def child(found: Violations, kind: Any, parent: str, collection: str, segment: str, field: str) -> Any:

@@ -69,7 +69,7 @@ class ConceptRpcs(Rpcs):
             parent.tenant,
             request,
             lambda db, at, after, limit: concepts.page(db, parent.tenant, (condition, parameters), at, after, limit),
-            messages.concept,
+            message=messages.concept,
             key=lambda row: row["concept"],
             first="",
             max_staleness=age,

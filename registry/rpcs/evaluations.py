@@ -46,12 +46,12 @@ class EvaluationRpcs(Rpcs):
         self, request: registry_pb2.ListEvaluationsRequest, context: Context
     ) -> registry_pb2.ListEvaluationsResponse:
         parent = admitted(Violations(), VersionName, request.parent, "parent", Role.READER)
-        await self._desk.read(parent.tenant, lambda db: versions.get(db, parent))
         page = await self._desk.page(
             parent.tenant,
             request,
             lambda db, at, before, limit: versions.evaluations(db, parent, at, before, limit),
-            messages.evaluation,
+            exists=lambda db: versions.get(db, parent),
+            message=messages.evaluation,
             key=lambda row: row["since"],
             first=NOW,
         )

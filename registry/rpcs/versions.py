@@ -1,6 +1,7 @@
 """Versions: published, imported, read, yanked."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from registry.catalogue.rows import NOW
 from registry.desk import Desk
 from registry.filters import Field, Kind
 from registry.rpcs.base import Context, Rpcs, admitted, mutation
-from rpc.errors import InvalidArgument
+from rpc.errors import Error, InvalidArgument
 from rpc.identity import Role
 from rpc.validate import Violations
 from storage.blobs import Blob
@@ -95,30 +96,41 @@ class VersionRpcs(Rpcs):
         """The vectors and what is long are written first, then the entry that names them."""
         tenant = publication.parent.tenant
         described = publication.described
-        summary = messages.to_json(_summary(described))
         data = write_tensors(publication.tensors)
         record = described.SerializeToString(deterministic=True) if _has_record(described) else b""
-        blob = await self._blob(tenant, data, request.validate_only)
-        record_blob = await self._blob(tenant, record, request.validate_only) if record else None
+        blobs = await self._upload(tenant, [data, record] if record else [data], request.validate_only)
         command = PublishVersion(
             peer=context.peer(),
             concept=publication.parent,
             create=publication.create,
-            summary=summary,
+            summary=messages.to_json(_summary(described)),
             job=described.provenance.job,
-            blob=blob.name,
-            blob_digest=blob.sha256,
-            size=blob.size,
+            blob=blobs[0].name,
+            blob_digest=blobs[0].sha256,
+            size=blobs[0].size,
             tensors_digest=tensors_digest(publication.tensors),
-            record="" if record_blob is None else record_blob.name,
+            record=blobs[1].name if record else "",
         )
-        result = await self._desk.commit(tenant, command, request, context)
-        if request.validate_only:
+        try:
+            result = await self._desk.commit(tenant, command, request, context)
+        except Error:
+            # Refused for certain: no entry names them.
+            await self._drop(blobs, request.validate_only)
+            raise
+        if result.value["blob"] == blobs[0].name:
             return with_record(messages.version(result.value, result.revision), described)
+        # The request, or the job, had its answer already.
+        await self._drop(blobs, request.validate_only)
         return await whole(self._desk, result.value, result.revision)
 
-    async def _blob(self, tenant: str, data: bytes, validate_only: bool) -> Blob:
-        return Blob.of(tenant, data) if validate_only else await self._desk.put_blob(tenant, data)
+    async def _upload(self, tenant: str, contents: Sequence[bytes], validate_only: bool) -> list[Blob]:
+        if validate_only:
+            return [Blob.of(tenant, content) for content in contents]
+        return list(await asyncio.gather(*(self._desk.put_blob(tenant, content) for content in contents)))
+
+    async def _drop(self, blobs: Sequence[Blob], validate_only: bool) -> None:
+        if not validate_only:
+            await asyncio.gather(*(self._desk.drop_blob(blob) for blob in blobs))
 
     async def GetVersion(self, request: registry_pb2.GetVersionRequest, context: Context) -> resources_pb2.Version:
         found = Violations()
@@ -136,12 +148,12 @@ class VersionRpcs(Rpcs):
         age = checks.staleness(found, request)
         where = checks.where(found, request, _FIELDS)
         found.raise_if_any()
-        await self._desk.read(parent.tenant, lambda db: concepts.get(db, parent), age)
         page = await self._desk.page(
             parent.tenant,
             request,
             lambda db, at, before, limit: versions.page(db, parent, where, at, before, limit),
-            messages.version,
+            exists=lambda db: concepts.get(db, parent),
+            message=messages.version,
             key=lambda row: row["number"],
             first=NOW,
             max_staleness=age,

@@ -16,7 +16,7 @@ from registry.catalogue.rows import NOW
 from registry.desk import Desk
 from registry.filters import Field, Kind
 from registry.resume import Resume
-from registry.rpcs.base import Context, Rpcs, admitted
+from registry.rpcs.base import Context, Rpcs, admitted, tenants_of
 from rpc.errors import PermissionDenied, Unavailable
 from rpc.identity import Principal, Role, current_principal
 from rpc.validate import Violations
@@ -55,6 +55,8 @@ class WatchRpcs(Rpcs):
         bookmark_s = _bookmark_interval(found, request).total_seconds()
         found.raise_if_any()
         resume = await self._start(request.resume_token, shards)
+        # Now a client that waits for this knows that whatever it does next is told.
+        await context.send_initial_metadata(())
         sent = time.monotonic()
         while True:
             began_s, quiet = time.time(), True
@@ -115,7 +117,7 @@ class WatchRpcs(Rpcs):
             lambda db, at, before, limit: history.newest(
                 db, tenant, where, min(at + 1, before), limit, store_id, shard
             ),
-            lambda change, revision: messages.audit_record(change),
+            message=lambda change, revision: messages.audit_record(change),
             key=lambda change: history.place(change.revision),
             first=NOW,
         )
@@ -126,12 +128,7 @@ class WatchRpcs(Rpcs):
 
 def _shards(desk: Desk, principal: Principal) -> set[int]:
     """The shards of all tenants that the caller may read. Raises PermissionDenied when there are none."""
-    allowed: frozenset[str] | None = None
-    link: Principal | None = principal
-    while link is not None:
-        if link.tenants is not None:
-            allowed = link.tenants if allowed is None else allowed & link.tenants
-        link = link.on_behalf_of
+    allowed = tenants_of(principal)
     if allowed is None:
         principal.require("-", Role.READER)  # no tenant is called so: this asks for the role alone
         return set(range(desk.ledger.shards))
@@ -145,7 +142,7 @@ def _shards(desk: Desk, principal: Principal) -> set[int]:
 def _bookmark_interval(found: Violations, request: registry_pb2.WatchEventsRequest) -> timedelta:
     if not request.HasField("bookmark_interval"):
         return _BOOKMARK
-    interval: timedelta = request.bookmark_interval.ToTimedelta()
+    interval = checks.duration(found, "bookmark_interval", request.bookmark_interval)
     found.number("bookmark_interval", interval.total_seconds(), 1, 60)
     return interval
 

@@ -1,0 +1,299 @@
+"""Aliases: moved on an etag, remembered, rolled back."""
+
+import asyncio
+import sqlite3
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from pseudoword.names import AliasName, ConceptName, VersionName
+from pseudoword.registry.v1 import registry_pb2 as rpc
+from pseudoword.registry.v1 import resources_pb2 as res
+
+from registry.catalogue import pointers
+from registry.catalogue.book import RegistryBook
+from registry.catalogue.commands import (
+    Command,
+    ConceptFields,
+    DeleteAlias,
+    PublishVersion,
+    Quotas,
+    RollbackAlias,
+    SetAlias,
+    UnyankVersion,
+    YankVersion,
+)
+from registry.catalogue.rows import NOW
+from rpc.errors import FailedPrecondition, NotFound
+from storage.book import Answer, Change
+from storage.entry import Mutation, Revision
+from tests.registry.asking import REX, pointing, publish, refused, resolve
+
+PRODUCTION = f"{REX}/aliases/production"
+
+
+async def test_moved_and_remembered(stub: Any) -> None:
+    await publish(stub, 2)
+    first = await stub.SetAlias(pointing("production", 1, create_only=True, reason="launch"))
+    assert (first.version, first.updater) == (f"{REX}/versions/1", "anonymous")
+    with refused("ALREADY_EXISTS", "ALIAS_EXISTS"):
+        await stub.SetAlias(pointing("production", 2, create_only=True))
+    second = await stub.SetAlias(pointing("production", 2, etag=first.etag, reason="better"))
+    assert await resolve(stub, "rex", "rex@production") == [2, 2]
+    # Back and forth: the etag of the first move is not that of the third.
+    third = await stub.SetAlias(pointing("production", 1, etag=second.etag))
+    assert len({first.etag, second.etag, third.etag}) == 3
+    for stale in (first, second):
+        with refused("ABORTED", "ETAG_MISMATCH", etag=third.etag):
+            await stub.SetAlias(pointing("production", 2, etag=stale.etag))
+
+    assert (await stub.GetAlias(rpc.GetAliasRequest(name=PRODUCTION))).version == f"{REX}/versions/1"
+    for moved in (first, second, third):
+        then = await stub.GetAlias(rpc.GetAliasRequest(name=PRODUCTION, at_time=moved.update_time))
+        assert then.version == moved.version
+    before = Timestamp()
+    before.FromMicroseconds(first.update_time.ToMicroseconds() - 1)
+    with refused("NOT_FOUND", "ALIAS_NOT_FOUND", alias=PRODUCTION):
+        await stub.GetAlias(rpc.GetAliasRequest(name=PRODUCTION, at_time=before))
+    with refused("INVALID_ARGUMENT", "INVALID_ARGUMENT"):
+        await stub.GetAlias(rpc.GetAliasRequest(name=PRODUCTION, at_time=Timestamp(seconds=2**62)))
+
+    await stub.DeleteAlias(rpc.DeleteAliasRequest(name=PRODUCTION, etag=third.etag, reason="gone"))
+    with refused("NOT_FOUND", "ALIAS_NOT_FOUND"):
+        await stub.DeleteAlias(rpc.DeleteAliasRequest(name=PRODUCTION))
+    with refused("ABORTED", "ETAG_MISMATCH"):
+        await stub.SetAlias(pointing("production", 1, etag=third.etag))
+    changes = (await stub.ListAliasChanges(rpc.ListAliasChangesRequest(parent=PRODUCTION))).changes
+    numbers = [(change.previous_version[-1:], change.version[-1:], change.reason) for change in changes]
+    assert numbers == [("1", "", "gone"), ("2", "1", ""), ("1", "2", "better"), ("", "1", "launch")]
+    assert [change.revision for change in changes[1:]] == [third.etag, second.etag, first.etag]
+    assert await resolve(stub, "rex", "rex@production") == [2, ("NOT_FOUND", "ALIAS_NOT_FOUND")]
+
+
+async def test_latest_is_computed_and_has_a_history(stub: Any) -> None:
+    first, second = await publish(stub, 2)
+    name = f"{REX}/aliases/latest"
+    await stub.YankVersion(rpc.YankVersionRequest(name=second.name))
+    assert (await stub.GetAlias(rpc.GetAliasRequest(name=name))).version == first.name
+    then = await stub.GetAlias(rpc.GetAliasRequest(name=name, at_time=second.create_time))
+    assert then.version == second.name
+    for change in (
+        stub.SetAlias(pointing("latest", 1)),
+        stub.DeleteAlias(rpc.DeleteAliasRequest(name=name)),
+        stub.RollbackAlias(rpc.RollbackAliasRequest(name=name)),
+    ):
+        with refused("INVALID_ARGUMENT", "INVALID_ARGUMENT"):
+            await change
+    await stub.YankVersion(rpc.YankVersionRequest(name=first.name))
+    with refused("NOT_FOUND", "ALIAS_NOT_FOUND"):
+        await stub.GetAlias(rpc.GetAliasRequest(name=name))
+    assert await resolve(stub, "rex", "rex@latest") == [("NOT_FOUND", "VERSION_NOT_FOUND")] * 2
+    assert not (await stub.ListAliases(rpc.ListAliasesRequest(parent=REX))).aliases
+
+
+async def test_names_and_versions_must_fit(stub: Any) -> None:
+    await publish(stub)
+    mara = REX.replace("rex", "mara")
+    await publish(stub, parent=mara)
+    wrong = pointing("production", 1)
+    wrong.alias.version = f"{mara}/versions/1"
+    with refused("INVALID_ARGUMENT", "INVALID_ARGUMENT") as refusal:
+        await stub.SetAlias(wrong)
+    assert refusal.fields == ["alias.version"]
+    with refused("NOT_FOUND", "VERSION_NOT_FOUND"):
+        await stub.SetAlias(pointing("production", 2))
+    with refused("INVALID_ARGUMENT", "INVALID_ARGUMENT"):
+        await stub.SetAlias(pointing("2", 1))
+    with refused("NOT_FOUND", "CONCEPT_NOT_FOUND"):
+        await stub.ListAliases(rpc.ListAliasesRequest(parent=REX.replace("rex", "none")))
+
+
+async def test_of_many_who_move_what_they_have_read_one_does(stub: Any) -> None:
+    await publish(stub, 5)
+    read = await stub.SetAlias(pointing("production", 1))
+    moves = [pointing("production", 2 + number % 4, etag=read.etag) for number in range(12)]
+    answers = await asyncio.gather(*(stub.SetAlias(move) for move in moves), return_exceptions=True)
+    won = [answer for answer in answers if isinstance(answer, res.Alias)]
+    assert len(won) == 1
+    changes = (await stub.ListAliasChanges(rpc.ListAliasChangesRequest(parent=PRODUCTION))).changes
+    assert [change.version for change in changes] == [won[0].version, read.version]
+
+
+async def test_rolled_back_step_by_step(stub: Any) -> None:
+    await publish(stub, 4)
+    for number in (1, 2, 3, 4):
+        await stub.SetAlias(pointing("production", number))
+    await stub.YankVersion(rpc.YankVersionRequest(name=f"{REX}/versions/2"))
+
+    async def back() -> str:
+        request = rpc.RollbackAliasRequest(name=PRODUCTION, reason="bad")
+        return str((await stub.RollbackAlias(request)).version)[-1:]
+
+    # A rollback of a rollback goes further back, never forth to what was left; yanked ones are passed over.
+    assert [await back(), await back()] == ["3", "1"]
+    with refused("FAILED_PRECONDITION", "NO_EARLIER_VERSION"):
+        await back()
+    await stub.SetAlias(pointing("production", 4))
+    assert await back() == "1"
+    with refused("NOT_FOUND", "ALIAS_NOT_FOUND"):
+        await stub.RollbackAlias(rpc.RollbackAliasRequest(name=f"{REX}/aliases/canary"))
+
+
+@dataclass
+class Move:
+    version: int
+    time_us: int
+    base: int  # index of the move that this one restored, or its own
+
+
+@dataclass
+class Model:
+    """The same in plain Python."""
+
+    versions: dict[int, bool] = field(default_factory=dict)  # number: in use
+    moves: list[Move] = field(default_factory=list)
+
+    @property
+    def now(self) -> int:
+        return self.moves[-1].version if self.moves else 0
+
+    def target(self) -> int | None:
+        """Index of the move that a rollback restores."""
+        earlier = range(self.moves[-1].base - 1, -1, -1)
+        others = (index for index in earlier if self.moves[index].version not in (0, self.now))
+        return next((index for index in others if self.versions[self.moves[index].version]), None)
+
+
+CONCEPT = ConceptName("shop", "rex")
+ALIAS = AliasName("shop", "rex", "production")
+FIELDS = ConceptFields(display_name="", description="", kind="CONCEPT_KIND_OBJECT", labels={}, readers=())
+
+
+class AliasMachine(RuleBasedStateMachine):
+    """The book, change by change, beside the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.book = RegistryBook(Quotas(concepts=10, versions_per_concept=100, embedding_bytes=10**6))
+        self.db = sqlite3.connect(":memory:", isolation_level=None)
+        self.db.row_factory = sqlite3.Row
+        self.book.create(self.db)
+        self.entry = 0
+        self.time_us = 1_000_000
+        self.model = Model()
+
+    def teardown(self) -> None:
+        self.db.close()
+
+    def _do(self, command: Command) -> dict[str, Any]:
+        self.time_us += 10
+        effects = self.book.decide(self.db, command, self.time_us)
+        assert not isinstance(effects, Answer)
+        self.entry += 1
+        value: dict[str, Any] = {}
+        for index, effect in enumerate(effects):
+            mutation = Mutation(
+                kind=effect.kind,
+                tenant="shop",
+                request_id="r",
+                request_digest="d",
+                actor="ann",
+                on_behalf_of="",
+                effect=effect.body,
+            )
+            revision = Revision(store_id="0" * 20, shard=0, entry=self.entry, index=index)
+            value = self.book.apply(self.db, Change(revision=revision, time_us=self.time_us, mutation=mutation))
+        return value
+
+    @rule()
+    def publish(self) -> None:
+        command = PublishVersion(
+            peer="",
+            concept=CONCEPT,
+            create=FIELDS,
+            summary={},
+            job="",
+            blob="b",
+            blob_digest="",
+            size=1,
+            tensors_digest="",
+            record="",
+        )
+        number = self._do(command)["number"]
+        assert number == len(self.model.versions) + 1
+        self.model.versions[number] = True
+
+    @precondition(lambda self: self.model.versions)
+    @rule(data=st.data())
+    def point(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.model.versions)))
+        version = VersionName("shop", "rex", number)
+        command = SetAlias(peer="", name=ALIAS, version=version, reason="", etag="", create_only=False)
+        if not self.model.versions[number]:
+            with pytest.raises(FailedPrecondition):
+                self._do(command)
+            return
+        self._do(command)
+        self.model.moves.append(Move(number, self.time_us, len(self.model.moves)))
+
+    @precondition(lambda self: self.model.versions)
+    @rule(data=st.data())
+    def yank(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.model.versions)))
+        command = YankVersion(peer="", name=VersionName("shop", "rex", number), reason="", etag="")
+        if number == self.model.now:
+            with pytest.raises(FailedPrecondition):
+                self._do(command)
+            return
+        self._do(command)
+        self.model.versions[number] = False
+
+    @precondition(lambda self: not all(self.model.versions.values()))
+    @rule(data=st.data())
+    def unyank(self, data: st.DataObject) -> None:
+        yanked = [number for number, used in self.model.versions.items() if not used]
+        number = data.draw(st.sampled_from(yanked))
+        self._do(UnyankVersion(peer="", name=VersionName("shop", "rex", number), etag=""))
+        self.model.versions[number] = True
+
+    @precondition(lambda self: self.model.now)
+    @rule()
+    def delete(self) -> None:
+        self._do(DeleteAlias(peer="", name=ALIAS, reason="", etag=""))
+        self.model.moves.append(Move(0, self.time_us, len(self.model.moves)))
+
+    @precondition(lambda self: self.model.now)
+    @rule()
+    def roll_back(self) -> None:
+        target = self.model.target()
+        command = RollbackAlias(peer="", name=ALIAS, reason="", etag="")
+        if target is None:
+            with pytest.raises(FailedPrecondition):
+                self._do(command)
+            return
+        self._do(command)
+        self.model.moves.append(Move(self.model.moves[target].version, self.time_us, self.model.moves[target].base))
+
+    @invariant()
+    def same(self) -> None:
+        row = pointers.find(self.db, ALIAS)
+        assert (row["version"] if row else 0) == self.model.now
+        history = pointers.history(self.db, ALIAS, NOW, NOW, 1000)
+        assert [row["version"] for row in reversed(history)] == [move.version for move in self.model.moves]
+        for move in self.model.moves[-3:]:
+            try:
+                then = pointers.get_at(self.db, ALIAS, move.time_us + 5)["version"]
+            except NotFound:
+                then = 0
+            assert then == move.version
+        latest = pointers.find(self.db, AliasName("shop", "rex", "latest"))
+        in_use = [number for number, used in self.model.versions.items() if used]
+        assert (latest["version"] if latest else 0) == max(in_use, default=0)
+
+
+TestAliasMachine = AliasMachine.TestCase
+TestAliasMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)

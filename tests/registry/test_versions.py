@@ -1,0 +1,268 @@
+"""Versions: published once, by content, numbered, yanked; and what was measured about them."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+from google.protobuf.duration_pb2 import Duration
+from pseudoword.registry.v1 import registry_pb2 as rpc
+from pseudoword.registry.v1 import resources_pb2 as res
+from safetensors.numpy import save
+
+from storage.objects import ObjectStore
+from storage.tensors import read_tensors, tensors_digest
+from tests.registry.asking import (
+    REX,
+    SHOP,
+    embedding,
+    pointing,
+    publish,
+    publishing,
+    refused,
+    resolve,
+    vectors,
+    version,
+)
+from tests.storage.test_tensors import BAD
+
+JOB = f"{SHOP}/jobs/j1"
+
+
+def _learned(**provenance: Any) -> res.Version:
+    given = {
+        "job": JOB,
+        "recipe_json": '{"steps": 50}',
+        "seed": -7,
+        "steps": 50,
+        "stop_reason": "steps",
+        "loss_curve": [res.LossPoint(step=step, loss=1 / step) for step in range(1, 1001)],
+        "picture_digests": ["ab" * 32],
+        "parents": [f"{REX}/versions/1"],
+        "training_time": Duration(seconds=12),
+        "software": {"torch": "2.7"},
+    }
+    signature = res.Signature(algorithm="ed25519", key_id="k", value=b"\x00\xff")
+    made = version(description="a dog", labels={"team": "dogs"}, signatures=[signature])
+    made.provenance.CopyFrom(res.Provenance(**{**given, **provenance}))
+    return made
+
+
+async def _get(stub: Any, number: int) -> res.Version:
+    found: res.Version = await stub.GetVersion(rpc.GetVersionRequest(name=f"{REX}/versions/{number}"))
+    return found
+
+
+def _blobs(store: ObjectStore) -> int:
+    return len(store.list("t/"))
+
+
+async def test_what_is_published_is_read_back(stub: Any, store: ObjectStore) -> None:
+    told = _learned()
+    # Only the registry says these.
+    told.number, told.creator, told.yank_reason = 99, "somebody", "because"
+    published = await stub.PublishVersion(publishing(version=told))
+    assert (published.name, published.number, published.creator) == (f"{REX}/versions/1", 1, "anonymous")
+    assert (published.state, published.yank_reason) == (res.Version.STATE_ACTIVE, "")
+    assert published.base_model.encoders[0].vectors == 1
+    assert published.tensors_digest == tensors_digest({"text_encoder": vectors()})
+    assert published.provenance.origin == res.Provenance.ORIGIN_LEARNED
+    assert (published.labels, published.signatures) == (told.labels, told.signatures)
+    assert len(published.provenance.loss_curve) == 1000
+    assert await _get(stub, 1) == published
+    # Lists leave out what is long.
+    listed = (await stub.ListVersions(rpc.ListVersionsRequest(parent=REX))).versions[0]
+    assert (len(listed.provenance.loss_curve), listed.provenance.recipe_json) == (0, "")
+    listed.provenance.loss_curve.extend(published.provenance.loss_curve)
+    listed.provenance.recipe_json = published.provenance.recipe_json
+    assert listed == published
+    assert _blobs(store) == 2
+
+
+async def test_halves_are_kept_as_float32_and_several_encoders_each(stub: Any) -> None:
+    tensors = {"text_encoder": vectors(1.5, 2, 8), "text_encoder_2": vectors(-0.5, 3, 12)}
+    file = save({name: values.astype(np.float16) for name, values in tensors.items()})
+    model = res.BaseModel(
+        family="stable-diffusion-xl",
+        encoders=[
+            res.EncoderSpec(name="text_encoder", dimensions=8, vectors=2),
+            res.EncoderSpec(name="text_encoder_2", dimensions=12),
+        ],
+    )
+    published = await stub.PublishVersion(publishing(embedding=file, version=res.Version(base_model=model)))
+    assert [encoder.vectors for encoder in published.base_model.encoders] == [2, 3]
+    native = await stub.GetEmbedding(rpc.GetEmbeddingRequest(name=published.name, format=rpc.EMBEDDING_FORMAT_NATIVE))
+    found = read_tensors(native.data)
+    assert tensors_digest(found) == published.tensors_digest == tensors_digest(tensors)
+
+
+async def test_one_request_and_one_job_make_one_version(stub: Any, store: ObjectStore) -> None:
+    request = publishing(version=_learned(), request_id="first")
+    first = await stub.PublishVersion(request)
+    stored = _blobs(store)
+    again = await asyncio.gather(*(stub.PublishVersion(request) for _ in range(4)))
+    assert all(answer == first for answer in again)
+    # The job's version is the same for ever, whatever request asks.
+    other = publishing(2.0, version=_learned(seed=8), request_id="second")
+    assert (await stub.PublishVersion(other)).name == first.name
+    assert (await stub.GetConcept(rpc.GetConceptRequest(name=REX))).version_count == 1
+    # What was uploaded for nothing is not kept.
+    assert _blobs(store) == stored
+    request.embedding = embedding(2.0)
+    with refused("INVALID_ARGUMENT", "REQUEST_ID_REUSED", request_id="first"):
+        await stub.PublishVersion(request)
+    without_job = await stub.PublishVersion(publishing(2.0))
+    assert (without_job.number, without_job.provenance.origin) == (2, res.Provenance.ORIGIN_PUBLISHED)
+
+    await stub.DeleteConcept(rpc.DeleteConceptRequest(name=REX))
+    assert (await stub.PublishVersion(other)).name == first.name
+    await stub.PurgeConcept(rpc.PurgeConceptRequest(name=REX, force=True))
+    other.request_id = "third"
+    with refused("FAILED_PRECONDITION", "VERSION_PURGED", job=JOB, version=first.name):
+        await stub.PublishVersion(other)
+
+
+async def test_many_at_once_get_numbers_without_gap(stub: Any) -> None:
+    requests = [publishing(number + 1.0, request_id=f"r{number}") for number in range(24)]
+    answers = await asyncio.gather(*(stub.PublishVersion(request) for request in requests))
+    assert sorted(answer.number for answer in answers) == list(range(1, 25))
+    for number, answer in enumerate(answers):
+        file = await stub.GetEmbedding(rpc.GetEmbeddingRequest(name=answer.name))
+        assert read_tensors(file.data)["<rex>"][0, 0] == number + 1.0
+
+
+async def test_a_missing_concept_is_made_only_if_asked(stub: Any) -> None:
+    with refused("NOT_FOUND", "CONCEPT_NOT_FOUND", concept=REX):
+        await stub.PublishVersion(publishing(create_concept=False))
+    style = res.Concept(kind=res.CONCEPT_KIND_STYLE, display_name="Rex")
+    request = publishing(concept=style, validate_only=True)
+    assert (await stub.PublishVersion(request)).number == 1
+    with refused("NOT_FOUND", "CONCEPT_NOT_FOUND"):
+        await stub.GetConcept(rpc.GetConceptRequest(name=REX))
+    await stub.PublishVersion(publishing(concept=style))
+    concept = await stub.GetConcept(rpc.GetConceptRequest(name=REX))
+    assert (concept.kind, concept.display_name, concept.latest_version) == (res.CONCEPT_KIND_STYLE, "Rex", 1)
+
+
+async def test_bad_files_are_refused_one_by_one(stub: Any, store: ObjectStore) -> None:
+    for data, reason in BAD.values():
+        with refused("INVALID_ARGUMENT", reason) as refusal:
+            await stub.PublishVersion(publishing(embedding=data))
+        assert refusal.fields == ["embedding"]
+    with refused("NOT_FOUND", "CONCEPT_NOT_FOUND"):
+        await stub.GetConcept(rpc.GetConceptRequest(name=REX))
+    assert _blobs(store) == 0
+
+
+async def test_all_that_is_wrong_is_said_at_once(stub: Any) -> None:
+    wrong = _learned(
+        job="tenants/other/jobs/j1",
+        recipe_json="{",
+        steps=-1,
+        loss_curve=[res.LossPoint(step=1, loss=float("nan"))] * 1001,
+        picture_digests=["x"],
+        parents=["rex"],
+        training_time=Duration(seconds=-1),
+    )
+    wrong.labels["A"] = "b"
+    wrong.base_model.encoders[0].vocabulary_digest = "x"
+    wrong.signatures[0].value = b""
+    with refused("INVALID_ARGUMENT", "INVALID_ARGUMENT") as refusal:
+        await stub.PublishVersion(publishing(version=wrong))
+    assert set(refusal.fields) == {
+        "version.provenance.job",
+        "version.provenance.recipe_json",
+        "version.provenance.steps",
+        "version.provenance.loss_curve",
+        "version.provenance.picture_digests",
+        "version.provenance.parents[0]",
+        "version.provenance.training_time",
+        "version.labels['A']",
+        "version.base_model.encoders[0].vocabulary_digest",
+        "version.signatures[0].value",
+    }
+
+
+async def test_encoders_must_be_those_of_the_file(stub: Any) -> None:
+    cases = [
+        ([("text_encoder", 9, 0)], ["version.base_model.encoders[0].dimensions"]),
+        ([("text_encoder", 8, 2)], ["version.base_model.encoders[0].vectors"]),
+        ([("text_encoder", 8, 0), ("text_encoder_2", 8, 0)], ["version.base_model.encoders"]),
+        ([("text_encoder", 8, 0), ("text_encoder", 8, 0)], ["version.base_model.encoders"]),
+    ]
+    for encoders, fields in cases:
+        specs = [res.EncoderSpec(name=name, dimensions=dims, vectors=count) for name, dims, count in encoders]
+        with refused("INVALID_ARGUMENT", "INVALID_ARGUMENT") as refusal:
+            await stub.PublishVersion(publishing(version=res.Version(base_model=res.BaseModel(encoders=specs))))
+        assert refusal.fields == fields
+    with refused("INVALID_ARGUMENT", "INVALID_ARGUMENT") as refusal:
+        await stub.PublishVersion(publishing(embedding=embedding(unet=vectors())))
+    assert refusal.fields == ["version.base_model.encoders"]
+
+
+async def test_yanked_and_back(stub: Any) -> None:
+    _, second = await publish(stub, 2)
+    await stub.SetAlias(pointing("canary", 2))
+    yank = rpc.YankVersionRequest(name=second.name, reason="blurry", etag=second.etag)
+    with refused("FAILED_PRECONDITION", "VERSION_ALIASED", aliases="canary"):
+        await stub.YankVersion(yank)
+    await stub.SetAlias(pointing("canary", 1))
+    yanked = await stub.YankVersion(yank)
+    assert (yanked.state, yanked.yank_reason) == (res.Version.STATE_YANKED, "blurry")
+    # It is never latest, no alias moves to it, and its number still reads.
+    assert await resolve(stub, "rex", "rex@latest", "rex@2") == [1, 1, 2]
+    assert (await stub.GetEmbedding(rpc.GetEmbeddingRequest(name=second.name))).data
+    with refused("FAILED_PRECONDITION", "VERSION_YANKED", version=second.name):
+        await stub.SetAlias(pointing("canary", 2))
+    with refused("ABORTED", "ETAG_MISMATCH"):
+        await stub.UnyankVersion(rpc.UnyankVersionRequest(name=second.name, etag=second.etag))
+    back = await stub.UnyankVersion(rpc.UnyankVersionRequest(name=second.name, etag=yanked.etag))
+    assert (back.state, back.yank_reason) == (res.Version.STATE_ACTIVE, "")
+    assert await resolve(stub, "rex") == [2]
+    with refused("FAILED_PRECONDITION", "VERSION_NOT_YANKED"):
+        await stub.UnyankVersion(rpc.UnyankVersionRequest(name=second.name))
+    # A yanked number is not used again.
+    await stub.YankVersion(rpc.YankVersionRequest(name=second.name))
+    assert (await publish(stub))[0].number == 3
+
+
+async def test_damaged_blobs_are_said(stub: Any, store: ObjectStore) -> None:
+    published = await stub.PublishVersion(publishing(version=_learned()))
+    for info in store.list("t/"):
+        data = store.get(info.name)
+        store.put(info.name, data[:-1] + bytes([data[-1] ^ 1]))
+    with refused("DATA_LOSS", "DAMAGED"):
+        await stub.GetEmbedding(rpc.GetEmbeddingRequest(name=published.name))
+    with refused("DATA_LOSS", "DAMAGED"):
+        await _get(stub, 1)
+    for info in store.list("t/"):
+        store.delete(info.name)
+    with refused("DATA_LOSS", "OBJECT_MISSING"):
+        await stub.GetEmbedding(rpc.GetEmbeddingRequest(name=published.name))
+
+
+async def test_evaluations(stub: Any) -> None:
+    published = (await publish(stub))[0]
+    given = res.Evaluation(evaluator="clip 1", metrics={"clip_i": 0.75}, samples=64, seed=-1, note="well")
+    request = rpc.CreateEvaluationRequest(parent=published.name, evaluation_id="one", evaluation=given)
+    first = await stub.CreateEvaluation(request)
+    assert (first.name, dict(first.metrics), first.seed) == (f"{published.name}/evaluations/one", {"clip_i": 0.75}, -1)
+    with refused("ALREADY_EXISTS", "EVALUATION_EXISTS"):
+        await stub.CreateEvaluation(request)
+    unnamed = rpc.CreateEvaluationRequest(parent=published.name, evaluation=given, request_id="r")
+    second = await stub.CreateEvaluation(unnamed)
+    assert await stub.CreateEvaluation(unnamed) == second
+    assert await stub.GetEvaluation(rpc.GetEvaluationRequest(name=second.name)) == second
+    names, token = [], ""
+    for _ in range(2):
+        page = await stub.ListEvaluations(
+            rpc.ListEvaluationsRequest(parent=published.name, page_size=1, page_token=token)
+        )
+        names += [evaluation.name for evaluation in page.evaluations]
+        token = page.next_page_token
+    assert (names, token) == ([second.name, first.name], "")
+    wrong = res.Evaluation(metrics={"A": float("inf")}, samples=-1)
+    with refused("INVALID_ARGUMENT", "INVALID_ARGUMENT") as refusal:
+        await stub.CreateEvaluation(rpc.CreateEvaluationRequest(parent=published.name, evaluation=wrong))
+    assert set(refusal.fields) == {"evaluation.evaluator", "evaluation.metrics['A']", "evaluation.samples"}
+    with refused("NOT_FOUND", "VERSION_NOT_FOUND"):
+        await stub.CreateEvaluation(rpc.CreateEvaluationRequest(parent=f"{REX}/versions/9", evaluation=given))
