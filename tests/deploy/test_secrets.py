@@ -18,7 +18,7 @@ from pseudoword.client import Client
 from pseudoword.errors import PseudowordError
 
 from rpc.identity import Role, Tokens
-from tests.deploy.rendering import DEPLOY, FOLDERS, Container, containers, environment, files, of_kind, render
+from tests.deploy.rendering import DEPLOY, FOLDERS, ROOT, Container, containers, environment, files, of_kind, render
 from tests.processes import Process
 
 NAMESPACE = "pseudoword"
@@ -143,6 +143,40 @@ def test_the_bucket_is_made_and_the_registry_serves(
                     list(client.words())
                 assert failure.value.reason == reason
         assert server.terminate() == 0, server.log_end()
+
+
+@pytest.mark.slow
+def test_a_word_is_learned_and_drawn_as_the_manifests_say(
+    pods: dict[str, Pod], store_port: int, secrets: Secrets, tmp_path: Path
+) -> None:
+    """TLS everywhere, tokens, delegates, one bucket: all three servers with the base's own settings."""
+    endpoint = {"PSEUDOWORD_S3__ENDPOINT": f"localhost:{store_port}"}
+    assert make_bucket(pods["make-bucket"].environment | endpoint).returncode == 0
+    here = endpoint | {
+        "PSEUDOWORD_SERVER__HEALTH_LISTEN": "127.0.0.1:0",
+        "PSEUDOWORD_SERVER__METRICS_LISTEN": "127.0.0.1:0",
+    }
+    ca = tmp_path / "ca.crt"
+    ca.write_bytes(secrets["client"]["ca.crt"])
+    with Process("registry", tmp_path, environment=pods["registry"].environment | here) as registry:
+        peer = {"PSEUDOWORD_REGISTRY__ADDRESS": registry.address}
+        with (
+            Process("trainer", tmp_path, environment=pods["trainer"].environment | here | peer) as trainer,
+            Process("service", tmp_path, environment=pods["generation"].environment | here | peer) as generation,
+        ):
+            endpoints = Endpoints(
+                registry=registry.address,
+                trainer=trainer.address,
+                generation=generation.address,
+                ca=ca,
+                token=secrets["client"]["token"].decode(),
+            )
+            with Client(endpoints, tenant="shop") as client:
+                version = client.learn("rex", sorted((ROOT / "examples" / "rex").glob("*.png")), start="toy")
+                assert version.name == "tenants/shop/concepts/rex/versions/1"
+                assert version.creator == "client"
+                (picture,) = client.draw("a photo of <rex> on the beach", steps=4)
+                assert picture.info.record.words[0].version == version.name
 
 
 def test_a_bucket_that_is_refused_is_said(pods: dict[str, Pod], store_port: int) -> None:
