@@ -6,13 +6,13 @@ from rpc.logs import configure
 from rpc.server import run
 
 
-async def serve(settings: RegistrySettings) -> None:
+async def main() -> None:
     """Serves until SIGTERM."""
+    settings = RegistrySettings.load("registry")
+    configure("registry", settings.server.log_level, settings.server.log_format)
     async with Registry(settings) as registry:
         await registry.server.run_until_signalled()
 
 
 if __name__ == "__main__":
-    loaded = RegistrySettings.load("registry")
-    configure("registry", loaded.server.log_level, loaded.server.log_format)
-    run("registry", serve(loaded))
+    run("registry", main())

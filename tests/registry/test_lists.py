@@ -141,7 +141,9 @@ async def test_filters_of_each_list(running: Running) -> None:
     )
     first, second = await publish(stub, 2)
     await stub.PublishVersion(
-        publishing(version=version(labels={"stage": "test"}, provenance=res.Provenance(origin="ORIGIN_IMPORTED")))
+        publishing(
+            version=version(labels={"stage": "test"}, provenance=res.Provenance(origin=res.Provenance.ORIGIN_IMPORTED))
+        )
     )
     await stub.YankVersion(rpc.YankVersionRequest(name=second.name, request_id="the-yank"))
 

@@ -33,7 +33,7 @@ async def _watching(stub: Any, parent: str = SHOP, token: str = "", **fields: An
 
 async def _events(call: Any, count: int) -> list[tuple[str, str]]:
     """The next `count` events, as type and resource."""
-    found = []
+    found: list[tuple[str, str]] = []
     while len(found) < count:
         message = await call.read()
         if message.WhichOneof("message") == "event":
