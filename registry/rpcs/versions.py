@@ -20,7 +20,7 @@ from rpc.identity import Role
 from rpc.validate import Violations
 from storage.blobs import Blob
 from storage.entry import Revision
-from storage.errors import Damaged, TensorsInvalid
+from storage.errors import Contention, Damaged, EntryTooLarge, NotCommitted, RequestIdReused, TensorsInvalid
 from storage.tensors import Vectors, read_tensors, tensors_digest, write_tensors
 
 _FIELDS = {
@@ -56,6 +56,8 @@ class VersionRpcs(Rpcs):
         described = _described(request.version)
         checks.version(found, "version", described)
         checks.base_model(found, "version.base_model", described.base_model)
+        if not described.base_model.encoders:
+            found.add("version.base_model.encoders", "is required: one for each tensor of the file")
         job = described.provenance.job
         if job and job.split("/")[1:2] != [parent.tenant]:
             found.add("version.provenance.job", f"must be a job of tenants/{parent.tenant}")
@@ -113,8 +115,8 @@ class VersionRpcs(Rpcs):
         )
         try:
             result = await self._desk.commit(tenant, command, request, context)
-        except Error:
-            # Refused for certain: no entry names them.
+        except (Error, Contention, EntryTooLarge, NotCommitted, RequestIdReused):
+            # Not committed for certain: no entry names them.
             await self._drop(blobs, request.validate_only)
             raise
         if result.value["blob"] == blobs[0].name:

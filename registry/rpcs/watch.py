@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from datetime import timedelta
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -25,6 +24,7 @@ ALL_TENANTS = "tenants/-"
 
 # How old a watch's view may be: the pause between its looks at the store.
 _POLL = timedelta(seconds=0.3)
+_MOST = 256
 _BOOKMARK = timedelta(seconds=10)
 
 _TYPES = tuple(resources_pb2.Event.Type.keys()[1:])
@@ -59,10 +59,12 @@ class WatchRpcs(Rpcs):
         await context.send_initial_metadata(())
         sent = time.monotonic()
         while True:
-            began_s, quiet = time.time(), True
+            began_s, moved, behind = time.time(), False, False
             for shard in sorted(shards):
-                # Only what this round begins with is read, so that no shard waits for a busy one.
-                changes, upto = await self._desk.ledger.changes(shard, resume.after[shard], max_staleness=_POLL)
+                # So many at once, that no shard waits for a busy one.
+                changes, upto = await self._desk.ledger.changes(
+                    shard, resume.after[shard], limit=_MOST, max_staleness=_POLL
+                )
                 for change in changes:
                     resume = resume.moved(change.revision)
                     owner = change.mutation.tenant
@@ -70,12 +72,12 @@ class WatchRpcs(Rpcs):
                         yield registry_pb2.WatchEventsResponse(event=messages.event(change), resume_token=str(resume))
                         sent = time.monotonic()
                 resume = resume.moved(upto)
-                quiet = quiet and not changes
-            if quiet:
-                if time.monotonic() - sent >= bookmark_s:
-                    yield _bookmark(began_s - _POLL.total_seconds(), resume)
-                    sent = time.monotonic()
-                await self._pause(shards, min(_POLL.total_seconds(), bookmark_s))
+                moved = moved or bool(changes)
+                behind = behind or len(changes) == _MOST
+            if not behind and time.monotonic() - sent >= bookmark_s:
+                yield _bookmark(began_s - _POLL.total_seconds(), resume)
+                sent = time.monotonic()
+            await self._pause(shards, 0.0 if moved else _POLL.total_seconds())
 
     async def _start(self, token: str, shards: set[int]) -> Resume:
         """Where to begin: as the token says, or now. Raises InvalidArgument, StoreChanged, RevisionAhead."""
@@ -87,15 +89,15 @@ class WatchRpcs(Rpcs):
 
     async def _pause(self, shards: set[int], most_s: float) -> None:
         """Until something may have changed. Raises Unavailable when the server stops."""
-        moved = asyncio.ensure_future(self._desk.ledger.wait_for_changes(shards, timedelta(seconds=most_s)))
-        draining = asyncio.ensure_future(self._draining.wait())
-        try:
-            await asyncio.wait({moved, draining}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (moved, draining):
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+        if most_s and not self._draining.is_set():
+            moved = asyncio.ensure_future(self._desk.ledger.wait_for_changes(shards, timedelta(seconds=most_s)))
+            draining = asyncio.ensure_future(self._draining.wait())
+            try:
+                await asyncio.wait({moved, draining}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (moved, draining):
+                    task.cancel()
+                await asyncio.wait({moved, draining})
         if self._draining.is_set():
             raise Unavailable(
                 "the server is stopping: go on elsewhere, or soon, with the last resume token",

@@ -110,6 +110,7 @@ async def test_one_request_and_one_job_make_one_version(stub: Any, store: Object
     request.embedding = embedding(2.0)
     with refused("INVALID_ARGUMENT", "REQUEST_ID_REUSED", request_id="first"):
         await stub.PublishVersion(request)
+    assert _blobs(store) == stored
     without_job = await stub.PublishVersion(publishing(2.0))
     assert (without_job.number, without_job.provenance.origin) == (2, res.Provenance.ORIGIN_PUBLISHED)
 
@@ -183,7 +184,8 @@ async def test_all_that_is_wrong_is_said_at_once(stub: Any) -> None:
 
 
 async def test_encoders_must_be_those_of_the_file(stub: Any) -> None:
-    cases = [
+    cases: list[tuple[list[tuple[str, int, int]], list[str]]] = [
+        ([], ["version.base_model.encoders"]),
         ([("text_encoder", 9, 0)], ["version.base_model.encoders[0].dimensions"]),
         ([("text_encoder", 8, 2)], ["version.base_model.encoders[0].vectors"]),
         ([("text_encoder", 8, 0), ("text_encoder_2", 8, 0)], ["version.base_model.encoders"]),
@@ -197,6 +199,20 @@ async def test_encoders_must_be_those_of_the_file(stub: Any) -> None:
     with refused("INVALID_ARGUMENT", "INVALID_ARGUMENT") as refusal:
         await stub.PublishVersion(publishing(embedding=embedding(unet=vectors())))
     assert refusal.fields == ["version.base_model.encoders"]
+
+
+async def test_what_fits_no_entry_is_refused(stub: Any, store: ObjectStore) -> None:
+    # Each field is within its bounds, in letters of four bytes; all together are not.
+    labels = {f"k{number}": "\U0001f415" * 63 for number in range(64)}
+    concept = res.Concept(description="\U0001f415" * 2000, labels=labels)
+    request = publishing(version=version(description="\U0001f415" * 2000, labels=labels), concept=concept)
+    request.version.provenance.picture_digests.extend(["ab" * 32] * 256)
+    with refused("INVALID_ARGUMENT", "ENTRY_TOO_LARGE"):
+        await stub.PublishVersion(request)
+    assert _blobs(store) == 0
+    # In two steps they fit.
+    await stub.CreateConcept(rpc.CreateConceptRequest(parent=SHOP, concept_id="rex", concept=concept))
+    assert (await stub.PublishVersion(request)).labels == labels
 
 
 async def test_yanked_and_back(stub: Any) -> None:
