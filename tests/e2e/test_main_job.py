@@ -44,7 +44,8 @@ def test_four_pictures_in_and_pictures_back(run: Run, tmp_path: Path) -> None:
         guidance_scale=4.0,
         generator=torch.Generator("cpu").manual_seed(3),
     ).images[0]
-    assert np.array_equal(np.asarray(theirs), np.asarray(Image.open(tmp_path / "one.png")))
+    with Image.open(tmp_path / "one.png") as ours:
+        assert np.array_equal(np.asarray(theirs), np.asarray(ours))
 
     imported = run("import", "rex", "rex.safetensors", "--json")
     assert imported.returncode == 0, imported.stderr
@@ -78,8 +79,9 @@ def test_a_contact_sheet_and_single_files(run: Run, tmp_path: Path) -> None:
     done = run("draw", "a dog", "-o", "dog.png", "--count", "3", "--steps", "2", "--fast")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["dog-1.png", "dog-2.png", "dog-3.png", "dog.png"]
-    assert Image.open(tmp_path / "dog-1.png").size == (64, 64)
-    assert Image.open(tmp_path / "dog.png").width > 3 * 64
+    with Image.open(tmp_path / "dog-1.png") as picture, Image.open(tmp_path / "dog.png") as sheet:
+        assert picture.size == (64, 64)
+        assert sheet.width > 3 * 64
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ def test_a_contact_sheet_and_single_files(run: Run, tmp_path: Path) -> None:
         (("draw", "a dog", "-o", "x.gif"), ".gif"),
         (("draw", "a dog", "-o", "x.png", "--scheduler", "magic"), "magic"),
         (("learn", "Rex", _PICTURES[0]), "Rex"),
-        (("learn", "a" * 64, _PICTURES[0]), "63"),
+        (("learn", "a" * 64, _PICTURES[0]), "{0,62}"),
         (("learn", "rex"), "PICTURE"),
         (("show", "rex@77"), "rex"),
         (("alias", "set", "rex", "latest", "1"), "latest"),
