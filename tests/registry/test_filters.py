@@ -8,7 +8,7 @@ from json import dumps
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from registry.filters import And, Field, FilterInvalid, Kind, Not, Or, Restriction, Term, compiled, parse
@@ -113,11 +113,13 @@ _filters = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(text=_filters, row=_rows)
 def test_the_database_and_python_agree(text: str, row: Row) -> None:
     assert _selects(text, row) == _holds(parse(text, FIELDS), row)
 
 
+@settings(deadline=None)
 @given(st.text(st.sampled_from("size=1 ()<>!:'\"\\-ANDORTa.\n"), max_size=40))
 def test_whatever_is_sent_is_read_or_refused(text: str) -> None:
     try:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors.numpy import load, save
@@ -116,6 +116,7 @@ _values = arrays.arrays(
 )
 
 
+@settings(deadline=None)
 @given(
     tensors=st.dictionaries(_names.filter(lambda name: name != "__metadata__"), _values, min_size=1, max_size=3),
     metadata=st.dictionaries(_names, st.text(max_size=20), max_size=4),
@@ -132,6 +133,7 @@ def test_what_is_written_is_read_by_us_and_by_the_library(
         np.testing.assert_array_equal(theirs[name], values)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_noise_is_refused_and_nothing_else_happens(noise: bytes) -> None:
     with pytest.raises(TensorsInvalid):
