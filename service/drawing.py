@@ -11,12 +11,13 @@ from pseudoword.names import TenantName
 from diffusion.checkpoint import ModelSpec
 from diffusion.prompt import Prompt, parse
 from diffusion.schedulers import SCHEDULERS
-from rpc.errors import Unimplemented
 from rpc.validate import Violations
 from service.settings import Defaults, Limits
+from service.start import Start, check_start
 
 _GREATEST_SEED = 2**63 - 1
 _MAX_PROMPT_BYTES = 8192
+_MAX_WEIGHT = 10.0
 FORMATS: Mapping[int, str] = {
     resources_pb2.PICTURE_FORMAT_UNSPECIFIED: "PNG",
     resources_pb2.PICTURE_FORMAT_PNG: "PNG",
@@ -45,6 +46,9 @@ class Drawing:
     priority: int
     exact: bool
     allow_family: bool
+    clip_skip: int
+    prompt_weights: bool
+    start: Start | None
 
     @property
     def guided(self) -> bool:
@@ -54,11 +58,11 @@ class Drawing:
     @property
     def calls(self) -> int:
         """Calls of the denoiser for one picture."""
-        return SCHEDULERS[self.scheduler].model_calls(self.steps)
+        return SCHEDULERS[self.scheduler].model_calls(self.steps, self.start.strength if self.start else 1.0)
 
     def settings(self, index: int, prompt: str, negative_prompt: str) -> resources_pb2.PictureSettings:
         """The settings of picture `index`, complete, as its record tells them."""
-        return resources_pb2.PictureSettings(
+        settings = resources_pb2.PictureSettings(
             prompt=prompt,
             negative_prompt=negative_prompt,
             seed=self.seed + index,
@@ -69,13 +73,17 @@ class Drawing:
             height=self.height,
             exact=self.exact,
             allow_family=self.allow_family,
+            clip_skip=self.clip_skip,
+            prompt_weights=self.prompt_weights,
         )
+        if self.start is not None:
+            settings.strength = self.start.strength
+        return settings
 
 
 def check(request: generation_pb2.GenerateRequest, spec: ModelSpec, defaults: Defaults, limits: Limits) -> Drawing:
-    """Checks a request at the edge. Raises InvalidArgument with every field that is wrong, and Unimplemented."""
+    """Checks a request at the edge. Raises InvalidArgument with every field that is wrong."""
     settings = request.settings
-    _refuse_unbuilt(settings)
     wrong = Violations()
     tenant = wrong.name(TenantName, request.parent, "parent")
     wrong.text("settings.prompt", settings.prompt, _MAX_PROMPT_BYTES, required=True)
@@ -93,9 +101,26 @@ def check(request: generation_pb2.GenerateRequest, spec: ModelSpec, defaults: De
     scheduler = settings.scheduler or defaults.scheduler
     if scheduler not in SCHEDULERS:
         wrong.add("settings.scheduler", f"{scheduler[:64]!r} is not one of {', '.join(sorted(SCHEDULERS))}")
+    elif steps > SCHEDULERS[scheduler].max_steps:
+        wrong.add("settings.steps", f"is {steps}; {scheduler} takes at most {SCHEDULERS[scheduler].max_steps}")
+    wrong.number("settings.clip_skip", settings.clip_skip, 0, spec.encoders[0].layers - 1)
+    prompts = {}
+    for field in ("prompt", "negative_prompt"):
+        prompts[field] = parse(getattr(settings, field), weights=settings.prompt_weights)
+        if any(weight > _MAX_WEIGHT for weight in prompts[field].weights):
+            wrong.add(f"settings.{field}", f"holds a weight above {_MAX_WEIGHT:g}")
+    start, info = check_start(settings, defaults.strength, wrong)
+    if start is not None and 0 < start.strength <= 1 <= steps and not int(steps * start.strength):
+        wrong.add("settings.strength", f"is {start.strength:g}: of {steps} steps it leaves none")
     sizes = {}
     for side in ("width", "height"):
-        px = getattr(settings, side) if settings.HasField(side) else spec.sample_size_px
+        # A start picture's own size, as far as the model can draw it.
+        own = (
+            spec.sample_size_px
+            if info is None
+            else getattr(info, side) // spec.size_multiple_px * spec.size_multiple_px
+        )
+        px = getattr(settings, side) if settings.HasField(side) else own
         wrong.number(f"settings.{side}", px, spec.size_multiple_px, limits.max_size_px)
         if px % spec.size_multiple_px:
             wrong.add(f"settings.{side}", f"is {px}; it must be a multiple of {spec.size_multiple_px}")
@@ -109,8 +134,8 @@ def check(request: generation_pb2.GenerateRequest, spec: ModelSpec, defaults: De
     wrong.raise_if_any()
     return Drawing(
         tenant=tenant.tenant,
-        prompt=parse(settings.prompt),
-        negative_prompt=parse(settings.negative_prompt),
+        prompt=prompts["prompt"],
+        negative_prompt=prompts["negative_prompt"],
         seed=seed,
         steps=steps,
         guidance=guidance,
@@ -124,16 +149,7 @@ def check(request: generation_pb2.GenerateRequest, spec: ModelSpec, defaults: De
         priority=request.priority,
         exact=settings.exact,
         allow_family=settings.allow_family,
+        clip_skip=settings.clip_skip,
+        prompt_weights=settings.prompt_weights,
+        start=start,
     )
-
-
-def _refuse_unbuilt(settings: resources_pb2.PictureSettings) -> None:
-    unbuilt = {
-        "clip skip": bool(settings.clip_skip),
-        "prompt weights": settings.prompt_weights,
-        "image-to-image": bool(settings.start_picture) or settings.HasField("strength"),
-        "inpainting": bool(settings.mask),
-    }
-    for part, asked in unbuilt.items():
-        if asked:
-            raise Unimplemented(f"{part} is not built yet", metadata={"part": part})

@@ -19,7 +19,7 @@ from diffusion import decode, denoise
 from diffusion.checkpoint import BaseModel
 from diffusion.denoise import Denoising
 from diffusion.encoder import PromptEncoder
-from diffusion.prompt import parse
+from diffusion.prompt import Prompt, parse
 from rpc.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable
 from service.admission import Full, Roster, Ticket
 from service.mailbox import Drawn, Failed, Previewed, Started, Stepped
@@ -155,8 +155,8 @@ class Engine:
         pictures = []
         try:
             # Each prompt in a batch of its own, so that no other prompt can change its rounding.
-            embeds = self._encoder.encode([drawing.prompt], request.vectors)
-            negative = self._encoder.encode([drawing.negative_prompt], request.vectors) if drawing.guided else None
+            embeds = self._encoded(request, drawing.prompt)
+            negative = self._encoded(request, drawing.negative_prompt) if drawing.guided else None
             for index in range(drawing.count):
                 denoising = Denoising(
                     self._model,
@@ -168,6 +168,7 @@ class Engine:
                     seed=drawing.seed + index,
                     width=drawing.width,
                     height=drawing.height,
+                    beginning=request.beginning,
                 )
                 pictures.append(Picture(id=next(self._ids), request=request, index=index, denoising=denoising))
         finally:
@@ -176,6 +177,9 @@ class Engine:
                 for picture in pictures:
                     self._pictures[picture.id] = picture
                     self._roster.admit(_ticket(picture))
+
+    def _encoded(self, request: Request, prompt: Prompt) -> torch.Tensor:
+        return self._encoder.encode([prompt], request.vectors, clip_skip=request.drawing.clip_skip)
 
     def _drop_unwanted(self) -> None:
         with self._lock:

@@ -43,6 +43,8 @@ class Recorder:
             record = resources_pb2.PictureRecord(
                 settings=drawing.settings(index, settings.prompt, settings.negative_prompt), words=words
             )
+            if drawing.start is not None:
+                record.start_picture_digest, record.mask_digest = drawing.start.digests
             record.MergeFrom(self._made_with)
             records.append(record)
         return records

@@ -9,7 +9,7 @@ from math import inf
 import torch
 from pseudoword.names import WordRef
 
-from diffusion.denoise import Denoising
+from diffusion.denoise import Beginning, Denoising
 from service.drawing import Drawing
 from service.mailbox import Mailbox
 
@@ -25,6 +25,7 @@ class Request:
     drawing: Drawing
     vectors: Mapping[WordRef, torch.Tensor]
     mailbox: Mailbox
+    beginning: Beginning | None = None
     deadline: float = inf
     arrived: float = field(default_factory=time.monotonic)
     gone: threading.Event = field(default_factory=threading.Event)

@@ -65,6 +65,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         counts = {ref: len(tensor) for ref, tensor in vectors.items()}
         for prompt in (drawing.prompt, drawing.negative_prompt):
             self._encoder.tokenize(prompt, counts)  # raises PromptTooLong before anything is promised
+        beginning = None
+        if drawing.start is not None:
+            beginning = await asyncio.to_thread(drawing.start.decoded, drawing.width, drawing.height)
         records = self._recorder.records(drawing, request.settings, [word.use for word in words])
         left_s = context.time_remaining()
         mailbox = Mailbox(asyncio.get_running_loop())
@@ -72,6 +75,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             drawing=drawing,
             vectors=vectors,
             mailbox=mailbox,
+            beginning=beginning,
             arrived=arrived,
             deadline=inf if left_s is None else time.monotonic() + left_s,
         )

@@ -2,8 +2,9 @@
 
 from datetime import timedelta
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
+from diffusion.schedulers import SCHEDULERS
 from diffusion.settings import ModelSettings
 from rpc.clients import Peer
 from rpc.settings import ServerSettings, Settings
@@ -15,6 +16,14 @@ class Defaults(BaseModel):
     steps: int = Field(default=20, ge=1, le=150, description="Denoising steps.")
     guidance: float = Field(default=4.0, ge=1, le=30, description="Guidance scale.")
     scheduler: str = Field(default="ddim", description="Name of the scheduler.")
+    strength: float = Field(default=0.8, gt=0, le=1, description="How much of a start picture is redrawn.")
+
+    @field_validator("scheduler")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in SCHEDULERS:
+            raise ValueError(f"{name[:64]!r} is not one of {', '.join(sorted(SCHEDULERS))}")
+        return name
 
 
 class Limits(BaseModel):

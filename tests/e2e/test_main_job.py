@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from diffusion.checkpoint import BUNDLED
 from tests.e2e.conftest import REX, Run
@@ -47,6 +48,10 @@ def test_four_pictures_in_and_pictures_back(run: Run, tmp_path: Path) -> None:
     with Image.open(tmp_path / "one.png") as ours:
         assert np.array_equal(np.asarray(theirs), np.asarray(ours))
 
+    redrawn = run("redraw", "one.png", "--json")
+    assert redrawn.returncode == 0, redrawn.stderr
+    assert lines(redrawn.stdout)[0]["equal"] is True
+
     imported = run("import", "rex", "rex.safetensors", "--json")
     assert imported.returncode == 0, imported.stderr
     again = run("versions", "rex", "--json")
@@ -82,6 +87,26 @@ def test_a_contact_sheet_and_single_files(run: Run, tmp_path: Path) -> None:
     with Image.open(tmp_path / "dog-1.png") as picture, Image.open(tmp_path / "dog.png") as sheet:
         assert picture.size == (64, 64)
         assert sheet.width > 3 * 64
+
+
+def test_redrawing_with_a_start_picture(run: Run, tmp_path: Path) -> None:
+    start = ("--from", _PICTURES[0])
+    drawn = run("draw", "a (red:1.3) dog", "-o", "a.png", *start, "--strength", "0.5", "--steps", "4", "--weights")
+    assert drawn.returncode == 0, drawn.stderr
+    assert run("redraw", "a.png", *start).stdout == "equal\n"
+    without = run("redraw", "a.png")
+    assert without.returncode == 2
+    assert "--from" in without.stderr
+    with Image.open(tmp_path / "a.png") as picture:
+        text = picture.text  # type: ignore[attr-defined]
+        picture.putpixel((1, 1), (9, 9, 9))
+        kept = PngInfo()
+        kept.add_text("pseudoword", text["pseudoword"])
+        picture.save(tmp_path / "b.png", pnginfo=kept)
+    changed = run("redraw", "b.png", *start)
+    assert changed.returncode == 1
+    assert changed.stdout.startswith("different")
+    assert "has not drawn it" in run("redraw", _PICTURES[0]).stderr
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The Generation service as its clients see it: real servers, real pictures."""
 
+import hashlib
 import io
 import json
 import math
@@ -33,6 +34,12 @@ Settings = resources_pb2.PictureSettings
 
 def pixels(picture: Picture) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(picture.data)).convert("RGB")).astype(int)
+
+
+def png(size_px: int, colour: tuple[int, int, int] = (200, 40, 40)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (size_px, size_px), colour).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def refused(call: Callable[[], object]) -> PseudowordError:
@@ -170,6 +177,15 @@ def test_what_is_resident(system: System) -> None:
         ({"height": 100_000}, "settings.height"),
         ({"width": 0}, "settings.width"),
         ({"scheduler": "magic"}, "settings.scheduler"),
+        ({"scheduler": "lcm", "steps": 51}, "settings.steps"),
+        ({"clip_skip": 3}, "settings.clip_skip"),
+        ({"prompt": "(a dog:99)", "prompt_weights": True}, "settings.prompt"),
+        ({"strength": 0.5}, "settings.strength"),
+        ({"mask": png(64)}, "settings.mask"),
+        ({"start_picture": b"no picture"}, "settings.start_picture"),
+        ({"start_picture": png(64), "strength": 0.0}, "settings.strength"),
+        ({"start_picture": png(64), "strength": 0.01}, "settings.strength"),
+        ({"start_picture": png(64), "mask": png(32)}, "settings.mask"),
     ],
 )
 def test_settings_out_of_range(system: System, changes: dict[str, Any], field: str) -> None:
@@ -292,21 +308,6 @@ def test_a_full_queue_says_when_to_come_back(system: System) -> None:
     assert error.retry_after.total_seconds() >= 1
 
 
-@pytest.mark.parametrize(
-    ("settings", "part"),
-    [
-        (Settings(prompt="a", clip_skip=1), "clip skip"),
-        (Settings(prompt="a", prompt_weights=True), "prompt weights"),
-        (Settings(prompt="a", start_picture=b"x"), "image-to-image"),
-        (Settings(prompt="a", mask=b"x"), "inpainting"),
-    ],
-)
-def test_what_is_not_built_says_so(system: System, settings: Settings, part: str) -> None:
-    error = refused(lambda: list(system.client.generate(settings)))
-    assert error.code is grpc.StatusCode.UNIMPLEMENTED
-    assert error.metadata["part"] == part
-
-
 @pytest.mark.parametrize("name", ["CreateBatch", "GetBatch", "ListBatches", "WatchBatch", "CancelBatch"])
 def test_batches_are_not_built(system: System, name: str) -> None:
     kinds = {"CreateBatch": {"parent": "tenants/a"}, "ListBatches": {"parent": "tenants/a"}}
@@ -322,6 +323,44 @@ def test_batches_are_not_built(system: System, name: str) -> None:
     error = refused(call)
     assert error.code is grpc.StatusCode.UNIMPLEMENTED
     assert error.metadata["part"] == "batches"
+
+
+def test_a_start_picture_gives_size_and_colours(system: System) -> None:
+    settings = Settings(prompt="a photo of a dog", seed=1, steps=10, start_picture=png(96), strength=0.2, exact=True)
+    (first,), (again,) = (pictures(system.client.generate(settings)) for _ in range(2))
+    assert first.data == again.data
+    assert pixels(first).shape == (96, 96, 3)
+    assert np.abs(pixels(first).mean((0, 1)) - (200, 40, 40)).max() < 40
+    record = first.info.record
+    assert record.start_picture_digest == hashlib.sha256(png(96)).hexdigest()
+    assert record.settings.start_picture == b""
+    assert record.settings.strength == pytest.approx(0.2)
+    calls = [event.progress.calls for event in system.client.generate(settings) if event.HasField("progress")]
+    assert calls[0] == 2
+
+
+def test_a_mask_keeps_what_is_black(system: System) -> None:
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (32, 0, 64, 64))
+    buffer = io.BytesIO()
+    mask.save(buffer, "PNG")
+    settings = Settings(prompt="a photo of a dog in the snow", steps=10, start_picture=png(64), mask=buffer.getvalue())
+    (picture,) = pictures(system.client.generate(settings))
+    kept, redrawn = pixels(picture)[:, :24], pixels(picture)[:, 40:]
+    assert np.abs(kept.mean((0, 1)) - (200, 40, 40)).max() < 25
+    assert np.abs(redrawn.mean((0, 1)) - (200, 40, 40)).max() > 50
+
+
+def test_weights_and_clip_skip_change_the_picture(system: System) -> None:
+    def drawn(prompt: str, **how: Any) -> bytes:
+        (picture,) = pictures(system.client.generate(Settings(prompt=prompt, seed=1, steps=3, exact=True, **how)))
+        return pixels(picture).tobytes()
+
+    plain = drawn("a red dog")
+    assert drawn("a (red:1.0) dog", prompt_weights=True) == plain
+    assert drawn("a (red:1.6) dog", prompt_weights=True) != plain
+    assert drawn("a (red:1.6) dog") not in (plain, drawn("a (red:1.6) dog", prompt_weights=True))
+    assert drawn("a red dog", clip_skip=1) != plain
 
 
 def test_prefetch(system: System, publish: Publish) -> None:

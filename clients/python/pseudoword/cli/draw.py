@@ -43,6 +43,20 @@ _FORMATS = {
 @click.option("--width", type=click.IntRange(1), help="In pixels.  [default: the model's]")
 @click.option("--height", type=click.IntRange(1), help="In pixels.  [default: the model's]")
 @click.option(
+    "--from",
+    "start",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A picture to start from; the result has its size.",
+)
+@click.option("--strength", type=click.FloatRange(0, 1, min_open=True), help="How much of it is redrawn, above 0 to 1.")
+@click.option(
+    "--mask",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A picture of the same shape, white where it is redrawn.",
+)
+@click.option("--weights", is_flag=True, help="Read (text:1.3) and [text] in the sentences as weights.")
+@click.option("--clip-skip", type=click.IntRange(0), default=0, help="Layers of the text encoder to leave off.")
+@click.option(
     "--fast", is_flag=True, help="Share forward passes with other requests: pixels may differ by one level of 255."
 )
 @connected
@@ -59,6 +73,11 @@ def draw(
     count: int,
     width: int | None,
     height: int | None,
+    start: Path | None,
+    strength: float | None,
+    mask: Path | None,
+    weights: bool,
+    clip_skip: int,
     fast: bool,
 ) -> None:
     """Draw PROMPT, in which <concept> is a word that was learned.
@@ -80,6 +99,11 @@ def draw(
         scheduler=scheduler,
         width=width,
         height=height,
+        start_picture=start.read_bytes() if start else b"",
+        strength=strength,
+        mask=mask.read_bytes() if mask else b"",
+        prompt_weights=weights,
+        clip_skip=clip_skip,
         exact=not fast,
     )
     drawn = _generate(session, settings, count, _FORMATS[path.suffix.lower()])

@@ -8,6 +8,7 @@ from pseudoword.cli.alias import alias
 from pseudoword.cli.draw import draw
 from pseudoword.cli.files import export, import_
 from pseudoword.cli.learn import learn
+from pseudoword.cli.redraw import redraw
 from pseudoword.cli.words import show, versions, watch, words
 
 
@@ -43,5 +44,5 @@ def main() -> None:
     """
 
 
-for command in (learn, draw, words, versions, show, watch, alias, export, import_):
+for command in (learn, draw, redraw, words, versions, show, watch, alias, export, import_):
     main.add_command(command)

@@ -1,0 +1,79 @@
+"""The picture that a request starts from, and its mask: checked before they are decoded, then brought to size."""
+
+import hashlib
+from dataclasses import dataclass
+
+from PIL import Image, ImageOps
+from pseudoword.generation.v1 import resources_pb2
+
+from diffusion.denoise import Beginning
+from diffusion.errors import PictureInvalid
+from diffusion.pictures import PictureInfo, PictureLimits, picture_info, read_picture
+from rpc.errors import InvalidArgument
+from rpc.validate import Violations
+
+_LIMITS = PictureLimits(max_bytes=12 * 2**20)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The bytes of a start picture and a mask (empty: none), and the sha256 (hex) of each."""
+
+    picture: bytes
+    mask: bytes
+    strength: float
+
+    @property
+    def digests(self) -> tuple[str, str]:
+        """Of picture and mask; empty where there is none."""
+        return hashlib.sha256(self.picture).hexdigest(), hashlib.sha256(self.mask).hexdigest() if self.mask else ""
+
+    def decoded(self, width: int, height: int) -> Beginning:
+        """Both at the result's size; what does not fit its shape is cut off around the middle, never stretched. Takes
+        the time of decoding. Raises InvalidArgument."""
+        size = (width, height)
+        shown = _read("settings.start_picture", self.picture)
+        mask = _read("settings.mask", self.mask).convert("L") if self.mask else None
+        return Beginning(
+            picture=ImageOps.fit(shown, size, Image.Resampling.LANCZOS),
+            mask=None if mask is None else ImageOps.fit(mask, size, Image.Resampling.LANCZOS),
+            strength=self.strength,
+        )
+
+
+def check_start(
+    settings: resources_pb2.PictureSettings, default_strength: float, wrong: Violations
+) -> tuple[Start | None, PictureInfo | None]:
+    """The start that `settings` ask for and what its picture's header says; adds to `wrong`."""
+    if not settings.start_picture:
+        for field, given in (("strength", settings.HasField("strength")), ("mask", bool(settings.mask))):
+            if given:
+                wrong.add(f"settings.{field}", "needs start_picture")
+        return None, None
+    strength = settings.strength if settings.HasField("strength") else default_strength
+    if not 0 < strength <= 1:
+        wrong.add("settings.strength", f"is {strength:g}; it must be above 0, at most 1")
+    info = _info("settings.start_picture", settings.start_picture, wrong)
+    if settings.mask:
+        mask = _info("settings.mask", settings.mask, wrong)
+        if info and mask and (info.width, info.height) != (mask.width, mask.height):
+            wrong.add(
+                "settings.mask",
+                f"has {mask.width} x {mask.height} pixels, and start_picture {info.width} x {info.height}",
+            )
+    return Start(picture=settings.start_picture, mask=settings.mask, strength=strength), info
+
+
+def _info(field: str, data: bytes, wrong: Violations) -> PictureInfo | None:
+    try:
+        return picture_info(data, _LIMITS)
+    except PictureInvalid as error:
+        wrong.add(field, error.message)
+        return None
+
+
+def _read(field: str, data: bytes) -> Image.Image:
+    try:
+        return read_picture(data, _LIMITS)
+    except PictureInvalid as error:
+        raise InvalidArgument(error.message, reason=error.reason, violations=[(field, error.message)]) from None
