@@ -11,7 +11,7 @@ import grpc.aio
 import structlog
 from pseudoword.names import JobName
 from pseudoword.trainer.v1 import resources_pb2
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from rpc import commits
 from storage.entry import Revision
@@ -163,7 +163,7 @@ async def patiently(work: Callable[[], Awaitable[T]]) -> T:
     """Tries `work` again for as long as the store is away. Raises everything else."""
     retrying = AsyncRetrying(
         retry=retry_if_exception(_passes),
-        wait=wait_exponential_jitter(initial=0.2, max=10),
+        wait=wait_random_exponential(multiplier=0.2, max=10),
         before_sleep=_log_retry,
         reraise=True,
     )

@@ -5,7 +5,7 @@ from pseudoword.names import ConceptName
 from pseudoword.registry.v1 import registry_pb2, registry_pb2_grpc
 from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from pseudoword.trainer.v1 import resources_pb2
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from rpc.clients import as_caller, forwarded
 from rpc.errors import Aborted, DeadlineExceeded, Internal, Unavailable
@@ -41,7 +41,7 @@ class Publisher:
         )
         retrying = AsyncRetrying(
             retry=retry_if_exception_type((Unavailable, DeadlineExceeded, Aborted, Internal)),
-            wait=wait_exponential_jitter(initial=0.2, max=30),
+            wait=wait_random_exponential(multiplier=0.2, max=30),
             before_sleep=_log_retry,
             reraise=True,
         )

@@ -1,0 +1,212 @@
+"""The life of a job: as a table, and as the ledger keeps it."""
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rpc.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound
+from storage.disk import DiskStore
+from storage.ledger import Ledger
+from trainer import book
+from trainer.book import SHARD, SHARDS, AddPicture, Command, CreateJob, DeletePicture, MoveJob, TrainerBook
+from trainer.jobs import ENDED, MOVES, Life, Move, State, WrongState
+
+DAY_US = 86_400_000_000
+PICTURE = f"tenants/default/pictures/{'a' * 64}"
+JOB = "tenants/default/jobs/j1"
+
+
+@given(st.lists(st.sampled_from(Move), max_size=60))
+def test_whatever_happens_to_a_job(moves: list[Move]) -> None:
+    life, takes, handed_back = Life(), 0, 0
+    for move in moves:
+        try:
+            after = life.after(move)
+        except WrongState:
+            assert life.state not in MOVES[move][0]
+            continue
+        takes += move is Move.TAKE
+        handed_back += move is Move.HAND_BACK
+        if life.state in ENDED:
+            assert (life.state, move) == (State.FAILED, Move.RETRY)
+        if life.state is State.PUBLISHING:
+            assert after.state in {State.SUCCEEDED, State.FAILED}
+        if after.state is State.SUCCEEDED:
+            assert life.state is State.PUBLISHING
+        life = after
+        assert life.attempt == takes - handed_back >= 0
+        assert 0 <= life.losses <= life.attempt
+
+
+def test_a_retry_forgets_the_workers_that_were_lost() -> None:
+    life = Life()
+    for _ in range(2):
+        life = life.after(Move.TAKE).after(Move.LOSE)
+    assert life.losses == 2
+    life = life.after(Move.FAIL).after(Move.RETRY)
+    assert (life.losses, life.attempt) == (0, 2)
+
+
+class Kept:
+    """A trainer's ledger in a folder."""
+
+    def __init__(self, ledger: Ledger[Command]) -> None:
+        self.ledger = ledger
+        self._count = 0
+
+    async def commit(self, command: Command) -> Any:
+        self._count += 1
+        result = await self.ledger.commit(
+            SHARD,
+            command,
+            request_id=f"{id(self)}-{self._count}",
+            tenant="default",
+            digest=str(self._count),
+            actor="test",
+            on_behalf_of=None,
+            timeout_s=20,
+        )
+        return result.value
+
+    async def move(self, move: Move, **more: Any) -> Any:
+        return await self.commit(MoveJob(name=JOB, move=move, **more))
+
+    async def job(self) -> Any:
+        row, _ = await self.ledger.read(SHARD, lambda db: book.job(db, JOB))
+        return row
+
+
+def picture(blob: str = "t/default/blobs/a/1", lifetime_us: int = DAY_US) -> AddPicture:
+    return AddPicture(
+        name=PICTURE,
+        blob=blob,
+        media_type="image/png",
+        size_bytes=3,
+        width=64,
+        height=64,
+        lifetime_us=lifetime_us,
+    )
+
+
+def job(name: str = JOB, priority: int = 0) -> CreateJob:
+    return CreateJob(
+        name=name,
+        tenant="default",
+        priority=priority,
+        spec={"concept": "tenants/default/concepts/rex", "examples": [{"picture": PICTURE}]},
+        pictures=[PICTURE],
+        creator="ann",
+        principal="{}",
+    )
+
+
+@pytest.fixture
+async def kept(tmp_path: Path) -> AsyncIterator[Kept]:
+    ledger = Ledger.open(DiskStore(tmp_path / "store"), TrainerBook(), shards=SHARDS, view_folder=tmp_path / "view")
+    yield Kept(ledger)
+    await ledger.close()
+
+
+async def test_an_attempt_that_lost_its_job_cannot_speak_for_it(kept: Kept) -> None:
+    await kept.commit(picture())
+    await kept.commit(job())
+    assert (await kept.move(Move.TAKE))["attempt"] == 1
+    await kept.move(Move.LOSE, attempt=1)
+    assert (await kept.move(Move.TAKE))["attempt"] == 2
+    with pytest.raises(FailedPrecondition) as refused:
+        await kept.move(Move.FIX, attempt=1, detail={"embedding": "of the first"})
+    assert refused.value.reason == "ATTEMPT_OVER"
+    await kept.move(Move.FIX, attempt=2, detail={"embedding": "of the second"})
+    row = await kept.move(Move.FINISH, attempt=2, detail={"version": "v"})
+    assert row["detail"] == {"embedding": "of the second", "version": "v"}
+    assert row["ended_us"] >= row["started_us"] >= row["created_us"]
+
+
+async def test_what_is_fixed_cannot_be_cancelled_nor_lost(kept: Kept) -> None:
+    await kept.commit(picture())
+    await kept.commit(job())
+    await kept.move(Move.TAKE)
+    await kept.move(Move.FIX)
+    for move in (Move.CANCEL, Move.LOSE, Move.HAND_BACK, Move.TAKE, Move.RETRY):
+        with pytest.raises(FailedPrecondition) as refused:
+            await kept.move(move)
+        assert refused.value.reason == "JOB_STATE"
+    assert (await kept.job())["state"] == State.PUBLISHING
+
+
+async def test_etags(kept: Kept) -> None:
+    await kept.commit(picture())
+    etag = (await kept.commit(job()))["revision"]
+    await kept.move(Move.TAKE)
+    with pytest.raises(Aborted) as refused:
+        await kept.move(Move.CANCEL, etag=etag)
+    assert refused.value.metadata["etag"] == (await kept.job())["revision"] != etag
+
+
+async def test_the_oldest_of_the_highest_priority_is_first(kept: Kept) -> None:
+    await kept.commit(picture())
+    for name, priority in (("a", -1), ("b", 0), ("c", 5), ("d", 5)):
+        await kept.commit(job(f"tenants/default/jobs/{name}", priority))
+    taken = []
+    for _ in range(4):
+        row, _ = await kept.ledger.read(SHARD, book.first_queued)
+        assert row is not None
+        taken.append(row["name"][-1])
+        await kept.commit(MoveJob(name=row["name"], move=Move.TAKE))
+    assert taken == ["c", "d", "b", "a"]
+    assert (await kept.ledger.read(SHARD, book.first_queued))[0] is None
+
+
+async def test_pictures_stay_while_a_job_needs_them(kept: Kept) -> None:
+    await kept.commit(picture())
+    await kept.commit(job())
+    with pytest.raises(FailedPrecondition) as refused:
+        await kept.commit(DeletePicture(name=PICTURE))
+    assert (refused.value.reason, refused.value.metadata["job"]) == ("PICTURE_IN_USE", JOB)
+    await kept.move(Move.CANCEL)
+    await kept.commit(DeletePicture(name=PICTURE))
+    with pytest.raises(NotFound):
+        await kept.commit(DeletePicture(name=PICTURE))
+    with pytest.raises(InvalidArgument) as missing:
+        await kept.commit(job("tenants/default/jobs/j2"))
+    assert missing.value.violations[0][0] == "job.examples[0].picture"
+
+
+async def test_the_same_picture_again_keeps_its_bytes_and_stays_longer(kept: Kept) -> None:
+    first = await kept.commit(picture(lifetime_us=DAY_US))
+    again = await kept.commit(picture(blob="t/default/blobs/a/2", lifetime_us=2 * DAY_US))
+    assert again["blob"] == first["blob"]
+    assert again["expires_us"] - first["expires_us"] >= DAY_US
+    shorter = await kept.commit(picture(blob="t/default/blobs/a/3", lifetime_us=1))
+    assert shorter["expires_us"] == again["expires_us"]
+
+
+async def test_expired_pictures_go_unless_an_unfinished_job_needs_them(kept: Kept) -> None:
+    await kept.commit(picture(lifetime_us=DAY_US))
+    assert await kept.commit(DeletePicture(name=PICTURE, expired=True)) == {}
+    await kept.commit(job())
+    later = time.time_ns() // 1000 + 2 * DAY_US
+    names, _ = await kept.ledger.read(SHARD, lambda db: book.expired_pictures(db, later, 10))
+    assert names == []
+    await kept.move(Move.CANCEL)
+    names, _ = await kept.ledger.read(SHARD, lambda db: book.expired_pictures(db, later, 10))
+    assert names == [PICTURE]
+
+
+async def test_a_view_made_anew_from_the_log_is_the_same(kept: Kept, tmp_path: Path) -> None:
+    await kept.commit(picture())
+    await kept.commit(job())
+    for move in (Move.TAKE, Move.LOSE, Move.TAKE, Move.FAIL, Move.RETRY, Move.TAKE, Move.FIX):
+        await kept.move(move, detail={"embedding": move.value} if move is Move.FIX else {})
+    before = await kept.job()
+    await kept.ledger.close()
+    anew = Kept(
+        Ledger.open(DiskStore(tmp_path / "store"), TrainerBook(), shards=SHARDS, view_folder=tmp_path / "other")
+    )
+    assert await anew.job() == before
+    await anew.ledger.close()

@@ -1,0 +1,192 @@
+"""A trainer in a process of its own, killed and stopped at the worst moments."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from pseudoword.channel import Endpoints
+from pseudoword.client import Client
+from pseudoword.trainer.v1 import trainer_pb2
+from pseudoword.trainer.v1.resources_pb2 import Job, Recipe
+
+from tests.processes import Process
+from tests.trainer.conftest import REX
+
+PUBLISH = "/pseudoword.registry.v1.RegistryService/PublishVersion"
+MOMENT_S = 30.0
+Serve = Callable[..., Process]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """serve(registry address, settings...) makes a trainer on one and the same store, not started yet."""
+    made: list[Process] = []
+
+    def make(registry: str, *settings: str) -> Process:
+        store = ["--store.address", str(tmp_path / "jobs"), "--registry.address", registry, "--model.threads", "1"]
+        made.append(Process("trainer", tmp_path, *store, *settings))
+        return made[-1]
+
+    yield make
+    for process in made:
+        process.__exit__()
+
+
+def client_of(trainer: Process, registry: Process) -> Client:
+    return Client(Endpoints(trainer=trainer.address, registry=registry.address))
+
+
+def create(client: Client, concept: str, steps: int, **more: Any) -> Job:
+    return client.create_job(concept, REX[:2], recipe=Recipe(steps=steps, rows=1), **more)
+
+
+def wait_for(client: Client, name: str, state: "Job.State.ValueType", *, step: int = 0) -> Job:
+    """The job once it is in `state` and has made `step` steps."""
+    end = time.monotonic() + MOMENT_S
+    while time.monotonic() < end:
+        job = client.trainer.GetJob(trainer_pb2.GetJobRequest(name=name))
+        if job.state == state and job.progress.step >= step:
+            return job
+        time.sleep(0.02)
+    raise AssertionError(f"{name} is not {Job.State.Name(state)} after {MOMENT_S:g} s but {job}")
+
+
+def ended(client: Client, name: str) -> Job:
+    """The job as the last event of its watch tells it."""
+    *_, last = client.watch_job(name)
+    return last.job
+
+
+def test_killed_while_it_trains(serve: Serve, registry: Process) -> None:
+    trainer = serve(registry.address, "--max-losses", "2")
+    trainer.start()
+    with client_of(trainer, registry) as client:
+        doomed = create(client, "killed", 10_000)
+        other = create(client, "killed", 20)
+        wait_for(client, doomed.name, Job.STATE_RUNNING, step=2)
+    trainer.kill()
+
+    trainer.start()
+    with client_of(trainer, registry) as client:
+        # It starts again, before what was created after it; then kills its worker a second time.
+        assert wait_for(client, doomed.name, Job.STATE_RUNNING, step=2).attempt == 2
+    trainer.kill()
+
+    trainer.start()
+    with client_of(trainer, registry) as client:
+        job = ended(client, other.name)
+        assert (job.state, job.attempt) == (Job.STATE_SUCCEEDED, 1)
+        job = ended(client, doomed.name)
+        assert (job.state, job.attempt) == (Job.STATE_FAILED, 2)
+        assert "2 workers have died" in job.error.message
+        assert len(list(client.versions("killed"))) == 1
+    assert trainer.terminate() == 0
+
+
+def test_a_job_whose_server_was_killed_succeeds_with_the_same_vectors(serve: Serve, registry: Process) -> None:
+    trainer = serve(registry.address)
+    trainer.start()
+    with client_of(trainer, registry) as client:
+        job = create(client, "again", 60)
+        wait_for(client, job.name, Job.STATE_RUNNING, step=2)
+    trainer.kill()
+    trainer.start()
+    with client_of(trainer, registry) as client:
+        job = ended(client, job.name)
+        assert (job.state, job.attempt) == (Job.STATE_SUCCEEDED, 2)
+        undisturbed = ended(client, create(client, "again", 60).name)
+        first, second = (client.version(done.version) for done in (job, undisturbed))
+        assert first.tensors_digest == second.tensors_digest
+        assert [version.number for version in client.versions("again")] == [2, 1]
+
+
+class Holding:
+    """A registry on the way to the real one: it passes each PublishVersion on, and keeps the answer to itself."""
+
+    def __init__(self, registry: str) -> None:
+        self.published = threading.Event()
+        self._leave = threading.Event()
+        self._real = grpc.insecure_channel(registry)
+        self._server = grpc.server(ThreadPoolExecutor(4))
+        handler: Any = grpc.unary_unary_rpc_method_handler(self._pass_on)
+        service, method = PUBLISH.strip("/").split("/")
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+        port = self._server.add_insecure_port("127.0.0.1:0")
+        self.address = f"127.0.0.1:{port}"
+        self._server.start()
+
+    def close(self) -> None:
+        self._leave.set()
+        self._server.stop(0).wait()
+        self._real.close()
+
+    def _pass_on(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        metadata = tuple(item for item in context.invocation_metadata() if item[0].startswith("x-pseudoword"))
+        publish: Any = self._real.unary_unary(PUBLISH)
+        publish(request, metadata=metadata)
+        self.published.set()
+        self._leave.wait()
+        context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+        raise AssertionError("unreachable: abort raises")
+
+
+def test_killed_after_the_registry_has_the_version_and_before_the_trainer_knows(
+    serve: Serve, registry: Process
+) -> None:
+    holding = Holding(registry.address)
+    try:
+        trainer = serve(holding.address)
+        trainer.start()
+        with client_of(trainer, registry) as client:
+            job = create(client, "once", 3)
+            assert holding.published.wait(MOMENT_S)
+            assert wait_for(client, job.name, Job.STATE_PUBLISHING).version == ""
+        trainer.kill()
+    finally:
+        holding.close()
+
+    again = serve(registry.address)
+    again.start()
+    with client_of(again, registry) as client:
+        job = ended(client, job.name)
+        assert (job.state, job.attempt) == (Job.STATE_SUCCEEDED, 1)
+        (version,) = client.versions("once")
+        assert version.name == job.version
+        assert client.version(version.name).provenance.job == job.name
+
+
+def test_killed_before_the_registry_has_heard_of_the_version(serve: Serve, registry: Process) -> None:
+    trainer = serve("127.0.0.1:1")
+    trainer.start()
+    with client_of(trainer, registry) as client:
+        job = create(client, "late", 3)
+        losses = wait_for(client, job.name, Job.STATE_PUBLISHING).progress.smoothed_loss
+    trainer.kill()
+
+    again = serve(registry.address)
+    again.start()
+    with client_of(again, registry) as client:
+        job = ended(client, job.name)
+        # Nothing was trained again: the attempt and its progress are those from before.
+        assert (job.state, job.attempt, job.progress.smoothed_loss) == (Job.STATE_SUCCEEDED, 1, losses)
+        assert len(list(client.versions("late"))) == 1
+
+
+def test_told_to_stop_while_it_trains(serve: Serve, registry: Process) -> None:
+    trainer = serve(registry.address)
+    trainer.start()
+    with client_of(trainer, registry) as client:
+        job = create(client, "handed", 40)
+        wait_for(client, job.name, Job.STATE_RUNNING, step=1)
+    trainer.signal(signal.SIGINT)
+    assert trainer.wait() == 0
+    trainer.start()
+    with client_of(trainer, registry) as client:
+        job = ended(client, job.name)
+        assert (job.state, job.attempt) == (Job.STATE_SUCCEEDED, 1)
