@@ -57,7 +57,7 @@ class WatchRpcs(Rpcs):
         resume = await self._start(request.resume_token, shards)
         # Now a client that waits for this knows that whatever it does next is told.
         await context.send_initial_metadata(())
-        sent = time.monotonic()
+        marked = time.monotonic()
         while True:
             began_s, moved, behind = time.time(), False, False
             for shard in sorted(shards):
@@ -70,13 +70,12 @@ class WatchRpcs(Rpcs):
                     owner = change.mutation.tenant
                     if owner == tenant or (tenant is None and principal.may(owner, Role.READER)):
                         yield registry_pb2.WatchEventsResponse(event=messages.event(change), resume_token=str(resume))
-                        sent = time.monotonic()
                 resume = resume.moved(upto)
                 moved = moved or bool(changes)
                 behind = behind or len(changes) == _MOST
-            if not behind and time.monotonic() - sent >= bookmark_s:
+            if not behind and time.monotonic() - marked >= bookmark_s:
                 yield _bookmark(began_s - _POLL.total_seconds(), resume)
-                sent = time.monotonic()
+                marked = time.monotonic()
             await self._pause(shards, 0.0 if moved else _POLL.total_seconds())
 
     async def _start(self, token: str, shards: set[int]) -> Resume:

@@ -1409,7 +1409,7 @@ class WatchEventsRequest(_message.Message):
     """
     @_builtins.property
     def bookmark_interval(self) -> _duration_pb2.Duration:
-        """Sends a bookmark when nothing else was sent for so long; 1 s to 60 s, absent: 10 s."""
+        """Sends a bookmark about every so long, between events too; 1 s to 60 s, absent: 10 s."""
 
     def __init__(
         self,

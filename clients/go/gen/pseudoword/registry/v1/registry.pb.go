@@ -2787,7 +2787,7 @@ type WatchEventsRequest struct {
 	// Revisions to go on after, one for each shard: resume_token of a response, or a list's revision. Empty: from now on. A token of
 	// another store is OUT_OF_RANGE with reason STORE_CHANGED: list again.
 	ResumeToken string `protobuf:"bytes,2,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
-	// Sends a bookmark when nothing else was sent for so long; 1 s to 60 s, absent: 10 s.
+	// Sends a bookmark about every so long, between events too; 1 s to 60 s, absent: 10 s.
 	BookmarkInterval *durationpb.Duration `protobuf:"bytes,3,opt,name=bookmark_interval,json=bookmarkInterval,proto3" json:"bookmark_interval,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
