@@ -18,7 +18,6 @@ from registry.filters import Field, FilterInvalid, compiled
 from rpc.validate import Violations
 
 MAX_REASON = 500
-_MAX_LABELS = 64
 _MAX_READERS = 256
 _MAX_DESCRIPTION = 2_000
 _MAX_DISPLAY_NAME = 200
@@ -31,24 +30,8 @@ _MAX_SIGNATURES = 8
 _MAX_METRICS = 64
 _MAX_SECONDS = 100 * 366 * 86_400
 _YEAR_1, _YEAR_9999 = -62_135_596_800, 253_402_300_799
-_LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _METRIC = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-def text(found: Violations, field: str, value: str, most: int, *, required: bool = False) -> None:
-    """`value` has at most `most` characters, no control characters and, if `required`, something in it."""
-    # A character is at most four bytes; what is too long is said in characters, once.
-    found.text(field, value[:most], 4 * most, required=required)
-    if len(value) > most:
-        found.add(field, f"{len(value)} characters are more than the {most} allowed")
-
-
-def request_id(found: Violations, request: Any) -> None:
-    """`request_id` is empty, or 1 to 64 printable characters."""
-    value = request.request_id
-    if len(value) > 64 or not value.isprintable():
-        found.add("request_id", "must be at most 64 printable characters")
 
 
 def staleness(found: Violations, request: Any, field: str = "max_staleness") -> timedelta | None:
@@ -96,16 +79,6 @@ def masked(
     return [field for field in allowed if field in mask.paths]
 
 
-def labels(found: Violations, field: str, value: Mapping[str, str]) -> None:
-    """At most 64 labels, keys `[a-z][a-z0-9_-]{0,62}`, values at most 63 characters."""
-    if len(value) > _MAX_LABELS:
-        found.add(field, f"{len(value)} labels are more than the {_MAX_LABELS} allowed")
-    for key, content in list(value.items())[:_MAX_LABELS]:
-        if not _LABEL_KEY.fullmatch(key):
-            found.add(f"{field}[{key[:63]!r}]", f"a key must be {_LABEL_KEY.pattern}")
-        text(found, f"{field}[{key[:63]!r}]", content, 63)
-
-
 def readers(found: Violations, field: str, value: Sequence[str]) -> tuple[str, ...]:
     """The tenants that are granted a concept, sorted, each once."""
     if len(value) > _MAX_READERS:
@@ -117,9 +90,9 @@ def readers(found: Violations, field: str, value: Sequence[str]) -> tuple[str, .
 
 def concept(found: Violations, field: str, value: resources_pb2.Concept) -> ConceptFields:
     """A concept's own fields; an unspecified kind is an object."""
-    text(found, f"{field}.display_name", value.display_name, _MAX_DISPLAY_NAME)
-    text(found, f"{field}.description", value.description, _MAX_DESCRIPTION)
-    labels(found, f"{field}.labels", value.labels)
+    found.characters(f"{field}.display_name", value.display_name, _MAX_DISPLAY_NAME)
+    found.characters(f"{field}.description", value.description, _MAX_DESCRIPTION)
+    found.labels(f"{field}.labels", value.labels)
     kind = value.kind or resources_pb2.CONCEPT_KIND_OBJECT
     if kind not in resources_pb2.ConceptKind.values():
         found.add(f"{field}.kind", f"{kind} is no kind of concept")
@@ -135,21 +108,21 @@ def concept(found: Violations, field: str, value: resources_pb2.Concept) -> Conc
 
 def version(found: Violations, field: str, value: resources_pb2.Version) -> None:
     """What a publisher says about a version; base_model is checked together with the tensors."""
-    text(found, f"{field}.description", value.description, _MAX_DESCRIPTION)
-    labels(found, f"{field}.labels", value.labels)
+    found.characters(f"{field}.description", value.description, _MAX_DESCRIPTION)
+    found.labels(f"{field}.labels", value.labels)
     _provenance(found, f"{field}.provenance", value.provenance)
     _count(found, f"{field}.signatures", value.signatures, _MAX_SIGNATURES)
     for index, signature in enumerate(value.signatures[:_MAX_SIGNATURES]):
         at = f"{field}.signatures[{index}]"
-        text(found, f"{at}.algorithm", signature.algorithm, 100, required=True)
-        text(found, f"{at}.key_id", signature.key_id, 100, required=True)
+        found.characters(f"{at}.algorithm", signature.algorithm, 100, required=True)
+        found.characters(f"{at}.key_id", signature.key_id, 100, required=True)
         found.number(f"{at}.value", len(signature.value), 1, 1024)
 
 
 def base_model(found: Violations, field: str, value: resources_pb2.BaseModel) -> None:
     """Names and digests of a base model."""
-    text(found, f"{field}.family", value.family, 100)
-    text(found, f"{field}.checkpoint", value.checkpoint, 200)
+    found.characters(f"{field}.family", value.family, 100)
+    found.characters(f"{field}.checkpoint", value.checkpoint, 200)
     for index, encoder in enumerate(value.encoders):
         if encoder.vocabulary_digest and not DIGEST.fullmatch(encoder.vocabulary_digest):
             found.add(f"{field}.encoders[{index}].vocabulary_digest", "must be 64 hex digits, or empty")
@@ -165,8 +138,8 @@ def _provenance(found: Violations, field: str, value: resources_pb2.Provenance) 
     if value.steps < 0:
         found.add(f"{field}.steps", "must not be negative")
     duration(found, f"{field}.training_time", value.training_time)
-    text(found, f"{field}.stop_reason", value.stop_reason, 100)
-    text(found, f"{field}.imported_format", value.imported_format, 40)
+    found.characters(f"{field}.stop_reason", value.stop_reason, 100)
+    found.characters(f"{field}.imported_format", value.imported_format, 40)
     _count(found, f"{field}.loss_curve", value.loss_curve, _MAX_POINTS)
     if not all(math.isfinite(point.loss) for point in value.loss_curve):
         found.add(f"{field}.loss_curve", "must hold finite losses")
@@ -178,8 +151,8 @@ def _provenance(found: Violations, field: str, value: resources_pb2.Provenance) 
         _name(found, f"{field}.parents[{index}]", VersionName, parent)
     _count(found, f"{field}.software", value.software, _MAX_SOFTWARE)
     for program, number in list(value.software.items())[:_MAX_SOFTWARE]:
-        text(found, f"{field}.software[{program[:40]!r}]", program, 100, required=True)
-        text(found, f"{field}.software[{program[:40]!r}]", number, 100)
+        found.characters(f"{field}.software[{program[:40]!r}]", program, 100, required=True)
+        found.characters(f"{field}.software[{program[:40]!r}]", number, 100)
 
 
 def _recipe(found: Violations, field: str, value: str) -> None:
@@ -194,8 +167,8 @@ def _recipe(found: Violations, field: str, value: str) -> None:
 
 def evaluation(found: Violations, field: str, value: resources_pb2.Evaluation) -> None:
     """Figures by name, and who measured them on what."""
-    text(found, f"{field}.evaluator", value.evaluator, 200, required=True)
-    text(found, f"{field}.note", value.note, _MAX_DESCRIPTION)
+    found.characters(f"{field}.evaluator", value.evaluator, 200, required=True)
+    found.characters(f"{field}.note", value.note, _MAX_DESCRIPTION)
     if not value.metrics:
         found.add(f"{field}.metrics", "is required")
     _count(found, f"{field}.metrics", value.metrics, _MAX_METRICS)
@@ -217,7 +190,7 @@ def quotas(found: Violations, field: str, value: resources_pb2.Quotas) -> None:
 
 def display_name(found: Violations, field: str, value: str) -> None:
     """For people."""
-    text(found, field, value, _MAX_DISPLAY_NAME)
+    found.characters(field, value, _MAX_DISPLAY_NAME)
 
 
 def _count(found: Violations, field: str, value: Any, most: int) -> None:

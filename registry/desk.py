@@ -1,10 +1,8 @@
 """The catalogue as the rpcs use it: commands in, rows of one moment out, pages of lists."""
 
 import asyncio
-import hashlib
 import sqlite3
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,8 +14,8 @@ from google.protobuf.message import Message
 
 from registry.catalogue.commands import Command
 from registry.catalogue.rows import NOW, check_kept, place
-from registry.pages import Cursor, fitting, page_size, request_digest
-from rpc.identity import current_principal
+from rpc import commits
+from rpc.pages import Cursor, fitting, page_size, request_digest
 from rpc.validate import Violations
 from storage.blobs import Blob, Blobs
 from storage.entry import Revision
@@ -45,28 +43,15 @@ class Desk:
     def __init__(self, ledger: Ledger[Command], blobs: Blobs, commit_timeout: timedelta) -> None:
         self.ledger = ledger
         self._blobs = blobs
-        self._commit_timeout_s = commit_timeout.total_seconds()
+        self._commit_timeout = commit_timeout
 
     async def commit(self, tenant: str, command: Command, request: Any, context: Context) -> Result:
         """Decide and keep `command`, which `request` asks for. Raises what the book refuses with, and StorageErrors.
 
         A commit that takes longer than the caller's deadline is told in time to be answered.
         """
-        principal = current_principal()
-        remaining_s = context.time_remaining()
-        timeout_s = self._commit_timeout_s
-        if remaining_s is not None:
-            timeout_s = max(0.0, min(timeout_s, remaining_s - min(0.25, remaining_s / 5)))
-        return await self.ledger.commit(
-            self.shard(tenant),
-            command,
-            request_id=request.request_id or str(uuid.uuid4()),
-            tenant=tenant,
-            digest=_body_digest(request),
-            actor=principal.name,
-            on_behalf_of=None if principal.on_behalf_of is None else principal.caller.name,
-            timeout_s=timeout_s,
-            validate_only=getattr(request, "validate_only", False),
+        return await commits.commit(
+            self.ledger, self.shard(tenant), tenant, command, request, context, longest=self._commit_timeout
         )
 
     async def read(
@@ -141,14 +126,3 @@ class Desk:
     def shard(self, tenant: str) -> int:
         """The shard of a tenant."""
         return shard_of(tenant, self.ledger.shards)
-
-
-def _body_digest(request: Any) -> str:
-    """What must be the same for a request id to mean the same request."""
-    body = type(request)()
-    body.CopyFrom(request)
-    for field in ("request_id", "validate_only"):
-        if field in request.DESCRIPTOR.fields_by_name:
-            body.ClearField(field)
-    name: bytes = request.DESCRIPTOR.full_name.encode()
-    return hashlib.sha256(name + b"\0" + body.SerializeToString(deterministic=True)).hexdigest()

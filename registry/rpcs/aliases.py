@@ -24,7 +24,7 @@ class AliasRpcs(Rpcs):
         version = found.name(VersionName, request.alias.version, "alias.version")
         if version.parent != name.parent:
             found.add("alias.version", f"must be a version of {name.parent}")
-        checks.text(found, "reason", request.reason, checks.MAX_REASON)
+        found.characters("reason", request.reason, checks.MAX_REASON)
         mutation(found, request)
         command = SetAlias(
             peer=context.peer(),
@@ -74,7 +74,7 @@ class AliasRpcs(Rpcs):
         found = Violations()
         name = admitted(found, AliasName, request.name, "name", Role.WRITER)
         _refuse_latest(found, name, "name")
-        checks.text(found, "reason", request.reason, checks.MAX_REASON)
+        found.characters("reason", request.reason, checks.MAX_REASON)
         mutation(found, request)
         command = DeleteAlias(peer=context.peer(), name=name, reason=request.reason, etag=request.etag)
         result = await self._desk.commit(name.tenant, command, request, context)
@@ -84,7 +84,7 @@ class AliasRpcs(Rpcs):
         found = Violations()
         name = admitted(found, AliasName, request.name, "name", Role.WRITER)
         _refuse_latest(found, name, "name")
-        checks.text(found, "reason", request.reason, checks.MAX_REASON)
+        found.characters("reason", request.reason, checks.MAX_REASON)
         mutation(found, request)
         command = RollbackAlias(peer=context.peer(), name=name, reason=request.reason, etag=request.etag)
         result = await self._desk.commit(name.tenant, command, request, context)

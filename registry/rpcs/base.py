@@ -6,7 +6,6 @@ from typing import Any
 
 from pseudoword.names import InvalidName
 
-from registry import checks
 from registry.desk import Context, Desk
 from rpc.identity import Principal, Role, current_principal
 from rpc.validate import Violations
@@ -38,7 +37,7 @@ def admitted(found: Violations, kind: Any, value: str, field: str, role: Role) -
 
 def mutation(found: Violations, request: Any) -> None:
     """Checks what every mutation has, and raises InvalidArgument if anything was found so far."""
-    checks.request_id(found, request)
+    found.request_id(request)
     found.raise_if_any()
 
 

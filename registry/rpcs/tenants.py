@@ -11,9 +11,9 @@ from pseudoword.registry.v1 import registry_pb2, resources_pb2
 from registry import checks, messages
 from registry.catalogue import tenants
 from registry.catalogue.commands import CreateTenant, Quotas, UpdateTenant
-from registry.pages import Cursor, page_size, request_digest
 from registry.rpcs.base import Context, Rpcs, admitted, child, mutation, tenants_of
 from rpc.identity import Role, current_principal
+from rpc.pages import Cursor, page_size, request_digest
 from rpc.validate import Violations
 
 _QUOTAS = ("concepts", "versions_per_concept", "embedding_bytes")

@@ -80,8 +80,8 @@ class VersionRpcs(Rpcs):
         described = resources_pb2.Version(
             base_model=request.base_model, description=request.description, labels=request.labels
         )
-        checks.text(found, "description", request.description, 2_000)
-        checks.labels(found, "labels", request.labels)
+        found.characters("description", request.description, 2_000)
+        found.labels("labels", request.labels)
         checks.base_model(found, "base_model", request.base_model)
         files.check_format(found, request.format)
         mutation(found, request)
@@ -167,7 +167,7 @@ class VersionRpcs(Rpcs):
     async def YankVersion(self, request: registry_pb2.YankVersionRequest, context: Context) -> resources_pb2.Version:
         found = Violations()
         name = admitted(found, VersionName, request.name, "name", Role.WRITER)
-        checks.text(found, "reason", request.reason, checks.MAX_REASON)
+        found.characters("reason", request.reason, checks.MAX_REASON)
         mutation(found, request)
         command = YankVersion(peer=context.peer(), name=name, reason=request.reason, etag=request.etag)
         result = await self._desk.commit(name.tenant, command, request, context)

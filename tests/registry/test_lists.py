@@ -8,8 +8,8 @@ import pytest
 from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1 import resources_pb2 as res
 
-from registry import pages
 from registry.catalogue import rows
+from rpc import pages
 from tests.registry.asking import REX, SHOP, pointing, publish, publishing, refused, version
 from tests.registry.conftest import Running
 
