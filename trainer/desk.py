@@ -139,6 +139,12 @@ class Desk:
         """Whoever waits for work looks again."""
         self._work.set()
 
+    async def count(self) -> None:
+        """Tells Prometheus how many jobs are in each state."""
+        found, _ = await self.ledger.read(SHARD, book.counts, max_staleness=_CACHED)
+        for state, count in found.items():
+            self._metrics.jobs.labels(state.lower()).set(count)
+
     def _stir(self, name: str) -> None:
         for event in self._watchers.get(name, ()):
             event.set()
@@ -148,9 +154,7 @@ class Desk:
         if isinstance(command, MoveJob):
             self._stir(command.name)
         with suppress(StorageError):  # the change is made; the gauge will be right after the next one
-            found, _ = await self.ledger.read(SHARD, book.counts, max_staleness=_CACHED)
-            for state, count in found.items():
-                self._metrics.jobs.labels(state.lower()).set(count)
+            await self.count()
 
 
 async def heard(event: asyncio.Event) -> None:

@@ -98,6 +98,7 @@ class Worker:
 
     async def start(self) -> None:
         """Takes up what an earlier server left, then works until stop()."""
+        await patiently(self._desk.count)
         for row in await self._desk.in_state(State.RUNNING):
             await self._lose(row)
         for row in await self._desk.in_state(State.PUBLISHING):
@@ -113,11 +114,13 @@ class Worker:
         self._desk.wake()
         if self._attempt is not None:
             self._attempt.stop.set()
-        for task in self._publishing:
-            task.cancel()
         try:
             if self._loop is not None:
                 await asyncio.shield(self._loop)
+            for task in self._publishing:
+                task.cancel()
+            if self._publishing:
+                await asyncio.wait(self._publishing)
         except asyncio.CancelledError:  # no time left
             if self._loop is not None:
                 self._loop.cancel()

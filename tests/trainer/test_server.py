@@ -57,6 +57,28 @@ async def test_pictures_in_and_a_version_out(trainer: Running, words: Any) -> No
     assert read_tensors(answer.data)["text_encoder"].shape == (2, 128)
 
 
+async def test_what_prometheus_sees(trainer: Running) -> None:
+    created = await trainer.create(await trainer.job(steps=4))
+    await trainer.watch(created.name)
+    cancelled = await trainer.create(await trainer.job(steps=10_000))
+    await trainer.reaches(cancelled.name, Job.STATE_RUNNING, step=1)
+    metrics = trainer.trainer.server.metrics
+    assert metrics.get_sample_value("pseudoword_trainer_jobs", {"state": "running"}) == 1
+    assert metrics.get_sample_value("pseudoword_trainer_jobs", {"state": "queued"}) == 0
+    await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=cancelled.name))
+    await trainer.watch((await trainer.create(await trainer.job(steps=4))).name)
+    ended = {
+        how: metrics.get_sample_value("pseudoword_trainer_jobs_ended_total", {"how": how})
+        for how in ("published", "cancelled", "failed")
+    }
+    assert ended == {"published": 2, "cancelled": 1, "failed": None}
+    assert metrics.get_sample_value("pseudoword_trainer_training_seconds_count") == 2
+    steps = metrics.get_sample_value("pseudoword_trainer_step_seconds_count")
+    assert steps is not None
+    assert 9 <= steps < 1000
+    assert metrics.get_sample_value("pseudoword_trainer_pictures_total", {"outcome": "taken"}) == 6
+
+
 async def test_the_same_job_gives_the_same_vectors(trainer: Running, words: Any) -> None:
     request = await trainer.job("twin")
     versions = []
