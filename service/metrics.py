@@ -23,6 +23,11 @@ class EngineMetrics:
         self.word_hits = Counter(
             "pseudoword_generation_word_cache_hits_total", "Words found in the cache.", registry=registry
         )
+        self.word_offline = Counter(
+            "pseudoword_generation_words_offline_total",
+            "Requests whose words were used as last known, the registry being away.",
+            registry=registry,
+        )
         self.word_misses = Counter(
             "pseudoword_generation_word_cache_misses_total", "Words fetched from the registry.", registry=registry
         )

@@ -5,7 +5,7 @@ from datetime import timedelta
 from pydantic import BaseModel, Field, field_validator
 
 from diffusion.schedulers import SCHEDULERS
-from diffusion.settings import ModelSettings
+from diffusion.settings import DenoiserSettings, ModelSettings
 from rpc.clients import Peer
 from rpc.settings import ServerSettings, Settings
 
@@ -41,9 +41,22 @@ class Limits(BaseModel):
 
 
 class WordSettings(BaseModel):
-    """Words: where vectors are kept, what fits."""
+    """Words: what is kept of them and for how long, what fits."""
 
     cache_bytes: int = Field(default=256 * 2**20, ge=2**20, description="Most bytes of vectors kept on the device.")
+    max_meanings: int = Field(default=100_000, ge=1, description="Most words whose meaning is kept.")
+    max_staleness: timedelta = Field(
+        default=timedelta(seconds=1.4),
+        ge=timedelta(0),
+        description="How old the meaning of a word may be where a request does not say; the registry's watch speaks "
+        "once a second. 0: the registry is asked for every request.",
+    )
+    offline: timedelta = Field(
+        default=timedelta(hours=1),
+        ge=timedelta(0),
+        description="How long words that are kept go on being used while the registry is away; other tenants' words "
+        "for 60 s at most.",
+    )
     allow_family: bool = Field(
         default=True,
         description="Whether a word made for another model of the family, or of unknown base, may be used unasked.",
@@ -56,6 +69,7 @@ class GenerationSettings(Settings):
     server: ServerSettings = ServerSettings(listen="127.0.0.1:7363")
     registry: Peer = Peer(address="127.0.0.1:7361")
     model: ModelSettings = ModelSettings()
+    denoiser: DenoiserSettings = DenoiserSettings()
     defaults: Defaults = Defaults()
     limits: Limits = Limits()
     words: WordSettings = WordSettings()

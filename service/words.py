@@ -1,10 +1,11 @@
 """Words: what they mean now, and their vectors on the device."""
 
-from collections import OrderedDict
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+import structlog
 import torch
 from pseudoword.generation.v1 import resources_pb2
 from pseudoword.names import WordRef
@@ -14,13 +15,19 @@ from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from diffusion.checkpoint import BaseModel
 from diffusion.match import Match, match
 from rpc.clients import as_caller, forwarded
-from rpc.errors import DataLoss, FailedPrecondition, InvalidArgument, from_status
+from rpc.errors import DataLoss, FailedPrecondition, InvalidArgument, Unavailable, from_status
 from rpc.identity import Principal
+from service.meanings import Key, Meanings
 from service.metrics import EngineMetrics
+from service.settings import WordSettings
+from service.vectors import VectorCache
 from storage.tensors import read_tensors, tensors_digest
 
 ENCODER = "text_encoder"
 _MATCHES = {Match.EXACT: resources_pb2.MATCH_EXACT, Match.FAMILY: resources_pb2.MATCH_FAMILY}
+_ASK_S = 10.0
+
+_logger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,47 +39,25 @@ class Word:
     vectors: torch.Tensor
 
 
-class VectorCache:
-    """Vectors by their digest, at most `limit_bytes` of them; the one not used for longest goes first."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
-        self._held_bytes = 0
-        self._vectors: OrderedDict[str, torch.Tensor] = OrderedDict()
-
-    def get(self, digest: str) -> torch.Tensor | None:
-        vectors = self._vectors.get(digest)
-        if vectors is not None:
-            self._vectors.move_to_end(digest)
-        return vectors
-
-    def put(self, digest: str, vectors: torch.Tensor) -> None:
-        if digest in self._vectors:
-            return
-        self._vectors[digest] = vectors
-        self._held_bytes += vectors.nbytes
-        while self._held_bytes > self._limit_bytes and len(self._vectors) > 1:
-            _, evicted = self._vectors.popitem(last=False)
-            self._held_bytes -= evicted.nbytes
-
-
 class Words:
-    """Asks the registry what words mean, on the caller's behalf, and keeps vectors that were fetched."""
+    """Asks the registry what words mean, on the caller's behalf, and keeps what it answers: meanings until the watch
+    tells of a change, vectors until there is no room."""
 
     def __init__(
         self,
         registry: "registry_pb2_grpc.RegistryServiceAsyncStub",
         model: BaseModel,
-        cache: VectorCache,
+        meanings: Meanings[registry_resources.Version],
+        vectors: VectorCache,
         metrics: EngineMetrics,
-        *,
-        allow_family: bool,
+        settings: WordSettings,
     ) -> None:
         self._registry = registry
         self._model = model
-        self._cache = cache
+        self._meanings = meanings
+        self._vectors = vectors
         self._metrics = metrics
-        self._allow_family = allow_family
+        self._settings = settings
 
     async def attach(
         self,
@@ -86,30 +71,55 @@ class Words:
     ) -> list[Word]:
         """The words of a request, in the order of `refs`; a bare word is `tenant`'s.
 
-        Raises InvalidArgument (WORD_UNKNOWN, naming `field`) when one is unknown or not granted, FailedPrecondition
-        (WORD_MISMATCH) when one was made for another model, DataLoss when its vectors are damaged, and what the
-        registry itself fails with.
+        What a word means is at most `max_staleness` old. Where that is None the settings say how old, and how much
+        older while the registry is away. Raises InvalidArgument (WORD_UNKNOWN, naming `field`) when one is unknown or
+        not granted, FailedPrecondition (WORD_MISMATCH) when one was made for another model, DataLoss when its vectors
+        are damaged, and what the registry itself fails with.
         """
         if not refs:
             return []
-        request = registry_pb2.ResolveWordsRequest(parent=f"tenants/{tenant}", words=[str(ref) for ref in refs])
-        if max_staleness is not None:
-            request.max_staleness.FromTimedelta(max_staleness)
-        with forwarded("registry"):
-            resolved = await self._registry.ResolveWords(request, metadata=as_caller(principal))
-        _refuse_unknown(resolved.words, field)
+        keys = [Key(tenant, str(ref), ref.tenant or tenant, ref.concept) for ref in refs]
+        limit = self._settings.max_staleness if max_staleness is None else max_staleness
+        versions = self._kept(keys, limit.total_seconds()) if limit else None
+        if versions is None:
+            offline = self._settings.offline if max_staleness is None else timedelta(0)
+            versions = await self._asked(tenant, keys, principal, field, offline)
         words = []
-        for ref, answer in zip(refs, resolved.words, strict=True):
-            fit = self._fit(ref, answer.version, allow_family=allow_family or self._allow_family)
-            vectors = await self._vectors(tenant, answer.version, principal)
+        for ref, version in zip(refs, versions, strict=True):
+            fit = self._fit(ref, version, allow_family=allow_family or self._settings.allow_family)
+            vectors = await self._fetched(tenant, version, principal)
             use = resources_pb2.WordUse(
-                word=str(ref),
-                version=answer.version.name,
-                tensors_digest=answer.version.tensors_digest,
-                match=_MATCHES[fit],
+                word=str(ref), version=version.name, tensors_digest=version.tensors_digest, match=_MATCHES[fit]
             )
             words.append(Word(ref=ref, use=use, vectors=vectors))
         return words
+
+    def _kept(self, keys: Sequence[Key], limit_s: float) -> list[registry_resources.Version] | None:
+        """What all of `keys` mean, if that is known and fresh enough."""
+        now = time.monotonic()
+        found = [self._meanings.get(key, now, limit_s) for key in keys]
+        known = [version for version in found if version is not None]
+        return known if len(known) == len(keys) else None
+
+    async def _asked(
+        self, tenant: str, keys: Sequence[Key], principal: Principal, field: str, offline: timedelta
+    ) -> list[registry_resources.Version]:
+        request = registry_pb2.ResolveWordsRequest(parent=f"tenants/{tenant}", words=[key.word for key in keys])
+        try:
+            with self._meanings.asking() as answers, forwarded("registry"):
+                resolved = await self._registry.ResolveWords(request, metadata=as_caller(principal), timeout=_ASK_S)
+                known = [word for word in resolved.words if word.WhichOneof("result") == "version"]
+                if len(known) == len(keys):
+                    answers.keep((key, word.version) for key, word in zip(keys, known, strict=True))
+        except Unavailable:
+            versions = self._kept(keys, offline.total_seconds()) if offline else None
+            if versions is None:
+                raise
+            self._metrics.word_offline.inc()
+            _logger.warning("the registry is away: words are used as they were last known", words=len(keys))
+            return versions
+        _refuse_unknown(resolved.words, field)
+        return [word.version for word in resolved.words]
 
     def _fit(self, ref: WordRef, version: registry_resources.Version, *, allow_family: bool) -> Match:
         made_for = version.base_model
@@ -141,9 +151,9 @@ class Words:
             },
         )
 
-    async def _vectors(self, tenant: str, version: registry_resources.Version, principal: Principal) -> torch.Tensor:
+    async def _fetched(self, tenant: str, version: registry_resources.Version, principal: Principal) -> torch.Tensor:
         digest = version.tensors_digest
-        vectors = self._cache.get(digest)
+        vectors = self._vectors.get(digest)
         if vectors is not None:
             self._metrics.word_hits.inc()
             return vectors
@@ -152,7 +162,7 @@ class Words:
             name=version.name, format=registry_pb2.EMBEDDING_FORMAT_NATIVE, reader=f"tenants/{tenant}"
         )
         with forwarded("registry"):
-            answer = await self._registry.GetEmbedding(request, metadata=as_caller(principal))
+            answer = await self._registry.GetEmbedding(request, metadata=as_caller(principal), timeout=_ASK_S)
         tensors = read_tensors(answer.data)
         if tensors_digest(tensors) != digest:
             raise DataLoss(
@@ -161,7 +171,7 @@ class Words:
                 metadata={"version": version.name, "tensors_digest": digest},
             )
         vectors = torch.from_numpy(tensors[ENCODER].copy()).to(self._model.device)
-        self._cache.put(digest, vectors)
+        self._vectors.put(digest, vectors)
         return vectors
 
 

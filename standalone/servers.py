@@ -110,7 +110,7 @@ class Servers:
             stdout=log,
             stderr=log,
             process_group=0,
-            env={**_environment(), "PYTHONUNBUFFERED": "1"},
+            env=_environment(),
         )
 
     def _wait(self, name: str) -> Mapping[str, str]:
@@ -132,4 +132,6 @@ class Servers:
 
 def _environment() -> Mapping[str, str]:
     """The environment without the client's own variables, which would be read as the servers' settings."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("PSEUDOWORD_")}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PSEUDOWORD_")}
+    # Trainer and generation share the cores: a thread of one that waits must not spin in the other's way.
+    return {"OMP_WAIT_POLICY": "PASSIVE"} | kept | {"PYTHONUNBUFFERED": "1"}

@@ -27,13 +27,8 @@ class Process:
         self.module = module
         self.log = folder / f"{module}.log"
         self._file = folder / f"{module}.json"
-        self._command = [
-            sys.executable,
-            "-m",
-            module,
-            *("--server.listen", f"127.0.0.1:{port}", "--server.address-file", str(self._file)),
-            *arguments,
-        ]
+        self._port = port
+        self._arguments = ["--server.address-file", str(self._file), *arguments]
         clean = {key: value for key, value in os.environ.items() if not key.startswith("PSEUDOWORD_")}
         self._environment = clean | dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
@@ -50,10 +45,11 @@ class Process:
             self._process.wait()
 
     def start(self) -> None:
-        """Returns once the server is ready."""
+        """Returns once the server is ready; a second time it listens where it did before."""
         self._file.unlink(missing_ok=True)
+        command = [sys.executable, "-m", self.module, "--server.listen", f"127.0.0.1:{self._port}", *self._arguments]
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=self._environment)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=self._environment)
         end = time.monotonic() + _START_S
         while not self._file.exists():
             assert self._process.poll() is None, f"{self.module} ended:\n{self.log_end()}"
@@ -61,6 +57,7 @@ class Process:
             time.sleep(0.05)
         addresses = json.loads(self._file.read_text())
         self.address, self.metrics_address = addresses["grpc"], addresses["metrics"]
+        self._port = int(self.address.rpartition(":")[2])
 
     def signal(self, number: int) -> None:
         assert self._process is not None

@@ -1,5 +1,7 @@
 """The parts of the client that need no server, and what it does without one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -41,6 +43,17 @@ def test_a_status_is_read_whole() -> None:
     assert error.violations == (("a.b", "is wrong"),)
     assert error.retry_after == timedelta(seconds=2.5)
     assert str(error).splitlines() == ["full", "  a.b: is wrong", "  try again in 2.5 s"]
+
+
+def test_an_error_passes_through_context_managers() -> None:
+    @contextmanager
+    def around() -> Iterator[None]:
+        yield
+
+    error = PseudowordError(code=grpc.StatusCode.NOT_FOUND, message="no")
+    with pytest.raises(PseudowordError) as caught, around():
+        raise error
+    assert caught.value is error
 
 
 def test_nobody_listens() -> None:

@@ -61,6 +61,10 @@ Publish = Callable[..., resources_pb2.Version]
 
 @pytest.fixture(scope="session")
 def publish(system: System, model: BaseModel) -> Publish:
+    return publisher(system, model)
+
+
+def publisher(system: System, model: BaseModel) -> Publish:
     """publish(name, seed=..., vectors=..., client=...) publishes random vectors as the word's next version."""
 
     def make(

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -247,18 +248,23 @@ def test_words_of_other_models(system: System, publish: Publish, model: BaseMode
     assert picture.info.record.words[0].match == resources_pb2.MATCH_FAMILY
 
 
-def test_aliases_move_and_numbers_stay(system: System, publish: Publish) -> None:
+def test_aliases_move_and_numbers_stay(
+    system: System, publish: Publish, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
     client = system.client
     one, two = publish("moving", seed=1), publish("moving", seed=2)
 
-    def used(word: str) -> str:
-        return client.draw(f"<{word}>", steps=1)[0].info.record.words[0].version
+    def used(word: str, max_staleness: timedelta | None = timedelta(0)) -> str:
+        (picture,) = client.draw(f"<{word}>", steps=1, max_staleness=max_staleness)
+        return picture.info.record.words[0].version
 
     assert (used("moving"), used("moving@1")) == (two.name, one.name)
     client.set_alias("moving", "production", 1)
     assert used("moving") == one.name
     client.set_alias("moving", "production", 2)
     assert (used("moving"), used("moving@production"), used("moving@1")) == (two.name, two.name, one.name)
+    client.set_alias("moving", "production", 1)
+    eventually(lambda: used("moving", None) == one.name)
 
 
 def test_another_tenants_word_needs_its_grant(system: System, publish: Publish) -> None:
@@ -278,7 +284,7 @@ def test_another_tenants_word_needs_its_grant(system: System, publish: Publish) 
         request.update_mask.paths.append("readers")
         with errors():
             shop.registry.UpdateConcept(request)
-        assert refused(lambda: guest.draw("<shop/mascot>")).reason == "WORD_UNKNOWN"
+        assert refused(lambda: guest.draw("<shop/mascot>", max_staleness=timedelta(0))).reason == "WORD_UNKNOWN"
 
 
 def test_going_away_frees_the_places(system: System, eventually: Callable[[Callable[[], bool]], None]) -> None:

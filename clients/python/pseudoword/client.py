@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -174,12 +175,19 @@ class Client:
         count: int = 1,
         format: "generation_resources.PictureFormat.ValueType" = generation_resources.PICTURE_FORMAT_PNG,
         preview_every: int = 0,
+        max_staleness: timedelta | None = None,
         timeout_s: float | None = None,
     ) -> Iterator[generation_pb2.GenerateResponse]:
-        """The events of one request, as they come. Closing the iterator cancels the request."""
+        """The events of one request, as they come. Closing the iterator cancels the request.
+
+        An alias that was moved less than `max_staleness` ago may still mean what it meant; None leaves that to the
+        server (about a second), zero asks the registry.
+        """
         request = generation_pb2.GenerateRequest(
             parent=str(self.tenant), settings=settings, count=count, format=format, preview_every=preview_every
         )
+        if max_staleness is not None:
+            request.max_staleness.FromTimedelta(max_staleness)
         with errors():
             call = self.generation.Generate(request, timeout=timeout_s)
             try:
@@ -200,6 +208,7 @@ class Client:
         height: int | None = None,
         count: int = 1,
         exact: bool = True,
+        max_staleness: timedelta | None = None,
         timeout_s: float | None = None,
     ) -> list[Picture]:
         """Draws a sentence; `<concept>` in it is a word. The same arguments give the same files again while `exact`."""
@@ -214,7 +223,7 @@ class Client:
             height=height,
             exact=exact,
         )
-        return pictures(self.generate(settings, count=count, timeout_s=timeout_s))
+        return pictures(self.generate(settings, count=count, max_staleness=max_staleness, timeout_s=timeout_s))
 
     # The registry
 

@@ -15,7 +15,8 @@ from grpc_status import rpc_status
 _CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+# Not frozen: Python itself writes an exception's traceback and context.
+@dataclass(kw_only=True, eq=False)
 class PseudowordError(Exception):
     """A call that failed.
 

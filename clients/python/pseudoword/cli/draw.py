@@ -1,6 +1,7 @@
 """`pseudoword draw`: a sentence in, pictures out."""
 
 import io
+from datetime import timedelta
 from pathlib import Path
 
 import click
@@ -138,7 +139,7 @@ def _generate(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=session.output.progress, transient=True) as bars:
         bar = bars.add_task("queued", total=None)
-        for event in session.client.generate(settings, count=count, format=format):
+        for event in session.client.generate(settings, count=count, format=format, max_staleness=timedelta(0)):
             events.append(event)
             if event.WhichOneof("event") == "progress":
                 bars.update(bar, description="drawing", completed=event.progress.call, total=event.progress.calls)
