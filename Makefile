@@ -31,6 +31,9 @@ setup: $(VENV)/.installed ## install everything that Python needs into .cache/ve
 minio: setup ## build the pinned MinIO that the tests of the object store need (once, some minutes)
 	@scripts/go-tool github.com/minio/minio@$(MINIO_VERSION)
 
+triton: setup ## install the pinned Triton Inference Server that its tests need (once, 60 MB)
+	@scripts/triton
+
 up: setup ## start the three servers on loopback
 	@$(BIN)/pseudoword up
 
@@ -40,10 +43,10 @@ demo: setup ## learn a word from four pictures and draw it in six sentences
 check: setup ## formatting, lint, types, protos, generated code, manifests, Go vet
 	@scripts/check
 
-test: setup minio ## all tests but the slow ones, Python and Go
+test: setup minio triton ## all tests but the slow ones, Python and Go
 	@scripts/test
 
-slow: setup minio ## the tests that take minutes each
+slow: setup minio triton ## the tests that take minutes each
 	@$(BIN)/python -m pytest -m slow
 
 generate: setup ## make the stubs again from protos/
@@ -52,4 +55,4 @@ generate: setup ## make the stubs again from protos/
 clean: ## remove everything that was set up or made
 	rm -rf $(CACHE) demo .mypy_cache .ruff_cache .pytest_cache
 
-.PHONY: help setup minio up demo check test slow generate clean
+.PHONY: help setup minio triton up demo check test slow generate clean

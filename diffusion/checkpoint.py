@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import nn
 
+from diffusion.denoiser import Denoiser, LocalDenoiser
 from diffusion.errors import CheckpointInvalid
 from diffusion.words import WordEmbedding
 
@@ -50,15 +51,27 @@ class ModelSpec:
 
 
 class BaseModel:
-    """The frozen parts of one checkpoint. Nothing in it ever changes; words come in through `embedding`."""
+    """The frozen parts of one checkpoint. Nothing in it ever changes; words come in through `embedding`.
 
-    def __init__(self, pipeline: Any, spec: ModelSpec, *, device: torch.device, dtype: torch.dtype) -> None:
+    `unet` is None where another machine denoises.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        spec: ModelSpec,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        denoiser: Denoiser | None = None,
+    ) -> None:
         self.spec = spec
         self.device = device
         self.dtype = dtype
         self.tokenizer: Any = pipeline.tokenizer
         self.text_encoder: Any = _frozen(pipeline.text_encoder, device, dtype)
-        self.unet: Any = _frozen(pipeline.unet, device, dtype)
+        self.unet: Any = None if denoiser is not None else _frozen(pipeline.unet, device, dtype)
+        self.denoiser: Denoiser = LocalDenoiser(self.unet) if denoiser is None else denoiser
         self.vae: Any = _frozen(pipeline.vae, device, dtype)
         self.scheduler_config: dict[str, Any] = dict(pipeline.scheduler.config)
         self.embedding = WordEmbedding(self.text_encoder.get_input_embeddings())
@@ -72,9 +85,11 @@ class BaseModel:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         revision: str | None = None,
+        denoiser: Callable[[ModelSpec], Denoiser] | None = None,
     ) -> Self:
         """Load a folder or a hub id; None: the bundled miniature.
 
+        `denoiser` makes one for this checkpoint; then the UNet is read for the digest only, and not kept.
         Only safetensors are read. Raises CheckpointInvalid when there is no such checkpoint, or it is of another kind.
         """
         place = str(BUNDLED) if source is None else source
@@ -95,7 +110,8 @@ class BaseModel:
             ) from error
         _refuse_other_kinds(pipeline, place)
         spec = _describe(pipeline, place, _family(place, revision, pipeline))
-        return cls(pipeline, spec, device=torch.device(device), dtype=dtype)
+        other = None if denoiser is None else denoiser(spec)
+        return cls(pipeline, spec, device=torch.device(device), dtype=dtype, denoiser=other)
 
     @cached_property
     def latent_rgb(self) -> torch.Tensor:

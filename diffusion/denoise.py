@@ -153,11 +153,12 @@ def _encoded(model: BaseModel, picture: Image.Image, generator: torch.Generator)
     return latents
 
 
-def step(model: BaseModel, pictures: Sequence[Denoising]) -> None:
+def step(model: BaseModel, pictures: Sequence[Denoising], *, alone: bool = False) -> None:
     """One call of the denoiser for all `pictures`, and each one's own scheduler step.
 
     Schedulers, positions, guidance, words may all differ; latents must have one shape. One picture alone is computed to
-    the last bit as by diffusers' own pipeline; in company the last bits may differ.
+    the last bit as by diffusers' own pipeline; in company the last bits may differ. `alone` keeps other servers' rows
+    out of the call, where they share the denoiser. Raises DenoiserUnavailable and DenoiserRefused.
     """
     inputs, timesteps, hidden = [], [], []
     for picture in pictures:
@@ -166,8 +167,7 @@ def step(model: BaseModel, pictures: Sequence[Denoising]) -> None:
             inputs.append(seen)
             timesteps.append(when)
             hidden.append(row)
-    predicted = model.unet(
-        torch.cat(inputs), torch.stack(timesteps), encoder_hidden_states=torch.cat(hidden), return_dict=False
-    )[0]
-    for picture, rows in zip(pictures, predicted.split([len(picture.hidden) for picture in pictures]), strict=True):
+    predicted = model.denoiser.predict(torch.cat(inputs), torch.stack(timesteps), torch.cat(hidden), alone=alone)
+    counts = [len(picture.hidden) for picture in pictures]
+    for picture, rows in zip(pictures, torch.split(predicted, counts), strict=True):
         picture.advance(rows)

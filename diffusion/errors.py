@@ -4,7 +4,9 @@
     ├── CheckpointInvalid    a checkpoint is missing, or is not what this package can load
     ├── PromptTooLong        a prompt takes more positions than the text encoder has
     ├── SchedulerUnknown     no scheduler of that name
-    └── PictureInvalid       an upload is not a picture that can be used
+    ├── PictureInvalid       an upload is not a picture that can be used
+    ├── DenoiserUnavailable  another machine denoises, and it is away, overloaded or too slow: try again later
+    └── DenoiserRefused      another machine denoises, and it does not take this call: trying again does not help
 
 Every error carries `reason` (UPPER_SNAKE, stable, for programs) and `metadata` (text to text).
 """
@@ -48,3 +50,14 @@ class PictureInvalid(DiffusionError):
     PICTURE_DAMAGED."""
 
     reason = "PICTURE_INVALID"
+
+
+class DenoiserUnavailable(DiffusionError):
+    """`reason` is one of DENOISER_UNAVAILABLE, DENOISER_OVERLOADED, DENOISER_TIMEOUT."""
+
+    reason = "DENOISER_UNAVAILABLE"
+    retry = True
+
+
+class DenoiserRefused(DiffusionError):
+    reason = "DENOISER_REFUSED"

@@ -1,12 +1,17 @@
-"""Which base model a server loads, where and how."""
+"""Which base model a server loads, where and how, and who denoises."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, Self
 
 import diffusers.utils.logging
 import torch
 import transformers.utils.logging
 from pydantic import BaseModel as Table
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from diffusion.checkpoint import BaseModel
+from diffusion.checkpoint import BaseModel, ModelSpec
+from diffusion.denoiser import Denoiser
 from diffusion.errors import CheckpointInvalid
 from rpc.settings import SettingsError
 
@@ -26,8 +31,56 @@ class ModelSettings(Table, frozen=True, extra="forbid"):
     threads: int | None = Field(default=None, ge=1, description="CPU threads of the model; absent: all cores")
 
 
-def load_model(settings: ModelSettings) -> BaseModel:
-    """Loads the model that `settings` name; takes seconds to minutes. Raises SettingsError when it is of no use."""
+class DenoiserSettings(Table, frozen=True, extra="forbid"):
+    """Who runs the UNet: this process, or Triton Inference Servers."""
+
+    kind: Literal["local", "triton"] = Field(
+        default="local", description="local: in this process; triton: the servers at endpoints"
+    )
+    endpoints: str = Field(
+        default="",
+        description="HOST:PORT of Triton's gRPC, or several with commas between; the first that answers is called",
+    )
+    model: str = Field(default="denoiser", min_length=1, description="Name of the model on Triton")
+    precision: Literal["fp32", "fp16", "bf16"] | None = Field(
+        default=None, description="Precision that Triton's model must have; absent: whichever it has"
+    )
+    timeout_s: float = Field(default=30.0, gt=0, description="Seconds that one call may take, all attempts together")
+    start_s: float = Field(default=60.0, ge=0, description="Seconds to wait for a first Triton server at the start")
+    rest_s: float = Field(
+        default=10.0, ge=0, description="Seconds that an endpoint which did not answer is asked after all others"
+    )
+    keepalive_s: float = Field(
+        default=20.0, ge=1, description="Seconds without a word from Triton during a call before it is pinged"
+    )
+    ca: Path | None = Field(
+        default=None, description="PEM file of authorities that Triton's certificate is checked by; switches TLS on"
+    )
+    cert: Path | None = Field(default=None, description="PEM file of the certificate chain shown to Triton")
+    key: Path | None = Field(default=None, description="PEM file of that certificate's private key")
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Each endpoint."""
+        return tuple(address.strip() for address in self.endpoints.split(",") if address.strip())
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.kind == "triton" and not self.addresses:
+            raise ValueError("triton needs endpoints")
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key are given together or not at all")
+        if self.cert is not None and self.ca is None:
+            raise ValueError("cert and key need ca")
+        return self
+
+
+def load_model(settings: ModelSettings, denoiser: DenoiserSettings | None = None) -> BaseModel:
+    """Loads the model that `settings` name; takes seconds to minutes. Raises SettingsError when it is of no use.
+
+    With a `denoiser` of kind triton the UNet is not kept, and SettingsError also means that no Triton server answers,
+    or that one serves another checkpoint.
+    """
     for library in (diffusers.utils.logging, transformers.utils.logging):
         # What the two libraries have to say belongs into the server's log, and bars do not.
         library.disable_progress_bar()
@@ -40,6 +93,18 @@ def load_model(settings: ModelSettings) -> BaseModel:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype: torch.dtype = getattr(torch, settings.dtype)
     try:
-        return BaseModel.load(settings.source, device=device, dtype=dtype, revision=settings.revision)
+        return BaseModel.load(
+            settings.source, device=device, dtype=dtype, revision=settings.revision, denoiser=_elsewhere(denoiser)
+        )
     except CheckpointInvalid as error:
         raise SettingsError(error.message) from None
+
+
+def _elsewhere(settings: DenoiserSettings | None) -> Callable[[ModelSpec], Denoiser] | None:
+    if settings is None or settings.kind == "local":
+        return None
+    try:
+        from diffusion.triton import TritonDenoiser  # tritonclient is an extra
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"denoiser.kind triton needs {error.name}: install pseudoword-server[triton]") from None
+    return lambda spec: TritonDenoiser(spec, settings)

@@ -1,0 +1,136 @@
+"""`pseudoword export-triton`: a checkpoint's UNet as a model repository of Triton Inference Server."""
+
+import json
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import click
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_MODEL = Path(__file__).parent / "triton_model.py"
+_CONFIG = """\
+# Written by `pseudoword export-triton` from {checkpoint}.
+name: "{name}"
+backend: "python"
+max_batch_size: {max_batch}
+input [
+  {{ name: "latents" data_type: {kind} dims: [{channels}, -1, -1] }},
+  {{ name: "timesteps" data_type: TYPE_FP32 dims: [1] }},
+  {{ name: "hidden" data_type: {kind} dims: [-1, {dims}] }}
+]
+output [
+  {{ name: "predicted" data_type: {kind} dims: [{channels}, -1, -1] }}
+]
+# One instance on each GPU, or one on the CPU.
+instance_group [ {{ count: 1 }} ]
+dynamic_batching {{
+  # How long the first request waits for others. Two callers that take turns never meet without it.
+  max_queue_delay_microseconds: {delay_us}
+  default_queue_policy {{
+    timeout_action: REJECT
+    # Each call says how long it is good for.
+    allow_timeout_override: true
+    max_queue_size: {max_queue}
+  }}
+}}
+parameters {{ key: "digest" value {{ string_value: "{digest}" }} }}
+parameters {{ key: "checkpoint" value {{ string_value: {checkpoint} }} }}
+"""
+
+
+@click.command("export-triton")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--model",
+    metavar="PATH_OR_ID",
+    help="Stable Diffusion 1.x or 2.x checkpoint in diffusers' layout.  [default: the bundled miniature]",
+)
+@click.option("--revision", help="Revision of a hub id.")
+@click.option("--name", default="denoiser", show_default=True, help="Name of the model on Triton.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Precision of the weights and of what travels.",
+)
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1, 1024),
+    default=32,
+    show_default=True,
+    help="Most rows of one forward pass; guidance takes two a picture.",
+)
+@click.option(
+    "--queue-delay",
+    type=click.FloatRange(0, 1000),
+    default=2.0,
+    show_default=True,
+    help="Milliseconds that a call waits for others to share the forward pass with.",
+)
+@click.option(
+    "--max-queue",
+    type=click.IntRange(0),
+    default=64,
+    show_default=True,
+    help="Calls that may wait; more are refused. 0: any number.",
+)
+def export_triton(
+    folder: Path,
+    model: str | None,
+    revision: str | None,
+    name: str,
+    precision: str,
+    max_batch: int,
+    queue_delay: float,
+    max_queue: int,
+) -> None:
+    """Write a model repository for NVIDIA's Triton Inference Server into DIR.
+
+    It holds the checkpoint's UNet and the few lines that run it, with dynamic batching: `tritonserver
+    --model-repository=DIR` serves it, and a Generation server with `--denoiser.kind triton` calls it.
+    """
+    if _NAME.fullmatch(name) is None:
+        raise click.BadParameter(f"{name!r} is no name of a model", param_hint="--name")
+    place = folder / name
+    if place.exists():
+        raise click.ClickException(f"{place} exists already: remove it, or give another --name")
+    # Slow to import, and the other commands need not wait for them; what the two have to say is of no use here.
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    transformers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.set_verbosity_error()
+    import torch
+
+    from diffusion.settings import ModelSettings, load_model
+    from rpc.settings import SettingsError
+
+    try:
+        base = load_model(ModelSettings(source=model, revision=revision, device="cpu"))
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    config = _CONFIG.format(
+        name=name,
+        max_batch=max_batch,
+        kind=f"TYPE_{precision.upper()}",
+        channels=base.spec.latent_channels,
+        dims=base.unet.config.cross_attention_dim,
+        delay_us=round(queue_delay * 1000),
+        max_queue=max_queue,
+        digest=base.spec.digest,
+        checkpoint=json.dumps(base.spec.checkpoint),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    # Whole or not at all: a server that looks for new models must not find half of one.
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as work:
+        whole = Path(work) / name
+        version = whole / "1"
+        base.unet.to(dtype).save_pretrained(version / "unet", safe_serialization=True)
+        shutil.copyfile(_MODEL, version / "model.py")
+        (whole / "config.pbtxt").write_text(config, "utf-8")
+        whole.rename(place)
+    click.echo(f"{place}: {base.spec.checkpoint}, {precision}, {max_batch} rows at most, digest {base.spec.digest}")
