@@ -61,7 +61,9 @@ class Registry:
         self._store = await asyncio.to_thread(open_fit_store, settings.store, settings.s3)
         try:
             book = RegistryBook(Quotas(**settings.quotas.model_dump()))
-            self._ledger = await asyncio.to_thread(open_ledger, self._store, settings.store, book, shards=SHARDS)
+            self._ledger = await asyncio.to_thread(
+                open_ledger, self._store, settings.store, book, shards=SHARDS, metrics=self.server.metrics
+            )
         except BaseException:
             self._store.close()
             raise

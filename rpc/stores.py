@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import structlog
+from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, Field, SecretStr
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
@@ -16,6 +17,7 @@ from storage.book import Book
 from storage.disk import DiskStore
 from storage.errors import StorageError, StoreUnavailable, ViewInUse
 from storage.ledger import Ledger
+from storage.metrics import LedgerMetrics
 from storage.objects import ObjectStore
 from storage.probe import probe
 from storage.s3 import S3Access
@@ -84,17 +86,24 @@ def open_fit_store(settings: StoreSettings, s3: S3Settings) -> ObjectStore:
 
 
 def open_ledger(
-    store: ObjectStore, settings: StoreSettings, book: Book[_C], *, shards: int, alone: bool = False
+    store: ObjectStore,
+    settings: StoreSettings,
+    book: Book[_C],
+    *,
+    shards: int,
+    alone: bool = False,
+    metrics: CollectorRegistry | None = None,
 ) -> Ledger[_C]:
     """Open `book`'s ledger with views of this server's own. Blocks.
 
     Without the setting, the views lie in the first folder that no other server uses, so that they are found again after
-    a restart; `alone`: in the first one, so that no second server of this machine can use the store. Raises
-    SettingsError.
+    a restart; `alone`: in the first one, so that no second server of this machine can use the store. `metrics`: where
+    the ledger counts. Raises SettingsError.
     """
+    counters = LedgerMetrics(metrics)
 
     def opened(folder: Path) -> Ledger[_C]:
-        return Ledger.open(store, book, shards=shards, view_folder=folder)
+        return Ledger.open(store, book, shards=shards, view_folder=folder, metrics=counters)
 
     try:
         if settings.views is not None:

@@ -16,7 +16,9 @@ from storage.book import Book, Change
 from storage.entry import Revision
 from storage.errors import BadRevision, Closed, NotCommitted, OutcomeUnknown, RevisionAhead, StoreUnavailable, ViewInUse
 from storage.log import Backoff, Log
+from storage.metrics import LedgerMetrics
 from storage.objects import ObjectStore
+from storage.upkeep import Upkeep
 from storage.view import changes_after
 from storage.writer import Pending, Result, ShardWriter
 
@@ -36,11 +38,13 @@ def shard_of(tenant: str, shards: int) -> int:
 class Ledger(Generic[C]):
     """Commands of type C, kept by a Book. Used by one event loop; a shard is opened when it is first used."""
 
-    def __init__(self, log: Log, book: Book[C], view_folder: Path) -> None:
+    def __init__(self, log: Log, book: Book[C], view_folder: Path, metrics: LedgerMetrics | None = None) -> None:
         self._log = log
         self._book = book
         self._folder = view_folder
         self._lock = _lock_folder(view_folder)
+        self._metrics = metrics or LedgerMetrics()
+        self._upkeep = Upkeep(log, self._metrics)
         self._writers: dict[int, ShardWriter] = {}
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="view")
         self._watchers: set[tuple[int, asyncio.Event, asyncio.AbstractEventLoop]] = set()
@@ -48,14 +52,21 @@ class Ledger(Generic[C]):
 
     @classmethod
     def open(
-        cls, store: ObjectStore, book: Book[C], *, shards: int, view_folder: Path, backoff: Backoff | None = None
+        cls,
+        store: ObjectStore,
+        book: Book[C],
+        *,
+        shards: int,
+        view_folder: Path,
+        backoff: Backoff | None = None,
+        metrics: LedgerMetrics | None = None,
     ) -> "Ledger[C]":
         """Open the ledger of `book` in `store`, made if there is none; `view_folder` may be empty, lost or old.
 
         Blocks. Raises StoreMismatch, Damaged, StoreUnavailable, StoreRefused, and ViewInUse when another process has
         the folder. Does not probe the store.
         """
-        return cls(Log.open(store, book=book.name, shards=shards, backoff=backoff), book, view_folder)
+        return cls(Log.open(store, book=book.name, shards=shards, backoff=backoff), book, view_folder, metrics)
 
     @property
     def store_id(self) -> str:
@@ -128,7 +139,10 @@ class Ledger(Generic[C]):
         """
         writer = self._writer(shard)
         if max_staleness is None or writer.age_s() > max_staleness.total_seconds():
+            self._metrics.reads.labels("strong").inc()
             await self._checked(writer)
+        else:
+            self._metrics.reads.labels("cached").inc()
         if self._closed:
             raise Closed("the ledger is closed")
 
@@ -179,6 +193,7 @@ class Ledger(Generic[C]):
         self._closed = True
         await asyncio.gather(*(asyncio.to_thread(writer.stop) for writer in self._writers.values()))
         await asyncio.to_thread(self._readers.shutdown)
+        await asyncio.to_thread(self._upkeep.close)
         for writer in self._writers.values():
             writer.close()
         os.close(self._lock)
@@ -201,7 +216,15 @@ class Ledger(Generic[C]):
         writer = self._writers.get(shard)
         if writer is None:
             path = self._folder / f"shard-{shard}.sqlite"
-            writer = ShardWriter(self._log, self._book, shard, path, lambda: self._tell(shard))
+            writer = ShardWriter(
+                self._log,
+                self._book,
+                shard,
+                path,
+                upkeep=self._upkeep,
+                metrics=self._metrics,
+                moved=lambda: self._tell(shard),
+            )
             self._writers[shard] = writer
         return writer
 

@@ -1,7 +1,7 @@
 """The object store as the rest of pseudoword sees it: names to bytes, with create-if-absent."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -92,3 +92,10 @@ def check_prefix(prefix: str) -> str:
     if len(prefix) > _MAX_NAME_BYTES or not _PREFIX.fullmatch(prefix) or "//" in prefix:
         raise InvalidName(f"{prefix[:80]!r} cannot begin an object name", object=prefix[:80])
     return prefix
+
+
+def list_all(store: ObjectStore, prefix: str, *, start_after: str = "") -> Iterator[ObjectInfo]:
+    """All objects whose names start with `prefix` and sort after `start_after`, in order, read page by page."""
+    while page := store.list(prefix, start_after=start_after):
+        yield from page
+        start_after = page[-1].name

@@ -6,7 +6,7 @@ The log is the truth. The file only saves reading it again: after a crash it may
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from json import dumps, loads
 from pathlib import Path
@@ -17,9 +17,9 @@ import structlog
 
 from storage.book import Book, Change
 from storage.entry import Entry, Mutation, Revision
-from storage.errors import RequestIdReused
+from storage.errors import Damaged, RequestIdReused
 
-_FORMAT = 1
+FORMAT = 1
 # Request ids are remembered for so long, by the log's time.
 REQUEST_MEMORY_US = 7 * 24 * 3600 * 1_000_000
 
@@ -61,11 +61,12 @@ class View:
 
     def __init__(self, path: Path, *, store_id: str, shard: int, book: Book[Any]) -> None:
         """Opens the file at `path`, and begins an empty one where it is missing, damaged or another store's."""
-        self._path = path
+        self.path = path
         self._store_id = store_id
-        self._shard = shard
+        self.shard = shard
         self._book = book
-        self._identity = dumps([_FORMAT, store_id, shard, book.name, book.schema_version])
+        self.flavour = f"{FORMAT}.{book.schema_version}"
+        self.identity = dumps([FORMAT, store_id, shard, book.name, book.schema_version])
         self._lock = Lock()
         self._idle: list[sqlite3.Connection] = []
         try:
@@ -82,6 +83,35 @@ class View:
         self._remove()
         self._db = self._open()
         self.position = self._position(self._db)
+
+    def install(self, path: Path, entry: int) -> None:
+        """Show what the view's copy at `path`, in the view's own folder, shows, which is up to `entry`; only before
+        anybody uses this view.
+
+        Raises Damaged, and shows what it did before, if it is no such copy.
+        """
+        with closing(sqlite3.connect(path)) as copy:
+            copy.row_factory = sqlite3.Row
+            try:
+                fits = self._is_mine(copy) and self._position(copy).entry == entry
+            except sqlite3.DatabaseError:
+                fits = False
+        if not fits:
+            raise Damaged(path.name, f"it is no view of shard {self.shard} at entry {entry}")
+        self.close()
+        self._remove()
+        path.rename(self.path)
+        self._db = self._open()
+        self.position = self._position(self._db)
+
+    def copy_to(self, path: Path) -> Position:
+        """Write what the view shows at one moment into the file `path`; any thread may. Returns what that is."""
+        path.unlink(missing_ok=True)
+        with closing(self._connect()) as db:
+            db.execute("VACUUM INTO ?", (str(path),))
+        with closing(sqlite3.connect(path)) as copy:
+            copy.row_factory = sqlite3.Row
+            return self._position(copy)
 
     def begin(self) -> None:
         """Start a transaction, which nobody else sees before `keep`."""
@@ -193,7 +223,7 @@ class View:
             self._idle.clear()
 
     def _revision(self, entry: int, index: int) -> Revision:
-        return Revision(store_id=self._store_id, shard=self._shard, entry=entry, index=index)
+        return Revision(store_id=self._store_id, shard=self.shard, entry=entry, index=index)
 
     def _position(self, db: sqlite3.Connection) -> Position:
         row = db.execute("SELECT entry, idx, time_us, write_id FROM ledger_view").fetchone()
@@ -201,7 +231,7 @@ class View:
 
     def _connect(self) -> sqlite3.Connection:
         # No implicit transactions; the writer's thread is not the one that opens.
-        db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=30)
+        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=30)
         db.row_factory = sqlite3.Row
         return db
 
@@ -227,19 +257,19 @@ class View:
             row = db.execute("SELECT identity FROM ledger_view").fetchone()
         except sqlite3.OperationalError:
             return False
-        return row is not None and row["identity"] == self._identity
+        return row is not None and row["identity"] == self.identity
 
     def _create(self, db: sqlite3.Connection) -> None:
         db.execute("BEGIN IMMEDIATE")
         for statement in _TABLES.split(";"):
             db.execute(statement)
         self._book.create(db)
-        db.execute("INSERT INTO ledger_view VALUES (?, 0, 0, 0, '')", (self._identity,))
+        db.execute("INSERT INTO ledger_view VALUES (?, 0, 0, 0, '')", (self.identity,))
         db.execute("COMMIT")
 
     def _remove(self) -> None:
         for suffix in ("", "-wal", "-shm"):
-            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
 
 def changes_after(db: sqlite3.Connection, after: Revision, limit: int) -> Sequence[Change]:

@@ -18,9 +18,13 @@ from typing import Any
 import structlog
 
 from storage.book import Answer, Book, Change
+from storage.checkpoints import restore_newest
 from storage.entry import MAX_MUTATIONS, Entry, Mutation, Revision, canonical, entry_name, fits, mutation_bytes
 from storage.errors import Closed, Contention, Damaged, OutcomeUnknown
 from storage.log import Backoff, Log, new_write_id, now_us
+from storage.metrics import LedgerMetrics
+from storage.segments import RUN, entries_after
+from storage.upkeep import Upkeep
 from storage.view import View
 
 _MAX_ROUNDS = 100
@@ -126,9 +130,21 @@ class _Batch:
 class ShardWriter:
     """See the module. `view` is open once `ready` has a result."""
 
-    def __init__(self, log: Log, book: Book[Any], shard: int, path: Path, moved: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        log: Log,
+        book: Book[Any],
+        shard: int,
+        path: Path,
+        *,
+        upkeep: Upkeep,
+        metrics: LedgerMetrics,
+        moved: Callable[[], None],
+    ) -> None:
         """`moved` is called from the thread whenever the view shows more."""
         self._log = log
+        self._upkeep = upkeep
+        self._metrics = metrics
         self._book = book
         self._shard = shard
         self._path = path
@@ -140,6 +156,7 @@ class ShardWriter:
         self._checked_at = float("-inf")
         self._view: View | None = None
         self._end_checked = False
+        metrics.lag.labels(shard).set_function(self.age_s)
         self._thread = Thread(target=self._run, name=f"shard-{shard}", daemon=True)
         self._thread.start()
 
@@ -222,29 +239,42 @@ class ShardWriter:
     def _open(self) -> None:
         if self._view is None:
             view = View(self._path, store_id=self._log.store_id, shard=self._shard, book=self._book)
-            at = view.position
-            if at.entry:
-                last = self._log.read(self._shard, at.entry)
-                if last is None or last.write_id != at.write_id:
-                    _logger.warning("view is not of this log, and made anew", shard=self._shard, entry=at.entry)
-                    view.restart()
+            try:
+                self._begin(view)
+            except BaseException:
+                view.close()
+                raise
             self._view = view
+        before = self.view.position.entry
         self._catch_up()
         self._log.check_end(self._shard, self.view.position.entry)
         self._end_checked = True
+        if self.view.position.entry - before >= RUN:
+            # Nobody has made a checkpoint where one would have helped.
+            self._upkeep.due(self.view)
+
+    def _begin(self, view: View) -> None:
+        restore_newest(self._log.store, view)
+        at = view.position
+        if at.entry:
+            last = self._log.read(self._shard, at.entry)
+            if last is None or last.write_id != at.write_id:
+                _logger.warning("view is not of this log, and made anew", shard=self._shard, entry=at.entry)
+                view.restart()
 
     def _catch_up(self) -> bool:
         """Show what others have put since. True when there was something."""
         view, found = self.view, False
-        while (entry := self._log.read(self._shard, view.position.entry + 1)) is not None:
+        for entry in entries_after(self._log, self._shard, view.position.entry):
             if entry.time_us <= view.position.time_us:
                 raise Damaged(entry_name(self._shard, entry.number), "its time is not after that of the entry before")
             view.replay(entry)
+            self._metrics.replayed.inc()
             found = True
             if self._stop.is_set():
                 break
         if found:
-            self._moved()
+            self._show()
         return found
 
     def _commit(self, commands: Sequence[Pending]) -> None:
@@ -270,8 +300,11 @@ class ShardWriter:
             if won:
                 self._keep(entry, batch)
                 batch.deliver()
-                self._moved()
+                self._metrics.entry_bytes.observe(batch.bytes)
+                self._metrics.entry_mutations.observe(len(batch.mutations))
+                self._show()
                 return self._requeue(rest)
+            self._metrics.lost.inc()
             self.view.drop()
             _release(claimed)
             self._catch_up()
@@ -287,6 +320,12 @@ class ShardWriter:
             _logger.error("view not written", shard=self._shard, error=repr(error))
             self.view.drop()
             raise OutcomeUnknown("the change is made, but the view could not be written: ask again") from error
+        if entry.number % RUN == 0:
+            self._upkeep.due(self.view)
+
+    def _show(self) -> None:
+        self._metrics.entry.labels(self._shard).set(self.view.position.entry)
+        self._moved()
 
     def _requeue(self, rest: Sequence[Pending]) -> None:
         _release(rest)

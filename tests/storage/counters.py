@@ -5,13 +5,16 @@ import json
 import sqlite3
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from storage.address import open_store
 from storage.book import Answer, Change, Effect
+from storage.entry import Entry, Mutation, encode, entry_name
 from storage.ledger import Ledger
+from storage.log import Log
 from storage.objects import ObjectStore
 from storage.s3 import S3Access
 from storage.writer import Result
@@ -89,6 +92,35 @@ async def add(
         timeout_s=timeout_s,
         validate_only=validate_only,
     )
+
+
+def fill(store: ObjectStore, shard: int, count: int, first: int = 1) -> None:
+    """Put `count` entries from `first` on, as busy writers of long ago would have."""
+    log = Log.open(store, book="counters", shards=2)
+
+    def put(number: int) -> None:
+        effect = {"name": f"n{number % 7}", "amount": number, "note": ""}
+        mutation = Mutation(
+            kind="add",
+            tenant="shop",
+            request_id=f"fill-{number}",
+            request_digest="-",
+            actor="filler",
+            on_behalf_of="",
+            effect=effect,
+        )
+        entry = Entry(
+            store_id=log.store_id,
+            shard=shard,
+            number=number,
+            time_us=1_700_000_000_000_000 + number,
+            write_id=f"{number:024d}",
+            mutations=(mutation,),
+        )
+        store.put_if_absent(entry_name(shard, number), encode(entry))
+
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(put, range(first, first + count)))
 
 
 async def write(address: str, access: S3Access | None, folder: Path, prefix: str, count: int) -> None:

@@ -1,0 +1,119 @@
+"""Copies of derived views in the store, so that a new replica serves without reading the history.
+
+`checkpoints/<shard>/<entry, n20>-<view format>.<the book's schema version>`: one view that shows everything up to that
+entry. Derived as the views are: whoever finds none, or a bad one, reads the log instead.
+"""
+
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from storage import frames
+from storage.errors import Damaged, ObjectExists, ObjectMissing
+from storage.objects import ObjectStore, list_all
+from storage.view import View
+
+_FORMAT = 1
+_CHUNK = 2**20
+# The newest one, and one for who is reading it while a newer one is written.
+_KEPT = 2
+
+_logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Where a checkpoint is and what its name says. `flavour`: `<view format>.<schema version>`."""
+
+    name: str
+    shard: int
+    entry: int
+    flavour: str
+
+
+def checkpoints(store: ObjectStore, shard: int) -> list[Checkpoint]:
+    """All checkpoints of a shard, oldest first; what is called otherwise is left out."""
+    prefix = f"checkpoints/{shard}/"
+    found = []
+    for info in list_all(store, prefix):
+        entry, _, flavour = info.name.removeprefix(prefix).partition("-")
+        if entry.isdecimal() and flavour:
+            found.append(Checkpoint(name=info.name, shard=shard, entry=int(entry), flavour=flavour))
+    return found
+
+
+def write_checkpoint(store: ObjectStore, view: View) -> Checkpoint:
+    """Put a copy of what `view` shows now, unless there is one. One thread at a time. Raises what puts raise."""
+    path = view.path.with_suffix(".copy")
+    try:
+        position = view.copy_to(path)
+        payload = b"".join(_compressed(path))
+        size = path.stat().st_size
+    finally:
+        path.unlink(missing_ok=True)
+    header = {"format": _FORMAT, "identity": view.identity, "entry": position.entry, "bytes": size}
+    name = f"checkpoints/{view.shard}/{position.entry:020d}-{view.flavour}"
+    with suppress(ObjectExists):
+        store.put_if_absent(name, frames.encode(header, payload))
+    return Checkpoint(name=name, shard=view.shard, entry=position.entry, flavour=view.flavour)
+
+
+def unpack_checkpoint(store: ObjectStore, checkpoint: Checkpoint, identity: str | None, path: Path) -> None:
+    """Write the SQLite file that a checkpoint holds to `path`.
+
+    Raises ObjectMissing, StoreUnavailable, and Damaged, also when it is not of `identity` (None: whatever it is of).
+    """
+    name = checkpoint.name
+    header, payload = frames.decode(name, store.get(name))
+    try:
+        fits = header["format"] == _FORMAT and (identity is None or header["identity"] == identity)
+        fits = fits and header["entry"] == checkpoint.entry
+        size = int(header["bytes"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(name, f"it is no checkpoint ({type(error).__name__})") from error
+    if not fits:
+        raise Damaged(name, "it is of another store, book or entry than its name says")
+    with path.open("wb") as file:
+        file.write(frames.decompress(name, payload, size))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def restore_newest(store: ObjectStore, view: View) -> None:
+    """Let `view`, which nobody uses yet, show the newest checkpoint, if that is ahead of it and whole.
+
+    Raises StoreUnavailable, StoreRefused.
+    """
+    mine = [c for c in checkpoints(store, view.shard) if c.flavour == view.flavour]
+    for checkpoint in reversed([c for c in mine if c.entry > view.position.entry]):
+        path = view.path.with_suffix(".restoring")
+        try:
+            unpack_checkpoint(store, checkpoint, view.identity, path)
+            view.install(path, checkpoint.entry)
+        except (Damaged, ObjectMissing) as error:
+            _logger.warning("checkpoint is not used", error=error.message)
+            continue
+        finally:
+            path.unlink(missing_ok=True)
+        _logger.info("view restored", shard=view.shard, entry=view.position.entry)
+        return
+
+
+def superseded(found: list[Checkpoint]) -> list[Checkpoint]:
+    """Those of a shard's checkpoints, oldest first, that newer ones of their flavour replace."""
+    flavours = {checkpoint.flavour for checkpoint in found}
+    kept = {c.name for flavour in flavours for c in [c for c in found if c.flavour == flavour][-_KEPT:]}
+    return [checkpoint for checkpoint in found if checkpoint.name not in kept]
+
+
+def _compressed(path: Path) -> Iterator[bytes]:
+    writer = zlib.compressobj(1)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield writer.compress(chunk)
+    yield writer.flush()

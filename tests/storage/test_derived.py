@@ -1,0 +1,180 @@
+"""Segments and checkpoints: they save reading the log, and nothing is ever wrong for the want or the fault of one."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.checkpoints import checkpoints
+from storage.disk import DiskStore
+from storage.entry import Entry, Mutation, entry_name
+from storage.errors import Damaged
+from storage.objects import ObjectStore
+from storage.segments import RUN, pack, segment_name, segments, unpack
+from tests.storage.counters import Add, Counters, add, everything, fill, open_ledger, value_of
+
+Eventually = Callable[[Callable[[], bool]], None]
+COUNT = 2 * RUN + 300
+
+
+class Counting(DiskStore):
+    """A disk that counts what is read, by the first segment of the name."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.read: Counter[str] = Counter()
+
+    def get(self, name: str) -> bytes:
+        self.read[name.split("/")[0]] += 1
+        return super().get(name)
+
+
+async def _rows(store: ObjectStore, folder: Path) -> object:
+    ledger = open_ledger(store, folder)
+    try:
+        return await ledger.read(1, everything)
+    finally:
+        await ledger.close()
+
+
+def _drop_checkpoints(store: ObjectStore) -> None:
+    for checkpoint in checkpoints(store, 1):
+        store.delete(checkpoint.name)
+
+
+def _flip(root: Path, name: str) -> None:
+    path = root / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+async def test_a_new_replica_reads_few_objects(tmp_path: Path, eventually: Eventually) -> None:
+    store = Counting(tmp_path / "store")
+    fill(store, 1, COUNT)
+    first = open_ledger(store, tmp_path / "first")
+    expected = await first.read(1, everything)
+    assert store.read["log"] >= COUNT
+    await asyncio.to_thread(eventually, lambda: bool(checkpoints(store, 1)))
+    await first.close()
+    assert segments(store, 1) == {1, 1 + RUN}
+    (checkpoint,) = checkpoints(store, 1)
+    assert checkpoint.entry == COUNT
+
+    # With a checkpoint.
+    store.read.clear()
+    assert await _rows(store, tmp_path / "second") == expected
+    assert store.read["checkpoints"] == 1
+    assert store.read["log"] <= 3
+    # With segments only: all that is read one by one is what no segment has, and a few before they are looked for.
+    _drop_checkpoints(store)
+    store.read.clear()
+    assert await _rows(store, tmp_path / "third") == expected
+    assert store.read["segments"] == 2
+    assert store.read["log"] < COUNT - 2 * RUN + 100
+    _drop_checkpoints(store)
+    # A segment that is damaged, or lost while it is listed, is not missed.
+    _flip(store.root, segment_name(1, 1))
+    assert await _rows(store, tmp_path / "fourth") == expected
+    # A checkpoint that is damaged neither.
+    _drop_checkpoints(store)
+    refilled = open_ledger(store, tmp_path / "fifth")
+    assert await refilled.read(1, everything) == expected
+    await asyncio.to_thread(eventually, lambda: bool(checkpoints(store, 1)))
+    await refilled.close()
+    _flip(store.root, checkpoints(store, 1)[0].name)
+    assert await _rows(store, tmp_path / "sixth") == expected
+
+
+async def test_a_checkpoint_of_another_schema_is_not_used(
+    tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Counting(tmp_path / "store")
+    fill(store, 1, RUN + 5)
+    expected = await _rows_and_checkpoint(store, tmp_path / "first", eventually)
+    monkeypatch.setattr(Counters, "schema_version", 2)
+    store.read.clear()
+    rows = await _rows_and_checkpoint(store, tmp_path / "second", eventually, already=1)
+    assert store.read["checkpoints"] == 0
+    assert rows[:-1] == expected[:-1]  # the last row is the view's own identity
+    assert {checkpoint.flavour for checkpoint in checkpoints(store, 1)} == {"1.1", "1.2"}
+
+
+async def _rows_and_checkpoint(
+    store: ObjectStore, folder: Path, eventually: Eventually, already: int = 0
+) -> list[object]:
+    ledger = open_ledger(store, folder)
+    rows, _ = await ledger.read(1, everything)
+    await asyncio.to_thread(eventually, lambda: len(checkpoints(store, 1)) > already)
+    await ledger.close()
+    return list(rows)
+
+
+async def test_the_writer_of_a_runs_last_entry_copies_it(
+    store: ObjectStore, tmp_path: Path, eventually: Eventually
+) -> None:
+    """On both stores; a replica that slept across all of it shows all of it."""
+    asleep = open_ledger(store, tmp_path / "asleep")
+    assert await asleep.read(1, lambda db: value_of(db, "n1"))
+    ledger = open_ledger(store, tmp_path / "view")
+    fill(store, 1, RUN - 1)
+    last = await add(ledger, Add(name="n1", amount=1), "last")
+    assert last.revision.entry == RUN
+    await asyncio.to_thread(eventually, lambda: bool(checkpoints(store, 1)))
+    assert segments(store, 1) == {1}
+    expected = await ledger.read(1, everything)
+    assert await asleep.read(1, everything) == expected
+    assert await _rows(store, tmp_path / "fresh") == expected
+    await ledger.close()
+    await asleep.close()
+
+
+async def test_superseded_checkpoints_are_removed(tmp_path: Path, eventually: Eventually) -> None:
+    store = DiskStore(tmp_path / "store")
+    for life in range(4):
+        fill(store, 1, RUN, first=1 + life * RUN)
+        ledger = open_ledger(store, tmp_path / f"view-{life}")
+        await ledger.read(1, lambda db: None)
+        await asyncio.to_thread(
+            eventually, lambda upto=(life + 1) * RUN: upto in {found.entry for found in checkpoints(store, 1)}
+        )
+        await ledger.close()
+    assert [checkpoint.entry for checkpoint in checkpoints(store, 1)] == [3 * RUN, 4 * RUN]
+    assert len(segments(store, 1)) == 4
+
+
+async def test_a_hole_is_said_however_far_it_is(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path / "store")
+    fill(store, 1, 200)
+    store.delete(entry_name(1, 150))
+    ledger = open_ledger(store, tmp_path / "view")
+    with pytest.raises(Damaged, match=entry_name(1, 150)):
+        await ledger.read(1, lambda db: None)
+    await ledger.close()
+
+
+def _entry(number: int, note: str) -> Entry:
+    mutation = Mutation(
+        kind="add", tenant="t", request_id="r", request_digest="d", actor="a", on_behalf_of="", effect={"note": note}
+    )
+    return Entry(store_id="0" * 20, shard=3, number=number, time_us=number, write_id="w", mutations=(mutation,))
+
+
+@given(st.lists(st.text(max_size=30), min_size=1, max_size=5), st.data())
+def test_a_segment_is_whole_or_damaged(notes: list[str], data: st.DataObject) -> None:
+    entries = [_entry(number, note) for number, note in enumerate(notes, start=1025)]
+    packed = pack("0" * 20, 3, entries)
+    assert unpack("name", packed, store_id="0" * 20, shard=3) == entries
+    place = data.draw(st.integers(0, len(packed) * 8 - 1))
+    changed = bytearray(packed)
+    changed[place // 8] ^= 1 << place % 8
+    with pytest.raises(Damaged):
+        unpack("name", bytes(changed), store_id="0" * 20, shard=3)
+    with pytest.raises(Damaged):
+        unpack("name", packed[: place // 8], store_id="0" * 20, shard=3)
+    with pytest.raises(Damaged):
+        unpack("name", packed, store_id="1" * 20, shard=3)
