@@ -5,9 +5,11 @@ The unit is a picture. Between tenants the share is by rows of the denoiser (sta
 priority, so that nothing starves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
+
+from service.pace import Shape
 
 
 class Full(Exception):
@@ -30,7 +32,7 @@ class Ticket:
 
     id: int
     tenant: str
-    shape: tuple[int, int]
+    shape: Shape
     rows: int
     exact: bool = False
     priority: int = 0
@@ -43,8 +45,8 @@ class Roster:
 
     def __init__(self, *, max_pictures: int, max_rows: int, aging_s: float = 10.0) -> None:
         """At most `max_pictures` at once, `max_rows` in one call; `aging_s` without a step is worth one priority."""
+        self.max_rows = max_rows
         self._max_pictures = max_pictures
-        self._max_rows = max_rows
         self._aging_s = aging_s
         self._tickets: dict[int, Ticket] = {}
         self._served_at: dict[int, float] = {}
@@ -81,21 +83,24 @@ class Roster:
         """Pictures whose deadline has passed."""
         return [ticket for ticket in self._tickets.values() if ticket.deadline <= now]
 
-    def next_group(self, now: float) -> list[Ticket]:
+    def next_group(self, now: float, useful_rows: Callable[[Shape], int] | None = None) -> list[Ticket]:
         """Chooses the pictures of the next call and books it to their tenants. Empty only when nothing is in flight.
 
-        All are of one shape, together at most `max_rows` rows (one picture may exceed that alone); an exact one is
-        alone.
+        All are of one shape, together at most `max_rows` rows and at most what `useful_rows` says of the shape (one
+        picture may exceed both alone); an exact one is alone.
         """
         group: list[Ticket] = []
         rows = 0
+        limit = self.max_rows
         waiting = set(self._tickets)
         while waiting:
             lead = group[0] if group else None
             ticket = min((self._tickets[i] for i in waiting), key=lambda ticket: self._order(ticket, now))
             waiting.remove(ticket.id)
-            if lead is not None and (ticket.shape != lead.shape or ticket.exact or rows + ticket.rows > self._max_rows):
+            if lead is not None and (ticket.shape != lead.shape or ticket.exact or rows + ticket.rows > limit):
                 continue
+            if lead is None and useful_rows is not None:
+                limit = min(limit, useful_rows(ticket.shape))
             group.append(ticket)
             rows += ticket.rows
             self._served_rows[ticket.tenant] += ticket.rows
@@ -104,10 +109,6 @@ class Roster:
         for ticket in group:
             self._served_at[ticket.id] = now
         return group
-
-    def ahead_of(self, ticket: Ticket) -> Sequence[Ticket]:
-        """The pictures in flight that would run before a new `ticket`, were it admitted now."""
-        return [other for other in self._tickets.values() if other.priority >= ticket.priority]
 
     def _order(self, ticket: Ticket, now: float) -> tuple[float, float, float, float, int]:
         aged = ticket.priority + int((now - self._served_at[ticket.id]) / self._aging_s)

@@ -22,12 +22,16 @@ from diffusion.encoder import PromptEncoder
 from diffusion.prompt import Prompt, parse
 from rpc.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable
 from service.admission import Full, Roster, Ticket
+from service.drawing import Drawing
 from service.mailbox import Drawn, Failed, Previewed, Started, Stepped
 from service.metrics import EngineMetrics
-from service.request import Picture, Request, rows
+from service.pace import Pace, Shape
+from service.request import Picture, Request, rows, shape
 
 _logger = structlog.get_logger(__name__)
-_NEWEST = 0.2  # weight of the newest call in the smoothed pace
+# Rows of the calls that are timed at warm-up; no more once a call has taken so long.
+_WARM_UP_ROWS = (1, 2, 4, 8, 16, 32)
+_WARM_UP_S = 0.5
 
 
 class Engine:
@@ -39,11 +43,12 @@ class Engine:
         self._metrics = metrics
         self._arrivals: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._ids = count()
-        self._seconds_per_row = 0.0
+        self._shape = (model.spec.sample_size_px, model.spec.sample_size_px)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        # Over the four fields below, which admission reads from other threads.
+        # Over the five fields below, which admission reads from other threads.
         self._lock = threading.Lock()
         self._roster = roster
+        self._pace = Pace(self._shape)
         self._pictures: dict[int, Picture] = {}
         self._arriving = 0  # pictures that were let in and are not on the roster yet
         self._stopping = False
@@ -72,11 +77,22 @@ class Engine:
         with self._lock:
             return len(self._roster) + self._arriving
 
+    def solo_s(self, drawing: Drawing) -> float:
+        """Seconds that drawing takes with the model for itself, decoding left out."""
+        with self._lock:
+            return self._pace.solo_s(
+                shape(drawing),
+                pictures=drawing.count,
+                rows=rows(drawing),
+                calls=drawing.calls,
+                limit=self._roster.max_rows,
+            )
+
     def submit(self, request: Request) -> None:
         """Lets a request in. Raises ResourceExhausted when there is no place, Unavailable when the server stops, and
         DeadlineExceeded when the deadline is nearer than what drawing takes with the model for itself."""
         drawing = request.drawing
-        needed_s = drawing.calls * drawing.count * rows(drawing) * self._seconds_per_row
+        needed_s = self.solo_s(drawing)
         left_s = max(0.0, request.deadline - time.monotonic())
         if needed_s > left_s:
             raise DeadlineExceeded(
@@ -97,42 +113,65 @@ class Engine:
         self._arrivals.put(request)
 
     def _work_ahead(self, priority: int) -> timedelta:
-        ahead = sum(p.rows_left for p in self._pictures.values() if p.request.drawing.priority >= priority)
-        return timedelta(seconds=ahead * self._seconds_per_row)
+        seconds = 0.0
+        for picture in self._pictures.values():
+            drawing = picture.request.drawing
+            if drawing.priority >= priority:
+                useful = self._pace.useful_rows(shape(drawing), self._roster.max_rows)
+                seconds += picture.rows_left * self._pace.seconds(shape(drawing), useful) / useful
+        return timedelta(seconds=seconds)
 
     # Everything below runs on the engine's thread (the warm-up before it starts).
 
     def _warm_up(self) -> None:
-        """A picture of two calls and its decoding, without guidance; the second call is the first pace."""
-        spec = self._model.spec
-        picture = Denoising(
-            self._model,
-            embeds=self._encoder.encode([parse("")], {}),
-            negative=None,
-            scheduler="ddim",
-            steps=2,
-            guidance=1.0,
-            seed=0,
-            width=spec.sample_size_px,
-            height=spec.sample_size_px,
-        )
-        while not picture.done:
+        """Calls of more and more rows, of which the second of each is timed, and a decoding."""
+        height, width = self._shape
+        embeds = self._encoder.encode([parse("")], {})
+        pictures: list[Denoising] = []
+        for count_of_rows in _WARM_UP_ROWS:
+            if count_of_rows > self._roster.max_rows:
+                break
+            pictures = [
+                Denoising(
+                    self._model,
+                    embeds=embeds,
+                    negative=None,
+                    scheduler="ddim",
+                    steps=2,
+                    guidance=1.0,
+                    seed=0,
+                    width=width,
+                    height=height,
+                )
+                for _ in range(count_of_rows)
+            ]
             began = time.monotonic()
-            denoise.step(self._model, [picture])
-            self._seconds_per_row = time.monotonic() - began
-        decode.decode(self._model, picture.latents)
-        _logger.info("model is warm", seconds_per_row=round(self._seconds_per_row, 4))
+            for _ in range(2):
+                began = time.monotonic()
+                denoise.step(self._model, pictures)
+            seconds = time.monotonic() - began
+            self._pace.measured(self._shape, count_of_rows, seconds)
+            if seconds > _WARM_UP_S:
+                break
+        decode.decode(self._model, pictures[0].latents)
+        useful = self._pace.useful_rows(self._shape, self._roster.max_rows)
+        times = {f"seconds_{n}": round(self._pace.seconds(self._shape, n), 4) for n in (1, useful)}
+        _logger.info("model is warm", useful_rows=useful, **times)
 
     def _run(self) -> None:
         with torch.inference_mode():
             while self._take_arrivals():
                 self._drop_unwanted()
                 with self._lock:
-                    group = [self._pictures[ticket.id] for ticket in self._roster.next_group(time.monotonic())]
+                    chosen = self._roster.next_group(time.monotonic(), self._useful_rows)
+                    group = [self._pictures[ticket.id] for ticket in chosen]
                 if group:
                     self._tick(group)
         error = Unavailable("the server is shutting down", reason="DRAINING", retry_after=timedelta(seconds=1))
         self._fail({picture.request for picture in self._pictures.values()}, error)
+
+    def _useful_rows(self, shape: Shape) -> int:
+        return self._pace.useful_rows(shape, self._roster.max_rows)
 
     def _take_arrivals(self) -> bool:
         """Brings new requests in, waiting for one when there is nothing to do. False: stop."""
@@ -207,7 +246,8 @@ class Engine:
 
     def _measure(self, group: Sequence[Picture], seconds: float) -> None:
         made = sum(rows(picture.request.drawing) for picture in group)
-        self._seconds_per_row += _NEWEST * (seconds / made - self._seconds_per_row)
+        with self._lock:
+            self._pace.measured(shape(group[0].request.drawing), made, seconds)
         self._metrics.calls.observe(seconds)
         self._metrics.rows.inc(made)
 
@@ -251,7 +291,7 @@ def _ticket(picture: Picture) -> Ticket:
     return Ticket(
         id=picture.id,
         tenant=request.drawing.tenant,
-        shape=(request.drawing.height, request.drawing.width),
+        shape=shape(request.drawing),
         rows=rows(request.drawing),
         exact=request.drawing.exact,
         priority=request.drawing.priority,

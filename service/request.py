@@ -47,6 +47,11 @@ class Picture:
         return (self.denoising.calls - self.denoising.position) * rows(self.request.drawing)
 
 
+def shape(drawing: Drawing) -> tuple[int, int]:
+    """Height and width in pixels: pictures of one shape can share a call of the denoiser."""
+    return drawing.height, drawing.width
+
+
 def rows(drawing: Drawing) -> int:
     """Rows of a picture in one call of the denoiser: the unconditional one and the conditional one."""
     return 2 if drawing.guided else 1

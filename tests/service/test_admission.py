@@ -55,6 +55,15 @@ def test_nobody_starves(fields: list[dict[str, object]]) -> None:
     assert set(ran) == set(range(len(fields)))
 
 
+def test_no_more_rows_than_are_useful() -> None:
+    roster = Roster(max_pictures=100, max_rows=32)
+    for number in range(6):
+        roster.admit(ticket(number))
+    assert len(roster.next_group(0.0, lambda shape: 4)) == 2
+    assert len(roster.next_group(0.0, lambda shape: 1)) == 1
+    assert len(roster.next_group(0.0)) == 6
+
+
 def test_tenants_share_by_rows() -> None:
     roster = Roster(max_pictures=100, max_rows=4)
     for number in range(20):

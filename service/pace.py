@@ -1,0 +1,69 @@
+"""How long a call of the denoiser takes, by rows and shape. Pure: times are handed in.
+
+Measured at warm-up for a few numbers of rows, and by every call since. Between two measured numbers a straight line
+holds, beyond the greatest one its own time a row.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+Shape = tuple[int, int]
+
+_NEWEST = 0.2  # weight of the newest call in the smoothed time
+_WORTH = 0.97  # of the best rate that was measured: more rows than give this only make everybody wait
+
+
+class Pace:
+    """One model's step times. `base` is the shape that was measured at warm-up; another shape's times are the base's
+    times the ratio of their areas, until its own calls tell."""
+
+    def __init__(self, base: Shape) -> None:
+        self._base = base
+        self._times: dict[Shape, dict[int, float]] = {base: {}}
+
+    def measured(self, shape: Shape, rows: int, seconds: float) -> None:
+        """A call of `rows` rows took `seconds`."""
+        times = self._times.setdefault(shape, {})
+        before = times.get(rows)
+        times[rows] = seconds if before is None else before + _NEWEST * (seconds - before)
+
+    def seconds(self, shape: Shape, rows: int) -> float:
+        """What a call is expected to take; 0 while nothing was measured at all."""
+        own = self._times.get(shape)
+        if own:
+            return _between(own, rows)
+        area = shape[0] * shape[1] / (self._base[0] * self._base[1])
+        return _between(self._times[self._base], rows) * area
+
+    def useful_rows(self, shape: Shape, limit: int) -> int:
+        """The fewest rows of a call that get nearly as many done a second as any number up to `limit` does."""
+        sizes = [rows for rows in self._sizes(shape) if rows <= limit] or [limit]
+        rates = [rows / (self.seconds(shape, rows) or 1.0) for rows in sizes]
+        best = max(rates)
+        return next(rows for rows, rate in zip(sizes, rates, strict=True) if rate >= _WORTH * best)
+
+    def solo_s(self, shape: Shape, *, pictures: int, rows: int, calls: int, limit: int) -> float:
+        """What drawing takes with the model for itself: `pictures` of `rows` rows and `calls` calls each."""
+        at_once = max(1, min(pictures, max(self.useful_rows(shape, limit), rows) // rows))
+        full, rest = divmod(pictures, at_once)
+        round_s = full * self.seconds(shape, at_once * rows) + (self.seconds(shape, rest * rows) if rest else 0.0)
+        return calls * round_s
+
+    def _sizes(self, shape: Shape) -> Sequence[int]:
+        return sorted({*self._times[self._base], *self._times.get(shape, {})})
+
+
+def _between(times: dict[int, float], rows: int) -> float:
+    known = sorted(times)
+    if not known:
+        return 0.0
+    place = bisect_left(known, rows)
+    if place == len(known):
+        return times[known[-1]] * rows / known[-1]
+    upper = known[place]
+    if upper == rows or place == 0:
+        # Fewer rows than were ever measured: no faster than the fewest.
+        return times[upper]
+    lower = known[place - 1]
+    share = (rows - lower) / (upper - lower)
+    return times[lower] + share * (times[upper] - times[lower])

@@ -1,0 +1,62 @@
+"""Step times and what follows from them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.pace import Pace
+
+BASE = (64, 64)
+
+
+def pace(**times: float) -> Pace:
+    made = Pace(BASE)
+    for rows, seconds in times.items():
+        made.measured(BASE, int(rows[1:]), seconds)
+    return made
+
+
+def test_between_and_beyond_what_was_measured() -> None:
+    times = pace(r1=1.0, r2=1.5, r4=2.5)
+    assert [times.seconds(BASE, rows) for rows in (1, 2, 3, 4, 8)] == [1.0, 1.5, 2.0, 2.5, 5.0]
+    assert times.seconds((64, 128), 2) == 3.0
+    times.measured((64, 128), 2, 2.0)
+    assert times.seconds((64, 128), 2) == 2.0
+    assert Pace(BASE).seconds(BASE, 4) == 0.0
+
+
+def test_a_newer_call_counts_a_fifth() -> None:
+    times = pace(r1=1.0)
+    times.measured(BASE, 1, 2.0)
+    assert times.seconds(BASE, 1) == pytest.approx(1.2)
+
+
+def test_batches_only_as_far_as_it_gains() -> None:
+    assert pace(r1=1.0, r2=2.0, r4=4.0, r8=8.0).useful_rows(BASE, 32) == 1
+    assert pace(r1=1.0, r2=1.0, r4=1.0, r8=2.0).useful_rows(BASE, 32) == 4
+    assert pace(r1=1.0, r2=1.2, r4=1.6, r8=2.4).useful_rows(BASE, 32) == 8
+    assert pace(r1=1.0, r2=1.2, r4=1.6, r8=2.4).useful_rows(BASE, 4) == 4
+    assert Pace(BASE).useful_rows(BASE, 32) == 32
+
+
+def test_solo_time() -> None:
+    times = pace(r1=1.0, r2=1.0, r4=1.0, r8=2.0)
+    how = {"rows": 2, "calls": 10, "limit": 32}
+    assert times.solo_s(BASE, pictures=1, **how) == 10
+    assert times.solo_s(BASE, pictures=2, **how) == 10
+    assert times.solo_s(BASE, pictures=3, **how) == 20
+    assert times.solo_s(BASE, pictures=5, **how) == 30
+
+
+_TIMES = st.dictionaries(st.sampled_from([1, 2, 4, 8, 16]), st.floats(0.01, 10), min_size=1)
+
+
+@given(_TIMES, st.integers(1, 64), st.integers(1, 32))
+def test_bounds(times: dict[int, float], rows: int, limit: int) -> None:
+    made = Pace(BASE)
+    for number, seconds in times.items():
+        made.measured(BASE, number, seconds)
+    assert min(times.values()) <= made.seconds(BASE, rows) <= max(times.values()) * max(1.0, rows / max(times))
+    useful = made.useful_rows(BASE, limit)
+    assert 1 <= useful <= max(limit, 1)
+    assert useful in times or useful == limit
