@@ -62,6 +62,8 @@ def channel(peer: Peer) -> grpc.aio.Channel:
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", 60_000),
+        # A server that comes back is found within seconds; gRPC's own pauses grow to two minutes.
+        ("grpc.max_reconnect_backoff_ms", 3_000),
     ]
     token = peer.bearer()
     if peer.ca is not None:

@@ -44,5 +44,7 @@ def test_words_are_used_on_while_the_registry_is_away(
             client.draw("<never-seen>", steps=1, timeout_s=20)
 
         registry.start()
-        client.set_alias("rex", "production", 2)
+        endpoints = Endpoints(registry=registry.address)
+        with Client(endpoints) as another:
+            another.set_alias("rex", "production", 2)
         eventually(lambda: used() == 2)
