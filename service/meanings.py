@@ -38,6 +38,8 @@ class Meanings(Generic[M]):
         self._by_concept: dict[tuple[str, str], set[Key]] = {}
         self._asking: list[set[tuple[str, str]]] = []
         self._heard_at = -inf
+        # Set by the watch: its stream is broken, so asking the registry would most likely only take time.
+        self.away = False
 
     def __len__(self) -> int:
         return len(self._kept)

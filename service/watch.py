@@ -60,12 +60,14 @@ class RegistryWatch:
             await asyncio.wait_for(call.initial_metadata(), _SILENCE_S)
             if not self._token:
                 self._meanings.begin()
+            self._meanings.away = False
             while True:
                 message = await asyncio.wait_for(call.read(), _SILENCE_S)
                 if not isinstance(message, registry_pb2.WatchEventsResponse):  # grpc.aio.EOF
                     return
                 self._tell(message)
         finally:
+            self._meanings.away = True
             call.cancel()
 
     def _tell(self, message: registry_pb2.WatchEventsResponse) -> None:

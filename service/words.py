@@ -79,10 +79,13 @@ class Words:
         if not refs:
             return []
         keys = [Key(tenant, str(ref), ref.tenant or tenant, ref.concept) for ref in refs]
+        offline = self._settings.offline if max_staleness is None else timedelta(0)
         limit = self._settings.max_staleness if max_staleness is None else max_staleness
+        if self._meanings.away and offline > limit:
+            limit = offline
+            self._metrics.word_offline.inc()
         versions = self._kept(keys, limit.total_seconds()) if limit else None
         if versions is None:
-            offline = self._settings.offline if max_staleness is None else timedelta(0)
             versions = await self._asked(tenant, keys, principal, field, offline)
         words = []
         for ref, version in zip(refs, versions, strict=True):
