@@ -71,7 +71,7 @@ def minio_binary() -> Path:
 def minio_server(minio_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Minio]:
     """A MinIO of its own on a free loopback port, with an empty bucket."""
     folder = tmp_path_factory.mktemp("minio")
-    port = _free_port()
+    port = free_port()
     key, secret = "test-access", secrets.token_hex(16)
     environment = os.environ | {"MINIO_ROOT_USER": key, "MINIO_ROOT_PASSWORD": secret, "MINIO_BROWSER": "off"}
     with (folder / "log").open("wb") as log:
@@ -120,7 +120,8 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
     return wait
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,0 +1,127 @@
+"""A Triton server with what `pseudoword export-triton` wrote, and models that denoise there."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from pseudoword.cli import main
+from pseudoword.names import WordRef
+
+from diffusion.checkpoint import BaseModel, ModelSpec
+from diffusion.settings import DenoiserSettings
+from tests.conftest import ROOT
+from tests.triton.servers import Triton
+
+# Name on Triton: options of the export. The delay lets calls meet that were sent at one time.
+MODELS: Mapping[str, tuple[str, ...]] = {
+    "denoiser": ("--queue-delay", "20"),
+    "narrow": ("--precision", "fp16", "--max-batch", "2", "--max-queue", "4"),
+}
+
+# How far a call's answer may be from the one in fp32 here, as distance() has it.
+FP32, FP16, BF16 = 1e-5, 5e-3, 5e-2
+
+
+@pytest.fixture(scope="session")
+def triton_binary() -> Path:
+    """`.cache/bin/tritonserver`, $PSEUDOWORD_TRITON or one on the PATH. Without one, tests fail in CI and skip
+    elsewhere."""
+    places = [
+        os.environ.get("PSEUDOWORD_TRITON"),
+        str(ROOT / ".cache/bin/tritonserver"),
+        shutil.which("tritonserver"),
+    ]
+    for place in places:
+        if place and os.access(place, os.X_OK):
+            return Path(place)
+    missing = "NO TRITON: nothing was tested on a Triton server. Run `make triton`, or set PSEUDOWORD_TRITON to it"
+    if os.environ.get("CI"):
+        pytest.fail(missing)
+    pytest.skip(missing)
+
+
+@pytest.fixture(scope="session")
+def repository(triton_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model, exported once for each of MODELS."""
+    folder = tmp_path_factory.mktemp("repository")
+    for name, options in MODELS.items():
+        export(folder, name, *options)
+    return folder
+
+
+def export(folder: Path, name: str, *options: str) -> None:
+    """As an operator would."""
+    result = CliRunner().invoke(main, ["export-triton", str(folder), "--name", name, *options])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.fixture(scope="session")
+def triton(triton_binary: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
+    with Triton(triton_binary, repository, tmp_path_factory.mktemp("triton")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def local() -> BaseModel:
+    """The bundled model, denoising here."""
+    return BaseModel.load(None)
+
+
+Connect = Callable[..., Any]
+
+
+@pytest.fixture
+def connect(triton: Triton, local: BaseModel) -> Iterator[Connect]:
+    """connect(...settings) gives a TritonDenoiser of the bundled model; all are closed in the end."""
+    from diffusion.triton import TritonDenoiser
+
+    made: list[TritonDenoiser] = []
+
+    def make(spec: ModelSpec = local.spec, **settings: Any) -> TritonDenoiser:
+        made.append(TritonDenoiser(spec, DenoiserSettings(**(_ON | {"endpoints": triton.address} | settings))))
+        return made[-1]
+
+    yield make
+    for denoiser in made:
+        denoiser.close()
+
+
+_ON: Mapping[str, Any] = {"kind": "triton", "start_s": 0}
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The relative difference of two tensors."""
+    assert one.shape == other.shape
+    return ((one - other).norm() / one.norm()).item()
+
+
+@pytest.fixture(scope="session")
+def vectors(local: BaseModel) -> Mapping[WordRef, torch.Tensor]:
+    """A word of two vectors, about as long as the vocabulary's."""
+    generator = torch.Generator().manual_seed(7)
+    return {WordRef(None, "rex"): torch.randn(2, local.spec.encoders[0].dims, generator=generator) * 0.05}
+
+
+Batch = Callable[..., Mapping[str, torch.Tensor]]
+
+
+@pytest.fixture(scope="session")
+def batch(local: BaseModel) -> Batch:
+    """batch(rows=..., cells=..., seed=...) makes arguments of predict."""
+    return partial(_batch, local)
+
+
+def _batch(model: BaseModel, *, rows: int = 2, cells: int = 16, seed: int = 0) -> Mapping[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    encoder = model.spec.encoders[0]
+    return {
+        "inputs": torch.randn(rows, model.spec.latent_channels, cells, cells, generator=generator),
+        "timesteps": torch.randint(0, 1000, (rows,), generator=generator).float(),
+        "hidden": torch.randn(rows, encoder.length, encoder.dims, generator=generator),
+    }

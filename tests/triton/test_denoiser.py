@@ -1,0 +1,302 @@
+"""Denoising on a real Triton server: the same pictures, merged calls, and every way in which it fails."""
+
+import shutil
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from pseudoword.cli import main
+from pseudoword.names import WordRef
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+
+from diffusion import decode, denoise
+from diffusion.checkpoint import BUNDLED, BaseModel
+from diffusion.denoise import Denoising
+from diffusion.encoder import PromptEncoder
+from diffusion.errors import DenoiserRefused, DenoiserUnavailable
+from diffusion.prompt import parse
+from diffusion.settings import DenoiserSettings
+from rpc.settings import SettingsError
+from tests.conftest import free_port
+from tests.triton.conftest import FP16, FP32, Batch, Connect, distance
+from tests.triton.servers import Triton
+
+pytestmark = pytest.mark.timeout(400)  # a server's start, with all cores busy, is in the first test's time
+_ANSWER_S = 100
+
+
+@pytest.fixture
+def remote(connect: Connect) -> BaseModel:
+    """The bundled model without a UNet, denoising on Triton."""
+    model = BaseModel.load(None, denoiser=connect)
+    assert model.unet is None
+    return model
+
+
+def drawing(model: BaseModel, vectors: Mapping[WordRef, torch.Tensor], **changes: Any) -> Denoising:
+    encoder = PromptEncoder(model)
+    how: dict[str, Any] = {"scheduler": "ddim", "steps": 4, "guidance": 5.0, "seed": 3, "width": 64, "height": 64}
+    return Denoising(
+        model,
+        embeds=encoder.encode([parse("a photo of <rex> on the beach")], vectors),
+        negative=encoder.encode([parse("a sketch of <rex>")], vectors),
+        **(how | changes),
+    )
+
+
+def assert_alike(here: Sequence[Denoising], there: Sequence[Denoising], model: BaseModel) -> None:
+    """Within 1e-3 of the value range before rounding; one level of 255 after."""
+    for one, other in zip(here, there, strict=True):
+        span = (one.latents.max() - one.latents.min()).item()
+        assert (one.latents - other.latents).abs().max().item() < 1e-3 * span
+        left, right = (decode.decode(model, each.latents)[0].astype(int) for each in (one, other))
+        assert left.std() > 1
+        assert np.abs(left - right).max() <= 1
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler-a", "dpm++-2m-karras", "heun"])
+@torch.inference_mode()
+def test_the_same_pictures(
+    local: BaseModel, remote: BaseModel, vectors: Mapping[WordRef, torch.Tensor], scheduler: str
+) -> None:
+    drawn = []
+    for model in (local, remote):
+        picture = drawing(model, vectors, scheduler=scheduler)
+        while not picture.done:
+            denoise.step(model, [picture])
+        drawn.append(picture)
+    assert_alike(drawn[:1], drawn[1:], local)
+
+
+@torch.inference_mode()
+def test_rows_of_a_call_are_at_different_steps(
+    local: BaseModel, remote: BaseModel, vectors: Mapping[WordRef, torch.Tensor]
+) -> None:
+    """A timestep a row: the exported model keeps step batching."""
+    drawn = []
+    for model in (local, remote):
+        pictures = [drawing(model, vectors, seed=seed, steps=steps) for seed, steps in ((1, 3), (2, 5), (3, 4))]
+        while flying := [picture for picture in pictures if not picture.done]:
+            denoise.step(model, flying)
+        drawn.append(pictures)
+    assert_alike(*drawn, local)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "other", "limit"),
+    [("denoiser", "fp32", "fp16", FP32), ("narrow", "fp16", "bf16", FP16)],
+)
+@torch.inference_mode()
+def test_precisions(
+    local: BaseModel, connect: Connect, batch: Batch, name: str, precision: str, other: str, limit: float
+) -> None:
+    asked = batch(rows=2)
+    here = local.denoiser.predict(**asked)
+    there = connect(model=name, precision=precision).predict(**asked)
+    assert there.dtype == here.dtype
+    assert distance(here, there) < limit
+    with pytest.raises(SettingsError, match=f"is {precision}"):
+        connect(model=name, precision=other)
+
+
+@torch.inference_mode()
+def test_more_rows_than_triton_takes(local: BaseModel, connect: Connect, batch: Batch) -> None:
+    asked = batch(rows=5)
+    there = connect(model="narrow").predict(**asked)
+    assert distance(local.denoiser.predict(**asked), there) < FP16
+
+
+@torch.inference_mode()
+def test_calls_of_two_callers_are_merged(local: BaseModel, triton: Triton, connect: Connect, batch: Batch) -> None:
+    def executed() -> int:
+        return triton.counter("nv_inference_exec_count", "denoiser")
+
+    def answered() -> int:
+        return triton.counter("nv_inference_request_success", "denoiser")
+
+    rounds = 10
+    asked = [batch(rows=2, seed=1), batch(rows=3, seed=2)]
+    expected = [local.denoiser.predict(**one) for one in asked]
+    together = threading.Barrier(len(asked))
+
+    def replica(number: int) -> list[torch.Tensor]:
+        denoiser = connect()
+        predicted = []
+        for _ in range(rounds):
+            together.wait(_ANSWER_S)
+            predicted.append(denoiser.predict(**asked[number]))
+        return predicted
+
+    before = executed(), answered()
+    with ThreadPoolExecutor(len(asked)) as threads:
+        answers = list(threads.map(replica, range(len(asked))))
+    executions, requests = executed() - before[0], answered() - before[1]
+    assert requests == 2 * rounds
+    assert executions < requests, "nothing was merged"
+    for right, given in zip(expected, answers, strict=True):
+        assert all(distance(right, one) < FP32 for one in given)
+
+
+@torch.inference_mode()
+def test_sizes_that_differ_are_not_mixed(local: BaseModel, connect: Connect, batch: Batch) -> None:
+    asked = [batch(rows=2, cells=(8, 16, 24)[number % 3], seed=number) for number in range(9)]
+    with ThreadPoolExecutor(len(asked)) as threads:
+        answers = list(threads.map(lambda one: connect().predict(**one), asked))
+    for one, answer in zip(asked, answers, strict=True):
+        assert distance(local.denoiser.predict(**one), answer) < FP32
+
+
+@torch.inference_mode()
+def test_alone_is_equal_in_any_company(connect: Connect, batch: Batch) -> None:
+    asked, stop = batch(rows=2, seed=1), threading.Event()
+    denoiser = connect()
+    solo = denoiser.predict(**asked, alone=True)
+
+    def crowd(seed: int) -> None:
+        other = connect()
+        while not stop.is_set():
+            other.predict(**batch(rows=3, seed=seed))
+
+    with ThreadPoolExecutor(2) as threads:
+        running = [threads.submit(crowd, seed) for seed in (5, 6)]
+        answers = [denoiser.predict(**asked, alone=True) for _ in range(10)]
+        stop.set()
+        for one in running:
+            one.result()
+    assert all(torch.equal(solo, answer) for answer in answers)
+
+
+@pytest.mark.parametrize(
+    "shapes", [{"inputs": (2, 3, 16, 16)}, {"hidden": (2, 32, 64)}, {"timesteps": (1,)}, {"hidden": (3, 32, 128)}]
+)
+def test_wrong_shapes_are_refused(connect: Connect, batch: Batch, shapes: Mapping[str, Sequence[int]]) -> None:
+    denoiser = connect()
+    wrong = dict(batch(rows=2)) | {name: torch.zeros(*shape) for name, shape in shapes.items()}
+    with pytest.raises(DenoiserRefused) as caught:
+        denoiser.predict(**wrong)
+    assert caught.value.reason == "DENOISER_REFUSED"
+    denoiser.predict(**batch(rows=2))
+
+
+def test_a_full_queue_is_overload(local: BaseModel, connect: Connect, batch: Batch) -> None:
+    """Twelve at once, of whom four may wait: some are refused, with the advice to come again; the others are right."""
+    asked, callers = batch(rows=2, cells=64), 12
+    denoisers = [connect(model="narrow") for _ in range(callers)]
+    together = threading.Barrier(callers)
+
+    def call(number: int) -> torch.Tensor | DenoiserUnavailable:
+        together.wait(_ANSWER_S)
+        try:
+            return denoisers[number].predict(**asked)  # type: ignore[no-any-return]
+        except DenoiserUnavailable as error:
+            return error
+
+    with ThreadPoolExecutor(callers) as threads:
+        answers = list(threads.map(call, range(callers)))
+    refused = [answer for answer in answers if isinstance(answer, DenoiserUnavailable)]
+    given = [answer for answer in answers if isinstance(answer, torch.Tensor)]
+    assert given
+    assert {error.reason for error in refused} == {"DENOISER_OVERLOADED"}
+    with torch.inference_mode():
+        right = local.denoiser.predict(**asked)
+    assert all(distance(right, one) < FP16 for one in given)
+
+
+def test_a_call_that_takes_too_long(connect: Connect, batch: Batch) -> None:
+    denoiser = connect(timeout_s=0.02)
+    with pytest.raises(DenoiserUnavailable) as caught:
+        denoiser.predict(**batch(rows=8, cells=64))
+    assert caught.value.reason == "DENOISER_TIMEOUT"
+    assert caught.value.retry
+
+
+@torch.inference_mode()
+def test_the_first_endpoint_that_answers_is_used(
+    local: BaseModel, triton: Triton, connect: Connect, batch: Batch
+) -> None:
+    nobody = f"127.0.0.1:{free_port()}"
+    denoiser = connect(endpoints=f"{nobody}, {triton.address}")
+    asked = batch()
+    assert distance(local.denoiser.predict(**asked), denoiser.predict(**asked)) < FP32
+
+
+def test_nobody_answers_at_the_start(connect: Connect) -> None:
+    nobody = f"127.0.0.1:{free_port()}"
+    with pytest.raises(SettingsError, match=f"no Triton server answers at {nobody}"):
+        connect(endpoints=nobody, start_s=0.2)
+
+
+def test_no_such_model(connect: Connect) -> None:
+    with pytest.raises(SettingsError, match="'painter' is not found"):
+        connect(model="painter")
+
+
+def test_another_checkpoint_is_refused_at_the_start(connect: Connect, tmp_path: Path, local: BaseModel) -> None:
+    copy = Path(shutil.copytree(BUNDLED, tmp_path / "other"))
+    file = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["conv_out.bias"] += 0.01
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(SettingsError) as caught:
+        BaseModel.load(str(copy), denoiser=connect)
+    assert "another checkpoint" in str(caught.value)
+    assert local.spec.digest in str(caught.value)
+
+
+def test_another_checkpoint_is_refused_at_a_call(triton: Triton, local: BaseModel, batch: Batch) -> None:
+    """A server started again with other weights while we ran: the digest travels with each call."""
+    from diffusion.triton import TritonDenoiser
+
+    settings = DenoiserSettings(kind="triton", endpoints=triton.address)
+    denoiser = TritonDenoiser(local.spec, settings)
+    denoiser._spec = replace(local.spec, digest="0" * 64)
+    try:
+        with pytest.raises(DenoiserRefused, match=local.spec.digest):
+            denoiser.predict(**batch())
+    finally:
+        denoiser.close()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kind": "triton"},
+        {"kind": "triton", "endpoints": " , "},
+        {"kind": "triton", "endpoints": "a:1", "cert": "cert.pem"},
+        {"kind": "triton", "endpoints": "a:1", "cert": "cert.pem", "key": "key.pem"},
+        {"kind": "onnx"},
+        {"timeout_s": 0},
+        {"endpoint": "a:1"},
+    ],
+)
+def test_settings_that_make_no_sense(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        DenoiserSettings(**settings)
+
+
+def test_a_certificate_that_cannot_be_read(connect: Connect, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"absent\.pem"):
+        connect(ca=tmp_path / "absent.pem")
+
+
+def test_an_export_overwrites_nothing(repository: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in repository.rglob("*")}
+    result = CliRunner().invoke(main, ["export-triton", str(repository)])
+    assert result.exit_code == 1
+    assert "exists already" in result.output
+    assert {file: file.stat().st_mtime_ns for file in repository.rglob("*")} == before
+
+
+def test_an_export_of_nothing(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["export-triton", str(tmp_path), "--model", str(tmp_path / "absent")])
+    assert result.exit_code == 1
+    assert str(tmp_path / "absent") in result.output
+    assert list(tmp_path.iterdir()) == []

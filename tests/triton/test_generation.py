@@ -1,0 +1,97 @@
+"""The Generation server draws through Triton, and lives on when Triton is killed."""
+
+import io
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pseudoword.channel import Endpoints
+from pseudoword.client import Client, Picture
+from pseudoword.errors import PseudowordError
+
+from diffusion import decode, denoise
+from diffusion.checkpoint import BaseModel
+from diffusion.denoise import Denoising
+from diffusion.encoder import PromptEncoder
+from diffusion.prompt import parse
+from tests.processes import Process
+from tests.triton.servers import Triton
+
+pytestmark = pytest.mark.timeout(400)  # it starts two servers, and Triton once more
+_PROMPT, _SEED, _STEPS = "a photo of a dog in the snow", 11, 5
+
+
+def pixels(picture: Picture) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(picture.data)).convert("RGB")).astype(int)
+
+
+@torch.inference_mode()
+def drawn_here(model: BaseModel) -> np.ndarray:
+    encoder = PromptEncoder(model)
+    picture = Denoising(
+        model,
+        embeds=encoder.encode([parse(_PROMPT)], {}),
+        negative=encoder.encode([parse("")], {}),
+        scheduler="ddim",
+        steps=_STEPS,
+        guidance=4.0,
+        seed=_SEED,
+        width=64,
+        height=64,
+    )
+    while not picture.done:
+        denoise.step(model, [picture])
+    return decode.decode(model, picture.latents)[0].astype(int)
+
+
+def test_generation_draws_on_triton_and_survives_it(triton: Triton, local: BaseModel, tmp_path: Path) -> None:
+    settings = ["--denoiser.kind", "triton", "--denoiser.endpoints", triton.address]
+    with (
+        Process("registry", tmp_path, "--store.address", str(tmp_path / "store")) as registry,
+        Process(
+            "service",
+            tmp_path,
+            *("--registry.address", registry.address),
+            *settings,
+            environment={"OMP_NUM_THREADS": "1"},
+        ) as generation,
+        Client(Endpoints(registry=registry.address, generation=generation.address)) as client,
+    ):
+
+        def draw() -> np.ndarray:
+            (picture,) = client.draw(_PROMPT, seed=_SEED, steps=_STEPS, scheduler="ddim", guidance_scale=4.0)
+            return pixels(picture)
+
+        expected = drawn_here(local)
+        before = triton.counter("nv_inference_request_success", "denoiser")
+        assert np.abs(draw() - expected).max() <= 1
+        assert triton.counter("nv_inference_request_success", "denoiser") == before + _STEPS
+
+        triton.kill()
+        with pytest.raises(PseudowordError) as caught:
+            draw()
+        assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.UNAVAILABLE, "DENOISER_UNAVAILABLE")
+        assert caught.value.retry_after is not None
+        assert triton.address not in caught.value.message
+
+        triton.start()
+        assert np.abs(draw() - expected).max() <= 1
+        assert generation.terminate() == 0
+
+
+def test_generation_does_not_start_without_triton(tmp_path: Path) -> None:
+    generation = Process(
+        "service",
+        tmp_path,
+        "--denoiser.kind",
+        "triton",
+        "--denoiser.endpoints",
+        "127.0.0.1:9",
+        "--denoiser.start-s",
+        "0",
+    )
+    with pytest.raises(AssertionError, match=r"no Triton server answers at 127\.0\.0\.1:9"), generation:
+        pass
