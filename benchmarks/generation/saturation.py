@@ -1,0 +1,109 @@
+"""Pictures a second when there is always work: ours over gRPC, the bare loop, and diffusers behind a lock, in one run.
+
+python -m benchmarks.generation.saturation --help
+"""
+
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+import torch
+from pseudoword.channel import Endpoints
+from pseudoword.client import Client, errors
+from pseudoword.registry.v1 import registry_pb2, resources_pb2
+
+from benchmarks.generation import limit
+from benchmarks.generation.peer import Peer
+from benchmarks.generation.workload import Asked, mix, vectors
+from diffusion.checkpoint import BaseModel
+from diffusion.messages import base_model
+from standalone.servers import Servers
+from storage.tensors import write_tensors
+
+_CLIENTS = 48
+
+
+@click.command()
+@click.option("--model", metavar="PATH_OR_ID", help="Checkpoint.  [default: the bundled miniature]")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--requests", default=96, show_default=True, help="Pictures of each contender.")
+@click.option("--rounds", default=2, show_default=True, help="Each contender's turns, one after the other's.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the figures as JSON.")
+def main(model: str | None, device: str, requests: int, rounds: int, output: Path | None) -> None:
+    """Measure throughput at saturation, as ratios within this run."""
+    loaded = BaseModel.load(model, device=device)
+    words = vectors(loaded.spec.encoders[0].dims)
+    peer = Peer(model, device, words)
+    contenders: dict[str, Callable[[list[Asked]], None]] = {
+        "diffusers behind a lock": peer.draw,
+        **{f"bare loop, {rows} rows": _bare(loaded, words, rows) for rows in (8, 16, 32)},
+    }
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        servers = stack.enter_context(Servers(folder, model=model))
+        client = stack.enter_context(Client(servers.endpoints))
+        _publish(client, loaded, words)
+        contenders["pseudoword over gRPC"] = _served(servers.endpoints, stack)
+        seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        for turn in range(rounds + 1):
+            asked = list(mix(requests if turn else 8, seed=turn))  # the first turn warms up
+            for name, draw in contenders.items():
+                began = time.monotonic()
+                draw(asked)
+                if turn:
+                    seconds[name].append(time.monotonic() - began)
+                    click.echo(f"{name}: {requests / seconds[name][-1]:.2f} pictures a second", err=True)
+    rates = {name: requests * rounds / sum(times) for name, times in seconds.items()}
+    base, best = rates["diffusers behind a lock"], max(rates[name] for name in rates if name.startswith("bare"))
+    click.echo("| contender | pictures a second | of diffusers | of the best bare loop |\n|---|---|---|---|")
+    for name, rate in rates.items():
+        click.echo(f"| {name} | {rate:.2f} | {rate / base:.2f} | {rate / best:.2f} |")
+    if output is not None:
+        about = {"requests": requests, "rounds": rounds, "device": device, "machine": platform.processor() or "unknown"}
+        about["threads"] = torch.get_num_threads()
+        output.write_text(json.dumps({"about": about, "pictures_a_second": rates, "seconds": seconds}, indent=1) + "\n")
+
+
+def _bare(model: BaseModel, words: dict, rows: int) -> Callable[[list[Asked]], None]:  # type: ignore[type-arg]
+    return lambda asked: limit.draw(model, words, asked, rows)
+
+
+def _publish(client: Client, model: BaseModel, words: dict) -> None:  # type: ignore[type-arg]
+    for name, tensor in words.items():
+        version = resources_pb2.Version(base_model=base_model(model.spec))
+        version.base_model.encoders[0].vectors = len(tensor)
+        request = registry_pb2.PublishVersionRequest(
+            parent=str(client.concept(name)),
+            version=version,
+            embedding=write_tensors({"text_encoder": tensor}),
+            create_concept=True,
+        )
+        with errors():
+            client.registry.PublishVersion(request)
+
+
+def _served(endpoints: Endpoints, stack: ExitStack) -> Callable[[list[Asked]], None]:
+    client = stack.enter_context(Client(endpoints))
+    threads = stack.enter_context(ThreadPoolExecutor(_CLIENTS))
+
+    def one(asked: Asked) -> None:
+        client.draw(
+            asked.prompt,
+            seed=asked.seed,
+            steps=asked.steps,
+            guidance_scale=asked.guidance,
+            scheduler=asked.scheduler,
+            exact=False,
+        )
+
+    return lambda asked: [*threads.map(one, asked)].clear()
+
+
+if __name__ == "__main__":
+    main()
