@@ -18,7 +18,6 @@ from pseudoword.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
 
 from diffusion.checkpoint import BaseModel
 from tests.processes import Process
-from trainer.jobs import ENDED
 from trainer.server import Trainer
 from trainer.settings import TrainerSettings
 
@@ -88,7 +87,8 @@ def settings_of(folder: Path, registry: str, **more: Any) -> TrainerSettings:
     """Settings of a trainer with its store in `folder`; `more` are others, `server` merged."""
     server = {"listen": "127.0.0.1:0", "metrics_listen": "", "drain_s": 20, **more.pop("server", {})}
     fields = {"server": server, "store": {"address": str(folder / "jobs")}, "registry": {"address": registry}}
-    return TrainerSettings.model_validate(fields | more)
+    settings: TrainerSettings = TrainerSettings.model_validate(fields | more)
+    return settings
 
 
 def refusal(error: grpc.aio.AioRpcError) -> PseudowordError:
@@ -154,6 +154,3 @@ def states(events: Sequence[resources_pb2.JobEvent]) -> list[str]:
     """The states that a watch told, in order."""
     jobs = [event.job for event in events if event.WhichOneof("event") == "job"]
     return [resources_pb2.Job.State.Name(job.state).removeprefix("STATE_") for job in jobs]
-
-
-__all__ = ["ENDED", "REX", "Running", "Start", "encoded", "fields", "refusal", "settings_of", "states"]
