@@ -1,12 +1,21 @@
 """What is too large for the log: tensors, recipes, curves, previews. Written first, named by an entry afterwards."""
 
 import hashlib
+import re
 import secrets
 from dataclasses import dataclass
 from typing import Self
 
 from storage.errors import Damaged, InvalidName
 from storage.objects import ObjectStore
+
+_NAME = re.compile(r"t/([a-z][a-z0-9-]{0,62})/blobs/[0-9a-f]{64}/[0-9a-f]{16}")
+
+
+def tenant_of(name: str) -> str | None:
+    """The tenant that the blob `name` belongs to; None where it is no blob's name."""
+    match = _NAME.fullmatch(name)
+    return None if match is None else match[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +56,10 @@ class Blobs:
     def get(self, name: str) -> bytes:
         """The bytes of the blob `name`. Raises ObjectMissing, Damaged when they are not those that the name tells, and
         InvalidName when it is no blob's name."""
-        parts = name.split("/")
-        if len(parts) != 5 or parts[0] != "t" or parts[2] != "blobs":
+        if tenant_of(name) is None:
             raise InvalidName(f"{name[:80]!r} is not the name of a blob", object=name[:80])
         data = self._store.get(name)
         found = hashlib.sha256(data).hexdigest()
-        if found != parts[3]:
+        if found != name.split("/")[3]:
             raise Damaged(name, f"its {len(data)} bytes have the digest {found}")
         return data

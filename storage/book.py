@@ -1,7 +1,7 @@
 """What a ledger keeps is told by a book: its tables, which commands are allowed, and what each change does to a row."""
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -69,4 +69,12 @@ class Book(Protocol[C_contra]):
 
         Gives the answer (a JSON object) of a command that ends with this change. Never refuses.
         """
+        ...
+
+    def blobs(self, db: sqlite3.Connection) -> Iterable[str]:
+        """Names of the blobs that the tables refer to: those that must exist."""
+        ...
+
+    def doomed(self, db: sqlite3.Connection, blob: str) -> bool:
+        """Whether the tables say that a blob may be deleted, or be gone already, and will never be referred to."""
         ...

@@ -27,6 +27,8 @@ from storage.errors import (
 from storage.objects import ObjectStore
 
 METADATA_NAME = "store.json"
+# In the place of the format's number, until a restore has ended.
+RESTORING = "restoring"
 MAX_SKEW_S = 2.0
 _SKEW_CHECK_EVERY_S = 60.0
 
@@ -45,6 +47,37 @@ class Backoff:
         while True:
             yield random.uniform(0, longest)
             longest = min(self.most_s, longest * 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What a store is, as it says itself in store.json."""
+
+    store_id: str
+    book: str
+    shards: int
+    created: str
+
+    @classmethod
+    def read(cls, store: ObjectStore) -> "Metadata":
+        """Raises ObjectMissing, Damaged, StoreMismatch for a format that this version does not know and for a store
+        whose restore has not ended."""
+        data = store.get(METADATA_NAME)
+        try:
+            body = loads(data)
+            form = body["format"]
+            found = cls(**{key: body[key] for key in ("store_id", "book", "shards", "created")})
+        except (ValueError, KeyError, TypeError) as error:
+            raise Damaged(METADATA_NAME, f"it does not describe a store ({type(error).__name__})") from error
+        if form == RESTORING:
+            raise StoreMismatch(f"{store.description} is being restored; if that was cut off, empty it and begin anew")
+        if form != FORMAT:
+            raise StoreMismatch(f"{store.description} has the format {form!r}; this version knows {FORMAT}")
+        return found
+
+    def encode(self, form: str | int = FORMAT) -> bytes:
+        """The object."""
+        return dumps({"format": form, **vars(self)}, indent=1).encode()
 
 
 class StoreClock:
@@ -93,19 +126,16 @@ class Log:
         Raises StoreMismatch if the store was made for another book, shard count or format; Damaged; StoreUnavailable.
         """
         try:
-            data = store.get(METADATA_NAME)
+            found = Metadata.read(store)
         except ObjectMissing:
-            data = _create_metadata(store, book, shards)
-        try:
-            metadata = loads(data)
-            found = {key: metadata[key] for key in ("format", "book", "shards")}
-            store_id = str(metadata["store_id"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise Damaged(METADATA_NAME, f"it does not describe a store ({type(error).__name__})") from error
-        wanted = {"format": FORMAT, "book": book, "shards": shards}
-        if found != wanted:
-            raise StoreMismatch(f"{store.description} was made with {found}, and {wanted} was asked for")
-        return cls(store, store_id, shards, backoff or Backoff())
+            _create_metadata(store, book, shards)
+            found = Metadata.read(store)
+        if (found.book, found.shards) != (book, shards):
+            raise StoreMismatch(
+                f"{store.description} was made for the {found.book} with {found.shards} shards, and the {book} with "
+                f"{shards} was asked for"
+            )
+        return cls(store, found.store_id, shards, backoff or Backoff())
 
     def read(self, shard: int, number: int) -> Entry | None:
         """Entry `number`, or None where the log has not come so far. Raises Damaged, StoreUnavailable."""
@@ -174,15 +204,13 @@ def now_us() -> int:
     return time.time_ns() // 1000
 
 
-def _create_metadata(store: ObjectStore, book: str, shards: int) -> bytes:
-    metadata = {
-        "format": FORMAT,
-        "store_id": secrets.token_hex(10),
-        "book": book,
-        "shards": shards,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+def new_metadata(book: str, shards: int) -> Metadata:
+    """Of a store that is made now."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return Metadata(store_id=secrets.token_hex(10), book=book, shards=shards, created=created)
+
+
+def _create_metadata(store: ObjectStore, book: str, shards: int) -> None:
     # Another process may have been first, or this one without hearing of it: what is there counts.
     with suppress(ObjectExists, StoreUnavailable):
-        store.put_if_absent(METADATA_NAME, dumps(metadata, indent=1).encode())
-    return store.get(METADATA_NAME)
+        store.put_if_absent(METADATA_NAME, new_metadata(book, shards).encode())

@@ -64,7 +64,7 @@ class View:
         self.path = path
         self._store_id = store_id
         self.shard = shard
-        self._book = book
+        self.book = book
         self.flavour = f"{FORMAT}.{book.schema_version}"
         self.identity = dumps([FORMAT, store_id, shard, book.name, book.schema_version])
         self._lock = Lock()
@@ -124,7 +124,7 @@ class View:
 
     def write(self, change: Change) -> dict[str, Any]:
         """Apply one change within the transaction; returns the book's answer as it will be read back."""
-        result = dumps(self._book.apply(self._db, change), allow_nan=False)
+        result = dumps(self.book.apply(self._db, change), allow_nan=False)
         mutation = change.mutation
         self._db.execute(
             "INSERT INTO ledger_history VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -263,7 +263,7 @@ class View:
         db.execute("BEGIN IMMEDIATE")
         for statement in _TABLES.split(";"):
             db.execute(statement)
-        self._book.create(db)
+        self.book.create(db)
         db.execute("INSERT INTO ledger_view VALUES (?, 0, 0, 0, '')", (self.identity,))
         db.execute("COMMIT")
 

@@ -4,7 +4,7 @@ Every change of a job's state is an entry of the log, so that jobs survive whate
 """
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from json import dumps, loads
 from typing import Any
@@ -147,6 +147,18 @@ class TrainerBook:
                 return job(db, body["name"])
             case kind:
                 raise AssertionError(f"no change of this book is called {kind}")
+
+    def blobs(self, db: sqlite3.Connection) -> Iterator[str]:
+        """The pictures, and what jobs have yet to publish."""
+        for row in db.execute("SELECT blob FROM pictures"):
+            yield row["blob"]
+        for row in db.execute("SELECT detail FROM jobs WHERE state = ?", (State.PUBLISHING.value,)):
+            detail = loads(row["detail"])
+            yield from (detail[key] for key in ("embedding", "record") if detail.get(key))
+
+    def doomed(self, db: sqlite3.Connection, blob: str) -> bool:
+        """A trainer deletes a blob when nothing refers to it any more, and uses no name twice."""
+        return False
 
 
 def job(db: sqlite3.Connection, name: str) -> Row:

@@ -1,12 +1,13 @@
 """The registry's Book: which table each command and each change is a matter of."""
 
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from registry.catalogue import aliases, concepts, pointers, rows, tenants, versions
+from registry.catalogue import aliases, concepts, content, pointers, rows, tenants, versions
 from registry.catalogue.commands import (
     Command,
+    CondemnBlobs,
     CreateConcept,
     CreateEvaluation,
     CreateTenant,
@@ -37,6 +38,7 @@ _APPLY: Mapping[str, Callable[[sqlite3.Connection, Change], dict[str, Any]]] = {
     "version-yanked": versions.apply_yanked,
     "version-unyanked": versions.apply_unyanked,
     "evaluation-created": versions.apply_evaluation,
+    content.CONDEMNED: content.apply_condemned,
     "alias-set": aliases.apply_set,
     "alias-deleted": aliases.apply_deleted,
 }
@@ -46,14 +48,14 @@ class RegistryBook:
     """A storage.Book. `quotas` are what a tenant may keep unless it has quotas of its own."""
 
     name = "registry"
-    schema_version = 1
+    schema_version = 2
 
     def __init__(self, quotas: Quotas) -> None:
         self._quotas = quotas
 
     def create(self, db: sqlite3.Connection) -> None:
         """Make the tables, empty."""
-        for module in (rows, tenants, concepts, versions, pointers):
+        for module in (rows, tenants, concepts, versions, pointers, content):
             for statement in module.SCHEMA.split(";"):
                 db.execute(statement)
 
@@ -76,6 +78,8 @@ class RegistryBook:
                 return concepts.decide_purge(db, command, now_us)
             case PublishVersion():
                 return versions.decide_publish(db, command, self._quotas)
+            case CondemnBlobs():
+                return content.decide_condemn(db, command)
             case YankVersion():
                 return versions.decide_yank(db, command)
             case UnyankVersion():
@@ -95,3 +99,11 @@ class RegistryBook:
         answer = _APPLY[change.mutation.kind](db, change)
         rows.prune(db, change.time_us)
         return answer
+
+    def blobs(self, db: sqlite3.Connection) -> Iterator[str]:
+        """The blobs of all versions that are not purged."""
+        return content.named(db)
+
+    def doomed(self, db: sqlite3.Connection, blob: str) -> bool:
+        """Whether the collector has condemned `blob`."""
+        return content.condemned_us(db, blob) is not None

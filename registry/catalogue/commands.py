@@ -106,6 +106,14 @@ class PublishVersion(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CondemnBlobs(Command):
+    """Nothing refers to `blobs`, names of objects of `tenant`, and nothing may from now on."""
+
+    tenant: str
+    blobs: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class YankVersion(Command):
     name: VersionName
     reason: str

@@ -7,7 +7,7 @@ from typing import Any
 
 from pseudoword.names import LATEST, ConceptName, EvaluationName, VersionName
 
-from registry.catalogue import concepts, pointers, tenants
+from registry.catalogue import concepts, content, pointers, tenants
 from registry.catalogue.commands import CreateEvaluation, PublishVersion, Quotas, UnyankVersion, YankVersion
 from registry.catalogue.rows import NOW, SPAN, TRUE_THEN, insert, place, replace
 from rpc.errors import AlreadyExists, FailedPrecondition, NotFound
@@ -93,6 +93,7 @@ def decide_publish(db: sqlite3.Connection, command: PublishVersion, defaults: Qu
     used = tenant["embedding_bytes"] if tenant is not None else 0
     tenants.check_quota(tenant, defaults, "versions_per_concept", count, 1, tenant=name.tenant)
     tenants.check_quota(tenant, defaults, "embedding_bytes", used, command.size, tenant=name.tenant)
+    content.check(db, (command.blob, command.record))
     body = {key: getattr(command, key) for key in ("job", "blob", "blob_digest", "size", "tensors_digest", "record")}
     version = VersionName(name.tenant, name.concept, count + 1)
     body |= {"name": str(version), "peer": command.peer, "summary": dict(command.summary)}

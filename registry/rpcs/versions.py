@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,20 @@ from registry.catalogue.rows import NOW
 from registry.desk import Desk
 from registry.filters import Field, Kind
 from registry.rpcs.base import Context, Rpcs, admitted, mutation
-from rpc.errors import Error, InvalidArgument
+from rpc.errors import Error, InvalidArgument, Unavailable
 from rpc.identity import Role
 from rpc.validate import Violations
 from storage.blobs import Blob
 from storage.entry import Revision
-from storage.errors import Contention, Damaged, EntryTooLarge, NotCommitted, RequestIdReused, TensorsInvalid
+from storage.errors import (
+    Contention,
+    Damaged,
+    EntryTooLarge,
+    NotCommitted,
+    ObjectMissing,
+    RequestIdReused,
+    TensorsInvalid,
+)
 from storage.tensors import Vectors, read_tensors, tensors_digest, write_tensors
 
 _FIELDS = {
@@ -32,6 +41,14 @@ _FIELDS = {
     "provenance.origin": Field(kind=Kind.ENUM, sql="origin", values=tuple(resources_pb2.Provenance.Origin.keys())),
     "labels": Field(kind=Kind.LABELS, sql="labels"),
 }
+
+
+# A publisher that slept between upload and commit finds its blobs condemned, and uploads anew.
+_UPLOADS = 3
+
+
+class _Condemned(Exception):
+    """The collector was faster than the commit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +113,18 @@ class VersionRpcs(Rpcs):
 
     async def _publish(self, publication: Publication, request: Any, context: Context) -> resources_pb2.Version:
         """The vectors and what is long are written first, then the entry that names them."""
-        tenant = publication.parent.tenant
         described = publication.described
         data = write_tensors(publication.tensors)
         record = described.SerializeToString(deterministic=True) if _has_record(described) else b""
+        for _ in range(_UPLOADS):
+            with suppress(_Condemned):
+                return await self._commit(publication, data, record, request, context)
+        raise Unavailable("uploads are condemned as soon as they are made: is the collector's grace too short?")
+
+    async def _commit(
+        self, publication: Publication, data: bytes, record: bytes, request: Any, context: Context
+    ) -> resources_pb2.Version:
+        tenant, described = publication.parent.tenant, publication.described
         blobs = await self._upload(tenant, [data, record] if record else [data], request.validate_only)
         command = PublishVersion(
             peer=context.peer(),
@@ -115,15 +140,21 @@ class VersionRpcs(Rpcs):
         )
         try:
             result = await self._desk.commit(tenant, command, request, context)
-        except (Error, Contention, EntryTooLarge, NotCommitted, RequestIdReused):
+        except (Error, Contention, EntryTooLarge, NotCommitted, RequestIdReused) as error:
             # Not committed for certain: no entry names them.
             await self._drop(blobs, request.validate_only)
+            if getattr(error, "reason", "") == "BLOB_CONDEMNED":
+                raise _Condemned from error
             raise
         if result.value["blob"] == blobs[0].name:
             return with_record(messages.version(result.value, result.revision), described)
         # The request, or the job, had its answer already.
         await self._drop(blobs, request.validate_only)
-        return await whole(self._desk, result.value, result.revision)
+        try:
+            return await whole(self._desk, result.value, result.revision)
+        except ObjectMissing:
+            # The version was purged since, and its record collected.
+            return messages.version(result.value, result.revision)
 
     async def _upload(self, tenant: str, contents: Sequence[bytes], validate_only: bool) -> list[Blob]:
         if validate_only:

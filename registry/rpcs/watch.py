@@ -11,6 +11,7 @@ from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
 from registry import checks, messages
 from registry.catalogue import history
+from registry.catalogue.content import CONDEMNED
 from registry.catalogue.rows import NOW
 from registry.desk import Desk
 from registry.filters import Field, Kind
@@ -67,6 +68,8 @@ class WatchRpcs(Rpcs):
                 )
                 for change in changes:
                     resume = resume.moved(change.revision)
+                    if change.mutation.kind == CONDEMNED:
+                        continue
                     owner = change.mutation.tenant
                     if owner == tenant or (tenant is None and principal.may(owner, Role.READER)):
                         yield registry_pb2.WatchEventsResponse(event=messages.event(change), resume_token=str(resume))

@@ -23,7 +23,7 @@ from tests.registry.conftest import Start, settings_of
 PRODUCTION = f"{REX}/aliases/production"
 
 
-async def _everything(stub: Any, at_time: Timestamp) -> list[Any]:
+async def everything(stub: Any, at_time: Timestamp) -> list[Any]:
     """What every read says."""
     return [
         await stub.ListTenants(rpc.ListTenantsRequest()),
@@ -38,7 +38,7 @@ async def _everything(stub: Any, at_time: Timestamp) -> list[Any]:
     ]
 
 
-async def _history(stub: Any) -> Timestamp:
+async def history(stub: Any) -> Timestamp:
     """A bit of everything; gives a time in between."""
     await publish(stub, 3)
     moved: res.Alias = await stub.SetAlias(pointing("production", 1))
@@ -58,14 +58,14 @@ async def test_views_can_be_thrown_away(start: Start, tmp_path: Path) -> None:
     views = tmp_path / "views"
     running = await start(store={"views": views})
     stub = await running.call()
-    at_time = await _history(stub)
+    at_time = await history(stub)
     request = publishing(9.0, request_id="again")
     published = await stub.PublishVersion(request)
-    said = await _everything(stub, at_time)
+    said = await everything(stub, at_time)
     await running.stop()
     shutil.rmtree(views)
     stub = await (await start(store={"views": views})).call()
-    assert await _everything(stub, at_time) == said
+    assert await everything(stub, at_time) == said
     # Request ids are remembered by the log too.
     assert await stub.PublishVersion(request) == published
 

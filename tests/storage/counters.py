@@ -62,6 +62,12 @@ class Counters:
         )
         return {"value": value_of(db, effect["name"])}
 
+    def blobs(self, db: sqlite3.Connection) -> Sequence[str]:
+        return ()
+
+    def doomed(self, db: sqlite3.Connection, blob: str) -> bool:
+        return False
+
 
 def value_of(db: sqlite3.Connection, name: str) -> int:
     row = db.execute("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()

@@ -1,0 +1,74 @@
+"""Which blobs the catalogue stands on, and which ones may never be named again."""
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+
+from pseudoword.names import TenantName
+
+from registry.catalogue.commands import CondemnBlobs
+from registry.catalogue.rows import FOREVER
+from rpc.errors import Aborted, FailedPrecondition
+from storage.book import Answer, Change, Effect
+
+# A change of this kind is the collector's; it is about no resource, so neither watches nor the audit trail show it.
+CONDEMNED = "blobs-condemned"
+
+SCHEMA = """
+CREATE TABLE condemned (blob TEXT PRIMARY KEY, condemned_us INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX versions_blob ON versions (blob);
+CREATE INDEX versions_record ON versions (record) WHERE record != ''
+"""
+
+
+def named(db: sqlite3.Connection) -> Iterator[str]:
+    """The blobs of all versions that are not purged."""
+    for row in db.execute(f"SELECT blob, record FROM versions WHERE gone = {FOREVER}"):
+        yield row["blob"]
+        if row["record"]:
+            yield row["record"]
+
+
+def in_use(db: sqlite3.Connection, blob: str) -> bool:
+    """Whether a version that is not purged has this blob."""
+    found = db.execute(
+        f"SELECT 1 FROM versions WHERE blob = :blob AND gone = {FOREVER}"
+        f" UNION ALL SELECT 1 FROM versions WHERE record = :blob AND record != '' AND gone = {FOREVER} LIMIT 1",
+        {"blob": blob},
+    ).fetchone()
+    return found is not None
+
+
+def condemned_us(db: sqlite3.Connection, blob: str) -> int | None:
+    """When a blob was condemned, by the log's time."""
+    row = db.execute("SELECT condemned_us FROM condemned WHERE blob = ?", (blob,)).fetchone()
+    return None if row is None else int(row["condemned_us"])
+
+
+def check(db: sqlite3.Connection, blobs: Iterable[str]) -> None:
+    """Raises Aborted (BLOB_CONDEMNED) for a blob that the collector will delete, or has deleted."""
+    for blob in blobs:
+        if condemned_us(db, blob) is not None:
+            raise Aborted(
+                "what was uploaded has waited for so long that the collector has condemned it: upload it anew",
+                reason="BLOB_CONDEMNED",
+                metadata={"blob": blob},
+            )
+
+
+def decide_condemn(db: sqlite3.Connection, command: CondemnBlobs) -> Sequence[Effect] | Answer:
+    used = [blob for blob in command.blobs if in_use(db, blob)]
+    if used:
+        raise FailedPrecondition(
+            f"{used[0]} belongs to a version", reason="BLOB_IN_USE", metadata={"blob": used[0], "count": str(len(used))}
+        )
+    blobs = [blob for blob in command.blobs if condemned_us(db, blob) is None]
+    if not blobs:
+        return Answer(value={})
+    body = {"name": str(TenantName(command.tenant)), "peer": command.peer, "blobs": blobs}
+    return [Effect(kind=CONDEMNED, body=body)]
+
+
+def apply_condemned(db: sqlite3.Connection, change: Change) -> dict[str, int]:
+    rows = [(blob, change.time_us) for blob in change.mutation.effect["blobs"]]
+    db.executemany("INSERT INTO condemned VALUES (?, ?) ON CONFLICT DO NOTHING", rows)
+    return {"count": len(rows)}

@@ -1,0 +1,137 @@
+"""Garbage collection: what no version needs is condemned in the log first, and deleted by a later run.
+
+A blob without an entry may belong to a publisher that sleeps between its upload and its commit. Once it is condemned
+that commit is refused, and the publisher uploads anew; so nothing that an entry names is ever deleted, however long
+anybody sleeps.
+"""
+
+import asyncio
+import sqlite3
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+
+from registry.catalogue import content
+from registry.catalogue.commands import Command, CondemnBlobs
+from rpc.errors import FailedPrecondition
+from storage.blobs import tenant_of
+from storage.checkpoints import checkpoints, superseded
+from storage.errors import ObjectMissing
+from storage.ledger import Ledger, shard_of
+from storage.objects import ObjectInfo, ObjectStore
+
+GRACE = timedelta(hours=24)
+_PAGE = 1000
+# An entry holds their names with room to spare.
+_MOST = 200
+_COMMIT_S = 60.0
+
+
+@dataclass(kw_only=True)
+class Collection:
+    """What a run has found and done, or would have done. Names of objects; `bytes` are those of the deleted."""
+
+    seen: int = 0
+    in_use: int = 0
+    waiting: int = 0
+    condemned: list[str] = field(default_factory=list)
+    deleted: list[str] = field(default_factory=list)
+    bytes: int = 0
+
+
+class Collector:
+    """One run over a registry's store. Any number of replicas, publishers and other collectors may run beside it."""
+
+    def __init__(self, ledger: Ledger[Command], store: ObjectStore, *, grace: timedelta, dry_run: bool) -> None:
+        """`grace`, by the store's clock: how old an upload must be to be condemned, and how long it was condemned
+        before it is deleted."""
+        self._ledger = ledger
+        self._store = store
+        self._grace = grace
+        self._dry_run = dry_run
+        self._done = Collection()
+
+    async def run(self) -> Collection:
+        """Look at every blob once. Raises StorageErrors; what was done until then is done."""
+        now = await asyncio.to_thread(self._store.now)
+        last = ""
+        while page := await asyncio.to_thread(self._store.list, "t/", start_after=last, limit=_PAGE):
+            last = page[-1].name
+            for tenant, infos in groupby(page, key=lambda info: tenant_of(info.name)):
+                if tenant is not None:
+                    await self._tenant(tenant, list(infos), now)
+        for prefix in ("probe/", "checkpoints/"):
+            await self._derived(prefix, now)
+        return self._done
+
+    async def _tenant(self, tenant: str, infos: Sequence[ObjectInfo], now: datetime) -> None:
+        def work(db: sqlite3.Connection) -> list[tuple[bool, int | None]]:
+            return [(content.in_use(db, info.name), content.condemned_us(db, info.name)) for info in infos]
+
+        done = self._done
+        states, _ = await self._ledger.read(shard_of(tenant, self._ledger.shards), work)
+        condemn: list[str] = []
+        for info, (in_use, condemned_us) in zip(infos, states, strict=True):
+            done.seen += 1
+            if in_use:
+                done.in_use += 1
+            elif condemned_us is not None:
+                if self._is_over(datetime.fromtimestamp(condemned_us / 1_000_000, UTC), now):
+                    await self._delete(info)
+                else:
+                    done.waiting += 1
+            elif self._is_over(info.modified, now):
+                condemn.append(info.name)
+            else:
+                done.waiting += 1
+        for start in range(0, len(condemn), _MOST):
+            await self._condemn(tenant, condemn[start : start + _MOST])
+
+    async def _condemn(self, tenant: str, names: list[str]) -> None:
+        while names and not self._dry_run:
+            try:
+                await self._ledger.commit(
+                    shard_of(tenant, self._ledger.shards),
+                    CondemnBlobs(peer="", tenant=tenant, blobs=tuple(names)),
+                    request_id=str(uuid.uuid4()),
+                    tenant=tenant,
+                    digest="",
+                    actor="collector",
+                    on_behalf_of=None,
+                    timeout_s=_COMMIT_S,
+                )
+                break
+            except FailedPrecondition as refusal:
+                # Published since it was looked at.
+                names.remove(refusal.metadata["blob"])
+                self._done.in_use += 1
+        self._done.condemned += names
+
+    async def _derived(self, prefix: str, now: datetime) -> None:
+        """What probes have left, and checkpoints that newer ones replace."""
+        if prefix == "probe/":
+            infos = await asyncio.to_thread(self._store.list, prefix)
+        else:
+            shards = range(self._ledger.shards)
+            lists = [await asyncio.to_thread(checkpoints, self._store, shard) for shard in shards]
+            names = {checkpoint.name for found in lists for checkpoint in superseded(found)}
+            infos = []
+            for name in sorted(names):
+                with suppress(ObjectMissing):  # a server was faster
+                    infos.append(await asyncio.to_thread(self._store.stat, name))
+        for info in infos:
+            if self._is_over(info.modified, now):
+                await self._delete(info)
+
+    def _is_over(self, since: datetime, now: datetime) -> bool:
+        # The store's clock is cut off to the second: without any grace it would be behind what it has just stamped.
+        return not self._grace or now - since >= self._grace
+
+    async def _delete(self, info: ObjectInfo) -> None:
+        if not self._dry_run:
+            await asyncio.to_thread(self._store.delete, info.name)
+        self._done.deleted.append(info.name)
+        self._done.bytes += info.size

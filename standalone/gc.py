@@ -1,0 +1,66 @@
+"""`pseudoword gc`: remove what no version needs."""
+
+import asyncio
+import json
+import tempfile
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+
+import click
+
+from registry.catalogue.book import RegistryBook
+from registry.catalogue.commands import Quotas
+from registry.collector import GRACE, Collection, Collector
+from standalone.stores import HELP, opened
+from storage.errors import ObjectMissing
+from storage.ledger import Ledger
+from storage.log import Metadata
+from storage.objects import ObjectStore
+
+
+@click.command(name="gc", epilog=HELP)
+@click.argument("store")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    default=GRACE.total_seconds() / 3600,
+    show_default=True,
+    metavar="HOURS",
+    help="How old an upload must be to be condemned, and how long it stays after that.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def collect(store: str, dry_run: bool, grace: float, as_json: bool) -> None:
+    """Condemn and delete blobs that no version of a registry's store needs.
+
+    What is condemned is deleted by a run that comes a grace later, so run it every day. Servers may go on meanwhile,
+    and several runs do no harm. Also removes what probes have left and checkpoints that newer ones replace.
+    """
+    with opened(store, existing=True, fit=not dry_run) as objects:
+        done = asyncio.run(_collect(objects, timedelta(hours=grace), dry_run))
+    if as_json:
+        click.echo(json.dumps(asdict(done) | {"dry_run": dry_run}, indent=1))
+        return
+    for verb, names in (("condemn", done.condemned), ("delete", done.deleted)):
+        for name in names:
+            click.echo(f"{'would ' if dry_run else ''}{verb} {name}")
+    click.echo(
+        f"{done.seen} blobs: {done.in_use} in use, {done.waiting} within their grace, {len(done.condemned)} condemned; "
+        f"{len(done.deleted)} objects of {done.bytes} bytes deleted" + (" (dry run)" if dry_run else "")
+    )
+
+
+async def _collect(store: ObjectStore, grace: timedelta, dry_run: bool) -> Collection:
+    try:
+        metadata = Metadata.read(store)
+    except ObjectMissing:
+        raise click.ClickException(f"there is no store at {store.description}") from None
+    if metadata.book != RegistryBook.name:
+        raise click.ClickException(f"this is the {metadata.book}'s store, which keeps its blobs itself")
+    with tempfile.TemporaryDirectory(prefix="pseudoword-gc-") as folder:
+        ledger = Ledger.open(store, RegistryBook(Quotas()), shards=metadata.shards, view_folder=Path(folder))
+        try:
+            return await Collector(ledger, store, grace=grace, dry_run=dry_run).run()
+        finally:
+            await ledger.close()

@@ -1,0 +1,55 @@
+"""Stores as commands of the command line name them."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import ValidationError
+
+from registry.catalogue.book import RegistryBook
+from registry.catalogue.commands import Quotas
+from rpc.settings import Settings, SettingsError, explain
+from rpc.stores import S3Settings, StoreSettings, open_fit_store
+from storage.address import open_store
+from storage.book import Book
+from storage.errors import StorageError
+from storage.objects import ObjectStore
+from trainer.book import TrainerBook
+
+HELP = (
+    "STORE is a folder, file:///folder or s3://bucket[/prefix]; the S3 settings are those of the servers, from "
+    "PSEUDOWORD_S3__ENDPOINT, PSEUDOWORD_S3__ACCESS_KEY, PSEUDOWORD_S3__SECRET_KEY and so on."
+)
+
+
+class _Access(Settings):
+    s3: S3Settings = S3Settings()
+
+
+def books() -> Mapping[str, Book[Any]]:
+    """The books that a store may have been made for, by name."""
+    return {book.name: book for book in (RegistryBook(Quotas()), TrainerBook())}
+
+
+@contextmanager
+def opened(address: str, *, existing: bool, fit: bool = False) -> Iterator[ObjectStore]:
+    """The store at `address`; `existing`: a folder must be there already; `fit`: probed, since it is written to beside
+    servers. Whatever goes wrong in it and within ends the command with a line that says what."""
+    try:
+        folder = address.removeprefix("file://")
+        if existing and not folder.startswith("s3://") and not Path(folder).expanduser().is_dir():
+            raise click.ClickException(f"there is no folder {folder}")
+        s3 = _Access().s3
+        store = open_fit_store(StoreSettings(address=address), s3) if fit else open_store(address, s3.access())
+        try:
+            yield store
+        finally:
+            store.close()
+    except StorageError as error:
+        raise click.ClickException(error.message) from None
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None
+    except ValidationError as error:
+        raise click.ClickException(explain(error)) from None

@@ -1,0 +1,230 @@
+"""A store copied as it was at one revision of each shard, while writes go on; and a new store made from such a copy.
+
+A backup is a store's folder of its own kind: `segments/<shard>/<first entry>` (the last one may be short), the blobs
+that were needed under their own names, and `backup.json`, written last, which says up to which entry it goes. It can be
+made again into the same place: what is there already is not copied, and the older one stays good until the new one is
+whole.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from storage.blobs import Blobs
+from storage.book import Book
+from storage.checkpoints import restore_newest, write_checkpoint
+from storage.entry import Entry, encode, entry_name
+from storage.errors import Damaged, ObjectMissing, StoreMismatch
+from storage.log import METADATA_NAME, RESTORING, Backoff, Log, Metadata, new_metadata
+from storage.objects import ObjectStore, list_all
+from storage.segments import RUN, entries_after, pack, read_segment, segment_name, segments, unpack
+from storage.view import View
+
+MANIFEST = "backup.json"
+_FORMAT = 1
+_THREADS = 16
+_WINDOW = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a backup holds: of which store, when by this machine's clock, up to which entry of each shard, and how many
+    blobs of how many bytes."""
+
+    store_id: str
+    book: str
+    shards: int
+    created: str
+    entries: Sequence[int]
+    blobs: int
+    blob_bytes: int
+
+    @classmethod
+    def read(cls, backup: ObjectStore) -> "Manifest":
+        """Raises ObjectMissing, Damaged."""
+        try:
+            body = json.loads(backup.get(MANIFEST))
+            digest = body.pop("sha256")
+            form = body.pop("format")
+            found = cls(**body)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Damaged(MANIFEST, f"it describes no backup ({type(error).__name__})") from error
+        if form != _FORMAT or digest != found._digest():
+            raise Damaged(MANIFEST, "its digest does not match, or it has a format that this version does not know")
+        return found
+
+    def encode(self) -> bytes:
+        """The object."""
+        return json.dumps({"format": _FORMAT, **asdict(self), "sha256": self._digest()}, indent=1).encode()
+
+    def _digest(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+def back_up(store: ObjectStore, backup: ObjectStore, books: Mapping[str, Book[Any]], folder: Path) -> Manifest:
+    """Copy `store` into `backup`, which is empty or an older backup of the same store; `folder` is for views.
+
+    Blocks, for long. Raises StoreMismatch when `backup` holds something else, Damaged and ObjectMissing for what cannot
+    be copied, and StoreUnavailable.
+    """
+    metadata = Metadata.read(store)
+    _refuse_foreign(backup, metadata.store_id)
+    log = Log(store, metadata.store_id, metadata.shards, Backoff())
+    present = {info.name for info in list_all(backup, "t/")}
+    last: list[int] = []
+    live: set[str] = set()
+    for shard in range(metadata.shards):
+        path = folder / f"shard-{shard}.sqlite"
+        view = View(path, store_id=metadata.store_id, shard=shard, book=_book(books, metadata.book))
+        with closing(view):
+            restore_newest(store, view)
+            for entry in entries_after(log, shard, view.position.entry):
+                view.replay(entry)
+            last.append(view.position.entry)
+            with view.snapshot() as (db, _):
+                live.update(view.book.blobs(db))
+        _copy_entries(log, backup, shard, last[-1])
+    # Content is copied after the entries that name it, and is still there: nothing is deleted within a day.
+    size = _copy_blobs(store, backup, live, present)
+    manifest = Manifest(
+        store_id=metadata.store_id,
+        book=metadata.book,
+        shards=metadata.shards,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        entries=last,
+        blobs=len(live),
+        blob_bytes=size,
+    )
+    backup.put(MANIFEST, manifest.encode())
+    return manifest
+
+
+def restore(backup: ObjectStore, store: ObjectStore, books: Mapping[str, Book[Any]], folder: Path) -> Metadata:
+    """Make a new store, with an id of its own, from `backup`; `store` must be empty, and is refused by servers until
+    this has ended.
+
+    Blocks, for long. Raises StoreMismatch when it is not empty, Damaged and ObjectMissing for a backup that is not
+    whole, and StoreUnavailable; an attempt that has failed leaves a store that is of no use.
+    """
+    manifest = Manifest.read(backup)
+    book = _book(books, manifest.book)
+    occupied = store.list("", limit=1)
+    if occupied:
+        raise StoreMismatch(f"{store.description} is not empty: {occupied[0].name!r} is there")
+    metadata = new_metadata(manifest.book, manifest.shards)
+    store.put_if_absent(METADATA_NAME, metadata.encode(RESTORING))
+    for shard, last in enumerate(manifest.entries):
+        view = View(folder / f"shard-{shard}.sqlite", store_id=metadata.store_id, shard=shard, book=book)
+        with closing(view):
+            for entries in _runs(backup, manifest, shard, last):
+                renamed = [replace(entry, store_id=metadata.store_id) for entry in entries]
+                for entry in renamed:
+                    view.replay(entry)
+                _put_entries(store, renamed)
+            with view.snapshot() as (db, _):
+                live = set(book.blobs(db))
+            _copy_blobs(backup, store, live, set())
+            if last:
+                write_checkpoint(store, view)
+    store.put(METADATA_NAME, metadata.encode())
+    return metadata
+
+
+def _book(books: Mapping[str, Book[Any]], name: str) -> Book[Any]:
+    if name not in books:
+        raise Damaged(METADATA_NAME, f"nothing here knows a book called {name!r}")
+    return books[name]
+
+
+def _refuse_foreign(backup: ObjectStore, store_id: str) -> None:
+    try:
+        found = Manifest.read(backup)
+    except ObjectMissing:
+        occupied = backup.list("", limit=1)
+        # One that was cut off has entries or blobs, and no manifest yet.
+        if occupied and occupied[0].name.split("/")[0] not in ("segments", "t"):
+            raise StoreMismatch(f"{backup.description} is neither empty nor a backup") from None
+        return
+    if found.store_id != store_id:
+        raise StoreMismatch(f"{backup.description} is the backup of another store, {found.store_id}")
+
+
+def _copy_entries(log: Log, backup: ObjectStore, shard: int, last: int) -> None:
+    there, here = segments(backup, shard), segments(log.store, shard)
+    for first in range(1, last + 1, RUN):
+        end = min(last, first + RUN - 1)
+        name = segment_name(shard, first)
+        if first in there:
+            # Copied by an earlier run; only the last one of then may have become longer.
+            with_end = unpack(name, backup.get(name), store_id=log.store_id, shard=shard)
+            if with_end[-1].number >= end:
+                continue
+        entries = _run(log, shard, first, end, in_segment=first in here)
+        backup.put(name, pack(log.store_id, shard, entries))
+
+
+def _run(log: Log, shard: int, first: int, end: int, *, in_segment: bool) -> list[Entry]:
+    if in_segment:
+        try:
+            return read_segment(log, shard, first)
+        except (Damaged, ObjectMissing):
+            pass  # a copy of the log, which is there
+    with ThreadPoolExecutor(_THREADS) as threads:
+        entries = list(threads.map(lambda number: log.read(shard, number), range(first, end + 1)))
+    found = [entry for entry in entries if entry is not None]
+    if len(found) != len(entries):
+        raise ObjectMissing(entry_name(shard, first + entries.index(None)))
+    return found
+
+
+def _runs(backup: ObjectStore, manifest: Manifest, shard: int, last: int) -> Iterator[list[Entry]]:
+    """The entries of a shard up to `last`, a run at a time."""
+    for first in range(1, last + 1, RUN):
+        name = segment_name(shard, first)
+        entries = unpack(name, backup.get(name), store_id=manifest.store_id, shard=shard)
+        entries = [entry for entry in entries if entry.number <= last]
+        if entries[0].number != first or entries[-1].number != min(last, first + RUN - 1):
+            raise Damaged(name, f"it does not hold the entries from {first} that the backup goes up to")
+        yield entries
+
+
+def _put_entries(store: ObjectStore, entries: Sequence[Entry]) -> None:
+    first = entries[0]
+    _each(entries, lambda entry: store.put(entry_name(entry.shard, entry.number), encode(entry)))
+    if len(entries) == RUN:
+        store.put(segment_name(first.shard, first.number), pack(first.store_id, first.shard, entries))
+
+
+def _copy_blobs(source: ObjectStore, target: ObjectStore, names: set[str], present: set[str]) -> int:
+    """Copy those that are not `present`, each checked against its name; returns the bytes of all."""
+    blobs = Blobs(source)
+    sizes: list[int] = []
+
+    def copy(name: str) -> None:
+        if name in present:
+            sizes.append(target.stat(name).size)
+            return
+        data = blobs.get(name)
+        target.put(name, data)
+        sizes.append(len(data))
+
+    _each(sorted(names), copy)
+    return sum(sizes)
+
+
+def _each(items: Sequence[Any], work: Callable[[Any], None]) -> None:
+    """`work` for all items by several threads, in pieces that bound what an error leaves behind."""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for start in range(0, len(items), _WINDOW):
+            _drain(threads.map(work, items[start : start + _WINDOW]))
+
+
+def _drain(results: Iterable[None]) -> None:
+    for _ in results:
+        pass

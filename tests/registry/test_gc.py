@@ -1,0 +1,176 @@
+"""Garbage collection: nothing that a version needs is ever deleted, and everything else is, in its time."""
+
+import asyncio
+import struct
+from typing import Any
+
+import pytest
+from pseudoword.registry.v1 import registry_pb2 as rpc
+
+from registry.catalogue.commands import CondemnBlobs
+from registry.desk import Desk
+from registry.server import Registry
+from rpc.errors import FailedPrecondition
+from standalone.gc import collect
+from storage.blobs import Blob, Blobs
+from tests.conftest import Place
+from tests.registry.asking import REX, SHOP, pointing, publish, publishing, version
+from tests.registry.commands import garbage, run
+from tests.registry.conftest import Running, Start
+
+PRODUCTION = f"{REX}/aliases/production"
+GONE = f"{SHOP}/concepts/gone"
+
+
+def _names(place: Place) -> set[str]:
+    store = place.open()
+    try:
+        return {info.name for info in store.list("t/")}
+    finally:
+        store.close()
+
+
+async def _purge(stub: Any, concept: str) -> None:
+    await stub.DeleteConcept(rpc.DeleteConceptRequest(name=concept))
+    await stub.PurgeConcept(rpc.PurgeConceptRequest(name=concept, force=True))
+
+
+async def test_what_no_version_needs_is_condemned_then_deleted(place: Place, running: Running) -> None:
+    stub = await running.call()
+    await publish(stub, 2)
+    await stub.SetAlias(pointing("production", 1))
+    described = version()
+    described.provenance.recipe_json = '{"steps": 3}'
+    request = publishing(7.0, parent=GONE, version=described, request_id="gone")
+    purged = await stub.PublishVersion(request)
+    await _purge(stub, GONE)
+    store = place.open()
+    orphan = Blobs(store).put("shop", b"a publisher has died")
+    strange = Blobs(store).put("nobody", b"of a tenant that is not there")
+    everything = _names(place)
+    needed = {row for row in everything if row not in {orphan.name, strange.name} and not await _is_of(store, row, 7.0)}
+    unneeded = everything - needed
+    assert len(unneeded) == 4
+
+    # All are too young for the usual grace.
+    early = await run(collect, place, place.address, "--json")
+    assert (early.status, early.json["condemned"], early.json["waiting"]) == (0, [], 4)
+    dry = await run(collect, place, place.address, "--json", "--dry-run", "--grace", "0")
+    assert (set(dry.json["condemned"]), dry.json["deleted"]) == (unneeded, [])
+    first = await run(collect, place, place.address, "--json", "--grace", "0")
+    assert (set(first.json["condemned"]), first.json["deleted"]) == (unneeded, [])
+    assert _names(place) == everything
+    assert set(await garbage(place)) == unneeded
+    later = await run(collect, place, place.address, "--json")
+    assert (later.json["deleted"], later.json["waiting"]) == ([], 4)
+    second = await run(collect, place, place.address, "--json", "--grace", "0")
+    assert (second.json["condemned"], set(second.json["deleted"])) == ([], unneeded)
+    assert second.json["bytes"] > 0
+    assert _names(place) == needed
+    assert await garbage(place) == []
+    store.close()
+
+    # Served as before; the collector is nobody's event.
+    for number in (1, 2):
+        assert (await stub.GetEmbedding(rpc.GetEmbeddingRequest(name=f"{REX}/versions/{number}"))).data
+    audit = await stub.ListAuditRecords(rpc.ListAuditRecordsRequest(parent=SHOP))
+    assert "collector" not in {record.actor for record in audit.records}
+    # A request that is asked again gets its first answer, though what it was about is gone.
+    again = await stub.PublishVersion(request)
+    assert (again.name, again.tensors_digest) == (purged.name, purged.tensors_digest)
+    assert (await stub.GetAlias(rpc.GetAliasRequest(name=PRODUCTION))).version == f"{REX}/versions/1"
+
+
+async def _is_of(store: Any, name: str, value: float) -> bool:
+    """Whether a blob holds the purged version's vectors or record."""
+    data = await asyncio.to_thread(store.get, name)
+    return struct.pack("<f", value) in data or b"steps" in data
+
+
+async def test_a_publisher_asleep_across_a_collection_uploads_anew(
+    place: Place, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploaded, awake = asyncio.Event(), asyncio.Event()
+    names: list[str] = []
+
+    async def slow(self: Desk, tenant: str, data: bytes) -> Blob:
+        blob = await asyncio.to_thread(self._blobs.put, tenant, data)
+        names.append(blob.name)
+        uploaded.set()
+        await awake.wait()
+        return blob
+
+    monkeypatch.setattr(Desk, "put_blob", slow)
+    stub = await running.call()
+    publishing_now = asyncio.ensure_future(stub.PublishVersion(publishing(3.0)))
+    await uploaded.wait()
+    for _ in range(2):
+        assert (await run(collect, place, place.address, "--grace", "0")).status == 0
+    assert _names(place) == set()
+    awake.set()
+    published = await publishing_now
+    assert published.number == 1
+    assert len(names) == 2
+    assert _names(place) == {names[1]}
+    assert (await stub.GetEmbedding(rpc.GetEmbeddingRequest(name=published.name))).data
+    assert await garbage(place) == []
+
+
+async def test_what_is_in_use_cannot_be_condemned(place: Place, running: Running) -> None:
+    stub = await running.call()
+    await publish(stub)
+    (name,) = _names(place)
+    registry: Registry = running.registry
+    with pytest.raises(FailedPrecondition) as refusal:
+        await registry._ledger.commit(
+            registry._ledger.shards - 3,  # the shop's
+            CondemnBlobs(peer="", tenant="shop", blobs=(name,)),
+            request_id="condemn",
+            tenant="shop",
+            digest="",
+            actor="collector",
+            on_behalf_of=None,
+            timeout_s=30,
+        )
+    assert refusal.value.reason == "BLOB_IN_USE"
+
+
+async def test_collecting_beside_publishers_loses_nothing(place: Place, start: Start) -> None:
+    """Collectors without any grace run all the time while eight clients of two replicas publish."""
+    stubs = [await (await start()).call() for _ in range(2)]
+    done = asyncio.Event()
+
+    async def collecting() -> int:
+        runs = 0
+        while not done.is_set():
+            assert (await run(collect, place, place.address, "--grace", "0")).status == 0
+            runs += 1
+        return runs
+
+    async def publisher(number: int) -> None:
+        for step in range(4):
+            await stubs[number % 2].PublishVersion(publishing(number * 100.0 + step), timeout=60)
+
+    collector = asyncio.create_task(collecting())
+    await asyncio.gather(*(publisher(number) for number in range(8)))
+    done.set()
+    assert await collector >= 1
+    page = await stubs[0].ListVersions(rpc.ListVersionsRequest(parent=REX, page_size=1000))
+    assert [found.number for found in page.versions] == list(range(32, 0, -1))
+    for found in page.versions:
+        assert (await stubs[1].GetEmbedding(rpc.GetEmbeddingRequest(name=found.name))).data
+    await garbage(place)
+
+
+async def test_a_trainers_store_is_not_the_registrys(tmp_path: Any) -> None:
+    from storage.ledger import Ledger
+    from trainer.book import TrainerBook
+
+    place = Place(address=str(tmp_path / "store"), access=None)
+    store = place.open()
+    await Ledger.open(store, TrainerBook(), shards=1, view_folder=tmp_path / "view").close()
+    ran = await run(collect, place, place.address)
+    assert (ran.status, "trainer's store" in ran.errors) == (1, True)
+    nothing = await run(collect, place, str(tmp_path / "nothing"))
+    assert (nothing.status, "there is no folder" in nothing.errors) == (1, True)
+    assert not (tmp_path / "nothing").exists()

@@ -1,0 +1,191 @@
+"""An inspection finds what is wrong with a log and with all that was derived from it, and says where."""
+
+import asyncio
+import shutil
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from storage.blobs import Blobs
+from storage.checkpoints import checkpoints
+from storage.disk import DiskStore
+from storage.entry import decode, encode, entry_name
+from storage.errors import Damaged, ObjectMissing, StoreMismatch
+from storage.inspection import Inspection
+from storage.log import METADATA_NAME, RESTORING, Log, Metadata
+from storage.report import Report
+from storage.segments import RUN, segment_name, write_missing
+from storage.upkeep import write_checkpoint
+from storage.view import View
+from tests.storage.counters import Add, Counters, add, fill, open_ledger
+
+COUNT = RUN + 40
+
+
+def _wait_for_checkpoint(store: DiskStore) -> None:
+    end = time.monotonic() + 60
+    while not checkpoints(store, 1):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+async def _make(root: Path) -> None:
+    store = DiskStore(root)
+    fill(store, 1, COUNT)
+    ledger = open_ledger(store, root / ".views" / "0")
+    await ledger.read(1, lambda db: None)
+    await asyncio.to_thread(_wait_for_checkpoint, store)
+    for number in range(5):
+        await add(ledger, Add(name="a", amount=number + 1), f"r{number}")
+    await ledger.close()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a segment, a checkpoint, a server's view and some entries after them."""
+    root = tmp_path_factory.mktemp("made") / "store"
+    asyncio.run(_make(root))
+    return root
+
+
+@pytest.fixture
+def disk(made: Path, tmp_path: Path) -> DiskStore:
+    """A copy of it, to be damaged."""
+    shutil.copytree(made, tmp_path / "store")
+    return DiskStore(tmp_path / "store")
+
+
+def _inspect(store: DiskStore, tmp_path: Path) -> Report:
+    folder = tmp_path / "inspection"
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        path.unlink()
+    return Inspection(store, {"counters": Counters()}, folder).run()
+
+
+def _found(report: Report) -> list[tuple[str, str]]:
+    return [(str(found.severity), found.object) for found in report.findings]
+
+
+def _change(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_sound_store(disk: DiskStore, tmp_path: Path) -> None:
+    report = _inspect(disk, tmp_path)
+    assert (report.sound, report.findings) == (True, [])
+    assert report.revisions == [0, COUNT + 5]
+    assert report.counts == {"entries": COUNT + 5, "mutations": COUNT + 5, "segments": 1, "checkpoints": 1, "views": 1}
+
+
+def test_a_flipped_bit_in_an_entry(disk: DiskStore, tmp_path: Path) -> None:
+    name = entry_name(1, COUNT + 3)
+    _change(disk.root / name)
+    report = _inspect(disk, tmp_path)
+    assert not report.sound
+    assert ("damage", name) in _found(report)
+    # What is before it is compared all the same; the server's view is beyond what can be told.
+    assert ("note", str(disk.root / ".views/0/shard-1.sqlite")) in _found(report)
+    assert len(_found(report)) == 3
+
+
+def test_a_hole(disk: DiskStore, tmp_path: Path) -> None:
+    disk.delete(entry_name(1, 700))
+    assert ("damage", entry_name(1, 700)) in _found(_inspect(disk, tmp_path))
+
+
+def test_an_entry_that_goes_back_in_time(disk: DiskStore, tmp_path: Path) -> None:
+    name = entry_name(1, COUNT + 2)
+    entry = decode(disk.get(name), store_id=Metadata.read(disk).store_id, shard=1, number=COUNT + 2)
+    disk.put(name, encode(type(entry)(**{**vars(entry), "time_us": 5})))
+    report = _inspect(disk, tmp_path)
+    assert "damage" in {severity for severity, found in _found(report) if found == name}
+
+
+@pytest.mark.parametrize("how", ["flipped", "of other entries"])
+def test_a_bad_segment(disk: DiskStore, tmp_path: Path, how: str) -> None:
+    name = segment_name(1, 1)
+    if how == "flipped":
+        _change(disk.root / name)
+    else:
+        other = DiskStore(tmp_path / "other")
+        other.put(METADATA_NAME, disk.get(METADATA_NAME))
+        fill(other, 1, RUN)
+        entry = entry_name(1, 5)
+        changed = decode(other.get(entry), store_id=Metadata.read(other).store_id, shard=1, number=5)
+        other.put(entry, encode(type(changed)(**{**vars(changed), "write_id": "another"})))
+        write_missing(Log.open(other, book="counters", shards=2), 1, RUN, lambda: False)
+        disk.put(name, other.get(name))
+    report = _inspect(disk, tmp_path)
+    assert (_found(report), report.sound) == ([("derived", name)], False)
+
+
+def test_a_segment_ahead_of_the_log(disk: DiskStore, tmp_path: Path) -> None:
+    name = segment_name(1, 1 + 5 * RUN)
+    disk.put(name, disk.get(segment_name(1, 1)))
+    assert _found(_inspect(disk, tmp_path)) == [("derived", name)]
+
+
+def test_a_checkpoint_that_is_not_what_the_log_says(disk: DiskStore, tmp_path: Path) -> None:
+    (checkpoint,) = checkpoints(disk, 1)
+    _change(disk.root / checkpoint.name)
+    assert _found(_inspect(disk, tmp_path)) == [("derived", checkpoint.name)]
+    # One that is whole, written from tables that are wrong.
+    disk.delete(checkpoint.name)
+    path = tmp_path / "wrong" / "shard-1.sqlite"
+    path.parent.mkdir()
+    path.write_bytes((disk.root / ".views/0/shard-1.sqlite").read_bytes())
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE counters SET value = value + 1 WHERE name = 'n3'")
+        db.commit()
+    view = View(path, store_id=Metadata.read(disk).store_id, shard=1, book=Counters())
+    written = write_checkpoint(disk, view)
+    view.close()
+    report = _inspect(disk, tmp_path)
+    assert _found(report) == [("derived", written.name)]
+    assert report.findings[0].why == "it differs from the log in counters"
+
+
+def test_a_view_that_is_not_what_the_log_says(disk: DiskStore, tmp_path: Path) -> None:
+    path = disk.root / ".views/0/shard-1.sqlite"
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("DELETE FROM ledger_history WHERE entry = 12")
+        db.commit()
+    assert _found(_inspect(disk, tmp_path)) == [("derived", str(path))]
+
+
+def test_what_is_no_part_of_it(disk: DiskStore, tmp_path: Path) -> None:
+    orphan = Blobs(disk).put("shop", b"nobody's")
+    disk.put("probe/0/a", b"")
+    disk.put("notes.txt", b"")
+    disk.put("log/1/latest", b"")
+    disk.put("zebra/1", b"")
+    report = _inspect(disk, tmp_path)
+    assert report.sound
+    assert sorted(_found(report)) == [
+        ("garbage", "probe/0/a"),
+        ("garbage", orphan.name),
+        ("note", "log/1/latest"),
+        ("note", "notes.txt"),
+        ("note", "zebra/1"),
+    ]
+
+
+def test_what_is_no_store(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path / "store")
+    with pytest.raises(ObjectMissing):
+        _inspect(store, tmp_path)
+    store.put(METADATA_NAME, b"{}")
+    with pytest.raises(Damaged):
+        _inspect(store, tmp_path)
+    whole = Metadata(store_id="0" * 20, book="counters", shards=2, created="")
+    store.put(METADATA_NAME, whole.encode(RESTORING))
+    with pytest.raises(StoreMismatch, match="is being restored"):
+        _inspect(store, tmp_path)
+    with pytest.raises(StoreMismatch, match="is being restored"):
+        open_ledger(store, tmp_path / "view")
