@@ -43,7 +43,7 @@ class Limits(BaseModel):
 class WordSettings(BaseModel):
     """Words: what is kept of them and for how long, what fits."""
 
-    cache_bytes: int = Field(default=256 * 2**20, ge=2**20, description="Most bytes of vectors kept on the device.")
+    cache_bytes: int = Field(default=256 * 2**20, ge=1024, description="Most bytes of vectors kept on the device.")
     max_meanings: int = Field(default=100_000, ge=1, description="Most words whose meaning is kept.")
     max_staleness: timedelta = Field(
         default=timedelta(seconds=1.4),

@@ -1,0 +1,85 @@
+"""Words come, go and move while many requests run: no picture ever carries another's word."""
+
+import io
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pseudoword.channel import Endpoints
+from pseudoword.client import Client, Picture
+from pseudoword.names import VersionName
+
+from diffusion.checkpoint import BaseModel
+from tests.processes import Process
+from tests.service.conftest import System, publisher
+
+_WORDS, _VERSIONS, _REQUESTS = 12, 3, 64
+_CACHE_BYTES = 4096  # eight vectors of the miniature's width: every request evicts another's
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> Iterator[System]:
+    with ExitStack() as stack:
+        registry = stack.enter_context(Process("registry", tmp_path, "--store.address", str(tmp_path / "store")))
+        generation = stack.enter_context(
+            Process(
+                "service",
+                tmp_path,
+                *("--registry.address", registry.address),
+                *("--words.cache-bytes", str(_CACHE_BYTES)),
+                *("--words.max-meanings", "5"),
+            )
+        )
+        endpoints = Endpoints(registry=registry.address, generation=generation.address)
+        client = stack.enter_context(Client(endpoints))
+        yield System(registry=registry, generation=generation, client=client)
+
+
+def pixels(picture: Picture) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(picture.data))).astype(int)
+
+
+def test_no_picture_carries_anothers_word(system: System, model: BaseModel) -> None:
+    publish = publisher(system, model)
+    for number in range(_WORDS * _VERSIONS):
+        publish(f"w{number % _WORDS}", seed=number, vectors=1 + number % 2)
+    stop = threading.Event()
+
+    def swap() -> None:
+        turn = 0
+        while not stop.is_set():
+            turn += 1
+            system.client.set_alias(f"w{turn % _WORDS}", "production", 1 + turn % _VERSIONS)
+
+    def draw(number: int) -> Picture:
+        prompt = f"<w{number % _WORDS}> beside <w{(number * 5 + 1) % _WORDS}@{1 + number % _VERSIONS}>"
+        (picture,) = system.client.draw(
+            prompt, seed=number, steps=3, guidance_scale=(1.0, 4.0)[number % 2], exact=False
+        )
+        return picture
+
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    try:
+        with ThreadPoolExecutor(_REQUESTS) as threads:
+            drawn = list(threads.map(draw, range(_REQUESTS)))
+    finally:
+        stop.set()
+        swapping.join()
+
+    used = set()
+    for number, picture in enumerate(drawn):
+        record = picture.info.record
+        names = [VersionName.parse(word.version) for word in record.words]
+        used.update(names)
+        pinned = " beside ".join(f"<{name.concept}@{name.version}>" for name in names)
+        (alone,) = system.client.draw(
+            pinned, seed=number, steps=3, guidance_scale=record.settings.guidance_scale, exact=True
+        )
+        assert np.abs(pixels(alone) - pixels(picture)).max() <= 1, (number, pinned)
+    assert len(used) > _WORDS
