@@ -151,8 +151,8 @@ class Log:
         if later and self.read(shard, last + 1) is None:
             raise Damaged(entry_name(shard, last + 1), f"it is missing, and {later[0].name!r} exists")
 
-    def settle(self, entry: Entry, stop: Event) -> bool:
-        """Put `entry` until its number is taken. True: by this entry; False: by another writer's.
+    def settle(self, entry: Entry, stop: Event) -> Entry:
+        """Put `entry` until its number is taken, and return the entry that has it: this one or another writer's.
 
         Returns only when the number is settled, however long the store does not answer, so that nothing else is put to
         the shard while this may still land. Raises StoreRefused, ClockSkew when the first try was refused for certain,
@@ -163,11 +163,10 @@ class Log:
         for pause in self._backoff.pauses():
             try:
                 self.store.put_if_absent(name, data)
-                return True
+                return entry
             except ObjectExists:
                 # Taken: by an earlier try of this very put, perhaps.
-                winner = self._winner(entry, stop)
-                return winner.write_id == entry.write_id
+                return self._winner(entry, stop)
             except StoreUnavailable as error:
                 in_doubt = True
                 _logger.warning("entry in doubt", object=name, error=error.message)

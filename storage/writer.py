@@ -5,6 +5,7 @@ them as one entry. Won: keep the view's transaction and answer. Lost: drop it, r
 else is put to the shard until an entry is settled.
 """
 
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -28,6 +29,12 @@ from storage.upkeep import Upkeep
 from storage.view import View
 
 _MAX_ROUNDS = 100
+# A lost race is no sign of a store that is overloaded: who waits for long only loses more of them.
+_LOST = Backoff(first_s=0.002, most_s=0.02)
+# For so long after another writer's entry there may be rivals, and for so long at most they are given way.
+_RIVAL_S = 10.0
+_GIVE_WAY_S = 0.1
+_ALONE = 8
 
 _logger = structlog.get_logger(__name__)
 
@@ -154,6 +161,10 @@ class ShardWriter:
         self._checks: list[Future[None]] = []
         self._stop = Event()
         self._checked_at = float("-inf")
+        self._rival_at = float("-inf")
+        self._won_at = float("-inf")
+        self._put_s = 0.0
+        self._rounds = 0
         self._view: View | None = None
         self._end_checked = False
         metrics.lag.labels(shard).set_function(self.age_s)
@@ -204,6 +215,10 @@ class ShardWriter:
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._commands or self._checks or self._stop.is_set())
+                ready = bool(self._commands)
+            if ready:
+                self._give_way()
+            with self._wake:
                 if self._stop.is_set():
                     break
                 commands = [self._commands.popleft() for _ in range(min(len(self._commands), MAX_MUTATIONS))]
@@ -266,10 +281,7 @@ class ShardWriter:
         """Show what others have put since. True when there was something."""
         view, found = self.view, False
         for entry in entries_after(self._log, self._shard, view.position.entry):
-            if entry.time_us <= view.position.time_us:
-                raise Damaged(entry_name(self._shard, entry.number), "its time is not after that of the entry before")
-            view.replay(entry)
-            self._metrics.replayed.inc()
+            self._follow(entry)
             found = True
             if self._stop.is_set():
                 break
@@ -277,9 +289,31 @@ class ShardWriter:
             self._show()
         return found
 
+    def _follow(self, entry: Entry) -> None:
+        """Show another writer's entry."""
+        if entry.time_us <= self.view.position.time_us:
+            raise Damaged(entry_name(self._shard, entry.number), "its time is not after that of the entry before")
+        self.view.replay(entry)
+        self._metrics.replayed.inc()
+        self._rival_at = time.monotonic()
+
+    def _give_way(self) -> None:
+        """Leave others, if there are any, a moment: who has just won needs one request for its next entry, and who has
+        lost must read the winner first, so that without it the winner would win for ever."""
+        now = time.monotonic()
+        self._rounds += 1
+        if now - self._rival_at < _RIVAL_S:
+            pause_s = random.uniform(0, 2 * self._put_s)
+        elif self._rounds % _ALONE == 0:
+            # One that has never won is not seen.
+            pause_s = 2 * self._put_s
+        else:
+            return
+        self._stop.wait(max(0.0, self._won_at + min(pause_s, _GIVE_WAY_S) - now))
+
     def _commit(self, commands: Sequence[Pending]) -> None:
-        rounds = iter(Backoff().pauses())
-        for _ in range(_MAX_ROUNDS):
+        rounds = iter(_LOST.pauses())
+        for number in range(_MAX_ROUNDS):
             claimed = [pending for pending in commands if not pending.done.done() and pending.claim()]
             batch, rest = self._decide(claimed)
             if not batch.mutations:
@@ -293,11 +327,14 @@ class ShardWriter:
             entry = self._entry(batch)
             try:
                 self._log.clock.check()
-                won = self._log.settle(entry, self._stop)
+                began = time.monotonic()
+                winner = self._log.settle(entry, self._stop)
             except BaseException:
                 self.view.drop()
                 raise
-            if won:
+            if winner.write_id == entry.write_id:
+                self._won_at = time.monotonic()
+                self._put_s = self._won_at - began
                 self._keep(entry, batch)
                 batch.deliver()
                 self._metrics.entry_bytes.observe(batch.bytes)
@@ -307,7 +344,11 @@ class ShardWriter:
             self._metrics.lost.inc()
             self.view.drop()
             _release(claimed)
-            self._catch_up()
+            self._follow(winner)
+            self._show()
+            if number % 2:
+                # Twice in a row: there may be many more.
+                self._catch_up()
             self._stop.wait(next(rounds))
         error = Contention(f"other writers were first {_MAX_ROUNDS} times; try again", shard=str(self._shard))
         return self._fail(commands, (), error)

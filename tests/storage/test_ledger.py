@@ -298,3 +298,20 @@ async def test_closing_in_doubt_says_so(tmp_path: Path) -> None:
 def test_tenants_stay_in_their_shard() -> None:
     # Written down: a change would tear every store in use apart.
     assert [shard_of(tenant, 16) for tenant in ("default", "shop", "mara", "t1")] == [13, 13, 14, 10]
+
+
+async def test_no_replica_is_starved_by_one_that_always_wins(store: ObjectStore, tmp_path: Path) -> None:
+    """Three replicas, four clients each that ask again as soon as they are answered."""
+    ledgers = [open_ledger(store, tmp_path / f"view-{number}") for number in range(3)]
+    commits = [0, 0, 0]
+
+    async def client(number: int, name: str) -> None:
+        while sum(commits) < 600:
+            await add(ledgers[number], Add(name="a", amount=1), f"{name}-{sum(commits)}-{commits[number]}")
+            commits[number] += 1
+
+    await asyncio.gather(*(client(number, f"{number}.{c}") for number in range(3) for c in range(4)))
+    assert min(commits) > 40, commits
+    assert await _value(ledgers[0]) == sum(commits)
+    for ledger in ledgers:
+        await ledger.close()
