@@ -80,18 +80,24 @@ class _Endpoint:
     def __init__(self, address: str, settings: DenoiserSettings, credentials: grpc.ChannelCredentials | None) -> None:
         self.address = address
         self.rests_until = 0.0
-        options = [
+        self._credentials = credentials
+        self._options = [
             ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
             ("grpc.keepalive_time_ms", int(settings.keepalive_s * 1000)),
             ("grpc.keepalive_timeout_ms", 5_000),
-            # A server that is started again is found within a second; gRPC's own pauses grow to two minutes.
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1_000),
-            # Two denoisers in one process must not share a connection: one that is broken is then broken for one.
+            # Without it a new channel would take over the connection of the broken one, and its pauses.
             ("grpc.use_local_subchannel_pool", 1),
         ]
-        self.client: Any = InferenceServerClient(address, creds=credentials, channel_args=options)
+        self.connect()
+
+    def connect(self) -> None:
+        """Begins anew with a connection of its own.
+
+        A channel whose connection broke fails calls with its last error until it has tried again, which it puts off
+        for longer and longer; a new one asks the server. Calls under way keep the old one, which closes behind them.
+        """
+        self.client: Any = InferenceServerClient(self.address, creds=self._credentials, channel_args=self._options)
 
     @property
     def resting(self) -> bool:
@@ -162,6 +168,7 @@ class TritonDenoiser:
                     break
                 if failure.reason != "DENOISER_OVERLOADED":
                     endpoint.rests_until = time.monotonic() + self._settings.rest_s
+                    endpoint.connect()
         raise failure
 
     def _attempts(self) -> Iterator[_Endpoint]:
@@ -217,6 +224,7 @@ class TritonDenoiser:
                 if error.status() in _FINAL:
                     raise SettingsError(f"Triton at {endpoint.address}: {error.message()}") from None
                 failure = error
+                endpoint.connect()
                 continue
             found[endpoint.address] = self._check(endpoint.address, answer.config)
         if not found:

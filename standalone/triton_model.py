@@ -27,8 +27,8 @@ class TritonPythonModel:
         self._device = torch.device(f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu")
         kinds = {given["name"]: given["data_type"] for given in config["input"]}
         folder = Path(args["model_repository"]) / args["model_version"] / "unet"
-        unet = UNet2DConditionModel.from_pretrained(folder, use_safetensors=True)
-        self._unet = unet.to(self._device, _DTYPES[kinds["latents"]]).eval().requires_grad_(False)
+        unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=_DTYPES[kinds["latents"]], use_safetensors=True)
+        self._unet = unet.to(self._device).eval().requires_grad_(False)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response a request, in order. Triton hands over requests of one shape, and does not join them itself
