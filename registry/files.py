@@ -3,10 +3,10 @@
 layout      tensors of the file
 native      one for each encoder, under the encoder's name: what is stored
 diffusers   one; its name becomes the token
-kohya       emb_params                 Stable Diffusion 1.x, 2.x
-onetrainer  emp_params (sic)           Stable Diffusion 1.x
-comfyui     clip_l, clip_g, t5xxl      also A1111's and kohya's for SDXL
-a1111       a pickle, which is never read here
+kohya       emb_params                 Stable Diffusion 1.x, 2.x; clip_l and clip_g for SDXL
+onetrainer  emp_params (sic)           Stable Diffusion 1.x; clip_l and clip_g for SDXL
+comfyui     clip_l, clip_g, t5xxl      also A1111's for SDXL
+a1111       a pickle, which registry/pickles.py reads: emb_params, or clip_l and clip_g
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
 from rpc.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from rpc.validate import Violations
-from storage.tensors import Vectors, is_pickle, write_tensors
+from storage.tensors import Vectors, write_tensors
 
 Version = resources_pb2.Version
 Format: TypeAlias = "registry_pb2.EmbeddingFormat.ValueType"
@@ -78,14 +78,9 @@ def check_format(found: Violations, layout: Format) -> None:
         found.add("format", f"{layout} is no format of embeddings")
 
 
-def refuse_pickle(data: bytes, layout: Format) -> None:
-    """Raises Unimplemented for A1111's .pt and everything else that torch.save wrote."""
-    if layout == A1111 or is_pickle(data):
-        raise Unimplemented(
-            "importing A1111's .pt is not built yet: it is a pickle, and nothing unpickles it here; export the word as "
-            "safetensors",
-            metadata={"part": "A1111 .pt import"},
-        )
+def is_a1111(tensors: Mapping[str, Vectors]) -> bool:
+    """Whether a pickle's tensors are named as in A1111's files."""
+    return set(tensors) == {"emb_params"} or any(set(order) == set(tensors) for order in _COMFYUI)
 
 
 def recognise(tensors: Mapping[str, Vectors], layout: Format) -> tuple[Format, dict[str, Vectors]]:
@@ -98,7 +93,9 @@ def recognise(tensors: Mapping[str, Vectors], layout: Format) -> tuple[Format, d
         layout = _layout_of(names)
     if layout == NATIVE and all(_ENCODER.fullmatch(name) for name in names):
         return layout, dict(tensors)
-    if layout == COMFYUI:
+    if layout == A1111 and len(names) == 1:
+        return layout, {FIRST_ENCODER: tensors[names.pop()]}
+    if layout == COMFYUI or (layout in (A1111, *_ONE_TENSOR) and len(names) > 1):
         order = next((order for order in _COMFYUI if set(order) == names), None)
         if order is not None:
             return layout, {_encoder(index): tensors[name] for index, name in enumerate(order)}
@@ -183,12 +180,12 @@ def export(stored: bytes, tensors: Mapping[str, Vectors], version: Version, layo
 
 
 def _exported_name(layout: Format, encoder: str, name: VersionName, tensors: Mapping[str, Vectors]) -> str:
-    if layout == COMFYUI:
+    if layout == COMFYUI or (layout in _ONE_TENSOR and len(tensors) > 1):
         dimensions = tensors[encoder].shape[1]
         found = [key for key, known in _COMFYUI_DIMENSIONS.items() if known == dimensions]
         if found:
             return found[0]
-        why = f"its encoder {encoder} has {dimensions} dimensions, and ComfyUI's have 768, 1280 or 4096"
+        why = f"its encoder {encoder} has {dimensions} dimensions, and the layout's have 768, 1280 or 4096"
     elif len(tensors) == 1:
         return f"<{name.concept}>" if layout == DIFFUSERS else _ONE_TENSOR[layout]
     else:

@@ -10,6 +10,7 @@ from pseudoword.registry.v1.registry_pb2_grpc import (
 from registry.catalogue.book import RegistryBook
 from registry.catalogue.commands import Quotas
 from registry.desk import Desk
+from registry.pickles import Pickles
 from registry.rpcs.aliases import AliasRpcs
 from registry.rpcs.concepts import ConceptRpcs
 from registry.rpcs.embeddings import EmbeddingRpcs
@@ -69,7 +70,12 @@ class Registry:
             raise
         try:
             desk = Desk(self._ledger, Blobs(self._store), settings.commit_timeout)
-            servicer = RegistryServicer(desk, keep_deleted=settings.keep_deleted, draining=self.server.draining)
+            servicer = RegistryServicer(
+                desk,
+                pickles=Pickles(allowed=settings.import_pickles),
+                keep_deleted=settings.keep_deleted,
+                draining=self.server.draining,
+            )
             self.server.add(add_RegistryServiceServicer_to_server, servicer, SERVICE)
             await self.server.start()
             self.server.mark_ready()

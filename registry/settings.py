@@ -31,6 +31,10 @@ class RegistrySettings(Settings):
     keep_deleted: timedelta = Field(
         default=timedelta(days=30), description="How long a soft-deleted concept is kept before it may be purged"
     )
+    import_pickles: bool = Field(
+        default=False,
+        description="Whether ImportVersion reads A1111's .pt, which is a pickle: by a child process without rights",
+    )
     commit_timeout: timedelta = Field(
         default=timedelta(seconds=30), description="Longest wait for a commit of a call that has no deadline"
     )

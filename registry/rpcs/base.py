@@ -7,6 +7,7 @@ from typing import Any
 from pseudoword.names import InvalidName
 
 from registry.desk import Context, Desk
+from registry.pickles import Pickles
 from rpc.identity import Principal, Role, current_principal
 from rpc.validate import Violations
 
@@ -19,8 +20,9 @@ class Rpcs:
     A soft-deleted concept may be purged after `keep_deleted`; watches end when `draining` is set.
     """
 
-    def __init__(self, desk: Desk, *, keep_deleted: timedelta, draining: asyncio.Event) -> None:
+    def __init__(self, desk: Desk, *, pickles: Pickles, keep_deleted: timedelta, draining: asyncio.Event) -> None:
         self._desk = desk
+        self._pickles = pickles
         self._keep_deleted = keep_deleted
         self._draining = draining
 

@@ -1,8 +1,8 @@
 """Versions: published, imported, read, yanked."""
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from storage.errors import (
     RequestIdReused,
     TensorsInvalid,
 )
-from storage.tensors import Vectors, read_tensors, tensors_digest, write_tensors
+from storage.tensors import Vectors, is_pickle, read_tensors, tensors_digest, write_tensors
 
 _FIELDS = {
     "state": Field(kind=Kind.ENUM, sql="state", values=tuple(resources_pb2.Version.State.keys())),
@@ -102,14 +102,22 @@ class VersionRpcs(Rpcs):
         checks.base_model(found, "base_model", request.base_model)
         files.check_format(found, request.format)
         mutation(found, request)
-        files.refuse_pickle(request.data, request.format)
-        layout, tensors = files.recognise(await _read(request.data, "data"), request.format)
+        layout, tensors = files.recognise(*await self._read_import(request))
         files.fill_encoders(found, "base_model", described.base_model, tensors)
         found.raise_if_any()
         described.provenance.origin = resources_pb2.Provenance.ORIGIN_IMPORTED
         described.provenance.imported_format = files.NAMES[layout]
         publication = Publication(parent=parent, create=create, described=described, tensors=tensors)
         return await self._publish(publication, request, context)
+
+    async def _read_import(self, request: registry_pb2.ImportVersionRequest) -> tuple[dict[str, Vectors], files.Format]:
+        """The tensors of the file, and the layout that they are to have."""
+        if request.format != files.A1111 and not is_pickle(request.data):
+            return await _read(request.data, "data"), request.format
+        with _told("data"):
+            tensors = await self._pickles.read(request.data)
+        # Unless the caller knows better: diffusers' learned_embeds.bin has its token's name.
+        return tensors, files.A1111 if files.is_a1111(tensors) else request.format or files.DIFFUSERS
 
     async def _publish(self, publication: Publication, request: Any, context: Context) -> resources_pb2.Version:
         """The vectors and what is long are written first, then the entry that names them."""
@@ -259,8 +267,15 @@ def _summary(described: resources_pb2.Version) -> resources_pb2.Version:
 
 
 async def _read(data: bytes, field: str) -> dict[str, Vectors]:
-    try:
+    with _told(field):
         return await asyncio.to_thread(read_tensors, data)
+
+
+@contextmanager
+def _told(field: str) -> Iterator[None]:
+    """What is wrong with the vectors is the fault of this field of the request."""
+    try:
+        yield
     except TensorsInvalid as error:
         message = f"the file cannot be used: {error.message}"
         raise InvalidArgument(message, reason=error.reason, violations=[(field, error.message)]) from None
