@@ -20,6 +20,7 @@ from registry.rpcs.tenants import TenantRpcs
 from registry.rpcs.versions import VersionRpcs
 from registry.rpcs.watch import WatchRpcs
 from registry.settings import RegistrySettings
+from registry.signatures import SignaturePolicy
 from rpc.server import Server
 from rpc.stores import open_fit_store, open_ledger
 from rpc.table import STORAGE
@@ -59,6 +60,7 @@ class Registry:
     async def __aenter__(self) -> "Registry":
         """Probes the store, opens the ledger, serves. Raises SettingsError, also for a store that is not fit."""
         settings = self._settings
+        signatures = SignaturePolicy.of(settings.signatures)
         self._store = await asyncio.to_thread(open_fit_store, settings.store, settings.s3)
         try:
             book = RegistryBook(Quotas(**settings.quotas.model_dump()))
@@ -72,6 +74,7 @@ class Registry:
             desk = Desk(self._ledger, Blobs(self._store), settings.commit_timeout)
             servicer = RegistryServicer(
                 desk,
+                signatures=signatures,
                 pickles=Pickles(allowed=settings.import_pickles),
                 keep_deleted=settings.keep_deleted,
                 draining=self.server.draining,

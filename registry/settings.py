@@ -2,8 +2,9 @@
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from rpc.settings import ServerSettings, Settings
 from rpc.stores import S3Settings, StoreSettings
@@ -21,6 +22,23 @@ class QuotaSettings(BaseModel, frozen=True, extra="forbid"):
     )
 
 
+class SignatureSettings(BaseModel, frozen=True, extra="forbid"):
+    """Who must have signed what is published."""
+
+    keys: Path | None = Field(
+        default=None,
+        description="TOML file of Ed25519 public keys; with one, every signature of a published version must be by one "
+        "of them",
+    )
+    required: bool = Field(default=False, description="Whether a version without a signature is refused; needs keys")
+
+    @model_validator(mode="after")
+    def _required_needs_keys(self) -> Self:
+        if self.required and self.keys is None:
+            raise ValueError("required needs keys")
+        return self
+
+
 class RegistrySettings(Settings):
     """Registry: every version of every word, in a folder or an S3 bucket."""
 
@@ -31,6 +49,7 @@ class RegistrySettings(Settings):
     keep_deleted: timedelta = Field(
         default=timedelta(days=30), description="How long a soft-deleted concept is kept before it may be purged"
     )
+    signatures: SignatureSettings = SignatureSettings()
     import_pickles: bool = Field(
         default=False,
         description="Whether ImportVersion reads A1111's .pt, which is a pickle: by a child process without rights",

@@ -8,6 +8,7 @@ from pseudoword.names import InvalidName
 
 from registry.desk import Context, Desk
 from registry.pickles import Pickles
+from registry.signatures import SignaturePolicy
 from rpc.identity import Principal, Role, current_principal
 from rpc.validate import Violations
 
@@ -20,8 +21,17 @@ class Rpcs:
     A soft-deleted concept may be purged after `keep_deleted`; watches end when `draining` is set.
     """
 
-    def __init__(self, desk: Desk, *, pickles: Pickles, keep_deleted: timedelta, draining: asyncio.Event) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        *,
+        pickles: Pickles,
+        signatures: SignaturePolicy,
+        keep_deleted: timedelta,
+        draining: asyncio.Event,
+    ) -> None:
         self._desk = desk
+        self._signatures = signatures
         self._pickles = pickles
         self._keep_deleted = keep_deleted
         self._draining = draining

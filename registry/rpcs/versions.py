@@ -122,6 +122,7 @@ class VersionRpcs(Rpcs):
     async def _publish(self, publication: Publication, request: Any, context: Context) -> resources_pb2.Version:
         """The vectors and what is long are written first, then the entry that names them."""
         described = publication.described
+        self._signatures.check(described.signatures, tensors_digest(publication.tensors))
         data = write_tensors(publication.tensors)
         record = described.SerializeToString(deterministic=True) if _has_record(described) else b""
         for _ in range(_UPLOADS):
