@@ -84,7 +84,8 @@ def connect(triton: Triton, local: BaseModel) -> Iterator[Connect]:
     made: list[TritonDenoiser] = []
 
     def make(spec: ModelSpec = local.spec, **settings: Any) -> TritonDenoiser:
-        made.append(TritonDenoiser(spec, DenoiserSettings(**(_ON | {"endpoints": triton.address} | settings))))
+        on: dict[str, Any] = {"kind": "triton", "start_s": 0, "endpoints": triton.address}
+        made.append(TritonDenoiser(spec, DenoiserSettings(**(on | settings))))
         return made[-1]
 
     yield make
@@ -92,13 +93,10 @@ def connect(triton: Triton, local: BaseModel) -> Iterator[Connect]:
         denoiser.close()
 
 
-_ON: Mapping[str, Any] = {"kind": "triton", "start_s": 0}
-
-
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:
     """The relative difference of two tensors."""
     assert one.shape == other.shape
-    return ((one - other).norm() / one.norm()).item()
+    return float((one - other).norm() / one.norm())
 
 
 @pytest.fixture(scope="session")
@@ -108,20 +106,22 @@ def vectors(local: BaseModel) -> Mapping[WordRef, torch.Tensor]:
     return {WordRef(None, "rex"): torch.randn(2, local.spec.encoders[0].dims, generator=generator) * 0.05}
 
 
-Batch = Callable[..., Mapping[str, torch.Tensor]]
+Batch = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 @pytest.fixture(scope="session")
 def batch(local: BaseModel) -> Batch:
-    """batch(rows=..., cells=..., seed=...) makes arguments of predict."""
+    """batch(rows=..., cells=..., seed=...) makes what predict takes: inputs, timesteps, hidden."""
     return partial(_batch, local)
 
 
-def _batch(model: BaseModel, *, rows: int = 2, cells: int = 16, seed: int = 0) -> Mapping[str, torch.Tensor]:
+def _batch(
+    model: BaseModel, *, rows: int = 2, cells: int = 16, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     encoder = model.spec.encoders[0]
-    return {
-        "inputs": torch.randn(rows, model.spec.latent_channels, cells, cells, generator=generator),
-        "timesteps": torch.randint(0, 1000, (rows,), generator=generator).float(),
-        "hidden": torch.randn(rows, encoder.length, encoder.dims, generator=generator),
-    }
+    return (
+        torch.randn(rows, model.spec.latent_channels, cells, cells, generator=generator),
+        torch.randint(0, 1000, (rows,), generator=generator).float(),
+        torch.randn(rows, encoder.length, encoder.dims, generator=generator),
+    )

@@ -13,7 +13,7 @@ import grpc
 
 from tests.conftest import free_port
 
-_START_S = 150.0
+_START_S = 300.0
 TLS = Path(__file__).parents[1] / "rpc" / "tls"
 
 

@@ -33,7 +33,7 @@ def test_both_show_certificates(guarded: Triton, local: BaseModel, batch: Batch)
     cert, key = TLS / "cert.pem", TLS / "key.pem"
     denoiser = TritonDenoiser(local.spec, settings(guarded, ca=cert, cert=cert, key=key))
     asked = batch(rows=3)
-    assert distance(local.denoiser.predict(**asked), denoiser.predict(**asked)) < BF16
+    assert distance(local.denoiser.predict(*asked), denoiser.predict(*asked)) < BF16
     denoiser.close()
 
 
