@@ -25,7 +25,7 @@ async def commit(
     remaining_s = context.time_remaining()
     timeout_s = longest.total_seconds()
     if remaining_s is not None:
-        timeout_s = max(0.0, min(timeout_s, remaining_s - min(0.25, remaining_s / 5)))
+        timeout_s = max(0.0, min(timeout_s, remaining_s - min(1.0, remaining_s / 5)))
     return await ledger.commit(
         shard,
         command,

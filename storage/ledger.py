@@ -162,6 +162,9 @@ class Ledger(Generic[C]):
         """
         after.check(self.store_id, shard)
         found, now = await self.read(shard, lambda db: changes_after(db, after, limit), max_staleness=max_staleness)
+        if after.place > now.place and max_staleness is not None:
+            # Told by another replica, perhaps, which this view is only behind.
+            found, now = await self.read(shard, lambda db: changes_after(db, after, limit))
         if after.place > now.place:
             raise RevisionAhead(f"revision {after} is ahead of the log, which is at {now}", revision=str(after))
         return found, found[-1].revision if len(found) == limit else now

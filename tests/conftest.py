@@ -83,7 +83,7 @@ def minio_server(minio_binary: Path, tmp_path_factory: pytest.TempPathFactory) -
         )
     try:
         access = S3Access(endpoint=f"127.0.0.1:{port}", access_key=key, secret_key=secret, secure=False)
-        _make_bucket(access, "words", server, folder / "log")
+        make_bucket(access, "words", server, folder / "log")
         yield Minio(access=access, bucket="words")
     finally:
         server.kill()
@@ -128,7 +128,7 @@ def free_port() -> int:
         return port
 
 
-def _make_bucket(access: S3Access, bucket: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
+def make_bucket(access: S3Access, bucket: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
     pool = urllib3.PoolManager(retries=False, timeout=5)
     client = minio.Minio(
         endpoint=access.endpoint,

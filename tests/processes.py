@@ -73,6 +73,11 @@ class Process:
         self.signal(signal.SIGTERM)
         return self.wait()
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def wait(self) -> int:
         assert self._process is not None
         return self._process.wait(_STOP_S)

@@ -149,7 +149,7 @@ for name, what in tries.items():
 async def test_imported_when_it_is_switched_on(start: Start) -> None:
     stub = await (await start(import_pickles=True)).call()
 
-    def importing(data: bytes, layout: int = rpc.EMBEDDING_FORMAT_UNSPECIFIED) -> Any:
+    def importing(data: bytes, layout: "rpc.EmbeddingFormat.ValueType" = rpc.EMBEDDING_FORMAT_UNSPECIFIED) -> Any:
         return stub.ImportVersion(rpc.ImportVersionRequest(parent=REX, data=data, format=layout, create_concept=True))
 
     made = await importing(_a1111(_vectors(2, 768)))

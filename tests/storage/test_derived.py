@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -133,15 +134,18 @@ async def test_the_writer_of_a_runs_last_entry_copies_it(
     await asleep.close()
 
 
+def _has_checkpoint(store: DiskStore, entry: int) -> bool:
+    return entry in {found.entry for found in checkpoints(store, 1)}
+
+
 async def test_superseded_checkpoints_are_removed(tmp_path: Path, eventually: Eventually) -> None:
     store = DiskStore(tmp_path / "store")
     for life in range(4):
         fill(store, 1, RUN, first=1 + life * RUN)
         ledger = open_ledger(store, tmp_path / f"view-{life}")
         await ledger.read(1, lambda db: None)
-        await asyncio.to_thread(
-            eventually, lambda upto=(life + 1) * RUN: upto in {found.entry for found in checkpoints(store, 1)}
-        )
+        upto = (life + 1) * RUN
+        await asyncio.to_thread(eventually, partial(_has_checkpoint, store, upto))
         await ledger.close()
     assert [checkpoint.entry for checkpoint in checkpoints(store, 1)] == [3 * RUN, 4 * RUN]
     assert len(segments(store, 1)) == 4

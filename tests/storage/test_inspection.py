@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from storage.blobs import Blobs
-from storage.checkpoints import checkpoints
+from storage.checkpoints import checkpoints, write_checkpoint
 from storage.disk import DiskStore
 from storage.entry import decode, encode, entry_name
 from storage.errors import Damaged, ObjectMissing, StoreMismatch
@@ -18,7 +18,6 @@ from storage.inspection import Inspection
 from storage.log import METADATA_NAME, RESTORING, Log, Metadata
 from storage.report import Report
 from storage.segments import RUN, segment_name, write_missing
-from storage.upkeep import write_checkpoint
 from storage.view import View
 from tests.storage.counters import Add, Counters, add, fill, open_ledger
 

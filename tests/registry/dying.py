@@ -1,0 +1,168 @@
+"""`python -m tests.registry.dying FOLDER`: a registry that is killed at its k-th write, for every k there is.
+
+Each life is a forked process. A line of JSON on standard output for each death: at which write and on which side of it,
+what an inspection found afterwards, what the same requests asked again were answered, what an inspection found then.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import grpc.aio
+from pseudoword.registry.v1 import registry_pb2 as rpc
+from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
+
+from registry.catalogue.book import RegistryBook
+from registry.catalogue.commands import Quotas
+from registry.server import Registry
+from rpc import stores
+from standalone.fsck import _vectors
+from standalone.gc import _collect
+from storage.blobs import Blobs
+from storage.disk import DiskStore
+from storage.errors import ObjectMissing
+from storage.inspection import Inspection
+from storage.objects import ObjectStore
+from tests.conftest import Place
+from tests.registry.asking import REX, pointing, publishing, version
+from tests.registry.conftest import settings_of
+
+PRODUCTION = f"{REX}/aliases/production"
+
+
+class Dying(DiskStore):
+    """Kills its process at write `at`, counted from 1: before it is made, or after it and before anybody knows."""
+
+    def __init__(self, root: Path, at: int, *, after: bool) -> None:
+        super().__init__(root)
+        self._at = at
+        self._after = after
+        self._writes = 0
+        self._lock = Lock()
+
+    def put_if_absent(self, name: str, data: bytes) -> None:
+        self._write(name, lambda: super(Dying, self).put_if_absent(name, data))
+
+    def put(self, name: str, data: bytes) -> None:
+        self._write(name, lambda: super(Dying, self).put(name, data))
+
+    def delete(self, name: str) -> None:
+        self._write(name, lambda: super(Dying, self).delete(name))
+
+    def _write(self, name: str, write: Callable[[], None]) -> None:
+        if name.startswith("probe/"):
+            return write()
+        with self._lock:
+            self._writes += 1
+            last = self._writes == self._at
+            if last and not self._after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            write()
+            if last:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return None
+
+
+async def _ask(stub: Any) -> list[Any]:
+    """One request of each kind, under request ids, so that they can be asked again."""
+    described = version()
+    described.provenance.recipe_json = "{}"
+    requests = [
+        ("PublishVersion", publishing(1.0, version=described, request_id="one")),
+        ("PublishVersion", publishing(2.0, request_id="two")),
+        ("SetAlias", pointing("production", 1, request_id="three")),
+        ("SetAlias", pointing("production", 2, request_id="four")),
+        ("RollbackAlias", rpc.RollbackAliasRequest(name=PRODUCTION, request_id="five")),
+        ("YankVersion", rpc.YankVersionRequest(name=f"{REX}/versions/2", request_id="six")),
+        ("PublishVersion", publishing(3.0, parent=f"{REX}2", request_id="seven")),
+        ("DeleteConcept", rpc.DeleteConceptRequest(name=f"{REX}2", request_id="eight")),
+        ("PurgeConcept", rpc.PurgeConceptRequest(name=f"{REX}2", force=True, request_id="nine")),
+    ]
+    answers = [await getattr(stub, name)(request) for name, request in requests]
+    return [getattr(answer, "name", "") or getattr(answer, "version", "") for answer in answers]
+
+
+async def _live(root: Path, store: ObjectStore) -> list[Any]:
+    """A registry's life on `store`, and two runs of the collector."""
+
+    def opened(*_: object) -> ObjectStore:
+        return store
+
+    stores.open_store = opened  # type: ignore[attr-defined, assignment]
+    place = Place(address=str(root), access=None)
+    async with Registry(settings_of(place)) as registry, grpc.aio.insecure_channel(registry.server.address) as channel:
+        answers = await _ask(RegistryServiceStub(channel))
+    Blobs(DiskStore(root)).put("shop", b"of a publisher that died long ago")
+    for _ in range(2):
+        await _collect(store, timedelta(0), dry_run=False)
+    return answers
+
+
+def _forked(work: Callable[[], Any]) -> int:
+    """The exit status of a process that does `work`; negative: the signal that killed it."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _inspect(root: Path) -> list[list[str]]:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            inspection = Inspection(
+                DiskStore(root), {"registry": RegistryBook(Quotas())}, Path(folder), vectors=_vectors
+            )
+        except ObjectMissing:
+            return []
+        return [[found.severity, found.object, found.why] for found in inspection.run().findings]
+
+
+def _death(root: Path, at: int, *, after: bool) -> dict[str, Any] | None:
+    """What came of a death; None when there is no such write."""
+    status = _forked(lambda: asyncio.run(_live(root, Dying(root, at, after=after))))
+    if status == 0:
+        return None
+    told = root.with_suffix(".json")
+
+    def again() -> None:
+        answers = asyncio.run(_live(root, DiskStore(root)))
+        told.write_text(json.dumps(answers))
+
+    left = _inspect(root)
+    recovered = _forked(again)
+    answers = json.loads(told.read_text()) if told.exists() else None
+    found = {"at": at, "after": after, "status": status, "left": left, "recovered": recovered}
+    return found | {"answers": answers, "then": _inspect(root)}
+
+
+def main(folder: Path) -> None:
+    for after in (False, True):
+        at = 1
+        while True:
+            root = folder / f"{at}-{'after' if after else 'before'}"
+            found = _death(root, at, after=after)
+            shutil.rmtree(root, ignore_errors=True)
+            if found is None:
+                break
+            sys.stdout.write(json.dumps(found) + "\n")
+            at += 1
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,208 @@
+"""What goes wrong around a registry, and what its callers see of that."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+from pseudoword.errors import PseudowordError
+from pseudoword.registry.v1 import registry_pb2 as rpc
+from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
+
+from storage.s3 import S3Access
+from tests.conftest import ROOT, Place, free_port, make_bucket
+from tests.processes import Process
+from tests.registry.asking import REX, SHOP, pointing, publish, publishing
+from tests.registry.conftest import Start
+
+WRITERS = 16
+
+
+async def _outcomes(calls: Any) -> Counter[str]:
+    """How many of the calls had each outcome: OK, or an error's reason."""
+
+    async def one(call: Any) -> str:
+        try:
+            await call
+        except grpc.aio.AioRpcError as error:
+            return str(PseudowordError.from_call(error).reason)
+        return "OK"
+
+    return Counter(await asyncio.gather(*(one(call) for call in calls)))
+
+
+async def test_sixteen_writers_on_three_replicas(place: Place, start: Start) -> None:
+    """One winner per create, no lost update, no number twice."""
+    stubs = [await (await start()).call() for _ in range(3)]
+    writers = [stubs[number % 3] for number in range(WRITERS)]
+    for name in ("rex", "mara", "chair"):
+        create = rpc.CreateConceptRequest(parent=SHOP, concept_id=name)
+        assert await _outcomes(stub.CreateConcept(create) for stub in writers) == {"OK": 1, "CONCEPT_EXISTS": 15}
+
+    async def publishing_some(number: int) -> list[int]:
+        found = [await writers[number].PublishVersion(publishing(number * 10.0 + step)) for step in range(3)]
+        return [published.number for published in found]
+
+    numbers = await asyncio.gather(*(publishing_some(number) for number in range(WRITERS)))
+    assert sorted(chain.from_iterable(numbers)) == list(range(1, WRITERS * 3 + 1))
+    assert all(mine == sorted(mine) for mine in numbers)
+    aliases = [
+        stub.SetAlias(pointing("production", number, create_only=True)) for number, stub in enumerate(writers, start=1)
+    ]
+    outcomes = await _outcomes(aliases)
+    assert (outcomes["OK"], sum(outcomes.values())) == (1, WRITERS)
+
+    async def count(stub: Any) -> int:
+        """Adds 1 to a label, reading it again whenever another was faster; gives how often that was."""
+        races = 0
+        while True:
+            concept = await stub.GetConcept(rpc.GetConceptRequest(name=REX))
+            concept.labels["count"] = str(int(concept.labels.get("count", "0")) + 1)
+            update = rpc.UpdateConceptRequest(concept=concept, update_mask=FieldMask(paths=["labels"]))
+            try:
+                await stub.UpdateConcept(update)
+            except grpc.aio.AioRpcError as error:
+                assert PseudowordError.from_call(error).reason in ("ETAG_MISMATCH", "CONTENTION")
+                races += 1
+            else:
+                return races
+
+    races = await asyncio.gather(*(count(stub) for stub in writers))
+    assert sum(races) > 0
+    for stub in stubs:
+        concept = await stub.GetConcept(rpc.GetConceptRequest(name=REX))
+        assert concept.labels["count"] == str(WRITERS)
+
+
+async def test_a_watcher_moved_between_replicas_misses_nothing(place: Place, start: Start) -> None:
+    replicas = [await start() for _ in range(3)]
+    stubs = [await replica.call() for replica in replicas]
+    await publish(stubs[0])
+    token = (await stubs[0].ListVersions(rpc.ListVersionsRequest(parent=REX))).revision
+    seen: list[int] = []
+    lives = 0
+
+    async def watcher() -> None:
+        nonlocal token, lives
+        while len(seen) < 60:
+            # Cut off in the middle of everything, and on with the next replica, which may be behind.
+            watch = stubs[lives % 3].WatchEvents(rpc.WatchEventsRequest(parent=SHOP, resume_token=token))
+            lives += 1
+            for _ in range(1 + lives % 5):
+                message = await watch.read()
+                token = message.resume_token
+                if message.WhichOneof("message") == "event":
+                    seen.append(int(message.event.resource.rsplit("/", 1)[1]))
+            watch.cancel()
+
+    watching = asyncio.create_task(watcher())
+    for step in range(60):
+        await stubs[step % 3].PublishVersion(publishing(step + 2.0))
+    await watching
+    assert lives > 10
+    assert seen == list(range(2, len(seen) + 2))
+
+
+def test_killed_at_every_write(tmp_path: Path) -> None:
+    """SIGKILL before and after each write of a registry and of the collector, one at a time."""
+    command = [sys.executable, "-m", "tests.registry.dying", str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170, check=False)
+    deaths = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    # store.json; nine requests with four blobs; what the collector condemns and deletes: the orphan and a purged blob.
+    writes = 1 + 9 + 4 + 1 + 2
+    assert [(death["at"], death["after"]) for death in deaths] == [
+        (at, after) for after in (False, True) for at in range(1, writes + 1)
+    ]
+    usual = deaths[0]["answers"]
+    assert usual[0].endswith("versions/1")
+    for death in deaths:
+        assert death["status"] == -9, death
+        # Never anything but uploads without an entry; and the next server goes on as if nothing had been.
+        assert {severity for severity, _, _ in death["left"]} <= {"garbage"}, death
+        assert (death["recovered"], death["answers"]) == (0, usual), death
+        assert death["then"] == [], death
+
+
+class OwnMinio:
+    """A MinIO of this test alone, which can be killed and started again on its data."""
+
+    def __init__(self, binary: Path, folder: Path) -> None:
+        self._command = [str(binary), "server", "--quiet", "--address"]
+        self._folder = folder
+        port = free_port()
+        self._command += [f"127.0.0.1:{port}", str(folder / "data")]
+        self.access = S3Access(
+            endpoint=f"127.0.0.1:{port}", access_key="test-access", secret_key="s" * 20, secure=False
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "subprocess.Popen[bytes]":
+        keys = {"MINIO_ROOT_USER": "test-access", "MINIO_ROOT_PASSWORD": "s" * 20, "MINIO_BROWSER": "off"}
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(self._command, env=os.environ | keys, stdout=log, stderr=log)
+        return self._process
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+async def test_the_store_goes_away_and_comes_back(minio_binary: Path, start: Start, tmp_path: Path) -> None:
+    minio = OwnMinio(minio_binary, tmp_path)
+    process = minio.start()
+    try:
+        await asyncio.to_thread(make_bucket, minio.access, "words", process, tmp_path / "log")
+        access = minio.access
+        s3 = {"endpoint": access.endpoint, "access_key": access.access_key, "secret_key": access.secret_key}
+        environment = {f"PSEUDOWORD_S3__{key.upper()}": str(value) for key, value in s3.items()}
+        environment |= {"PSEUDOWORD_STORE": "s3://words", "PSEUDOWORD_S3__SECURE": "false"}
+        environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        with Process("registry", tmp_path, environment=environment) as registry:
+            async with grpc.aio.insecure_channel(registry.address) as channel:
+                stub: Any = RegistryServiceStub(channel)
+                await publish(stub, 2)
+                minio.kill()
+                request = publishing(3.0, request_id="meanwhile")
+                for call in (
+                    stub.GetVersion(rpc.GetVersionRequest(name=f"{REX}/versions/1"), timeout=20),
+                    stub.PublishVersion(request, timeout=3),
+                    stub.SetAlias(pointing("production", 1, request_id="alias"), timeout=3),
+                ):
+                    with pytest.raises(grpc.aio.AioRpcError) as failure:
+                        await call
+                    error = PseudowordError.from_call(failure.value)
+                    assert error.code.name == "UNAVAILABLE", error.message
+                    assert error.retry_after is not None, error.message
+                # What may be a little old is served from the view.
+                old = rpc.GetConceptRequest(name=REX)
+                old.max_staleness.FromSeconds(600)
+                assert (await stub.GetConcept(old)).version_count == 2
+                process = minio.start()
+                await asyncio.to_thread(_wait_for, minio.access)
+                assert (await stub.PublishVersion(request, timeout=60)).number == 3
+                moved = await stub.SetAlias(pointing("production", 1, request_id="alias"), timeout=60)
+                assert moved.version == f"{REX}/versions/1"
+                assert (await publish(stub))[0].number == 4
+    finally:
+        minio.kill()
+
+
+def _wait_for(access: S3Access) -> None:
+    from tenacity import retry, stop_after_delay, wait_fixed
+
+    from storage.probe import probe
+    from storage.s3 import S3Store
+
+    store = S3Store(access, "words")
+    retry(stop=stop_after_delay(60), wait=wait_fixed(0.2), reraise=True)(probe)(store)
+    store.close()
