@@ -1,6 +1,7 @@
 """Denoising on a real Triton server: the same pictures, merged calls, and every way in which it fails."""
 
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from diffusion.denoise import Denoising
 from diffusion.encoder import PromptEncoder
 from diffusion.errors import DenoiserRefused, DenoiserUnavailable
 from diffusion.prompt import parse
-from diffusion.settings import DenoiserSettings
+from diffusion.settings import DenoiserSettings, ModelSettings, load_model
 from rpc.settings import SettingsError
 from tests.conftest import free_port
 from tests.triton.conftest import FP16, FP32, Batch, Connect, distance
@@ -320,6 +321,14 @@ def test_another_checkpoint_is_refused_at_a_call(triton: Triton, local: BaseMode
 def test_settings_that_make_no_sense(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         DenoiserSettings(**settings)
+
+
+def test_without_the_extra_only_triton_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "diffusion.triton", raising=False)
+    monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
+    with pytest.raises(SettingsError, match=r"pseudoword-server\[triton\]"):
+        load_model(ModelSettings(), DenoiserSettings(kind="triton", endpoints="a:1"))
+    assert load_model(ModelSettings(device="cpu"), DenoiserSettings()).unet is not None
 
 
 def test_a_certificate_that_cannot_be_read(connect: Connect, tmp_path: Path) -> None:
