@@ -93,6 +93,11 @@ class BaseModel:
         Only safetensors are read. Raises CheckpointInvalid when there is no such checkpoint, or it is of another kind.
         """
         place = str(BUNDLED) if source is None else source
+        if place.startswith(("/", ".", "~")):
+            # A path, which the library would take for a strange hub id where it does not exist.
+            place = str(Path(place).expanduser())
+            if not Path(place).is_dir():
+                raise CheckpointInvalid(f"there is no folder {place}", source=place)
         try:
             # In fp32 first, whatever is asked for, so that the digests do not depend on it.
             pipeline = StableDiffusionPipeline.from_pretrained(

@@ -19,6 +19,7 @@ from diffusion import decode, denoise
 from diffusion.checkpoint import BaseModel
 from diffusion.denoise import Denoising
 from diffusion.encoder import PromptEncoder
+from diffusion.errors import DenoiserUnavailable
 from diffusion.prompt import Prompt, parse
 from rpc.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable
 from service.admission import Full, Roster, Ticket
@@ -235,11 +236,16 @@ class Engine:
                 picture.request.mailbox.post(Started())
         began = time.monotonic()
         try:
-            denoise.step(self._model, [picture.denoising for picture in group])
+            # The roster gives an exact picture a call for itself.
+            exact = group[0].request.drawing.exact
+            denoise.step(self._model, [picture.denoising for picture in group], alone=exact)
             self._measure(group, time.monotonic() - began)
             for picture in group:
                 self._report(picture)
             self._finish([picture for picture in group if picture.denoising.done])
+        except DenoiserUnavailable as error:
+            _logger.warning("the denoiser is away", pictures=len(group), error=error.message)
+            self._fail({picture.request for picture in group}, error)
         except Exception as error:
             _logger.exception("a call of the model failed", pictures=len(group))
             self._fail({picture.request for picture in group}, error)

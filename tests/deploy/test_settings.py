@@ -117,7 +117,8 @@ def test_containerfiles(file: Path) -> None:
         return
     (install,) = (value for name, value in instructions if name == "RUN" and "pip install" in value)
     assert "--constraint constraints.txt" in install
-    assert ("[torch]" in install) == (file.stem != "registry")
+    extras = {"registry": [], "trainer": ["[torch]"], "generation": ["[torch,triton]"]}
+    assert re.findall(r"'\.(\[.*?\])'", install) == extras[file.stem]
     module = re.fullmatch(r'\["python", "-m", "(\w+)"\]', last["ENTRYPOINT"])
     assert module is not None and module[1] == MODULES[file.stem]
     assert importlib.util.find_spec(f"{module[1]}.__main__") is not None, f"python -m {module[1]} does not exist"
