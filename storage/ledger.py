@@ -27,7 +27,8 @@ T = TypeVar("T")
 
 _READERS = 8
 _POLL = timedelta(seconds=0.3)
-_CHECK_TIMEOUT_S = 30.0
+# A strong read waits behind an entry that is in doubt; its caller should hear UNAVAILABLE before its own deadline.
+_CHECK_TIMEOUT_S = 10.0
 
 
 def shard_of(tenant: str, shards: int) -> int:
