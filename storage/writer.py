@@ -34,7 +34,7 @@ _LOST = Backoff(first_s=0.002, most_s=0.02)
 # For so long after another writer's entry there may be rivals, and for so long at most they are given way.
 _RIVAL_S = 10.0
 _GIVE_WAY_S = 0.1
-_ALONE = 8
+_ALONE = 6
 
 _logger = structlog.get_logger(__name__)
 
@@ -303,10 +303,10 @@ class ShardWriter:
         now = time.monotonic()
         self._rounds += 1
         if now - self._rival_at < _RIVAL_S:
-            pause_s = random.uniform(0, 2 * self._put_s)
+            pause_s = random.uniform(0, 3 * self._put_s)
         elif self._rounds % _ALONE == 0:
             # One that has never won is not seen.
-            pause_s = 2 * self._put_s
+            pause_s = 3 * self._put_s
         else:
             return
         self._stop.wait(max(0.0, self._won_at + min(pause_s, _GIVE_WAY_S) - now))
@@ -347,9 +347,9 @@ class ShardWriter:
             self._follow(winner)
             self._show()
             if number % 2:
-                # Twice in a row: there may be many more.
+                # Twice in a row. The pause comes first: what is decided after it must rest on the newest entry.
+                self._stop.wait(next(rounds))
                 self._catch_up()
-            self._stop.wait(next(rounds))
         error = Contention(f"other writers were first {_MAX_ROUNDS} times; try again", shard=str(self._shard))
         return self._fail(commands, (), error)
 

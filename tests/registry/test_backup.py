@@ -86,9 +86,12 @@ async def test_a_backup_while_writes_go_on(place: Place, start: Start, tmp_path:
         while not done.is_set():
             step += 1
             await stubs[number % 2].PublishVersion(publishing(step + number / 8, parent))
+            begun.add(number)
 
+    begun: set[int] = set()
     publishers = [asyncio.create_task(publisher(number)) for number in range(6)]
-    await asyncio.sleep(0.5)
+    while len(begun) < 6:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
     folder = tmp_path / "backup"
     for _ in range(2):
         made = await run(backup, place, place.address, str(folder))
