@@ -60,6 +60,10 @@ class Desk:
         """`fn` of one moment of the tenant's view, and that moment's revision; see Ledger.read."""
         return await self.ledger.read(self.shard(tenant), fn, max_staleness=max_staleness)
 
+    async def revision(self, tenant: str, max_staleness: timedelta | None = None) -> Revision:
+        """What a read begun now would show; see Ledger.revision."""
+        return await self.ledger.revision(self.shard(tenant), max_staleness=max_staleness)
+
     async def page(
         self,
         tenant: str,

@@ -1,7 +1,12 @@
 """All words of a prompt in one call."""
 
 import sqlite3
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from typing import TypeAlias
 
 from pseudoword.names import InvalidName, TenantName, WordRef
 from pseudoword.registry.v1 import registry_pb2
@@ -12,12 +17,32 @@ from registry.rpcs.base import Context, Rpcs, admitted
 from rpc.errors import Error, NotFound, PermissionDenied, to_status
 from rpc.identity import Role
 from rpc.validate import Violations
+from storage.entry import Revision
 
 MAX_WORDS = 64
+_KEPT = 4096  # answers of some kilobytes each
+
+_Key: TypeAlias = tuple[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    """`revisions` of the owners' shards, in order of the owners' names."""
+
+    revisions: Sequence[Revision]
+    response: registry_pb2.ResolveWordsResponse
 
 
 class ResolveRpcs(Rpcs):
-    """ResolveWords."""
+    """ResolveWords.
+
+    Prompts come again and again. An answer is kept with the revision of each shard that it was read from, and given
+    again while those views show the same revision: then nothing that it rests on has changed.
+    """
+
+    @cached_property
+    def _answers(self) -> "OrderedDict[_Key, _Answer]":
+        return OrderedDict()
 
     async def ResolveWords(
         self, request: registry_pb2.ResolveWordsRequest, context: Context
@@ -27,15 +52,24 @@ class ResolveRpcs(Rpcs):
         age = checks.staleness(found, request)
         refs = _refs(found, request.words)
         found.raise_if_any()
-        answers: dict[int, registry_pb2.ResolvedWord] = {}
         owners = sorted({ref.tenant or asking for ref in refs})
+        now = [await self._desk.revision(owner, age) for owner in owners]
+        key = (asking, tuple(request.words))
+        kept = self._answers.get(key)
+        if kept is not None and kept.revisions == now:
+            self._answers.move_to_end(key)
+            return kept.response
+        answers: dict[int, registry_pb2.ResolvedWord] = {}
+        read: list[Revision] = []
         for owner in owners:
             places = [index for index, ref in enumerate(refs) if (ref.tenant or asking) == owner]
 
             def work(db: sqlite3.Connection, places: Iterable[int] = tuple(places)) -> list[Meaning | Error]:
                 return [_resolved(db, refs[index], asking) for index in places]
 
-            meanings, revision = await self._desk.read(owner, work, age)
+            # As new as it must be already.
+            meanings, revision = await self._desk.read(owner, work, timedelta.max)
+            read.append(revision)
             for index, meaning in zip(places, meanings, strict=True):
                 answer = registry_pb2.ResolvedWord(word=request.words[index], revision=str(revision))
                 if isinstance(meaning, Error):
@@ -44,7 +78,11 @@ class ResolveRpcs(Rpcs):
                     answer.version.CopyFrom(messages.version(meaning.version, revision))
                     answer.alias = meaning.alias
                 answers[index] = answer
-        return registry_pb2.ResolveWordsResponse(words=[answers[index] for index in range(len(refs))])
+        response = registry_pb2.ResolveWordsResponse(words=[answers[index] for index in range(len(refs))])
+        self._answers[key] = _Answer(revisions=read, response=response)
+        if len(self._answers) > _KEPT:
+            self._answers.popitem(last=False)
+        return response
 
 
 def _refs(found: Violations, words: Sequence[str]) -> list[WordRef]:

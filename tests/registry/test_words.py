@@ -8,6 +8,7 @@ from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1 import resources_pb2 as res
 
 from tests.registry.asking import REX, SHOP, pointing, publish, refused, resolve
+from tests.registry.conftest import Start
 
 ZOO = "tenants/zoo"
 DENIED = ("PERMISSION_DENIED", "WORD_NOT_GRANTED")
@@ -83,3 +84,20 @@ async def test_old_answers_only_if_allowed(stub: Any) -> None:
     with refused("INVALID_ARGUMENT", "INVALID_ARGUMENT") as refusal:
         await stub.ResolveWords(request)
     assert refusal.fields == ["max_staleness"]
+
+
+async def test_an_answer_is_never_older_than_what_was_changed(start: Start) -> None:
+    """Asked again and again, on two replicas: every answer shows the last change, made here or there."""
+    stubs = [await (await start()).call() for _ in range(2)]
+    await publish(stubs[0], 2)
+    for step in range(6):
+        number = step % 2 + 1
+        await stubs[step % 2].SetAlias(pointing("production", number))
+        for stub in (*stubs, *stubs):
+            assert await resolve(stub, "rex", "rex@2", "mara") == [number, 2, ("NOT_FOUND", "WORD_NOT_FOUND")]
+    # Another tenant's word, and its grant.
+    grants: list[tuple[list[str], Any]] = [([ZOO], 2), ([], DENIED)]
+    for readers, answer in grants * 2:
+        await _grant(stubs[0], *readers)
+        for stub in stubs:
+            assert await resolve(stub, "shop/rex@2", parent=ZOO) == [answer]
