@@ -157,7 +157,7 @@ class OwnMinio:
             self._process.wait()
 
 
-async def test_the_store_goes_away_and_comes_back(minio_binary: Path, start: Start, tmp_path: Path) -> None:
+async def test_the_store_goes_away_and_comes_back(minio_binary: Path, tmp_path: Path) -> None:
     minio = OwnMinio(minio_binary, tmp_path)
     process = minio.start()
     try:
