@@ -2,20 +2,19 @@
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc.aio
-import structlog
 from pseudoword.names import JobName
 from pseudoword.trainer.v1 import resources_pb2
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from rpc import commits
+from rpc.patience import heard, patiently
 from storage.entry import Revision
-from storage.errors import Closed, StorageError
+from storage.errors import StorageError
 from storage.ledger import Ledger
 from trainer import book
 from trainer.book import SHARD, Command, MoveJob, Row
@@ -23,16 +22,12 @@ from trainer.jobs import State
 from trainer.messages import job_of
 from trainer.metrics import TrainerMetrics
 
-T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _COMMIT_TIMEOUT = timedelta(seconds=30)
 # All changes of jobs are made by this process, so its own view misses none of them.
 _CACHED = timedelta.max
-# A commit whose outcome is not known may come true later without anybody being told.
-_LOOK_S = 5.0
 _ACTOR = "trainer"
-_logger = structlog.get_logger(__name__)
 
 
 class Desk:
@@ -155,32 +150,3 @@ class Desk:
             self._stir(command.name)
         with suppress(StorageError):  # the change is made; the gauge will be right after the next one
             await self.count()
-
-
-async def heard(event: asyncio.Event) -> None:
-    """Returns when `event` is set, and after a few seconds anyway."""
-    with suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), _LOOK_S)
-
-
-async def patiently(work: Callable[[], Awaitable[T]]) -> T:
-    """Tries `work` again for as long as the store is away. Raises everything else."""
-    retrying = AsyncRetrying(
-        retry=retry_if_exception(_passes),
-        wait=wait_random_exponential(multiplier=0.2, max=10),
-        before_sleep=_log_retry,
-        reraise=True,
-    )
-    async for attempt in retrying:
-        with attempt:
-            return await work()
-    raise AssertionError("unreachable: the last error is raised again")
-
-
-def _passes(error: BaseException) -> bool:
-    return isinstance(error, StorageError) and error.retry and not isinstance(error, Closed)
-
-
-def _log_retry(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome is not None else None
-    _logger.warning("the store is tried again", attempt=state.attempt_number, error=str(error))

@@ -18,13 +18,14 @@ from diffusion.errors import PictureInvalid
 from diffusion.pictures import PictureInfo, PictureLimits, picture_info, read_picture
 from rpc.errors import InvalidArgument, ResourceExhausted
 from rpc.identity import Role, current_principal
+from rpc.patience import patiently
 from rpc.validate import Violations
 from storage.blobs import Blobs
 from storage.errors import NotCommitted, StorageError
 from storage.objects import ObjectStore
 from trainer import book
 from trainer.book import SHARD, AddPicture, DeletePicture, Row
-from trainer.desk import Context, Desk, patiently
+from trainer.desk import Context, Desk
 
 MAX_CHUNK_BYTES = 2**20
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")

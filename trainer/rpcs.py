@@ -13,11 +13,12 @@ from diffusion.messages import base_model
 from rpc.errors import InvalidArgument, Unavailable, Unimplemented
 from rpc.identity import Role, current_principal
 from rpc.pages import Cursor, fitting, page_size
+from rpc.patience import heard
 from rpc.validate import Violations
 from trainer import book
 from trainer.book import SHARD, MoveJob, Row
 from trainer.checks import JobChecks
-from trainer.desk import Context, Desk, heard
+from trainer.desk import Context, Desk
 from trainer.jobs import ENDED, Move
 from trainer.messages import picture_of
 from trainer.metrics import TrainerMetrics

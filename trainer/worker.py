@@ -20,12 +20,13 @@ from pseudoword.trainer.v1 import resources_pb2
 
 from rpc.errors import ErrorTable, FailedPrecondition, NotFound, to_status
 from rpc.identity import from_json
+from rpc.patience import patiently
 from rpc.validate import Violations
 from storage.blobs import Blobs
 from storage.tensors import write_tensors
 from trainer.book import MoveJob, Row
 from trainer.checks import templates
-from trainer.desk import Desk, patiently
+from trainer.desk import Desk
 from trainer.engine import Engine, Learned, Step, Stopped, Task
 from trainer.jobs import Move, State
 from trainer.messages import error_text, job_of

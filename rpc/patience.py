@@ -1,0 +1,44 @@
+"""Waiting: for a store that is away, and for news."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVar
+
+import structlog
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
+
+from storage.errors import Closed, StorageError
+
+T = TypeVar("T")
+
+_logger = structlog.get_logger(__name__)
+
+
+async def patiently(work: Callable[[], Awaitable[T]]) -> T:
+    """Tries `work` again for as long as the store is away. Raises everything else."""
+    retrying = AsyncRetrying(
+        retry=retry_if_exception(_passes),
+        wait=wait_random_exponential(multiplier=0.2, max=10),
+        before_sleep=_log_retry,
+        reraise=True,
+    )
+    async for attempt in retrying:
+        with attempt:
+            return await work()
+    raise AssertionError("unreachable: the last error is raised again")
+
+
+async def heard(event: asyncio.Event, longest_s: float = 5.0) -> None:
+    """Returns when `event` is set, and after `longest_s` anyway."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), longest_s)
+
+
+def _passes(error: BaseException) -> bool:
+    return isinstance(error, StorageError) and error.retry and not isinstance(error, Closed)
+
+
+def _log_retry(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome is not None else None
+    _logger.warning("the store is tried again", attempt=state.attempt_number, error=str(error))
