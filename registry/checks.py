@@ -14,7 +14,6 @@ from pseudoword.names import InvalidName, JobName, TenantName, VersionName
 from pseudoword.registry.v1 import resources_pb2
 
 from registry.catalogue.commands import ConceptFields
-from registry.filters import Field, FilterInvalid, compiled
 from rpc.validate import Violations
 
 MAX_REASON = 500
@@ -54,15 +53,6 @@ def time_us(found: Violations, field: str, value: Timestamp) -> int:
         found.add(field, "must be a time of the years 1 to 9999")
         return 0
     return value.seconds * 1_000_000 + value.nanos // 1_000
-
-
-def where(found: Violations, request: Any, fields: Mapping[str, Field]) -> tuple[str, dict[str, Any]]:
-    """The request's filter as a condition of SQL and its parameters."""
-    try:
-        return compiled(request.filter, fields)
-    except FilterInvalid as error:
-        found.add("filter", str(error))
-        return "1", {}
 
 
 def masked(

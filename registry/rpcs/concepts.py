@@ -14,8 +14,8 @@ from registry.catalogue.commands import (
     UndeleteConcept,
     UpdateConcept,
 )
-from registry.filters import Field, Kind
 from registry.rpcs.base import Context, Rpcs, admitted, child, mutation
+from rpc.filters import Field, Kind, filtered
 from rpc.identity import Role
 from rpc.validate import Violations
 
@@ -61,7 +61,7 @@ class ConceptRpcs(Rpcs):
         found = Violations()
         parent = admitted(found, TenantName, request.parent, "parent", Role.READER)
         age = checks.staleness(found, request)
-        condition, parameters = checks.where(found, request, _FIELDS)
+        condition, parameters = filtered(found, request, _FIELDS)
         found.raise_if_any()
         if not request.show_deleted:
             condition = f"{condition} AND state = '{concepts.ACTIVE}'"

@@ -14,9 +14,9 @@ from registry.catalogue import concepts, versions
 from registry.catalogue.commands import ConceptFields, PublishVersion, UnyankVersion, YankVersion
 from registry.catalogue.rows import NOW
 from registry.desk import Desk
-from registry.filters import Field, Kind
 from registry.rpcs.base import Context, Rpcs, admitted, mutation
 from rpc.errors import Error, InvalidArgument, Unavailable
+from rpc.filters import Field, Kind, filtered
 from rpc.identity import Role
 from rpc.validate import Violations
 from storage.blobs import Blob
@@ -188,7 +188,7 @@ class VersionRpcs(Rpcs):
         found = Violations()
         parent = admitted(found, ConceptName, request.parent, "parent", Role.READER)
         age = checks.staleness(found, request)
-        where = checks.where(found, request, _FIELDS)
+        where = filtered(found, request, _FIELDS)
         found.raise_if_any()
         page = await self._desk.page(
             parent.tenant,

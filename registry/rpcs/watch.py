@@ -14,10 +14,10 @@ from registry.catalogue import history
 from registry.catalogue.content import CONDEMNED
 from registry.catalogue.rows import NOW
 from registry.desk import Desk
-from registry.filters import Field, Kind
 from registry.resume import Resume
 from registry.rpcs.base import Context, Rpcs, admitted, tenants_of
 from rpc.errors import PermissionDenied, Unavailable
+from rpc.filters import Field, Kind, filtered
 from rpc.identity import Principal, Role, current_principal
 from rpc.validate import Violations
 
@@ -112,7 +112,7 @@ class WatchRpcs(Rpcs):
     ) -> registry_pb2.ListAuditRecordsResponse:
         found = Violations()
         tenant = admitted(found, TenantName, request.parent, "parent", Role.ADMIN).tenant
-        where = checks.where(found, request, _FIELDS)
+        where = filtered(found, request, _FIELDS)
         found.raise_if_any()
         store_id, shard = self._desk.ledger.store_id, self._desk.shard(tenant)
         page = await self._desk.page(

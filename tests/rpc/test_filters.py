@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry.filters import And, Field, FilterInvalid, Kind, Not, Or, Restriction, Term, compiled, parse
+from rpc.filters import And, Field, FilterInvalid, Kind, Not, Or, Restriction, Term, compiled, parse
 
 FIELDS = {
     "state": Field(kind=Kind.ENUM, sql="state", values=("STATE_ACTIVE", "STATE_DELETED")),

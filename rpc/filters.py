@@ -19,6 +19,8 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from typing import Any
 
+from rpc.validate import Violations
+
 MAX_LENGTH = 2_000
 _MAX_DEPTH = 24
 _MAX_RESTRICTIONS = 50
@@ -103,6 +105,15 @@ def to_sql(term: Term | None, fields: Mapping[str, Field]) -> tuple[str, dict[st
 def compiled(text: str, fields: Mapping[str, Field]) -> tuple[str, dict[str, Any]]:
     """parse, then to_sql. Raises FilterInvalid."""
     return to_sql(parse(text, fields), fields)
+
+
+def filtered(found: Violations, request: Any, fields: Mapping[str, Field]) -> tuple[str, dict[str, Any]]:
+    """The request's filter as a condition of SQL and its parameters."""
+    try:
+        return compiled(request.filter, fields)
+    except FilterInvalid as error:
+        found.add("filter", str(error))
+        return "1", {}
 
 
 class _Parser:
