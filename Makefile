@@ -10,6 +10,7 @@ CACHE := $(CURDIR)/.cache
 VENV := $(CACHE)/venv
 BIN := $(VENV)/bin
 MINIO_VERSION := v0.0.0-20260212201848-7aac2a2c5b7c
+TOXIPROXY_VERSION := v2.5.0
 UV_VERSION := 0.13.9
 OUTPUT ?= demo
 
@@ -31,6 +32,9 @@ setup: $(VENV)/.installed ## install everything that Python needs into .cache/ve
 minio: setup ## build the pinned MinIO that the tests of the object store need (once, some minutes)
 	@scripts/go-tool github.com/minio/minio@$(MINIO_VERSION)
 
+toxiproxy: setup ## build the pinned toxiproxy that the test of robustness needs (once)
+	@scripts/go-tool github.com/Shopify/toxiproxy/v2/cmd/server@$(TOXIPROXY_VERSION) toxiproxy
+
 triton: setup ## install the pinned Triton Inference Server that its tests need (once, 60 MB)
 	@scripts/triton
 
@@ -43,11 +47,14 @@ demo: setup ## learn a word from four pictures and draw it in six sentences
 check: setup ## formatting, lint, types, protos, generated code, manifests, Go vet
 	@scripts/check
 
-test: setup minio triton ## all tests but the slow ones, Python and Go
+test: setup minio toxiproxy triton ## all tests but the slow ones, Python and Go
 	@scripts/test
 
-slow: setup minio triton ## the tests that take minutes each
+slow: setup minio toxiproxy triton ## the tests that take minutes each
 	@$(BIN)/python -m pytest -m slow
+
+robustness: setup minio toxiproxy ## three registries under random faults for MINUTES (10), what they answered checked
+	@$(BIN)/python -m tests.robustness.run --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 generate: setup ## make the stubs again from protos/
 	@scripts/generate
@@ -55,4 +62,4 @@ generate: setup ## make the stubs again from protos/
 clean: ## remove everything that was set up or made
 	rm -rf $(CACHE) demo .mypy_cache .ruff_cache .pytest_cache
 
-.PHONY: help setup minio triton up demo check test slow generate clean
+.PHONY: help setup minio toxiproxy triton up demo check test slow robustness generate clean

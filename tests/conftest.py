@@ -22,12 +22,58 @@ ROOT = Path(__file__).parent.parent
 _START_S = 60
 
 
-@dataclass(frozen=True, kw_only=True)
 class Minio:
-    """A running MinIO server and a bucket in it."""
+    """`minio server` on a free port of loopback, with its data and its log in a folder. It can be killed, and started
+    again on its data."""
 
-    access: S3Access
-    bucket: str
+    bucket = "words"
+
+    def __init__(self, binary: Path, folder: Path) -> None:
+        self._folder = folder
+        port = free_port()
+        self.access = S3Access(
+            endpoint=f"127.0.0.1:{port}", access_key="test-access", secret_key=secrets.token_hex(16), secure=False
+        )
+        self._command = [str(binary), "server", "--quiet", "--address", self.access.endpoint, str(folder / "data")]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Returns once it answers and the bucket is there."""
+        keys = {"MINIO_ROOT_USER": str(self.access.access_key), "MINIO_ROOT_PASSWORD": str(self.access.secret_key)}
+        environment = os.environ | keys | {"MINIO_BROWSER": "off"}
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(self._command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        self._make_bucket()
+
+    def kill(self) -> None:
+        """SIGKILL; nothing happens where it does not run."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def _make_bucket(self) -> None:
+        pool = urllib3.PoolManager(retries=False, timeout=5)
+        client = minio.Minio(
+            endpoint=self.access.endpoint,
+            access_key=self.access.access_key,
+            secret_key=self.access.secret_key,
+            secure=False,
+            region=self.access.region,
+            http_client=pool,
+        )
+        end = time.monotonic() + _START_S
+        while True:
+            try:
+                if not client.bucket_exists(self.bucket):
+                    client.make_bucket(self.bucket)
+                break
+            except Exception:  # not listening yet, or not initialised: all kinds of answers
+                assert self._process is not None
+                if self._process.poll() is not None or time.monotonic() > end:
+                    log = (self._folder / "log").read_text(errors="replace")
+                    pytest.fail(f"MinIO did not start:\n{log[-3000:]}")
+                time.sleep(0.1)
+        pool.clear()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,40 +100,40 @@ class Place:
         }
 
 
-@pytest.fixture(scope="session")
-def minio_binary() -> Path:
-    """`.cache/bin/minio`, $PSEUDOWORD_MINIO or one on the PATH. Without one, tests fail in CI and skip elsewhere."""
-    places = [os.environ.get("PSEUDOWORD_MINIO"), str(ROOT / ".cache/bin/minio"), shutil.which("minio")]
-    for place in places:
+def find_program(name: str) -> Path | None:
+    """A program that the project has installed: $PSEUDOWORD_<NAME>, `.cache/bin/<name>`, or one on the PATH."""
+    for place in (os.environ.get(f"PSEUDOWORD_{name.upper()}"), str(ROOT / ".cache/bin" / name), shutil.which(name)):
         if place and os.access(place, os.X_OK):
             return Path(place)
-    missing = "NO MINIO: nothing was tested on an S3 store. Run `make minio`, or set PSEUDOWORD_MINIO to the binary"
+    return None
+
+
+def need_program(name: str, want: str) -> Path:
+    """find_program; without one, the test fails in CI and skips elsewhere, saying that `want` was not tested."""
+    found = find_program(name)
+    if found is not None:
+        return found
+    missing = f"NO {name.upper()}: {want}. Run `make {name}`, or set PSEUDOWORD_{name.upper()} to the binary"
     if os.environ.get("CI"):
         pytest.fail(missing)
     pytest.skip(missing)
 
 
+@pytest.fixture(scope="session")
+def minio_binary() -> Path:
+    """The program."""
+    return need_program("minio", "nothing was tested on an S3 store")
+
+
 @pytest.fixture(name="minio", scope="session")
 def minio_server(minio_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Minio]:
-    """A MinIO of its own on a free loopback port, with an empty bucket."""
-    folder = tmp_path_factory.mktemp("minio")
-    port = free_port()
-    key, secret = "test-access", secrets.token_hex(16)
-    environment = os.environ | {"MINIO_ROOT_USER": key, "MINIO_ROOT_PASSWORD": secret, "MINIO_BROWSER": "off"}
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(
-            [minio_binary, "server", "--quiet", "--address", f"127.0.0.1:{port}", folder / "data"],
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+    """A MinIO with an empty bucket, for all tests."""
+    server = Minio(minio_binary, tmp_path_factory.mktemp("minio"))
     try:
-        access = S3Access(endpoint=f"127.0.0.1:{port}", access_key=key, secret_key=secret, secure=False)
-        make_bucket(access, "words", server, folder / "log")
-        yield Minio(access=access, bucket="words")
+        server.start()
+        yield server
     finally:
         server.kill()
-        server.wait()
 
 
 @pytest.fixture(params=["disk", "minio"])
@@ -126,25 +172,3 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def make_bucket(access: S3Access, bucket: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
-    pool = urllib3.PoolManager(retries=False, timeout=5)
-    client = minio.Minio(
-        endpoint=access.endpoint,
-        access_key=access.access_key,
-        secret_key=access.secret_key,
-        secure=False,
-        region=access.region,
-        http_client=pool,
-    )
-    end = time.monotonic() + _START_S
-    while True:
-        try:
-            client.make_bucket(bucket)
-            break
-        except Exception:  # not listening yet, or not initialised: all kinds of answers
-            if server.poll() is not None or time.monotonic() > end:
-                pytest.fail(f"MinIO did not start:\n{log.read_text(errors='replace')[-3000:]}")
-            time.sleep(0.1)
-    pool.clear()

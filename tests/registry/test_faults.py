@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -18,7 +17,7 @@ from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 
 from storage.s3 import S3Access
-from tests.conftest import ROOT, Place, free_port, make_bucket
+from tests.conftest import ROOT, Minio, Place
 from tests.processes import Process
 from tests.registry.asking import REX, SHOP, pointing, publish, publishing
 from tests.registry.conftest import Start
@@ -132,36 +131,10 @@ def test_killed_at_every_write(tmp_path: Path) -> None:
         assert death["then"] == [], death
 
 
-class OwnMinio:
-    """A MinIO of this test alone, which can be killed and started again on its data."""
-
-    def __init__(self, binary: Path, folder: Path) -> None:
-        self._command = [str(binary), "server", "--quiet", "--address"]
-        self._folder = folder
-        port = free_port()
-        self._command += [f"127.0.0.1:{port}", str(folder / "data")]
-        self.access = S3Access(
-            endpoint=f"127.0.0.1:{port}", access_key="test-access", secret_key="s" * 20, secure=False
-        )
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> "subprocess.Popen[bytes]":
-        keys = {"MINIO_ROOT_USER": "test-access", "MINIO_ROOT_PASSWORD": "s" * 20, "MINIO_BROWSER": "off"}
-        with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(self._command, env=os.environ | keys, stdout=log, stderr=log)
-        return self._process
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-
 async def test_the_store_goes_away_and_comes_back(minio_binary: Path, tmp_path: Path) -> None:
-    minio = OwnMinio(minio_binary, tmp_path)
-    process = minio.start()
+    minio = Minio(minio_binary, tmp_path)
     try:
-        await asyncio.to_thread(make_bucket, minio.access, "words", process, tmp_path / "log")
+        await asyncio.to_thread(minio.start)
         access = minio.access
         s3 = {"endpoint": access.endpoint, "access_key": access.access_key, "secret_key": access.secret_key}
         environment = {f"PSEUDOWORD_S3__{key.upper()}": str(value) for key, value in s3.items()}
@@ -187,7 +160,7 @@ async def test_the_store_goes_away_and_comes_back(minio_binary: Path, tmp_path: 
                 old = rpc.GetConceptRequest(name=REX)
                 old.max_staleness.FromSeconds(600)
                 assert (await stub.GetConcept(old)).version_count == 2
-                process = minio.start()
+                await asyncio.to_thread(minio.start)
                 await asyncio.to_thread(_wait_for, minio.access)
                 assert (await stub.PublishVersion(request, timeout=60)).number == 3
                 moved = await stub.SetAlias(pointing("production", 1, request_id="alias"), timeout=60)

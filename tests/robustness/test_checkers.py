@@ -1,0 +1,172 @@
+"""The judges themselves: a registry that is sound passes, and each way to break one is found out.
+
+Two registries in this process share a folder; what is broken, is broken in both, by a patch of this test.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.catalogue import aliases, concepts
+from registry.server import Registry
+from storage.ledger import Ledger
+from storage.log import Backoff, Log, Metadata
+from storage.view import View
+from tests.conftest import Place
+from tests.registry.conftest import settings_of
+from tests.robustness.clients import Replicas, use
+from tests.robustness.history import History, Told
+from tests.robustness.replay import judge, replayed
+from tests.robustness.verdict import Verdict, judged, porcupine
+
+Patch = pytest.MonkeyPatch
+
+_SECONDS = 1.2
+
+
+async def _run(folder: Path) -> tuple[History, Verdict]:
+    """What two registries on one folder answered, and what the judges say of it."""
+    place = Place(address=str(folder / "store"), access=None)
+    history, stop = History(seed=7), asyncio.Event()
+    async with AsyncExitStack() as stack:
+        registries = [await stack.enter_async_context(Registry(settings_of(place))) for _ in range(2)]
+        replicas = Replicas([registry.server.address for registry in registries])
+        asyncio.get_running_loop().call_later(_SECONDS, stop.set)
+        # Watchers that wait for what never comes would wait for ever.
+        async with asyncio.timeout(40):
+            await use(replicas, history, stop, clients=6)
+        await replicas.close()
+    store = place.open()
+    verdict = await asyncio.to_thread(judged, history, store, folder / "out")
+    store.close()
+    return history, verdict
+
+
+async def test_a_registry_that_is_sound_passes_and_a_watch_that_tells_wrongly_does_not(tmp_path: Path) -> None:
+    history, verdict = await _run(tmp_path)
+    assert verdict.sound, str(verdict)
+    assert not list((tmp_path / "out").glob("*.html"))
+    store = Place(address=str(tmp_path / "store"), access=None).open()
+    metadata = Metadata.read(store)
+    log = replayed(Log(store, metadata.store_id, metadata.shards, Backoff()))
+    watched = max(history.watches, key=lambda watched: len(watched.messages))
+    told = [message for message in watched.messages if message.revision]
+    assert len(told) > 20
+    for change, why in _WATCHES:
+        watched.messages = list(told)
+        change(watched.messages, 10)
+        assert any(why in found for found in judge(history, log)), change.__name__
+    watched.messages = told
+    assert judge(history, log) == []
+
+
+def _stale(patch: Patch) -> None:
+    """Strong reads are answered from a view as it is."""
+    fresh = Ledger._fresh
+
+    async def cached(self: Any, shard: int, max_staleness: Any) -> Any:
+        writer = self._writer(shard)
+        return writer if writer._end_checked else await fresh(self, shard, max_staleness)
+
+    patch.setattr(Ledger, "_fresh", cached)
+
+
+def _no_etags(patch: Patch) -> None:
+    """Conditional moves are made whatever the etag is."""
+    patch.setattr(aliases, "_check_etag", lambda given, row, name: None)
+
+
+def _forgetful(patch: Patch) -> None:
+    """A request that is asked again is done again."""
+    patch.setattr(View, "remembered", lambda *_: None)
+
+
+def _undead(patch: Patch) -> None:
+    """A word that was deleted can still be resolved."""
+    find = concepts.find
+
+    def undeleted(db: Any, name: Any) -> Any:
+        row = find(db, name)
+        return row and row | {"state": concepts.ACTIVE}
+
+    patch.setattr(concepts, "find", undeleted)
+
+
+@pytest.mark.parametrize(
+    ("broken", "porcupine_finds", "replay_finds"),
+    [
+        (_stale, True, ["older than an answer given before"]),
+        (_no_etags, True, ["the etag was"]),
+        (_forgetful, False, ["one request is in several entries", "asked again, it was answered otherwise"]),
+        (_undead, True, ["the state at its revision was"]),
+    ],
+    ids=["stale", "no-etags", "forgetful", "undead"],
+)
+async def test_a_broken_registry_is_found_out(
+    broken: Callable[[Patch], None],
+    porcupine_finds: bool,
+    replay_finds: Sequence[str],
+    tmp_path: Path,
+    monkeypatch: Patch,
+) -> None:
+    broken(monkeypatch)
+    verdict = (await _run(tmp_path))[1]
+    if porcupine_finds:
+        assert (verdict.status, "is not linearizable" in verdict.porcupine) == (1, True), str(verdict)
+        assert list((tmp_path / "out").glob("tenants-*.html"))
+    for why in replay_finds:
+        assert any(why in found for found in verdict.replay), str(verdict)
+
+
+def _lose(messages: list[Told], at: int) -> None:
+    del messages[at]
+
+
+def _repeat(messages: list[Told], at: int) -> None:
+    messages.insert(at, messages[at])
+
+
+def _swap(messages: list[Told], at: int) -> None:
+    messages[at : at + 2] = reversed(messages[at : at + 2])
+
+
+def _lie(messages: list[Told], at: int) -> None:
+    messages[at] = replace(messages[at], resource=f"{messages[at].resource}0")
+
+
+def _hurry(messages: list[Told], at: int) -> None:
+    """A bookmark that is ahead of what was told."""
+    messages.insert(at, Told(token=messages[at + 1].token))
+
+
+def _end_early(messages: list[Told], at: int) -> None:
+    del messages[at:]
+
+
+_WATCHES: list[tuple[Callable[[list[Told], int], None], str]] = [
+    (_lose, "came instead of"),
+    (_repeat, "came instead of"),
+    (_swap, "came instead of"),
+    (_lie, "is not Mutation"),
+    (_hurry, "which was not told"),
+    (_end_early, "was never told"),
+]
+
+
+def test_what_could_not_be_checked_in_time_fails(tmp_path: Path) -> None:
+    """Many operations at once, none with a known outcome: far too many orders."""
+    operation = {"client": 0, "concept": "tenants/shop/concepts/rex", "kind": "publish", "call": 1, "end": 2}
+    operation |= {"result": "UNKNOWN", "input": {}, "output": {}}
+    read = operation | {"kind": "get", "call": 3, "end": 4, "result": "OK"}
+    read["output"] = {"state": "active", "count": 99, "version": 0}
+    path = tmp_path / "history.json"
+    path.write_text(json.dumps({"operations": [*[operation | {"client": n} for n in range(40)], read]}))
+    status, said = porcupine(path, tmp_path, "-timeout", "1ms")
+    assert (status, "could not be checked in 1ms" in said) == (2, True), said
+    assert porcupine(tmp_path / "none.json", tmp_path)[0] == 2
