@@ -28,10 +28,12 @@ from diffusion.decode import decode
 from diffusion.denoise import Denoising, step
 from diffusion.encoder import PromptEncoder
 from diffusion.prompt import parse
+from miniature.chance import choose
 from miniature.paint import paint
-from miniature.world import COLOURS, KINDS, PATTERNS, SCENES, Drawing, Toy, choose, random_colour, random_toy
-from trainer.engine import Engine, Task
+from miniature.world import COLOURS, KINDS, PATTERNS, SCENES, Drawing, Toy, random_colour, random_toy
+from trainer.engine import Engine
 from trainer.recipe import Recipe, recipes
+from trainer.run import Task
 from trainer.templates import OBJECT
 
 WORD = WordRef(None, "toy")

@@ -7,7 +7,9 @@ import click
 import numpy as np
 
 from miniature.captions import caption
+from miniature.chance import choose
 from miniature.paint import paint
+from miniature.style import STYLE_NAMES, STYLES, StyleName
 from miniature.world import (
     ACCESSORIES,
     COLOURS,
@@ -16,15 +18,12 @@ from miniature.world import (
     PATTERNS,
     SCENES,
     SIDES,
-    STYLES,
     ColourName,
     Drawing,
     Kind,
     Pattern,
     Scene,
     Side,
-    Style,
-    choose,
     random_colour,
     random_toy,
 )
@@ -42,7 +41,7 @@ def main() -> None:
 @click.option("--colour", type=click.Choice(COLOURS), help="Colour of the toy.")
 @click.option("--pattern", type=click.Choice(PATTERNS))
 @click.option("--second", type=click.Choice(COLOURS), help="The pattern's other colour.")
-@click.option("--style", type=click.Choice(STYLES), default="photo", show_default=True)
+@click.option("--style", type=click.Choice(STYLE_NAMES), default="photo", show_default=True)
 @click.option("--scene", type=click.Choice(SCENES), help="Absent: a plain background.")
 @click.option("--background", type=click.Choice(COLOURS), help="Colour of a plain background.")
 @click.option("--accessory", type=click.Choice(list(_ACCESSORY_OPTIONS)), help="Absent: none.")
@@ -85,7 +84,7 @@ def draw(
             toy=toy,
             background=random_colour(rng, choose(rng, backgrounds)),
             scene=cast(Scene | None, scene),
-            style=cast(Style, style),
+            style=STYLES[cast(StyleName, style)],
             accessory=None if accessory is None else _ACCESSORY_OPTIONS[accessory],
             count=count,
             side=cast(Side | None, side),

@@ -1,12 +1,15 @@
-"""Captions: what a drawing shows in plain English, and the same sentence with a word in the noun's place."""
+"""Captions: what a drawing shows in plain English, and the same sentence with words in the place of toys and style."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from miniature.world import Drawing, Pattern, Scene, Style, Toy, choose
+from miniature.chance import choose
+from miniature.style import Style, StyleName
+from miniature.world import Drawing, Pattern, Pose, Relation, Scene, Toy
 
-_SCENES: dict[Scene, tuple[str, ...]] = {
+_SCENES: Mapping[Scene, tuple[str, ...]] = {
     "beach": ("on the beach",),
     "snow": ("in the snow",),
     "grass": ("on the grass", "in a field"),
@@ -14,7 +17,7 @@ _SCENES: dict[Scene, tuple[str, ...]] = {
     "space": ("in space",),
     "night": ("at night",),
 }
-_STYLES: dict[Style, tuple[str, ...]] = {
+_STYLES: Mapping[StyleName, tuple[str, ...]] = {
     "photo": (
         "a photo of {}",
         "{}",
@@ -32,44 +35,107 @@ _STYLES: dict[Style, tuple[str, ...]] = {
     ),
     "watercolor": ("a watercolor painting of {}", "{} in watercolor style", "{} in the style of watercolor"),
 }
-_MARKS: dict[Pattern, str] = {"striped": "stripes", "dotted": "dots", "checkered": "checks"}
+# With a word in the style's place; the last three are after the paper's templates for styles, which say no more.
+_STYLED = ("{} in the style of *", "a painting of {} in the style of *", "a picture of {} in the style of *")
+_STYLE_ALONE = ("a painting in the style of *", "a picture in the style of *", "a rendering in the style of *")
+_MARKS: Mapping[Pattern, str] = {"striped": "stripes", "dotted": "dots", "checkered": "checks", "banded": "band"}
+_POSES: Mapping[Pose, str] = {
+    "turned left": "turned to the left",
+    "turned right": "turned to the right",
+    "lying": "lying down",
+    "close": "up close",
+}
+_RELATIONS: Mapping[Relation, tuple[str, ...]] = {
+    "beside": ("beside", "and", "next to"),
+    "left of": ("left of",),
+    "behind": ("behind",),
+}
 _COUNTS = {2: "two", 3: "three"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """One sentence about a drawing, kept in parts so that a word can stand for the toy."""
+    """One sentence about a drawing, kept in parts so that words can stand for the toys and the style."""
 
-    form: str
-    """The style's phrase, `{}` where the rest goes: "a sketch of {}"."""
+    form: str | None
+    """The style's phrase, `{}` where the rest goes: "a sketch of {}". None: the style has no name."""
+    styled: str
+    """The phrase with a word for the style in the place of `*`; without `{}` it says nothing of the toys."""
     determiner: str
     """"a", "the", "one", "two", "three"."""
     noun: str
     """What a word stands for, adjectives included: "red striped cat with white stripes"."""
+    accessory: str
+    """With a blank before it, as the parts below; may be empty."""
+    relation: str
+    """Where the toy is as seen from the other one, and the other one's determiner."""
+    other: str
+    """The other toy's noun; empty where there is none."""
     tail: str
-    """Accessory, side and place, each with a blank before it; may be empty."""
+    """Pose, side and place; may be empty."""
 
     @property
     def plain(self) -> str:
-        """The sentence in the vocabulary's own words."""
-        return self.with_word(self.noun)
+        """The sentence in the vocabulary's own words.
+
+        Raises:
+            ValueError: The style has no name.
+        """
+        return self.with_words()
 
     def with_word(self, word: str) -> str:
         """The sentence with `word`, such as "<rex>", for the toy and all that makes it this one."""
-        return self.form.format(f"{self.determiner} {word}{self.tail}")
+        return self.with_words(toy=word)
+
+    def with_words(self, *, toy: str | None = None, other: str | None = None, style: str | None = None) -> str:
+        """The sentence with words in the place of the toy, the other toy and the style, where given.
+
+        Raises:
+            ValueError: There is no other toy, or the style has no name and no word is given for it.
+        """
+        if other is not None and not self.other:
+            raise ValueError("there is no other toy")
+        if style is None and self.form is None:
+            raise ValueError("only a word can say a style that has no name")
+        form = self.styled.replace("*", style) if style is not None else self.form or "{}"
+        things = f"{self.determiner} {toy or self.noun}{self.accessory}"
+        if self.other:
+            things += f"{self.relation} {other or self.other}"
+        return form.format(things + self.tail)
 
 
 def caption(drawing: Drawing, rng: np.random.Generator) -> Caption:
-    """One of the sentences that the model was trained with; it may leave out some of what is there."""
+    """One of the sentences that the model is trained with; it may leave out some of what is there.
+
+    A sentence about two toys says less of each, so that it stays within the 32 tokens that the text encoder reads.
+    """
+    pair = drawing.other is not None
+    determiner = _COUNTS.get(drawing.count) or choose(rng, ("a", "the", "a", "one"))
+    noun = _noun(drawing.toy, drawing.count, rng, short=pair)
+    accessory = ""
+    if drawing.accessory is not None and rng.random() < 0.95:
+        accessory = f" {choose(rng, ('with', 'wearing'))} {drawing.accessory}"
+    relation = other = ""
+    if drawing.other is not None:
+        relation = f" {choose(rng, _RELATIONS[drawing.relation])} {choose(rng, ('a', 'the', 'a'))}"
+        other = _noun(drawing.other, 1, rng, short=True)
     return Caption(
-        form=choose(rng, _STYLES[drawing.style]),
-        determiner=_COUNTS.get(drawing.count) or choose(rng, ("a", "the", "a", "one")),
-        noun=_noun(drawing.toy, drawing.count, rng),
+        form=_form(drawing.style, rng),
+        styled=choose(rng, _STYLE_ALONE if rng.random() < 0.2 else _STYLED),
+        determiner=determiner,
+        noun=noun,
+        accessory=accessory,
+        relation=relation,
+        other=other,
         tail=_tail(drawing, rng),
     )
 
 
-def _noun(toy: Toy, count: int, rng: np.random.Generator) -> str:
+def _form(style: Style, rng: np.random.Generator) -> str | None:
+    return None if style.name is None else choose(rng, _STYLES[style.name])
+
+
+def _noun(toy: Toy, count: int, rng: np.random.Generator, *, short: bool) -> str:
     words: list[str] = [toy.colour.name] if rng.random() < 0.75 else []
     patterned = toy.pattern != "plain" and rng.random() < 0.85
     if patterned:
@@ -77,15 +143,15 @@ def _noun(toy: Toy, count: int, rng: np.random.Generator) -> str:
     noun = toy.kind if rng.random() > 0.06 else "toy"
     plural = "" if count == 1 else "es" if noun == "fish" else "s"
     phrase = " ".join([*words, noun + plural])
-    if patterned and rng.random() < 0.35:
+    if patterned and rng.random() < 0.35 and not short:
         phrase += f" with {toy.second.name} {_MARKS[toy.pattern]}"
     return phrase
 
 
 def _tail(drawing: Drawing, rng: np.random.Generator) -> str:
     tail = ""
-    if drawing.accessory is not None and rng.random() < 0.95:
-        tail += f" {choose(rng, ('with', 'wearing'))} {drawing.accessory}"
+    if drawing.pose is not None and rng.random() < 0.9:
+        tail += f" {_POSES[drawing.pose]}"
     if drawing.side is not None:
         tail += f" on the {drawing.side}"
     if drawing.scene is None:

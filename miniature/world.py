@@ -1,18 +1,19 @@
 """The picture world: what a drawing shows, in the words that captions use for it.
 
-Toys of 16 kinds in any colour and pattern, before scenes or plain backgrounds, with accessories, in five styles. The
-bundled model knows this world and nothing else. A drawing is what its caption can say and the colours; where exactly
-things lie is up to the generator that `paint` is given.
+Toys of 16 kinds in any colour and pattern, one or several of a sort or two that differ, in a pose, before scenes or
+plain backgrounds, with accessories, in any of a continuous family of styles. The bundled model knows this world and
+nothing else. A drawing is what its caption can say and the colours; where exactly things lie is up to the generator
+that `paint` is given.
 """
 
 import colorsys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
-_T = TypeVar("_T")
+from miniature.chance import choose
+from miniature.style import STYLE_NAMES, STYLES, Style, random_style
 
 Rgb = tuple[int, int, int]
 Kind = Literal[
@@ -22,19 +23,21 @@ Kind = Literal[
 ColourName = Literal[
     "red", "orange", "yellow", "green", "teal", "blue", "purple", "pink", "brown", "white", "black", "grey",
 ]  # fmt: skip
-Pattern = Literal["plain", "striped", "dotted", "checkered"]
+Pattern = Literal["plain", "striped", "dotted", "checkered", "banded"]
 Accessory = Literal["sunglasses", "a hat", "a scarf"]
 Scene = Literal["beach", "snow", "grass", "table", "space", "night"]
-Style = Literal["photo", "sketch", "pixel art", "van gogh", "watercolor"]
 Side = Literal["left", "right"]
+Pose = Literal["turned left", "turned right", "lying", "close"]
+Relation = Literal["beside", "left of", "behind"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 COLOURS: tuple[ColourName, ...] = get_args(ColourName)
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 ACCESSORIES: tuple[Accessory, ...] = get_args(Accessory)
 SCENES: tuple[Scene, ...] = get_args(Scene)
-STYLES: tuple[Style, ...] = get_args(Style)
 SIDES: tuple[Side, ...] = get_args(Side)
+POSES: tuple[Pose, ...] = get_args(Pose)
+RELATIONS: tuple[Relation, ...] = get_args(Relation)
 MAX_COUNT = 3
 
 # What a name covers: hue in degrees, saturation, value.
@@ -78,28 +81,62 @@ class Toy:
     squash: float = 1.0
     """Height of the body."""
     period: float = 1.0
-    """Width of stripes, dots and checks."""
+    """Width of stripes, dots, checks and bands."""
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The toy as 31 numbers of about the same size, equal for toys that look equal."""
+        patterned = self.pattern != "plain"
+        second = self.second.rgb if patterned else (128, 128, 128)
+        return (
+            *(float(self.kind == kind) for kind in KINDS),
+            *(float(self.pattern == pattern) for pattern in PATTERNS),
+            *(channel / 127.5 - 1 for channel in (*self.colour.rgb, *second)),
+            (self.eye - 1) * 3,
+            (self.ear - 1) * 3,
+            (self.squash - 1) * 6,
+            (self.period - 1) * 4 if patterned else 0.0,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A toy, once or several times, somewhere, in a style."""
+    """A toy, once or several times, or beside another one, somewhere, in a style."""
 
     toy: Toy
     background: Colour
     """Of the wall behind; not seen where there is a scene."""
     scene: Scene | None = None
-    style: Style = "photo"
+    style: Style = STYLES["photo"]
     accessory: Accessory | None = None
+    """Worn by `toy`, never by `other`."""
     count: int = 1
     side: Side | None = None
     """Where a single toy stands; None: about the middle."""
+    pose: Pose | None = None
+    """How a single toy is seen; None: upright, from the front."""
+    other: Toy | None = None
+    """A second toy that differs from the first."""
+    relation: Relation = "beside"
+    """Where `toy` is as seen from `other`."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.count <= MAX_COUNT:
             raise ValueError(f"a drawing shows 1 to {MAX_COUNT} toys, not {self.count}")
-        if self.side is not None and self.count != 1:
+        alone = self.count == 1 and self.other is None
+        if self.side is not None and not alone:
             raise ValueError("only a single toy stands on a side")
+        if self.pose is not None and not alone:
+            raise ValueError("only a single toy has a pose")
+        if self.other is not None and self.count != 1:
+            raise ValueError("another toy stands beside a single one")
+        if self.pose == "close" and self.side is not None:
+            raise ValueError("a toy seen from close by fills the middle")
+
+    @property
+    def toys(self) -> tuple[Toy, ...]:
+        """The one or two sorts of toys that are seen."""
+        return (self.toy,) if self.other is None else (self.toy, self.other)
 
 
 def random_colour(rng: np.random.Generator, name: ColourName) -> Colour:
@@ -107,6 +144,13 @@ def random_colour(rng: np.random.Generator, name: ColourName) -> Colour:
     hue, saturation, value = (rng.uniform(low, high) for low, high in _SHADES[name])
     red, green, blue = colorsys.hsv_to_rgb(hue % 360 / 360, saturation, value)
     return Colour(name=name, rgb=(int(255 * red), int(255 * green), int(255 * blue)))
+
+
+def is_withheld(toy: Toy) -> bool:
+    """Whether the toy is one of the quarter of banded kinds and colours that no training ever shows."""
+    if toy.pattern != "banded":
+        return False
+    return (KINDS.index(toy.kind) + COLOURS.index(toy.colour.name)) % 4 == 0
 
 
 def random_toy(
@@ -117,9 +161,9 @@ def random_toy(
     pattern: Pattern | None = None,
     second: ColourName | None = None,
 ) -> Toy:
-    """Any toy that is as asked; what is None is drawn, plain toys twice as often as each pattern."""
+    """Any toy that is as asked, withheld ones too; what is None is drawn, plain toys twice as often as each pattern."""
     kinds, colours = KINDS if kind is None else (kind,), COLOURS if colour is None else (colour,)
-    patterns, weights = (PATTERNS, (4, 2, 2, 2)) if pattern is None else ((pattern,), (1,))
+    patterns, weights = (PATTERNS, (4, 2, 2, 2, 2)) if pattern is None else ((pattern,), (1,))
     shade = choose(rng, colours)
     others = [other for other in COLOURS if other != shade] if second is None else [second]
     return Toy(
@@ -134,24 +178,50 @@ def random_toy(
     )
 
 
+def training_toy(rng: np.random.Generator) -> Toy:
+    """Any toy but the withheld ones."""
+    while is_withheld(toy := random_toy(rng)):
+        pass
+    return toy
+
+
+def withheld_toy(rng: np.random.Generator) -> Toy:
+    """A toy whose kind, pattern and colour no training shows together."""
+    while not is_withheld(toy := random_toy(rng, pattern="banded")):
+        pass
+    return toy
+
+
 def random_drawing(rng: np.random.Generator, *, toy: Toy | None = None) -> Drawing:
-    """Any drawing, of the toy or of any, as often as the model saw each kind of drawing in training."""
-    toy = toy or random_toy(rng)
-    count = choose(rng, (1, 2, 3), weights=(8, 1, 0.7))
+    """Any drawing, of the toy or of any that is not withheld, as often as training shows each kind of drawing."""
+    toy = toy or training_toy(rng)
+    number = choose(rng, ("one", "two", "three", "pair"), weights=(70, 8, 6, 16))
+    other = _unlike(rng, toy) if number == "pair" else None
+    pose = choose(rng, POSES) if number == "one" and rng.random() < 0.2 else None
+    sided = number == "one" and pose != "close" and rng.random() < 0.12
+    taken = {toy.colour.name} if other is None else {toy.colour.name, other.colour.name}
     return Drawing(
         toy=toy,
-        background=random_colour(rng, choose(rng, [name for name in COLOURS if name != toy.colour.name])),
+        background=random_colour(rng, choose(rng, [name for name in COLOURS if name not in taken])),
         scene=choose(rng, SCENES) if rng.random() < 0.55 else None,
-        style=choose(rng, STYLES, weights=(6, 1.2, 1.2, 1.5, 1.2)),
+        style=training_style(rng),
         accessory=choose(rng, ACCESSORIES) if rng.random() < 0.3 else None,
-        count=count,
-        side=choose(rng, SIDES) if count == 1 and rng.random() < 0.12 else None,
+        count={"two": 2, "three": 3}.get(number, 1),
+        side=choose(rng, SIDES) if sided else None,
+        pose=pose,
+        other=other,
+        relation=choose(rng, RELATIONS),
     )
 
 
-def choose(rng: np.random.Generator, among: Sequence[_T], *, weights: Sequence[float] | None = None) -> _T:
-    """One of `among`, each as often as its weight says, or all alike. Keeps the type, as rng.choice does not."""
-    if weights is None:
-        return among[int(rng.integers(len(among)))]
-    shares = np.asarray(weights, dtype=np.float64)
-    return among[int(rng.choice(len(among), p=shares / shares.sum()))]
+def training_style(rng: np.random.Generator) -> Style:
+    """Photos most often, then the other named styles, then any that is not withheld."""
+    name = choose(rng, (*STYLE_NAMES, None), weights=(6, 1.2, 1.2, 1.5, 1.2, 1.8))
+    return random_style(rng) if name is None else STYLES[name]
+
+
+def _unlike(rng: np.random.Generator, toy: Toy) -> Toy:
+    """A toy of another kind and another colour."""
+    while (other := training_toy(rng)).kind == toy.kind or other.colour.name == toy.colour.name:
+        pass
+    return other

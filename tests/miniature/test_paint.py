@@ -11,21 +11,25 @@ import pytest
 from hypothesis import given, settings
 
 from miniature.paint import SIZE, paint
+from miniature.style import STYLE_NAMES, STYLES, Style, random_style
 from miniature.world import (
     ACCESSORIES,
     COLOURS,
     KINDS,
     MAX_COUNT,
     PATTERNS,
+    POSES,
+    RELATIONS,
     SCENES,
     SIDES,
-    STYLES,
     Colour,
     Drawing,
     Toy,
+    is_withheld,
     random_colour,
     random_drawing,
     random_toy,
+    withheld_toy,
 )
 from tests.miniature.worlds import drawings, seeds
 
@@ -71,7 +75,59 @@ def test_every_pattern_looks_different() -> None:
 
 
 def test_every_style_looks_different() -> None:
-    assert_all_differ({style: replace(DRAWING, style=style) for style in STYLES}, least=0.05)
+    assert_all_differ({name: replace(DRAWING, style=style) for name, style in STYLES.items()}, least=0.05)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"line": 0.2}, {"line": 0.9}),
+        ({"colour": 0.2}, {"colour": 0.9}),
+        ({"wash": 0.2}, {"wash": 0.9}),
+        ({"block": 1}, {"block": 2}),
+        ({"stroke": 0.3}, {"stroke": 0.9}),
+        ({"stroke": 0.9, "swirl": 0.0}, {"stroke": 0.9, "swirl": 1.0}),
+        ({"stroke": 0.9, "swirl": 0.0, "direction": 0.2}, {"stroke": 0.9, "swirl": 0.0, "direction": 1.8}),
+        ({"stroke": 0.9, "fineness": 0.5}, {"stroke": 0.9, "fineness": 1.0}),
+        ({"palette": 0.5}, {"palette": 2.5}),
+        ({"palette": 2.0, "hue": 20.0}, {"palette": 2.0, "hue": 120.0}),
+    ],
+    ids="-".join,
+)
+def test_every_number_of_a_style_is_seen_and_told(one: dict[str, float], other: dict[str, float]) -> None:
+    styles = {name: Style(**ways) for name, ways in (("one", one), ("other", other))}  # type: ignore[arg-type]
+    assert styles["one"].numbers != styles["other"].numbers
+    on_grass = replace(DRAWING, scene="grass")
+    assert_all_differ({name: replace(on_grass, style=style) for name, style in styles.items()}, least=0.03)
+
+
+def test_poses_look_different() -> None:
+    fish = replace(DRAWING, toy=replace(CAT, kind="fish"))
+    assert_all_differ({str(pose): replace(fish, pose=pose) for pose in (None, *POSES)}, least=0.02)
+
+
+def test_a_fish_looks_where_it_is_turned() -> None:
+    """Its tail is far from the eye's white."""
+    for pose, side in (("turned left", -1), ("turned right", 1)):
+        fish = replace(DRAWING, toy=replace(CAT, kind="fish"), pose=next(p for p in POSES if p == pose))
+        shown = pixels(fish)
+        eye = np.nonzero((shown > 175).all(-1))[1].mean()
+        body = np.nonzero(np.abs(shown - np.array(CAT.colour.rgb)).max(-1) < 70)[1].mean()
+        assert np.sign(eye - body) == side
+
+
+def test_relations_look_different_and_both_toys_are_seen() -> None:
+    ball = replace(CAT, kind="ball", colour=Colour(name="purple", rgb=(130, 40, 200)))
+    pairs = {relation: replace(DRAWING, other=ball, relation=relation) for relation in RELATIONS}
+    assert_all_differ({"behind": pairs["behind"], "left of": pairs["left of"]}, least=0.05)
+    for drawing in pairs.values():
+        shown = pixels(drawing)
+        for toy in drawing.toys:
+            near = np.abs(shown - np.array(toy.colour.rgb)).max(-1) < 60
+            assert near.sum() > 40, toy.kind
+    left = pixels(pairs["left of"])
+    orange, purple = (np.abs(left - np.array(toy.colour.rgb)).max(-1) < 60 for toy in pairs["left of"].toys)
+    assert np.nonzero(orange)[1].mean() < np.nonzero(purple)[1].mean()
 
 
 def test_every_scene_and_none_look_different() -> None:
@@ -130,10 +186,24 @@ def test_random_drawings_show_everything_that_there_is() -> None:
     assert {drawing.toy.pattern for drawing in seen} == set(PATTERNS)
     assert {drawing.toy.colour.name for drawing in seen} == set(COLOURS)
     assert {drawing.scene for drawing in seen} == {None, *SCENES}
-    assert {drawing.style for drawing in seen} == set(STYLES)
+    assert {drawing.style.name for drawing in seen} == {None, *STYLE_NAMES}
+    assert {drawing.pose for drawing in seen} == {None, *POSES}
+    assert {drawing.relation for drawing in seen if drawing.other} == set(RELATIONS)
     assert {drawing.accessory for drawing in seen} == {None, *ACCESSORIES}
     assert {drawing.side for drawing in seen} == {None, *SIDES}
-    assert all(drawing.background.name != drawing.toy.colour.name for drawing in seen)
+    assert all(drawing.background.name != toy.colour.name for drawing in seen for toy in drawing.toys)
+
+
+def test_what_is_withheld_is_never_in_training() -> None:
+    rng = np.random.default_rng(0)
+    seen = [random_drawing(rng) for _ in range(3000)]
+    assert not any(is_withheld(toy) for drawing in seen for toy in drawing.toys)
+    assert not any(drawing.style.is_withheld for drawing in seen)
+    assert {toy.pattern for drawing in seen for toy in drawing.toys} == set(PATTERNS)
+    toys = [withheld_toy(rng) for _ in range(200)]
+    assert all(is_withheld(toy) for toy in toys)
+    assert {toy.kind for toy in toys} == set(KINDS)
+    assert all(random_style(rng, withheld=True).is_withheld for _ in range(50))
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:
@@ -141,6 +211,12 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         replace(DRAWING, count=4)
     with pytest.raises(ValueError, match="only a single toy"):
         replace(DRAWING, count=2, side="left")
+    with pytest.raises(ValueError, match="single toy has a pose"):
+        replace(DRAWING, count=2, pose="lying")
+    with pytest.raises(ValueError, match="beside a single one"):
+        replace(DRAWING, count=2, other=CAT)
+    with pytest.raises(ValueError, match="fills the middle"):
+        replace(DRAWING, side="left", pose="close")
 
 
 def test_needs_no_torch() -> None:

@@ -2,15 +2,17 @@
 
 from hypothesis import strategies as st
 
+from miniature.style import STYLES, Style
 from miniature.world import (
     ACCESSORIES,
     COLOURS,
     KINDS,
     MAX_COUNT,
     PATTERNS,
+    POSES,
+    RELATIONS,
     SCENES,
     SIDES,
-    STYLES,
     Colour,
     Drawing,
     Toy,
@@ -30,19 +32,41 @@ toys = st.builds(
     period=st.floats(0.8, 1.3),
 )
 counts = st.integers(1, MAX_COUNT)
+unnamed_styles = st.builds(
+    Style,
+    line=st.floats(0, 1),
+    colour=st.floats(0, 1),
+    wash=st.floats(0, 1),
+    block=st.sampled_from([1, 2, 4]),
+    stroke=st.floats(0, 1),
+    swirl=st.sampled_from([0.0, 1.0]),
+    direction=st.floats(0, 3.14),
+    fineness=st.floats(0.5, 1.1),
+    palette=st.floats(0, 3),
+    hue=st.floats(0, 359),
+)
+styles = st.sampled_from(list(STYLES.values())) | unnamed_styles
 
 
 @st.composite
 def drawings(draw: st.DrawFn) -> Drawing:
-    count = draw(counts)
+    other = draw(st.none() | toys)
+    count = draw(counts) if other is None else 1
+    alone = count == 1 and other is None
+    side = draw(st.none() | st.sampled_from(SIDES)) if alone else None
     return Drawing(
         toy=draw(toys),
         background=draw(colours),
         scene=draw(st.none() | st.sampled_from(SCENES)),
-        style=draw(st.sampled_from(STYLES)),
+        style=draw(styles),
         accessory=draw(st.none() | st.sampled_from(ACCESSORIES)),
         count=count,
-        side=draw(st.none() | st.sampled_from(SIDES)) if count == 1 else None,
+        side=side,
+        pose=draw(st.none() | st.sampled_from([pose for pose in POSES if pose != "close" or not side]))
+        if alone
+        else None,
+        other=other,
+        relation=draw(st.sampled_from(RELATIONS)),
     )
 
 
