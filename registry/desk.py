@@ -116,6 +116,7 @@ class Desk:
 
     async def put_blob(self, tenant: str, data: bytes) -> Blob:
         """Write a blob. Raises StorageErrors."""
+        self.ledger.refuse_replaced()
         return await asyncio.to_thread(self._blobs.put, tenant, data)
 
     async def drop_blob(self, blob: Blob) -> None:

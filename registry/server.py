@@ -56,6 +56,7 @@ class Registry:
         """Raises SettingsError."""
         self._settings = settings
         self.server = Server(settings.server, name="registry", table=STORAGE)
+        self._minding: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Registry":
         """Probes the store, opens the ledger, serves. Raises SettingsError, also for a store that is not fit."""
@@ -82,12 +83,24 @@ class Registry:
             self.server.add(add_RegistryServiceServicer_to_server, servicer, SERVICE)
             await self.server.start()
             self.server.mark_ready()
+            self._minding = asyncio.create_task(self._mind_store())
         except BaseException:
             await self.__aexit__()
             raise
         return self
 
+    @property
+    def store_replaced(self) -> bool:
+        """Whether it has ended because another store was found in the place of its own."""
+        return self._ledger.replaced
+
+    async def _mind_store(self) -> None:
+        await self._ledger.until_replaced()
+        self.server.end()
+
     async def __aexit__(self, *_: object) -> None:
+        if self._minding is not None:
+            self._minding.cancel()
         await self.server.stop(grace_s=0)
         await self._ledger.close()
         self._store.close()

@@ -100,6 +100,7 @@ class Server:
         self._services: list[str] = []
         self._readying: asyncio.Task[None] | None = None
         self._stopped = False
+        self._ending = asyncio.Event()
         self._hurry = asyncio.Event()
         self.draining = asyncio.Event()
         self.port = 0
@@ -153,23 +154,26 @@ class Server:
     async def run_until_signalled(self, drain: Callable[[], Awaitable[None]] | None = None) -> None:
         """Serves until SIGTERM or SIGINT, then stops as stop() does. A second signal ends without waiting."""
         loop = asyncio.get_running_loop()
-        first = asyncio.Event()
 
         def caught() -> None:
-            if first.is_set():
+            if self._ending.is_set():
                 self._log.warning("second signal: ending without waiting")
                 self._hurry.set()
-            first.set()
+            self.end()
 
         signals = (signal.SIGTERM, signal.SIGINT)
         for number in signals:
             loop.add_signal_handler(number, caught)
         try:
-            await first.wait()
+            await self._ending.wait()
             await self.stop(drain)
         finally:
             for number in signals:
                 loop.remove_signal_handler(number)
+
+    def end(self) -> None:
+        """Lets run_until_signalled go on as after a first signal."""
+        self._ending.set()
 
     async def stop(self, drain: Callable[[], Awaitable[None]] | None = None, *, grace_s: float | None = None) -> None:
         """Says NOT_SERVING, awaits drain(), refuses new rpcs, lets running ones end; all within drain_s (or `grace_s`).

@@ -37,6 +37,7 @@ STORAGE = ErrorTable(
         # Repeating the very same call, with the same request id, is right for all of these; that is what
         # UNAVAILABLE says, where ABORTED would ask the caller to read again first.
         storage.StoreUnavailable: Unavailable,
+        storage.StoreReplaced: Unavailable,
         storage.ClockSkew: Unavailable,
         storage.OutcomeUnknown: Unavailable,
         storage.NotCommitted: Unavailable,

@@ -8,6 +8,7 @@ whole.
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -21,7 +22,7 @@ from storage.book import Book
 from storage.checkpoints import restore_newest, write_checkpoint
 from storage.entry import Entry, encode, entry_name
 from storage.errors import Damaged, ObjectMissing, StoreMismatch
-from storage.log import METADATA_NAME, RESTORING, Backoff, Log, Metadata, new_metadata
+from storage.log import IDENTITY_FRESH_S, METADATA_NAME, RESTORING, Backoff, Log, Metadata, new_metadata
 from storage.objects import ObjectStore, list_all
 from storage.segments import RUN, entries_after, pack, read_segment, segment_name, segments, unpack
 from storage.view import View
@@ -114,11 +115,7 @@ def restore(backup: ObjectStore, store: ObjectStore, books: Mapping[str, Book[An
     """
     manifest = Manifest.read(backup)
     book = _book(books, manifest.book)
-    occupied = store.list("", limit=1)
-    if occupied:
-        raise StoreMismatch(f"{store.description} is not empty: {occupied[0].name!r} is there")
-    metadata = new_metadata(manifest.book, manifest.shards)
-    store.put_if_absent(METADATA_NAME, metadata.encode(RESTORING))
+    metadata = claim(store, manifest)
     for shard, last in enumerate(manifest.entries):
         view = View(folder / f"shard-{shard}.sqlite", store_id=metadata.store_id, shard=shard, book=book)
         with closing(view):
@@ -134,6 +131,26 @@ def restore(backup: ObjectStore, store: ObjectStore, books: Mapping[str, Book[An
                 write_checkpoint(store, view)
     store.put(METADATA_NAME, metadata.encode())
     return metadata
+
+
+def claim(store: ObjectStore, manifest: Manifest) -> Metadata:
+    """Begin a new store in an empty place; servers refuse it until its metadata is put again, as an ordinary store's.
+
+    Raises StoreMismatch when it is not empty, also when a server that knows what was here before still writes.
+    """
+    _refuse_occupied(store, set())
+    metadata = new_metadata(manifest.book, manifest.shards)
+    store.put_if_absent(METADATA_NAME, metadata.encode(RESTORING))
+    # A server of what was here before finds out now, and puts nothing more, before there is anything to spoil.
+    time.sleep(2 * IDENTITY_FRESH_S)
+    _refuse_occupied(store, {METADATA_NAME})
+    return metadata
+
+
+def _refuse_occupied(store: ObjectStore, mine: set[str]) -> None:
+    for info in store.list("", limit=len(mine) + 1):
+        if info.name not in mine:
+            raise StoreMismatch(f"{store.description} is not empty: {info.name!r} is there; empty it and begin anew")
 
 
 def _book(books: Mapping[str, Book[Any]], name: str) -> Book[Any]:

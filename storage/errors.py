@@ -12,6 +12,7 @@
     ├── StoreUnavailable     no answer, or an answer that says "later"; a write may or may not have landed. Retry
     ├── StoreUnfit           the store lacks something that the commit log stands on; do not serve
     ├── StoreMismatch        the store was made for other use (another book, shard count or format)
+    ├── StoreReplaced        the store that was opened is gone, or another one is in its place: open anew
     ├── Damaged              an object exists and is not what it must be
     ├── ClockSkew            this machine's clock is too far from the store's to write
     ├── EntryTooLarge        one command's effects do not fit one entry
@@ -92,6 +93,11 @@ class StoreUnfit(StorageError):
 
 class StoreMismatch(StorageError):
     reason = "STORE_MISMATCH"
+
+
+class StoreReplaced(StorageError):
+    reason = "STORE_REPLACED"
+    retry = True
 
 
 class Damaged(StorageError):

@@ -77,6 +77,16 @@ class Ledger(Generic[C]):
     def shards(self) -> int:
         return self._log.shards
 
+    @property
+    def replaced(self) -> bool:
+        """Whether the store was found to be another one than was opened: nothing is answered any more."""
+        return self._log.identity.replaced
+
+    def refuse_replaced(self) -> None:
+        """Raises StoreReplaced if that is known already; asks nobody."""
+        if self.replaced:
+            self._log.identity.check()
+
     def beginning(self, shard: int) -> Revision:
         """The revision before everything: a watch from it tells the shard's whole history."""
         return Revision(store_id=self.store_id, shard=shard, entry=0, index=0)
@@ -101,7 +111,7 @@ class Ledger(Generic[C]):
 
         Raises the book's own refusals; RequestIdReused; OutcomeUnknown when `timeout_s` ends first and it may be
         committed or not (ask again with the same id); NotCommitted and Contention when it certainly is not;
-        EntryTooLarge, ClockSkew, StoreRefused, Damaged, Closed.
+        EntryTooLarge, ClockSkew, StoreRefused, StoreReplaced, Damaged, Closed.
         """
         pending = Pending(
             command,
@@ -136,7 +146,8 @@ class Ledger(Generic[C]):
         """`fn` of one moment of the shard's view, in a thread, and the revision of that moment.
 
         Strong unless `max_staleness` allows an older view: it shows every change that was answered before this call.
-        `fn` must not keep the connection. Raises what `fn` raises, StoreUnavailable, StoreRefused, Damaged, Closed.
+        `fn` must not keep the connection. Raises what `fn` raises, StoreUnavailable, StoreRefused, StoreReplaced,
+        Damaged, Closed.
         """
         writer = await self._fresh(shard, max_staleness)
 
@@ -191,6 +202,18 @@ class Ledger(Generic[C]):
         finally:
             self._watchers -= watchers
 
+    async def until_replaced(self) -> None:
+        """Returns when the store is found to be another one than was opened; whoever serves should end, and begin
+        anew."""
+        found, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def tell() -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(found.set)
+
+        self._log.identity.when_replaced(tell)
+        await found.wait()
+
     async def close(self) -> None:
         """Stop. What waits gets Closed, what is on its way OutcomeUnknown."""
         if self._closed:
@@ -213,6 +236,7 @@ class Ledger(Generic[C]):
             self._metrics.reads.labels("cached").inc()
         if self._closed:
             raise Closed("the ledger is closed")
+        self.refuse_replaced()
         return writer
 
     async def _checked(self, writer: ShardWriter) -> None:

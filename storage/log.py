@@ -3,7 +3,7 @@
 import random
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from storage.errors import (
     StorageError,
     StoreMismatch,
     StoreRefused,
+    StoreReplaced,
     StoreUnavailable,
 )
 from storage.objects import ObjectStore
@@ -31,6 +32,8 @@ METADATA_NAME = "store.json"
 RESTORING = "restoring"
 MAX_SKEW_S = 2.0
 _SKEW_CHECK_EVERY_S = 60.0
+# For so long after it was asked for, the store is taken to be the same one.
+IDENTITY_FRESH_S = 0.5
 
 _logger = structlog.get_logger(__name__)
 
@@ -80,6 +83,55 @@ class Metadata:
         return dumps({"format": form, **vars(self)}, indent=1).encode()
 
 
+class StoreIdentity:
+    """Whether the store is still the one that was opened. Safe to share between threads.
+
+    Somebody may wipe a store and restore a backup in its place under a running server. Its entries have the same names,
+    and a server that went on would put its own among them.
+    """
+
+    def __init__(self, store: ObjectStore, store_id: str) -> None:
+        self._store = store
+        self._store_id = store_id
+        self._lock = Lock()
+        self._checked_at = time.monotonic()
+        self._replaced = ""
+        self._told: list[Callable[[], None]] = []
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another store was found; this never ends."""
+        return bool(self._replaced)
+
+    def when_replaced(self, tell: Callable[[], None]) -> None:
+        """Let `tell` be called, by any thread, once another store is found."""
+        with self._lock:
+            self._told.append(tell)
+            if self._replaced:
+                tell()
+
+    def check(self) -> None:
+        """Ask the store, unless that was done within half a second. Raises StoreReplaced, and what a get raises."""
+        with self._lock:
+            began = time.monotonic()
+            if not self._replaced and began - self._checked_at >= IDENTITY_FRESH_S:
+                self._replaced = self._difference()
+                self._checked_at = began
+                if self._replaced:
+                    _logger.error("store replaced", why=self._replaced)
+                    for tell in self._told:
+                        tell()
+            if self._replaced:
+                raise StoreReplaced(f"{self._replaced} since this server opened it: start the server again")
+
+    def _difference(self) -> str:
+        try:
+            found = Metadata.read(self._store).store_id
+        except (ObjectMissing, StoreMismatch) as error:
+            return f"the store was replaced ({error.message})"
+        return "" if found == self._store_id else f"the store was replaced by another one ({found})"
+
+
 class StoreClock:
     """Whether this machine's clock is near enough the store's to write. Safe to share between threads."""
 
@@ -117,6 +169,7 @@ class Log:
         self.store_id = store_id
         self.shards = shards
         self.clock = StoreClock(store)
+        self.identity = StoreIdentity(store, store_id)
         self._backoff = backoff
 
     @classmethod
@@ -156,17 +209,20 @@ class Log:
 
         Returns only when the number is settled, however long the store does not answer, so that nothing else is put to
         the shard while this may still land. Raises StoreRefused, ClockSkew when the first try was refused for certain,
-        and OutcomeUnknown once `stop` is set.
+        OutcomeUnknown once `stop` is set, and StoreReplaced when the store that it was put to is no more.
         """
         name, data = entry_name(entry.shard, entry.number), encode(entry)
         in_doubt = False
         for pause in self._backoff.pauses():
             try:
+                self.identity.check()
                 self.store.put_if_absent(name, data)
                 return entry
             except ObjectExists:
                 # Taken: by an earlier try of this very put, perhaps.
                 return self._winner(entry, stop)
+            except StoreReplaced:
+                raise
             except StoreUnavailable as error:
                 in_doubt = True
                 _logger.warning("entry in doubt", object=name, error=error.message)
@@ -185,6 +241,7 @@ class Log:
                 winner = self.read(entry.shard, entry.number)
                 if winner is not None:
                     return winner
+                self.identity.check()
                 _logger.error("an entry that exists is not found", shard=entry.shard, number=entry.number)
             except (StoreUnavailable, StoreRefused) as error:
                 _logger.warning("winner not read", shard=entry.shard, number=entry.number, error=error.message)

@@ -80,18 +80,30 @@ class Pending:
         self.done: Future[Result] = _promise()
         self._lock = Lock()
         self._phase = _Phase.WAITING
+        self._left = False
 
     def claim(self) -> bool:
         """The writer takes the command up, unless its caller has left."""
-        return self._move(_Phase.WAITING, _Phase.CLAIMED)
+        with self._lock:
+            if self._phase is not _Phase.WAITING:
+                return False
+            self._phase = _Phase.CLAIMED
+            return True
 
     def release(self) -> None:
-        """The writer knows for certain that nothing of the command was committed."""
-        self._move(_Phase.CLAIMED, _Phase.WAITING)
+        """The writer knows for certain that nothing of the command was committed. It is not tried again for a caller
+        that has left, who may have been refused meanwhile where it asked again."""
+        with self._lock:
+            if self._phase is _Phase.CLAIMED:
+                self._phase = _Phase.ABANDONED if self._left else _Phase.WAITING
 
     def abandon(self) -> bool:
         """The caller leaves. True: nothing was or will be committed. False: not known."""
-        return self._move(_Phase.WAITING, _Phase.ABANDONED)
+        with self._lock:
+            self._left = True
+            if self._phase is _Phase.WAITING:
+                self._phase = _Phase.ABANDONED
+            return self._phase is _Phase.ABANDONED
 
     def mutation(self, kind: str, effect: dict[str, Any]) -> Mutation:
         return Mutation(
@@ -103,13 +115,6 @@ class Pending:
             on_behalf_of=self.on_behalf_of,
             effect=canonical(effect),
         )
-
-    def _move(self, old: _Phase, new: _Phase) -> bool:
-        with self._lock:
-            if self._phase is not old:
-                return False
-            self._phase = new
-            return True
 
 
 class _DryRun(Exception):
@@ -225,6 +230,7 @@ class ShardWriter:
                 checks, self._checks = self._checks, []
             began = time.monotonic()
             try:
+                self._log.identity.check()
                 if self._view is None or not self._end_checked:
                     self._open()
                 if not commands:
