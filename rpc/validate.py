@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self, TypeVar
 from pseudoword.names import InvalidName
 
 from rpc.errors import InvalidArgument
+from rpc.identity import Role, current_principal
 
 _MAX_LABELS = 64
 _LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
@@ -88,3 +89,13 @@ class Violations:
         value = request.request_id
         if len(value) > 64 or not value.isprintable():
             self.add("request_id", "must be at most 64 printable characters")
+
+
+def admitted(found: Violations, kind: Any, value: str, field: str, role: Role) -> Any:
+    """The resource name in `value`, whose tenant the caller may use in this role.
+
+    Raises InvalidArgument, PermissionDenied.
+    """
+    name = found.name(kind, value, field)
+    current_principal().require(name.tenant, role)
+    return name

@@ -1,6 +1,7 @@
 """`python -m service`: the Generation service."""
 
 import asyncio
+from contextlib import AsyncExitStack
 
 from pseudoword.generation.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
 from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
@@ -12,9 +13,15 @@ from rpc.clients import channel
 from rpc.errors import FailedPrecondition, InvalidArgument, Unavailable
 from rpc.logs import configure
 from rpc.server import Server, run
+from rpc.stores import open_fit_store, open_ledger
 from rpc.table import STORAGE
 from service.admission import Roster
+from service.batches.book import SHARDS, BatchBook
+from service.batches.desk import Desk
+from service.batches.rpcs import BatchRpcs, NoBatches
+from service.batches.runner import Runner
 from service.engine import Engine
+from service.intake import Intake
 from service.meanings import Meanings
 from service.metrics import EngineMetrics
 from service.server import GenerationServicer
@@ -42,6 +49,7 @@ async def main() -> None:
     async with (
         Server(settings.server, name="generation", table=TABLE) as server,
         channel(settings.registry) as registry,
+        AsyncExitStack() as stack,  # left before the server: in the opposite order of what is entered below
     ):
         model = await asyncio.to_thread(load_model, settings.model, settings.denoiser)
         metrics = EngineMetrics(server.metrics)
@@ -55,17 +63,34 @@ async def main() -> None:
         meanings: Meanings[Version] = Meanings(settings.words.max_meanings)
         words = Words(stub, model, meanings, VectorCache(settings.words.cache_bytes), metrics, settings.words)
         watch = asyncio.create_task(RegistryWatch(stub, meanings).run())
-        servicer = GenerationServicer(model, engine, words, settings)
+        stack.push_async_callback(_ended, watch)
+        intake = Intake(model, words)
+        batches: BatchRpcs | NoBatches = NoBatches()
+        runner: Runner | None = None
+        if settings.store.address:
+            store = await asyncio.to_thread(open_fit_store, settings.store, settings.s3)
+            stack.callback(store.close)
+            ledger = await asyncio.to_thread(open_ledger, store, settings.store, BatchBook(), shards=SHARDS)
+            stack.push_async_callback(ledger.close)
+            desk = Desk(ledger)
+            runner = Runner(desk, store, model.spec, intake, engine, settings, TABLE)
+            batches = BatchRpcs(model, desk, runner, words, store, settings, server.draining)
+        servicer = GenerationServicer(model, engine, words, intake, batches, settings)
         server.add(add_GenerationServiceServicer_to_server, servicer, SERVICE)
         await server.start()
+        stack.push_async_callback(server.stop, grace_s=0)
         await asyncio.to_thread(engine.start)
+        stack.push_async_callback(asyncio.to_thread, engine.stop)
+        if runner is not None:
+            runner.start()
+            stack.push_async_callback(runner.stop)
         server.mark_ready()
-        try:
-            await server.run_until_signalled()
-        finally:
-            watch.cancel()
-            await asyncio.wait({watch})
-            await asyncio.to_thread(engine.stop)
+        await server.run_until_signalled(None if runner is None else runner.stop)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
 
 
 if __name__ == "__main__":

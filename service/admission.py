@@ -2,10 +2,11 @@
 
 The unit is a picture. Between tenants the share is by rows of the denoiser (start-time fair queueing, Goyal et al.
 1996); within a tenant the earliest deadline is first; priorities go before both, and waiting raises a picture's
-priority, so that nothing starves.
+priority, so that nothing starves. What has a priority below 0 is in the background: it has calls for itself where
+nobody else wants one, and joins others' calls only where that costs them next to nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import inf
 
@@ -38,6 +39,10 @@ class Ticket:
     priority: int = 0
     deadline: float = inf
     arrived: float = 0.0
+
+    @property
+    def background(self) -> bool:
+        return self.priority < 0
 
 
 class Roster:
@@ -83,33 +88,47 @@ class Roster:
         """Pictures whose deadline has passed."""
         return [ticket for ticket in self._tickets.values() if ticket.deadline <= now]
 
-    def next_group(self, now: float, useful_rows: Callable[[Shape], int] | None = None) -> list[Ticket]:
+    def next_group(
+        self,
+        now: float,
+        useful_rows: Callable[[Shape], int] | None = None,
+        free_rows: Callable[[Shape, int], int] | None = None,
+    ) -> list[Ticket]:
         """Chooses the pictures of the next call and books it to their tenants. Empty only when nothing is in flight.
 
         All are of one shape, together at most `max_rows` rows and at most what `useful_rows` says of the shape (one
-        picture may exceed both alone); an exact one is alone.
+        picture may exceed both alone); an exact one is alone. Where the call is somebody's who is not in the
+        background, those who are make it no larger than `free_rows` of shape and rows.
         """
-        group: list[Ticket] = []
-        rows = 0
-        limit = self.max_rows
-        waiting = set(self._tickets)
-        while waiting:
-            lead = group[0] if group else None
-            ticket = min((self._tickets[i] for i in waiting), key=lambda ticket: self._order(ticket, now))
-            waiting.remove(ticket.id)
-            if lead is not None and (ticket.shape != lead.shape or ticket.exact or rows + ticket.rows > limit):
-                continue
-            if lead is None and useful_rows is not None:
-                limit = min(limit, useful_rows(ticket.shape))
-            group.append(ticket)
-            rows += ticket.rows
-            self._served_rows[ticket.tenant] += ticket.rows
-            if ticket.exact:
-                break
+        if not self._tickets:
+            return []
+        lead = self._take(self._tickets.values(), now)
+        group, rows = [lead], lead.rows
+        limit = self.max_rows if useful_rows is None else min(self.max_rows, useful_rows(lead.shape))
+        joining = set() if lead.exact else {ticket for ticket in self._tickets.values() if _can_join(ticket, lead)}
+        behind = {ticket for ticket in joining if ticket.background and not lead.background}
+        for some in (joining - behind, behind):
+            if some is behind and free_rows is not None:
+                limit = min(limit, free_rows(lead.shape, rows))
+            while some := {ticket for ticket in some if rows + ticket.rows <= limit}:
+                ticket = self._take(some, now)
+                some.remove(ticket)
+                group.append(ticket)
+                rows += ticket.rows
         for ticket in group:
             self._served_at[ticket.id] = now
         return group
 
+    def _take(self, tickets: Iterable[Ticket], now: float) -> Ticket:
+        """The one of `tickets` who is next; its rows are booked to its tenant, which matters to who is next after."""
+        ticket = min(tickets, key=lambda ticket: self._order(ticket, now))
+        self._served_rows[ticket.tenant] += ticket.rows
+        return ticket
+
     def _order(self, ticket: Ticket, now: float) -> tuple[float, float, float, float, int]:
         aged = ticket.priority + int((now - self._served_at[ticket.id]) / self._aging_s)
         return (-aged, self._served_rows[ticket.tenant], ticket.deadline, ticket.arrived, ticket.id)
+
+
+def _can_join(ticket: Ticket, lead: Ticket) -> bool:
+    return ticket.id != lead.id and ticket.shape == lead.shape and not ticket.exact

@@ -164,7 +164,7 @@ class Engine:
             while self._take_arrivals():
                 self._drop_unwanted()
                 with self._lock:
-                    chosen = self._roster.next_group(time.monotonic(), self._useful_rows)
+                    chosen = self._roster.next_group(time.monotonic(), self._useful_rows, self._free_rows)
                     group = [self._pictures[ticket.id] for ticket in chosen]
                 if group:
                     self._tick(group)
@@ -173,6 +173,9 @@ class Engine:
 
     def _useful_rows(self, shape: Shape) -> int:
         return self._pace.useful_rows(shape, self._roster.max_rows)
+
+    def _free_rows(self, shape: Shape, rows: int) -> int:
+        return self._pace.free_rows(shape, rows, self._roster.max_rows)
 
     def _take_arrivals(self) -> bool:
         """Brings new requests in, waiting for one when there is nothing to do. False: stop."""

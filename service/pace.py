@@ -10,6 +10,7 @@ from collections.abc import Sequence
 Shape = tuple[int, int]
 
 _NEWEST = 0.2  # weight of the newest call in the smoothed time
+_FREE = 1.05  # of a call's time: what it may take longer for the sake of those in the background
 _WORTH = 0.97  # of the best rate that was measured: more rows than give this only make everybody wait
 
 
@@ -41,6 +42,13 @@ class Pace:
         rates = [rows / (self.seconds(shape, rows) or 1.0) for rows in sizes]
         best = max(rates)
         return next(rows for rows, rate in zip(sizes, rates, strict=True) if rate >= _WORTH * best)
+
+    def free_rows(self, shape: Shape, rows: int, limit: int) -> int:
+        """How many rows, `rows` at the least, a call of `rows` may have for next to nothing more."""
+        allowed_s = self.seconds(shape, rows) * _FREE
+        return max(
+            [rows, *(more for more in self._sizes(shape) if more <= limit and self.seconds(shape, more) <= allowed_s)]
+        )
 
     def solo_s(self, shape: Shape, *, pictures: int, rows: int, calls: int, limit: int) -> float:
         """What drawing takes with the model for itself: `pictures` of `rows` rows and `calls` calls each."""

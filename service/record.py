@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import version as installed
 
 import numpy as np
-from google.protobuf.json_format import MessageToJson
+from google.protobuf.json_format import MessageToJson, Parse
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pseudoword.generation.v1 import generation_pb2, resources_pb2
@@ -18,6 +18,7 @@ from service.drawing import Drawing
 
 RECORD_KEY = "pseudoword"
 _EXIF_IMAGE_DESCRIPTION = 0x010E
+ENDINGS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 _MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 _SOFTWARE = ("pseudoword-server", "torch", "diffusers", "transformers")
 
@@ -80,6 +81,13 @@ def to_file(
         record=record,
     )
     return data, info
+
+
+def from_file(data: bytes) -> resources_pb2.PictureRecord:
+    """The record inside a file that to_file has made."""
+    with Image.open(io.BytesIO(data)) as image:
+        written = getattr(image, "text", {}).get(RECORD_KEY) or image.getexif()[_EXIF_IMAGE_DESCRIPTION]
+    return Parse(written, resources_pb2.PictureRecord())
 
 
 def to_preview(pixels: np.ndarray) -> bytes:

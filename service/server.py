@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from math import inf
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc.aio
 import structlog
@@ -13,19 +13,19 @@ from pseudoword.generation.v1 import generation_pb2, generation_pb2_grpc, resour
 from pseudoword.names import InvalidName, TenantName, WordRef
 
 from diffusion.checkpoint import BaseModel
-from diffusion.encoder import PromptEncoder
 from diffusion.messages import base_model
 from diffusion.schedulers import SCHEDULERS
-from rpc.errors import Unimplemented
 from rpc.identity import Role, current_principal
 from rpc.validate import Violations
+from service.batches.rpcs import BatchRpcs, NoBatches
 from service.drawing import check
 from service.engine import Engine
-from service.mailbox import Drawn, Mailbox, Previewed, Started, Stepped
-from service.record import Recorder, to_file, to_preview
+from service.intake import Intake
+from service.mailbox import Drawn, Previewed, Started, Stepped
+from service.record import to_file, to_preview
 from service.request import Request
 from service.settings import GenerationSettings
-from service.words import Words, by_ref
+from service.words import Words
 
 CHUNK_BYTES = 256 * 2**10
 _MAX_PREFETCH = 64
@@ -38,13 +38,21 @@ Responses = AsyncIterator[generation_pb2.GenerateResponse]
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     """The rpcs of the Generation service over one engine."""
 
-    def __init__(self, model: BaseModel, engine: Engine, words: Words, settings: GenerationSettings) -> None:
+    def __init__(
+        self,
+        model: BaseModel,
+        engine: Engine,
+        words: Words,
+        intake: Intake,
+        batches: BatchRpcs | NoBatches,
+        settings: GenerationSettings,
+    ) -> None:
         self._model = model
         self._engine = engine
         self._words = words
+        self._intake = intake
+        self._batches = batches
         self._settings = settings
-        self._encoder = PromptEncoder(model)
-        self._recorder = Recorder(model)
 
     async def Generate(self, request: generation_pb2.GenerateRequest, context: Context) -> Responses:
         """Checks, resolves, lets in, and passes on what the engine tells."""
@@ -52,33 +60,16 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         drawing = check(request, self._model.spec, self._settings.defaults, self._settings.limits)
         principal = current_principal()
         principal.require(drawing.tenant, Role.READER)
-        refs = tuple(dict.fromkeys((*drawing.prompt.words, *drawing.negative_prompt.words)))
-        words = await self._words.attach(
-            drawing.tenant,
-            refs,
+        left_s = context.time_remaining()
+        taken = await self._intake.take(
+            drawing,
+            request.settings,
             principal,
-            field="settings.prompt",
-            allow_family=drawing.allow_family,
+            arrived=arrived,
+            deadline=inf if left_s is None else arrived + left_s,
             max_staleness=request.max_staleness.ToTimedelta() if request.HasField("max_staleness") else None,
         )
-        vectors = by_ref(words)
-        counts = {ref: len(tensor) for ref, tensor in vectors.items()}
-        for prompt in (drawing.prompt, drawing.negative_prompt):
-            self._encoder.tokenize(prompt, counts)  # raises PromptTooLong before anything is promised
-        beginning = None
-        if drawing.start is not None:
-            beginning = await asyncio.to_thread(drawing.start.decoded, drawing.width, drawing.height)
-        records = self._recorder.records(drawing, request.settings, [word.use for word in words])
-        left_s = context.time_remaining()
-        mailbox = Mailbox(asyncio.get_running_loop())
-        job = Request(
-            drawing=drawing,
-            vectors=vectors,
-            mailbox=mailbox,
-            beginning=beginning,
-            arrived=arrived,
-            deadline=inf if left_s is None else time.monotonic() + left_s,
-        )
+        job, records = taken.request, taken.records
         accepted = generation_pb2.Accepted(records=records, queue_position=self._engine.waiting(), calls=drawing.calls)
         accepted.predicted_start.FromTimedelta(self._engine.predict(drawing.priority))
         self._engine.submit(job)
@@ -171,37 +162,28 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         return generation_pb2.PrefetchWordsResponse(words=[word.use for word in words])
 
     async def CreateBatch(self, request: generation_pb2.CreateBatchRequest, context: Context) -> resources_pb2.Batch:
-        """Not built yet."""
-        _batches(request.parent, Role.WRITER)
+        """Checks a batch and begins it."""
+        return await self._batches.create(request, context)
 
     async def GetBatch(self, request: generation_pb2.GetBatchRequest, context: Context) -> resources_pb2.Batch:
-        """Not built yet."""
-        _batches(request.name, Role.READER)
+        """A batch as it is."""
+        return await self._batches.get(request)
 
     async def ListBatches(
         self, request: generation_pb2.ListBatchesRequest, context: Context
     ) -> generation_pb2.ListBatchesResponse:
-        """Not built yet."""
-        _batches(request.parent, Role.READER)
+        """A tenant's batches, newest first."""
+        return await self._batches.list(request)
 
     def WatchBatch(
         self, request: generation_pb2.WatchBatchRequest, context: Context
     ) -> AsyncIterator[generation_pb2.WatchBatchResponse]:
-        """Not built yet."""
-        _batches(request.name, Role.READER)
+        """A batch, then its every change until it has ended."""
+        return self._batches.watch(request)
 
     async def CancelBatch(self, request: generation_pb2.CancelBatchRequest, context: Context) -> resources_pb2.Batch:
-        """Not built yet."""
-        _batches(request.name, Role.WRITER)
-
-
-def _batches(name: str, role: Role) -> NoReturn:
-    """Refuses a call about batches: first who may not make it, then everybody, until the part is built."""
-    wrong = Violations()
-    tenant = wrong.name(TenantName, "/".join(name.split("/")[:2]), "name")
-    wrong.raise_if_any()
-    current_principal().require(tenant.tenant, role)
-    raise Unimplemented("batches are not built yet", metadata={"part": "batches"})
+        """Ends a batch."""
+        return await self._batches.cancel(request, context)
 
 
 def _duration(seconds: float) -> Duration:

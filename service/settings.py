@@ -8,6 +8,7 @@ from diffusion.schedulers import SCHEDULERS
 from diffusion.settings import DenoiserSettings, ModelSettings
 from rpc.clients import Peer
 from rpc.settings import ServerSettings, Settings
+from rpc.stores import S3Settings, StoreSettings
 
 
 class Defaults(BaseModel):
@@ -63,6 +64,19 @@ class WordSettings(BaseModel):
     )
 
 
+class BatchSettings(BaseModel):
+    """Batches: drawn into the store, behind all other requests. Without a store there are none."""
+
+    max_pictures: int = Field(default=10_000, ge=1, description="Most pictures of a batch.")
+    max_active: int = Field(default=100, ge=1, description="Most batches of a tenant that have not ended.")
+    shard_pictures: int = Field(
+        default=100, ge=1, le=1000, description="Pictures of a shard, which a server has in memory while it packs them."
+    )
+    in_flight: int = Field(
+        default=16, ge=1, description="Most pictures of batches that the engine has at once, of limits.max-pictures."
+    )
+
+
 class GenerationSettings(Settings):
     """Generation: sentences with words in them in, pictures out, from one resident model."""
 
@@ -73,3 +87,6 @@ class GenerationSettings(Settings):
     defaults: Defaults = Defaults()
     limits: Limits = Limits()
     words: WordSettings = WordSettings()
+    store: StoreSettings = Field(default=StoreSettings(address=""), description="For batches; empty address: none")
+    s3: S3Settings = S3Settings()
+    batches: BatchSettings = BatchSettings()

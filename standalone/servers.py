@@ -29,8 +29,9 @@ class Servers:
         with Servers(data) as servers:
             Client(servers.endpoints)
 
-    `data` holds everything that lasts: `store/` (words), `jobs/` (the trainer's log and pictures), `logs/`; and
-    `views/`, which may be deleted. With `port` 0 the servers take free ports, else `port` and the next two.
+    `data` holds everything that lasts: `store/` (words), `jobs/` (the trainer's log and pictures), `batches/` (what is
+    drawn in bulk), `logs/`; and `views/`, which may be deleted. With `port` 0 the servers take free ports, else `port`
+    and the next two.
     """
 
     def __init__(self, data: Path, *, model: str | None = None, port: int = 0) -> None:
@@ -44,7 +45,7 @@ class Servers:
 
     def __enter__(self) -> Self:
         try:
-            for folder in ("store", "jobs", "logs", "run", "views"):
+            for folder in ("store", "jobs", "batches", "logs", "run", "views"):
                 (self._data / folder).mkdir(parents=True, exist_ok=True)
             # The registry's address is told to the two others.
             self._start("registry", ["--store.address", str(self._data / "store")])
@@ -52,7 +53,7 @@ class Servers:
             peers = ["--registry.address", registry["grpc"]]
             model = [] if self._model is None else ["--model.source", self._model]
             self._start("trainer", ["--store.address", str(self._data / "jobs"), *peers, *model])
-            self._start("generation", [*peers, *model])
+            self._start("generation", ["--store.address", str(self._data / "batches"), *peers, *model])
             trainer, generation = self._wait("trainer"), self._wait("generation")
         except BaseException:
             self.stop()

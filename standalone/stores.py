@@ -12,6 +12,7 @@ from registry.catalogue.book import RegistryBook
 from registry.catalogue.commands import Quotas
 from rpc.settings import Settings, SettingsError, explain
 from rpc.stores import S3Settings, StoreSettings, open_fit_store
+from service.batches.book import BatchBook
 from storage.address import open_store
 from storage.book import Book
 from storage.errors import StorageError
@@ -30,7 +31,7 @@ class _Access(Settings):
 
 def books() -> Mapping[str, Book[Any]]:
     """The books that a store may have been made for, by name."""
-    return {book.name: book for book in (RegistryBook(Quotas()), TrainerBook())}
+    return {book.name: book for book in (RegistryBook(Quotas()), TrainerBook(), BatchBook())}
 
 
 @contextmanager

@@ -117,7 +117,7 @@ class Inspection:
 
     def _check_names(self) -> None:
         """What belongs to no part of a store."""
-        parts = {"log", "segments", "checkpoints", "t", "probe", METADATA_NAME}
+        parts = {"log", "segments", "checkpoints", "t", "batches", "probe", METADATA_NAME}
         last = ""
         while page := self._store.list("", start_after=last, limit=1):
             first = page[0].name.split("/")[0]

@@ -9,8 +9,8 @@ from pseudoword.names import InvalidName
 from registry.desk import Context, Desk
 from registry.pickles import Pickles
 from registry.signatures import SignaturePolicy
-from rpc.identity import Principal, Role, current_principal
-from rpc.validate import Violations
+from rpc.identity import Principal
+from rpc.validate import Violations, admitted
 
 __all__ = ["Context", "Rpcs", "admitted", "child", "mutation", "tenants_of"]
 
@@ -35,16 +35,6 @@ class Rpcs:
         self._pickles = pickles
         self._keep_deleted = keep_deleted
         self._draining = draining
-
-
-def admitted(found: Violations, kind: Any, value: str, field: str, role: Role) -> Any:
-    """The resource name in `value`, whose tenant the caller may use in this role.
-
-    Raises InvalidArgument, PermissionDenied.
-    """
-    name = found.name(kind, value, field)
-    current_principal().require(name.tenant, role)
-    return name
 
 
 def mutation(found: Violations, request: Any) -> None:

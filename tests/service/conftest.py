@@ -17,6 +17,7 @@ from storage.tensors import write_tensors
 from tests.processes import Process
 
 MAX_PICTURES = 20
+SHARD_PICTURES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class System:
     registry: Process
     generation: Process
     client: Client
+    store: Path | None = None  # of Generation's batches
 
     def client_of(self, tenant: str) -> Client:
         return Client(Endpoints(registry=self.registry.address, generation=self.generation.address), tenant=tenant)
@@ -49,11 +51,13 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     store = ["--store.address", str(folder / "store")]
     with Process("registry", folder, *store) as registry:
         settings = ["--registry.address", registry.address, "--limits.max-pictures", str(MAX_PICTURES)]
+        settings += ["--store.address", str(folder / "batches"), "--batches.max-pictures", "100"]
+        settings += ["--batches.shard-pictures", str(SHARD_PICTURES), "--batches.max-active", "3"]
         with (
             Process("service", folder, *settings) as generation,
             Client(Endpoints(registry=registry.address, generation=generation.address)) as client,
         ):
-            yield System(registry=registry, generation=generation, client=client)
+            yield System(registry=registry, generation=generation, client=client, store=folder / "batches")
 
 
 Publish = Callable[..., resources_pb2.Version]

@@ -51,7 +51,7 @@ def test_nobody_starves(fields: list[dict[str, object]]) -> None:
         roster.admit(ticket(number, **one))
     ran: Counter[int] = Counter()
     for call in range(40 * len(fields)):
-        ran.update(one.id for one in roster.next_group(float(call)))
+        ran.update(one.id for one in roster.next_group(float(call), None, lambda shape, rows: rows))
     assert set(ran) == set(range(len(fields)))
 
 
@@ -62,6 +62,21 @@ def test_no_more_rows_than_are_useful() -> None:
     assert len(roster.next_group(0.0, lambda shape: 4)) == 2
     assert len(roster.next_group(0.0, lambda shape: 1)) == 1
     assert len(roster.next_group(0.0)) == 6
+
+
+def test_the_background_joins_where_it_costs_nothing() -> None:
+    roster = Roster(max_pictures=100, max_rows=32)
+    for number in range(8):
+        roster.admit(ticket(number, priority=-9))
+    assert len(roster.next_group(0.0, None, lambda shape, rows: rows)) == 8  # nobody else is there
+    roster.admit(ticket(8))
+    assert [one.id for one in roster.next_group(0.0, None, lambda shape, rows: rows)] == [8]
+    assert len(roster.next_group(0.0, None, lambda shape, rows: 6)) == 3
+    roster.admit(ticket(9, tenant="b"))
+    assert {8, 9} == {one.id for one in roster.next_group(0.0, None, lambda shape, rows: rows)}
+    # Whoever has waited long enough leads a call, and then joins others freely.
+    roster.next_group(100.0, None, lambda shape, rows: rows)
+    assert {one.id for one in roster.next_group(105.0, None, lambda shape, rows: rows)} == set(range(10))
 
 
 def test_tenants_share_by_rows() -> None:

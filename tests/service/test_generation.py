@@ -314,23 +314,6 @@ def test_a_full_queue_says_when_to_come_back(system: System) -> None:
     assert error.retry_after.total_seconds() >= 1
 
 
-@pytest.mark.parametrize("name", ["CreateBatch", "GetBatch", "ListBatches", "WatchBatch", "CancelBatch"])
-def test_batches_are_not_built(system: System, name: str) -> None:
-    kinds = {"CreateBatch": {"parent": "tenants/a"}, "ListBatches": {"parent": "tenants/a"}}
-    fields = kinds.get(name, {"name": "tenants/a/batches/b"})
-    request_class = getattr(generation_pb2, "ListBatchesRequest" if name == "ListBatches" else f"{name}Request")
-
-    def call() -> None:
-        with errors():
-            answer = getattr(system.client.generation, name)(request_class(**fields))
-            if name == "WatchBatch":
-                next(answer)
-
-    error = refused(call)
-    assert error.code is grpc.StatusCode.UNIMPLEMENTED
-    assert error.metadata["part"] == "batches"
-
-
 def test_a_start_picture_gives_size_and_colours(system: System) -> None:
     settings = Settings(prompt="a photo of a dog", seed=1, steps=10, start_picture=png(96), strength=0.2, exact=True)
     (first,), (again,) = (pictures(system.client.generate(settings)) for _ in range(2))

@@ -39,6 +39,13 @@ def test_batches_only_as_far_as_it_gains() -> None:
     assert Pace(BASE).useful_rows(BASE, 32) == 32
 
 
+def test_rows_that_cost_nothing() -> None:
+    times = pace(r1=1.0, r2=1.0, r4=1.04, r8=2.0)
+    assert [times.free_rows(BASE, rows, 32) for rows in (1, 4, 5, 8)] == [4, 4, 5, 8]
+    assert times.free_rows(BASE, 1, 2) == 2
+    assert Pace(BASE).free_rows(BASE, 3, 32) == 3
+
+
 def test_solo_time() -> None:
     times = pace(r1=1.0, r2=1.0, r4=1.0, r8=2.0)
     how = {"rows": 2, "calls": 10, "limit": 32}

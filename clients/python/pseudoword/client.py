@@ -33,6 +33,8 @@ from pseudoword.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 
 CHUNK_BYTES = 256 * 2**10
 _STATE = trainer_resources.Job.State
+_BATCH = generation_resources.Batch
+BATCH_ENDED = frozenset({_BATCH.STATE_SUCCEEDED, _BATCH.STATE_FAILED, _BATCH.STATE_CANCELLED})
 ENDED = frozenset({_STATE.STATE_SUCCEEDED, _STATE.STATE_FAILED, _STATE.STATE_CANCELLED})
 
 
@@ -224,6 +226,49 @@ class Client:
             exact=exact,
         )
         return pictures(self.generate(settings, count=count, max_staleness=max_staleness, timeout_s=timeout_s))
+
+    # Batches
+
+    def create_batch(
+        self, batch: generation_resources.Batch, *, request_id: str | None = None, validate_only: bool = False
+    ) -> generation_resources.Batch:
+        """Begins to draw many pictures into the server's object store. Repeating with the same `request_id` is
+        harmless; `validate_only` checks everything and begins nothing."""
+        request = generation_pb2.CreateBatchRequest(
+            parent=str(self.tenant),
+            batch=batch,
+            request_id=request_id or str(uuid.uuid4()),
+            validate_only=validate_only,
+        )
+        with errors():
+            return self.generation.CreateBatch(request)
+
+    def batch(self, name: str) -> generation_resources.Batch:
+        """One batch by its resource name."""
+        with errors():
+            return self.generation.GetBatch(generation_pb2.GetBatchRequest(name=name))
+
+    def batches(self, *, filter: str = "") -> Iterator[generation_resources.Batch]:
+        """The tenant's batches, newest first, without their prompts; `filter` as AIP-160 has it."""
+        request = generation_pb2.ListBatchesRequest(parent=str(self.tenant), filter=filter)
+        for page in _pages(self.generation.ListBatches, request):
+            yield from page.batches
+
+    def watch_batch(self, name: str, *, patience_s: float = 60.0) -> Iterator[generation_resources.Batch]:
+        """A batch again and again until it has ended. A server that is away for less than `patience_s` is waited
+        for."""
+        request = generation_pb2.WatchBatchRequest(name=name)
+        for message in _patient(lambda: self.generation.WatchBatch(request), patience_s):
+            yield message.batch
+            if message.batch.state in BATCH_ENDED:
+                return
+
+    def cancel_batch(self, name: str) -> generation_resources.Batch:
+        """Ends a batch; what was drawn stays."""
+        with errors():
+            return self.generation.CancelBatch(
+                generation_pb2.CancelBatchRequest(name=name, request_id=str(uuid.uuid4()))
+            )
 
     # The registry
 

@@ -5,6 +5,7 @@ from importlib.metadata import entry_points
 import click
 
 from pseudoword.cli.alias import alias
+from pseudoword.cli.batch import batch
 from pseudoword.cli.draw import draw
 from pseudoword.cli.files import export, import_
 from pseudoword.cli.learn import learn
@@ -44,5 +45,5 @@ def main() -> None:
     """
 
 
-for command in (learn, draw, redraw, words, versions, show, watch, alias, export, import_):
+for command in (learn, draw, redraw, words, versions, show, watch, alias, export, import_, batch):
     main.add_command(command)

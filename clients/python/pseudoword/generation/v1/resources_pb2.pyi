@@ -453,6 +453,32 @@ class Batch(_message.Message):
     LAYOUT_WEBDATASET: Batch.Layout.ValueType  # 2
     """Tar shards of a WebDataset, and a manifest."""
 
+    @_typing.final
+    class Blank(_message.Message):
+        """One blank of a prompt."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: _builtins.int
+        TEXTS_FIELD_NUMBER: _builtins.int
+        name: _builtins.str
+        """Its name: `[a-z][a-z0-9_]*`, in the prompt `{name}`."""
+        @_builtins.property
+        def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """What is put there, one after the other."""
+
+        def __init__(
+            self,
+            *,
+            name: _builtins.str = ...,
+            texts: _abc.Iterable[_builtins.str] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "texts", b"texts"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     PROMPTS_FIELD_NUMBER: _builtins.int
@@ -468,6 +494,8 @@ class Batch(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    BLANKS_FIELD_NUMBER: _builtins.int
+    WORDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/batches/{batch}`."""
     seeds: _builtins.int
@@ -490,11 +518,13 @@ class Batch(_message.Message):
     """Changes with every change of state."""
     @_builtins.property
     def settings(self) -> Global___PictureSettings:
-        """Settings of every picture; its prompt may hold `{name}` for each of values."""
+        """Settings of every picture; its prompt may hold `{name}` for each of blanks. What GetBatch gives back lacks start_picture and
+        mask.
+        """
 
     @_builtins.property
     def prompts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Prompts to draw, instead of settings.prompt."""
+        """Prompts to draw, instead of settings.prompt. ListBatches leaves them out, and blanks."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
@@ -507,6 +537,16 @@ class Batch(_message.Message):
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it ended."""
+
+    @_builtins.property
+    def blanks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Batch.Blank]:
+        """Blanks of settings.prompt: a picture, or one for each seed, of every combination of their texts; the last one changes first."""
+
+    @_builtins.property
+    def words(self) -> _containers.RepeatedCompositeFieldContainer[Global___WordUse]:
+        """The versions that the words of all prompts meant when the batch was created; it is drawn with these to its end. ListBatches
+        leaves them out.
+        """
 
     def __init__(
         self,
@@ -526,10 +566,12 @@ class Batch(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        blanks: _abc.Iterable[Global___Batch.Blank] | None = ...,
+        words: _abc.Iterable[Global___WordUse] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "done", b"done", "end_time", b"end_time", "error", b"error", "etag", b"etag", "format", b"format", "layout", b"layout", "manifest_uri", b"manifest_uri", "name", b"name", "prompts", b"prompts", "seeds", b"seeds", "settings", b"settings", "state", b"state", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blanks", b"blanks", "create_time", b"create_time", "creator", b"creator", "done", b"done", "end_time", b"end_time", "error", b"error", "etag", b"etag", "format", b"format", "layout", b"layout", "manifest_uri", b"manifest_uri", "name", b"name", "prompts", b"prompts", "seeds", b"seeds", "settings", b"settings", "state", b"state", "total", b"total", "words", b"words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -828,9 +828,10 @@ type Batch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// `tenants/{tenant}/batches/{batch}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Settings of every picture; its prompt may hold `{name}` for each of values.
+	// Settings of every picture; its prompt may hold `{name}` for each of blanks. What GetBatch gives back lacks start_picture and
+	// mask.
 	Settings *PictureSettings `protobuf:"bytes,2,opt,name=settings,proto3" json:"settings,omitempty"`
-	// Prompts to draw, instead of settings.prompt.
+	// Prompts to draw, instead of settings.prompt. ListBatches leaves them out, and blanks.
 	Prompts []string `protobuf:"bytes,3,rep,name=prompts,proto3" json:"prompts,omitempty"`
 	// Pictures of each prompt: seeds settings.seed, settings.seed + 1, ...
 	Seeds int32 `protobuf:"varint,4,opt,name=seeds,proto3" json:"seeds,omitempty"`
@@ -855,7 +856,12 @@ type Batch struct {
 	// When it ended.
 	EndTime *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
 	// Changes with every change of state.
-	Etag          string `protobuf:"bytes,15,opt,name=etag,proto3" json:"etag,omitempty"`
+	Etag string `protobuf:"bytes,15,opt,name=etag,proto3" json:"etag,omitempty"`
+	// Blanks of settings.prompt: a picture, or one for each seed, of every combination of their texts; the last one changes first.
+	Blanks []*Batch_Blank `protobuf:"bytes,16,rep,name=blanks,proto3" json:"blanks,omitempty"`
+	// The versions that the words of all prompts meant when the batch was created; it is drawn with these to its end. ListBatches
+	// leaves them out.
+	Words         []*WordUse `protobuf:"bytes,17,rep,name=words,proto3" json:"words,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -995,6 +1001,75 @@ func (x *Batch) GetEtag() string {
 	return ""
 }
 
+func (x *Batch) GetBlanks() []*Batch_Blank {
+	if x != nil {
+		return x.Blanks
+	}
+	return nil
+}
+
+func (x *Batch) GetWords() []*WordUse {
+	if x != nil {
+		return x.Words
+	}
+	return nil
+}
+
+// One blank of a prompt.
+type Batch_Blank struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name: `[a-z][a-z0-9_]*`, in the prompt `{name}`.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// What is put there, one after the other.
+	Texts         []string `protobuf:"bytes,2,rep,name=texts,proto3" json:"texts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Batch_Blank) Reset() {
+	*x = Batch_Blank{}
+	mi := &file_pseudoword_generation_v1_resources_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Batch_Blank) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Batch_Blank) ProtoMessage() {}
+
+func (x *Batch_Blank) ProtoReflect() protoreflect.Message {
+	mi := &file_pseudoword_generation_v1_resources_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Batch_Blank.ProtoReflect.Descriptor instead.
+func (*Batch_Blank) Descriptor() ([]byte, []int) {
+	return file_pseudoword_generation_v1_resources_proto_rawDescGZIP(), []int{5, 0}
+}
+
+func (x *Batch_Blank) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Batch_Blank) GetTexts() []string {
+	if x != nil {
+		return x.Texts
+	}
+	return nil
+}
+
 var File_pseudoword_generation_v1_resources_proto protoreflect.FileDescriptor
 
 const file_pseudoword_generation_v1_resources_proto_rawDesc = "" +
@@ -1066,7 +1141,7 @@ const file_pseudoword_generation_v1_resources_proto_rawDesc = "" +
 	" \x03(\v2#.pseudoword.generation.v1.SchedulerB\x04\xe2A\x01\x03R\n" +
 	"schedulers\x12\x1c\n" +
 	"\x06device\x18\v \x01(\tB\x04\xe2A\x01\x03R\x06device\x12\x1a\n" +
-	"\x05dtype\x18\f \x01(\tB\x04\xe2A\x01\x03R\x05dtype\"\xc6\a\n" +
+	"\x05dtype\x18\f \x01(\tB\x04\xe2A\x01\x03R\x05dtype\"\x89\t\n" +
 	"\x05Batch\x12\x18\n" +
 	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\bR\x04name\x12K\n" +
 	"\bsettings\x18\x02 \x01(\v2).pseudoword.generation.v1.PictureSettingsB\x04\xe2A\x01\x02R\bsettings\x12\x1e\n" +
@@ -1084,7 +1159,12 @@ const file_pseudoword_generation_v1_resources_proto_rawDesc = "" +
 	"\vcreate_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\n" +
 	"createTime\x12;\n" +
 	"\bend_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\aendTime\x12\x18\n" +
-	"\x04etag\x18\x0f \x01(\tB\x04\xe2A\x01\x03R\x04etag\"l\n" +
+	"\x04etag\x18\x0f \x01(\tB\x04\xe2A\x01\x03R\x04etag\x12C\n" +
+	"\x06blanks\x18\x10 \x03(\v2%.pseudoword.generation.v1.Batch.BlankB\x04\xe2A\x01\x01R\x06blanks\x12=\n" +
+	"\x05words\x18\x11 \x03(\v2!.pseudoword.generation.v1.WordUseB\x04\xe2A\x01\x03R\x05words\x1a=\n" +
+	"\x05Blank\x12\x18\n" +
+	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\x02R\x04name\x12\x1a\n" +
+	"\x05texts\x18\x02 \x03(\tB\x04\xe2A\x01\x02R\x05texts\"l\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fSTATE_ACTIVE\x10\x01\x12\x13\n" +
@@ -1120,7 +1200,7 @@ func file_pseudoword_generation_v1_resources_proto_rawDescGZIP() []byte {
 }
 
 var file_pseudoword_generation_v1_resources_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_pseudoword_generation_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_pseudoword_generation_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_pseudoword_generation_v1_resources_proto_goTypes = []any{
 	(PictureFormat)(0),            // 0: pseudoword.generation.v1.PictureFormat
 	(Match)(0),                    // 1: pseudoword.generation.v1.Match
@@ -1133,31 +1213,34 @@ var file_pseudoword_generation_v1_resources_proto_goTypes = []any{
 	(*Model)(nil),                 // 8: pseudoword.generation.v1.Model
 	(*Batch)(nil),                 // 9: pseudoword.generation.v1.Batch
 	nil,                           // 10: pseudoword.generation.v1.PictureRecord.SoftwareEntry
-	(*v1.BaseModel)(nil),          // 11: pseudoword.registry.v1.BaseModel
-	(*status.Status)(nil),         // 12: google.rpc.Status
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*Batch_Blank)(nil),           // 11: pseudoword.generation.v1.Batch.Blank
+	(*v1.BaseModel)(nil),          // 12: pseudoword.registry.v1.BaseModel
+	(*status.Status)(nil),         // 13: google.rpc.Status
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
 }
 var file_pseudoword_generation_v1_resources_proto_depIdxs = []int32{
 	1,  // 0: pseudoword.generation.v1.WordUse.match:type_name -> pseudoword.generation.v1.Match
 	4,  // 1: pseudoword.generation.v1.PictureRecord.settings:type_name -> pseudoword.generation.v1.PictureSettings
 	5,  // 2: pseudoword.generation.v1.PictureRecord.words:type_name -> pseudoword.generation.v1.WordUse
-	11, // 3: pseudoword.generation.v1.PictureRecord.base_model:type_name -> pseudoword.registry.v1.BaseModel
+	12, // 3: pseudoword.generation.v1.PictureRecord.base_model:type_name -> pseudoword.registry.v1.BaseModel
 	10, // 4: pseudoword.generation.v1.PictureRecord.software:type_name -> pseudoword.generation.v1.PictureRecord.SoftwareEntry
-	11, // 5: pseudoword.generation.v1.Model.base_model:type_name -> pseudoword.registry.v1.BaseModel
+	12, // 5: pseudoword.generation.v1.Model.base_model:type_name -> pseudoword.registry.v1.BaseModel
 	4,  // 6: pseudoword.generation.v1.Model.defaults:type_name -> pseudoword.generation.v1.PictureSettings
 	7,  // 7: pseudoword.generation.v1.Model.schedulers:type_name -> pseudoword.generation.v1.Scheduler
 	4,  // 8: pseudoword.generation.v1.Batch.settings:type_name -> pseudoword.generation.v1.PictureSettings
 	0,  // 9: pseudoword.generation.v1.Batch.format:type_name -> pseudoword.generation.v1.PictureFormat
 	3,  // 10: pseudoword.generation.v1.Batch.layout:type_name -> pseudoword.generation.v1.Batch.Layout
 	2,  // 11: pseudoword.generation.v1.Batch.state:type_name -> pseudoword.generation.v1.Batch.State
-	12, // 12: pseudoword.generation.v1.Batch.error:type_name -> google.rpc.Status
-	13, // 13: pseudoword.generation.v1.Batch.create_time:type_name -> google.protobuf.Timestamp
-	13, // 14: pseudoword.generation.v1.Batch.end_time:type_name -> google.protobuf.Timestamp
-	15, // [15:15] is the sub-list for method output_type
-	15, // [15:15] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	13, // 12: pseudoword.generation.v1.Batch.error:type_name -> google.rpc.Status
+	14, // 13: pseudoword.generation.v1.Batch.create_time:type_name -> google.protobuf.Timestamp
+	14, // 14: pseudoword.generation.v1.Batch.end_time:type_name -> google.protobuf.Timestamp
+	11, // 15: pseudoword.generation.v1.Batch.blanks:type_name -> pseudoword.generation.v1.Batch.Blank
+	5,  // 16: pseudoword.generation.v1.Batch.words:type_name -> pseudoword.generation.v1.WordUse
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_pseudoword_generation_v1_resources_proto_init() }
@@ -1172,7 +1255,7 @@ func file_pseudoword_generation_v1_resources_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pseudoword_generation_v1_resources_proto_rawDesc), len(file_pseudoword_generation_v1_resources_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   7,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,203 @@
+"""`pseudoword batch`: many pictures, drawn behind everybody else into the server's object store."""
+
+from datetime import UTC
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pseudoword.cli.connection import Session, connected
+from pseudoword.errors import PseudowordError
+from pseudoword.generation.v1 import resources_pb2
+from pseudoword.names import BatchName
+
+_LAYOUTS = {
+    "folder": resources_pb2.Batch.LAYOUT_FOLDER,
+    "webdataset": resources_pb2.Batch.LAYOUT_WEBDATASET,
+}
+_FORMATS = {
+    "png": resources_pb2.PICTURE_FORMAT_PNG,
+    "jpeg": resources_pb2.PICTURE_FORMAT_JPEG,
+    "webp": resources_pb2.PICTURE_FORMAT_WEBP,
+}
+_State = resources_pb2.Batch.State
+
+
+@click.group()
+def batch() -> None:
+    """Draw many pictures into the server's object store.
+
+    For data: pictures of a word in many sentences. They are drawn when nobody else wants the model, and go on after a
+    restart of the server.
+    """
+
+
+@batch.command()
+@click.argument("prompt", required=False, default="")
+@click.option(
+    "--prompts",
+    "file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A text file with a sentence a line, instead of PROMPT.",
+)
+@click.option(
+    "--fill", "blanks", multiple=True, metavar="NAME=TEXT|TEXT|...", help="Texts for {NAME} in PROMPT; may be repeated."
+)
+@click.option("--seeds", type=click.IntRange(1), default=1, help="Pictures of each sentence.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="The first seed.")
+@click.option("--steps", type=click.IntRange(1, 150), help="Denoising steps.  [default: the server's]")
+@click.option(
+    "--guidance", type=click.FloatRange(1, 30), help="How closely to follow the sentence.  [default: the server's]"
+)
+@click.option("--scheduler", default="", help="How to denoise: ddim, euler-a, ...  [default: the server's]")
+@click.option("--negative", default="", metavar="TEXT", help="What to stay away from.")
+@click.option("--width", type=click.IntRange(1), help="In pixels.  [default: the model's]")
+@click.option("--height", type=click.IntRange(1), help="In pixels.  [default: the model's]")
+@click.option("--layout", type=click.Choice([*_LAYOUTS]), default="folder", help="One object a picture, or tar shards.")
+@click.option("--format", type=click.Choice([*_FORMATS]), default="png", help="File format of the pictures.")
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Share no forward pass: pictures equal those of `draw` to the last bit, and take longer.",
+)
+@click.option("--dry-run", is_flag=True, help="Check everything, say how many pictures it would be, and begin nothing.")
+@connected
+def create(
+    session: Session,
+    *,
+    prompt: str,
+    file: Path | None,
+    blanks: tuple[str, ...],
+    seeds: int,
+    seed: int,
+    steps: int | None,
+    guidance: float | None,
+    scheduler: str,
+    negative: str,
+    width: int | None,
+    height: int | None,
+    layout: str,
+    format: str,
+    exact: bool,
+    dry_run: bool,
+) -> None:
+    """Begin a batch: PROMPT, or each line of a file, with each seed.
+
+    \b
+    pseudoword batch create "{what} of <rex> in {where}" --fill "what=a photo|a sketch" --fill "where=the snow|a box"
+    pseudoword batch create --prompts sentences.txt --seeds 4 --layout webdataset
+    """
+    if bool(prompt) == (file is not None):
+        raise click.UsageError("Give PROMPT or --prompts, and not both.")
+    settings = resources_pb2.PictureSettings(
+        prompt=prompt,
+        negative_prompt=negative,
+        seed=seed,
+        steps=steps,
+        guidance_scale=guidance,
+        scheduler=scheduler,
+        width=width,
+        height=height,
+        exact=exact,
+    )
+    lines = file.read_text("utf-8").splitlines() if file is not None else []
+    asked = resources_pb2.Batch(
+        settings=settings,
+        prompts=[line.strip() for line in lines if line.strip()],
+        blanks=[_blank(text) for text in blanks],
+        seeds=seeds,
+        format=_FORMATS[format],
+        layout=_LAYOUTS[layout],
+    )
+    made = session.client.create_batch(asked, validate_only=dry_run)
+    if dry_run:
+        session.output.result(made, f"{made.total} pictures")
+    else:
+        session.output.result(made, f"{made.name}  ({made.total} pictures; pseudoword batch watch {_short(made.name)})")
+
+
+@batch.command("list")
+@click.option("--filter", default="", metavar="FILTER", help="Such as: state = ACTIVE")
+@connected
+def list_(session: Session, *, filter: str) -> None:
+    """List the tenant's batches, newest first."""
+    rows: list[tuple[Any, dict[str, str]]] = []
+    for one in session.client.batches(filter=filter):
+        row = {
+            "batch": _short(one.name),
+            "state": _state(one),
+            "done": f"{one.done} of {one.total}",
+            "created": one.create_time.ToDatetime(tzinfo=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S"),
+            "by": one.creator,
+        }
+        rows.append((one, row))
+    columns = {"batch": "BATCH", "state": "STATE", "done": "PICTURES", "created": "CREATED", "by": "BY"}
+    session.output.table(columns, rows, "there are no batches")
+
+
+@batch.command()
+@click.argument("name", metavar="BATCH")
+@connected
+def show(session: Session, *, name: str) -> None:
+    """Print a batch: how far it is, and where its manifest is."""
+    one = session.client.batch(_name(session, name))
+    session.output.result(one, _described(one))
+
+
+@batch.command()
+@click.argument("name", metavar="BATCH")
+@connected
+def watch(session: Session, *, name: str) -> None:
+    """Follow a batch until it has ended; exit status 1 when it has not succeeded.
+
+    Ctrl-C ends the watching, not the batch.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    one = resources_pb2.Batch()
+    with Progress(*columns, console=session.output.progress, transient=True) as bars:
+        bar = bars.add_task(name, total=None)
+        for one in session.client.watch_batch(_name(session, name)):
+            if session.output.as_json:
+                session.output.result(one)
+            bars.update(bar, completed=one.done, total=one.total)
+    if not session.output.as_json:
+        session.output.result(one, _described(one))
+    if one.state == resources_pb2.Batch.STATE_FAILED:
+        raise PseudowordError.from_status(one.error)
+    if one.state != resources_pb2.Batch.STATE_SUCCEEDED:
+        raise SystemExit(1)
+
+
+@batch.command()
+@click.argument("name", metavar="BATCH")
+@connected
+def cancel(session: Session, *, name: str) -> None:
+    """End a batch; what is drawn stays."""
+    over = session.client.cancel_batch(_name(session, name))
+    session.output.result(over, _described(over))
+
+
+def _blank(text: str) -> resources_pb2.Batch.Blank:
+    name, equals, texts = text.partition("=")
+    if not equals:
+        raise click.BadParameter(f"{text!r} is not NAME=TEXT|TEXT|...", param_hint="--fill")
+    return resources_pb2.Batch.Blank(name=name, texts=texts.split("|"))
+
+
+def _name(session: Session, name: str) -> str:
+    """The resource name of a batch that may be given by its last part; raises InvalidName."""
+    return str(BatchName.parse(name if "/" in name else f"{session.client.tenant}/batches/{name}"))
+
+
+def _short(name: str) -> str:
+    return BatchName.parse(name).batch
+
+
+def _state(one: resources_pb2.Batch) -> str:
+    return _State.Name(one.state).removeprefix("STATE_").lower()
+
+
+def _described(one: resources_pb2.Batch) -> str:
+    where = f"  {one.manifest_uri}" if one.manifest_uri else ""
+    return f"{one.name}  {_state(one)}, {one.done} of {one.total} pictures{where}"

@@ -1,0 +1,169 @@
+"""Generation's own ledger: the batches and their states. How far one is drawn, its objects tell."""
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from json import dumps, loads
+from typing import Any
+
+from rpc.errors import Aborted, FailedPrecondition, NotFound, ResourceExhausted
+from service.batches.life import ENDED, Move, State, WrongState, after
+from storage.book import Answer, Change, Effect
+
+SHARD = 0
+SHARDS = 1
+Row = dict[str, Any]
+Condition = tuple[str, Mapping[str, Any]]
+
+_TABLES = """
+CREATE TABLE batches (
+    name TEXT PRIMARY KEY, tenant TEXT NOT NULL, spec TEXT NOT NULL, blob TEXT NOT NULL, total INTEGER NOT NULL,
+    shard_pictures INTEGER NOT NULL, weights TEXT NOT NULL, creator TEXT NOT NULL, principal TEXT NOT NULL,
+    state TEXT NOT NULL, created_us INTEGER NOT NULL, ended_us INTEGER, revision TEXT NOT NULL, detail TEXT NOT NULL);
+CREATE INDEX batches_tenant ON batches (tenant, created_us DESC, name);
+CREATE INDEX batches_state ON batches (state, created_us, name);
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CreateBatch:
+    """`blob` holds the whole Batch, defaults filled in; `spec` is what lists tell of it, as protobuf's JSON. `weights`
+    is the digest of the model that draws all of it; `principal` is the caller's, as JSON, for whom words are asked.
+    Refused when the tenant has `max_active` that have not ended."""
+
+    name: str
+    tenant: str
+    spec: Mapping[str, Any]
+    blob: str
+    total: int
+    shard_pictures: int
+    weights: str
+    creator: str
+    principal: str
+    max_active: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoveBatch:
+    """End a batch. `detail` is kept with it: `done`, `error`."""
+
+    name: str
+    move: Move
+    etag: str = ""
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+Command = CreateBatch | MoveBatch
+
+
+class BatchBook:
+    """Rules and tables of batches; a storage.Book."""
+
+    name = "generation"
+    schema_version = 1
+
+    def create(self, db: sqlite3.Connection) -> None:
+        """Make the tables, empty."""
+        for statement in _TABLES.split(";"):  # executescript would end the view's transaction
+            db.execute(statement)
+
+    def decide(self, db: sqlite3.Connection, command: Command, now_us: int) -> Sequence[Effect] | Answer:
+        """Raises NotFound, FailedPrecondition, Aborted, ResourceExhausted."""
+        match command:
+            case CreateBatch(tenant=tenant, max_active=limit):
+                active = db.execute(
+                    "SELECT count(*) FROM batches WHERE tenant = ? AND state = 'ACTIVE'", (tenant,)
+                ).fetchone()[0]
+                if active >= limit:
+                    raise ResourceExhausted(
+                        f"tenants/{tenant} has {active} batches that have not ended, and {limit} are allowed",
+                        reason="BATCHES_FULL",
+                        metadata={"limit": str(limit)},
+                    )
+                body = {key: value for key, value in vars(command).items() if key != "max_active"}
+                return [Effect(kind="batch-created", body=body | {"spec": dict(command.spec)})]
+            case MoveBatch():
+                return [_moved(db, command)]
+
+    def apply(self, db: sqlite3.Connection, change: Change) -> Row:
+        """Write one change into the tables; the answer is the batch's row."""
+        body, revision = change.mutation.effect, str(change.revision)
+        match change.mutation.kind:
+            case "batch-created":
+                db.execute(
+                    "INSERT INTO batches VALUES (:name, :tenant, :spec, :blob, :total, :shard_pictures, :weights,"
+                    " :creator, :principal, 'ACTIVE', :now, NULL, :revision, '{}')",
+                    body | {"spec": dumps(body["spec"]), "now": change.time_us, "revision": revision},
+                )
+            case "batch-moved":
+                db.execute(
+                    "UPDATE batches SET state = :state, ended_us = :now, revision = :revision, detail = :detail"
+                    " WHERE name = :name",
+                    body | {"detail": dumps(body["detail"]), "now": change.time_us, "revision": revision},
+                )
+            case kind:
+                raise AssertionError(f"no change of this book is called {kind}")
+        return batch(db, body["name"])
+
+    def blobs(self, db: sqlite3.Connection) -> Iterator[str]:
+        """What every batch was asked to draw."""
+        for row in db.execute("SELECT blob FROM batches"):
+            yield row["blob"]
+
+    def doomed(self, db: sqlite3.Connection, blob: str) -> bool:
+        """A batch is kept for ever, and what it was asked to draw with it."""
+        return False
+
+
+def batch(db: sqlite3.Connection, name: str) -> Row:
+    """A batch's row, `spec` and `detail` read. Raises NotFound."""
+    row = db.execute("SELECT * FROM batches WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        raise NotFound(f"there is no {name}", reason="BATCH_NOT_FOUND", metadata={"batch": name})
+    return _read(row)
+
+
+def batches(
+    db: sqlite3.Connection, tenant: str, after: Sequence[Any] | None, limit: int, condition: Condition
+) -> list[Row]:
+    """Up to `limit` batches of a tenant that fulfil `condition` (SQL and its parameters), newest first, after the one
+    at [created_us, name]."""
+    created_us, name = after or (2**62, "")
+    sql, parameters = condition
+    rows = db.execute(
+        "SELECT * FROM batches WHERE tenant = :tenant AND (created_us < :created_us OR (created_us = :created_us AND"
+        f" name > :name)) AND {sql} ORDER BY created_us DESC, name LIMIT :limit",
+        {"tenant": tenant, "created_us": created_us, "name": name, "limit": limit, **parameters},
+    )
+    return [_read(row) for row in rows]
+
+
+def active(db: sqlite3.Connection) -> list[Row]:
+    """All batches that have not ended, oldest first."""
+    rows = db.execute("SELECT * FROM batches WHERE state = 'ACTIVE' ORDER BY created_us, name")
+    return [_read(row) for row in rows]
+
+
+def _read(row: sqlite3.Row) -> Row:
+    return dict(row) | {"spec": loads(row["spec"]), "detail": loads(row["detail"])}
+
+
+def _moved(db: sqlite3.Connection, command: MoveBatch) -> Effect:
+    row = batch(db, command.name)
+    if command.etag and command.etag != row["revision"]:
+        raise Aborted(
+            f"{command.name} has changed since it was read; read it again",
+            reason="ETAG_MISMATCH",
+            metadata={"etag": row["revision"]},
+        )
+    try:
+        state = after(State(row["state"]), command.move)
+    except WrongState as error:
+        raise FailedPrecondition(
+            f"{command.name} {error}", reason="BATCH_STATE", metadata={"batch": command.name, "state": row["state"]}
+        ) from None
+    return Effect(kind="batch-moved", body={"name": command.name, "state": state.value, "detail": dict(command.detail)})
+
+
+def has_ended(row: Row) -> bool:
+    return State(row["state"]) in ENDED

@@ -1,0 +1,143 @@
+"""A batch's objects: pictures, shards, manifests, under `batches/<tenant>/<batch>/`. What is there is how far it is.
+
+    pictures/<index>.<ending>    each picture as soon as it is drawn
+    shards/<shard>.tar           layout WEBDATASET: its pictures, which are then removed
+    parts/<shard>.jsonl          the shard is whole; these lines are its part of the manifest
+    manifest.jsonl               layout WEBDATASET, at the end: the parts one after the other, which are then removed
+    metadata.jsonl               the same of layout FOLDER, under the name by which `datasets` knows it
+
+Every name is created only if it is absent, so servers that share a store do each other no harm, and one that was killed
+goes on with what is missing.
+"""
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Sequence
+from contextlib import suppress
+
+from pseudoword.names import BatchName
+
+from service.batches.plan import Item, Plan
+from service.record import from_file, to_json
+from storage.errors import ObjectExists
+from storage.objects import ObjectStore, list_all
+
+_PART = re.compile(r"parts/([0-9]{6})\.jsonl")
+
+
+class Output:
+    """One batch in a store. All methods block, and raise what the store raises."""
+
+    def __init__(self, store: ObjectStore, batch: BatchName, plan: Plan, *, ending: str, webdataset: bool) -> None:
+        """`ending` is that of picture files, without a dot."""
+        self._store = store
+        self._folder = folder(batch)
+        self._plan = plan
+        self._ending = ending
+        self._webdataset = webdataset
+
+    def missing(self, shard: int) -> Sequence[Item] | None:
+        """The pictures of a shard that are not there; None when it is whole."""
+        items = self._plan.items(shard)
+        first = f"{self._folder}/pictures/{items[0].key}"
+        there = {info.name for info in self._store.list(f"{self._folder}/pictures/", start_after=first, limit=1000)}
+        # Looked at last: its pictures are removed only after it.
+        if self._store.list(self._part(shard), limit=1):
+            return None
+        return [item for item in items if self._picture(item) not in there]
+
+    def put(self, item: Item, data: bytes) -> None:
+        """Keeps a picture, unless it is there already."""
+        with suppress(ObjectExists):
+            self._store.put_if_absent(self._picture(item), data)
+
+    def finish(self, shard: int) -> None:
+        """Makes a shard of its pictures, which are all there."""
+        items = self._plan.items(shard)
+        lines, files = [], []
+        for item in items:
+            data = self._store.get(self._picture(item))
+            files.append((item, data))
+            lines.append(self._line(shard, item, data))
+        if self._webdataset:
+            with suppress(ObjectExists):
+                self._store.put_if_absent(f"{self._folder}/{_shard(shard)}", self._tar(files))
+        with suppress(ObjectExists):
+            self._store.put_if_absent(self._part(shard), "".join(lines).encode())
+        if self._webdataset:
+            for item in items:
+                self._store.delete(self._picture(item))
+
+    def close(self) -> None:
+        """Writes the manifest of a batch whose shards are all there, and removes what only led to it."""
+        if not self._store.list(self.manifest, limit=1):
+            parts = b"".join(self._store.get(self._part(shard)) for shard in range(self._plan.shards))
+            with suppress(ObjectExists):
+                self._store.put_if_absent(self.manifest, parts)
+        for kind in ("parts", "pictures") if self._webdataset else ("parts",):
+            for info in list_all(self._store, f"{self._folder}/{kind}/"):
+                self._store.delete(info.name)
+
+    @property
+    def manifest(self) -> str:
+        """The manifest's name in the store."""
+        return f"{self._folder}/{manifest_name(webdataset=self._webdataset)}"
+
+    def _picture(self, item: Item) -> str:
+        return f"{self._folder}/pictures/{item.key}.{self._ending}"
+
+    def _part(self, shard: int) -> str:
+        return f"{self._folder}/parts/{shard:06}.jsonl"
+
+    def _line(self, shard: int, item: Item, data: bytes) -> str:
+        file = f"{item.key}.{self._ending}"
+        where = {"shard": _shard(shard), "file_name": file} if self._webdataset else {"file_name": f"pictures/{file}"}
+        line = {
+            **where,
+            "text": item.prompt,
+            "seed": item.seed,
+            "size_bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "record": json.loads(to_json(from_file(data))),
+        }
+        return json.dumps(line, ensure_ascii=False) + "\n"
+
+    def _tar(self, files: Sequence[tuple[Item, bytes]]) -> bytes:
+        """Samples as WebDataset has them: picture, text and record under one key. Equal pictures are equal tars."""
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for item, data in files:
+                for ending, content in (
+                    (self._ending, data),
+                    ("json", to_json(from_file(data)).encode()),
+                    ("txt", item.prompt.encode()),
+                ):
+                    member = tarfile.TarInfo(f"{item.key}.{ending}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+        return buffer.getvalue()
+
+
+def finished(store: ObjectStore, batch: BatchName, shards: int) -> set[int]:
+    """Which of a batch's `shards` are whole. Blocks."""
+    place = folder(batch)
+    if store.list(f"{place}/m", limit=1):  # a manifest, which comes after all of them, and outlives their parts
+        return set(range(shards))
+    names = (info.name.removeprefix(f"{place}/") for info in list_all(store, f"{place}/parts/"))
+    return {int(found[1]) for name in names if (found := _PART.fullmatch(name))}
+
+
+def folder(batch: BatchName) -> str:
+    """Where a batch's objects lie, without a slash at the end."""
+    return f"batches/{batch.tenant}/{batch.batch}"
+
+
+def manifest_name(*, webdataset: bool) -> str:
+    return "manifest.jsonl" if webdataset else "metadata.jsonl"
+
+
+def _shard(shard: int) -> str:
+    return f"shards/{shard:06}.tar"

@@ -1,0 +1,227 @@
+"""The rpcs about batches."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+from pseudoword.generation.v1 import generation_pb2, resources_pb2
+from pseudoword.names import BatchName, TenantName, WordRef
+
+from diffusion.checkpoint import BaseModel
+from diffusion.encoder import PromptEncoder
+from diffusion.errors import PromptTooLong
+from rpc.errors import FailedPrecondition, InvalidArgument, Unavailable
+from rpc.filters import Field, Kind, filtered
+from rpc.identity import Role, current_principal, to_json
+from rpc.pages import Cursor, fitting, page_size
+from rpc.patience import heard
+from rpc.validate import Violations, admitted
+from service.batches.book import CreateBatch, MoveBatch, Row, has_ended
+from service.batches.checks import Order, check_batch
+from service.batches.desk import Desk
+from service.batches.life import Move, State
+from service.batches.messages import batch_of, store_uri, summary
+from service.batches.runner import Runner
+from service.drawing import Drawing
+from service.settings import GenerationSettings
+from service.words import Word, Words
+from storage.blobs import Blobs
+from storage.objects import ObjectStore
+
+Watch = AsyncIterator[generation_pb2.WatchBatchResponse]
+
+_WORDS_AT_ONCE = 64  # as many as the registry resolves in one call
+_LOOK_S = 2.0  # how far other servers are with a batch is seen by looking
+_FIELDS: Mapping[str, Field] = {
+    "state": Field(kind=Kind.ENUM, sql="'STATE_' || state", values=tuple(f"STATE_{state}" for state in State)),
+    "creator": Field(kind=Kind.TEXT, sql="creator"),
+    "create_time": Field(kind=Kind.TIME, sql="created_us"),
+}
+
+
+class BatchRpcs:
+    """One server's. Watches end when `draining` is set."""
+
+    def __init__(
+        self,
+        model: BaseModel,
+        desk: Desk,
+        runner: Runner,
+        words: Words,
+        store: ObjectStore,
+        settings: GenerationSettings,
+        draining: asyncio.Event,
+    ) -> None:
+        self._spec = model.spec
+        self._encoder = PromptEncoder(model)
+        self._desk = desk
+        self._runner = runner
+        self._words = words
+        self._blobs = Blobs(store)
+        self._place = store_uri(settings.store.address)
+        self._settings = settings
+        self._draining = draining
+
+    async def create(self, request: generation_pb2.CreateBatchRequest, context: Any) -> resources_pb2.Batch:
+        """Checks everything, fixes what the words mean, and keeps what was asked for before the log names it."""
+        wrong = Violations()
+        tenant = admitted(wrong, TenantName, request.parent, "parent", Role.WRITER).tenant
+        wrong.request_id(request)
+        made, drawings = await asyncio.to_thread(
+            check_batch, request.parent, request.batch, self._spec, self._settings, wrong
+        )
+        words = await self._attached(tenant, drawings)
+        await asyncio.to_thread(self._check_lengths, made, drawings, words)
+        made.batch.words.extend(word.use for word in words)
+        caller = current_principal().caller
+        blob = await self._kept(tenant, made, request.validate_only)
+        command = CreateBatch(
+            # Of a resource name's form, which begins with a letter.
+            name=str(BatchName(tenant, f"b{secrets.token_hex(10)}")),
+            tenant=tenant,
+            spec=summary(made.batch),
+            blob=blob,
+            total=made.plan.total,
+            shard_pictures=made.plan.shard_pictures,
+            weights=self._spec.digest,
+            creator=caller.name,
+            principal=to_json(caller),
+            max_active=self._settings.batches.max_active,
+        )
+        row = await self._desk.commit(tenant, command, request, context)
+        if request.validate_only:
+            return self._message(row, 0, made.batch)
+        # A repeated request gets its batch as it is by now.
+        return await self._whole(await self._desk.row(row["name"]))
+
+    async def get(self, request: generation_pb2.GetBatchRequest) -> resources_pb2.Batch:
+        name = admitted(Violations(), BatchName, request.name, "name", Role.READER)
+        return await self._whole(await self._desk.row(str(name)))
+
+    async def list(self, request: generation_pb2.ListBatchesRequest) -> generation_pb2.ListBatchesResponse:
+        wrong = Violations()
+        tenant = admitted(wrong, TenantName, request.parent, "parent", Role.READER).tenant
+        size = page_size(wrong, request)
+        condition = filtered(wrong, request, _FIELDS)
+        wrong.raise_if_any()
+        cursor = Cursor.read(request, [int, str])
+        after = None if cursor is None else cursor.key
+        rows, _ = await self._desk.page(tenant, after, size + 1, condition)
+        batches = [self._message(row, await self._runner.done(row)) for row in rows[:size]]
+        batches = batches[: fitting(batches)]
+        token = ""
+        if len(batches) < len(rows):
+            last = rows[len(batches) - 1]
+            token = Cursor.after([last["created_us"], last["name"]], request, cursor).token()
+        return generation_pb2.ListBatchesResponse(batches=batches, next_page_token=token)
+
+    async def watch(self, request: generation_pb2.WatchBatchRequest) -> Watch:
+        """Slow readers miss pictures, and never a state that lasts."""
+        name = str(admitted(Violations(), BatchName, request.name, "name", Role.READER))
+        told = ("", -1)
+        with self._desk.watching(name) as news:
+            while not self._draining.is_set():
+                news.clear()
+                row = await self._desk.row(name)
+                done = await self._runner.done(row)
+                if (row["revision"], done) != told:
+                    told = (row["revision"], done)
+                    yield generation_pb2.WatchBatchResponse(batch=self._message(row, done))
+                if has_ended(row):
+                    return
+                await self._until(news)
+        raise Unavailable("the server is stopping; watch again", reason="SERVER_STOPPING")
+
+    async def cancel(self, request: generation_pb2.CancelBatchRequest, context: Any) -> resources_pb2.Batch:
+        """What was drawn stays."""
+        wrong = Violations()
+        name = admitted(wrong, BatchName, request.name, "name", Role.WRITER)
+        wrong.request_id(request)
+        wrong.raise_if_any()
+        row = await self._desk.row(str(name))
+        move = MoveBatch(
+            name=str(name), move=Move.CANCEL, etag=request.etag, detail={"done": await self._runner.done(row)}
+        )
+        row = await self._desk.commit(name.tenant, move, request, context)
+        self._runner.cancelled(row["name"])
+        return await self._whole(row)
+
+    async def _attached(self, tenant: str, drawings: Sequence[Drawing]) -> Sequence[Word]:
+        refs: dict[WordRef, None] = {}
+        for drawing in drawings:
+            refs |= dict.fromkeys((*drawing.prompt.words, *drawing.negative_prompt.words))
+        asked, words = [*refs], []
+        for start in range(0, len(asked), _WORDS_AT_ONCE):
+            words += await self._words.attach(
+                tenant,
+                asked[start : start + _WORDS_AT_ONCE],
+                current_principal(),
+                field="batch",
+                allow_family=drawings[0].allow_family,
+            )
+        return words
+
+    def _check_lengths(self, made: Order, drawings: Sequence[Drawing], words: Sequence[Word]) -> None:
+        counts = {word.ref: len(word.vectors) for word in words}
+        for number, drawing in enumerate(drawings):
+            try:
+                for prompt in (drawing.prompt, drawing.negative_prompt):
+                    self._encoder.tokenize(prompt, counts)
+            except PromptTooLong as error:
+                field = f"batch.prompts[{number}]" if made.batch.prompts else "batch.settings.prompt"
+                raise InvalidArgument(
+                    f"{made.plan.prompts[number][:100]!r}: {error.message}",
+                    reason=error.reason,
+                    metadata=error.metadata,
+                    violations=[(field, error.message)],
+                ) from None
+
+    async def _kept(self, tenant: str, made: Order, validate_only: bool) -> str:
+        if validate_only:
+            return ""
+        # A batch that the log then refuses leaves its blob behind; fsck names it.
+        data = made.batch.SerializeToString(deterministic=True)
+        return (await asyncio.to_thread(self._blobs.put, tenant, data)).name
+
+    async def _whole(self, row: Row) -> resources_pb2.Batch:
+        return self._message(row, await self._runner.done(row), await self._runner.spec(row))
+
+    def _message(self, row: Row, done: int, spec: resources_pb2.Batch | None = None) -> resources_pb2.Batch:
+        return batch_of(row, done, self._place, spec)
+
+    async def _until(self, news: asyncio.Event) -> None:
+        """Returns when there may be news, or the server stops."""
+        waits = [asyncio.ensure_future(heard(news, _LOOK_S)), asyncio.ensure_future(self._draining.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+
+class NoBatches:
+    """The same rpcs of a server that has no store."""
+
+    async def create(self, request: generation_pb2.CreateBatchRequest, context: Any) -> resources_pb2.Batch:
+        _refuse(request.parent, TenantName, Role.WRITER)
+
+    async def get(self, request: generation_pb2.GetBatchRequest) -> resources_pb2.Batch:
+        _refuse(request.name, BatchName, Role.READER)
+
+    async def list(self, request: generation_pb2.ListBatchesRequest) -> generation_pb2.ListBatchesResponse:
+        _refuse(request.parent, TenantName, Role.READER)
+
+    def watch(self, request: generation_pb2.WatchBatchRequest) -> Watch:
+        _refuse(request.name, BatchName, Role.READER)
+
+    async def cancel(self, request: generation_pb2.CancelBatchRequest, context: Any) -> resources_pb2.Batch:
+        _refuse(request.name, BatchName, Role.WRITER)
+
+
+def _refuse(name: str, kind: Any, role: Role) -> NoReturn:
+    """First who may not ask, then everybody."""
+    admitted(Violations(), kind, name, "parent" if kind is TenantName else "name", role)
+    raise FailedPrecondition(
+        "this server has no store to draw batches into: its operator sets store.address", reason="NO_BATCH_STORE"
+    )

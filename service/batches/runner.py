@@ -1,0 +1,261 @@
+"""Draws the batches: a shard at a time, fair between tenants, behind everybody else, into the store.
+
+It keeps nothing that matters: what is to be drawn is in the log, and what is drawn is in the store. So a server that is
+killed, or joins others on the same store, takes up what is missing.
+"""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from pseudoword.generation.v1 import resources_pb2
+from pseudoword.names import BatchName, VersionName
+
+from diffusion.checkpoint import ModelSpec
+from rpc.errors import Error, ErrorTable, FailedPrecondition, ResourceExhausted, to_status
+from rpc.identity import Principal, from_json
+from rpc.patience import patiently
+from service.batches.book import MoveBatch, Row
+from service.batches.checks import Order, order
+from service.batches.desk import Desk
+from service.batches.life import Move
+from service.batches.messages import error_text
+from service.batches.output import Output, finished
+from service.batches.plan import Item
+from service.drawing import FORMATS, check
+from service.engine import Engine
+from service.intake import Intake
+from service.mailbox import Drawn
+from service.record import ENDINGS, to_file
+from service.settings import GenerationSettings
+from storage.blobs import Blobs
+from storage.objects import ObjectStore
+
+_SHARDS_AT_ONCE = 2  # so that there is something to draw while the other one is packed
+_PAUSE_S = 2.0  # before a batch that has failed for a reason that passes is tried again
+
+_logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A batch as it is drawn."""
+
+    name: BatchName
+    order: Order
+    output: Output
+    principal: Principal
+    versions: dict[str, VersionName]
+
+
+class Runner:
+    """One server's. Lives on its event loop."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        store: ObjectStore,
+        spec: ModelSpec,
+        intake: Intake,
+        engine: Engine,
+        settings: GenerationSettings,
+        table: ErrorTable,
+    ) -> None:
+        """`table` says what the error of a batch becomes."""
+        self._desk = desk
+        self._store = store
+        self._spec = spec
+        self._intake = intake
+        self._engine = engine
+        self._settings = settings
+        self._table = table
+        self._places = asyncio.Semaphore(settings.batches.in_flight)
+        self._shards: dict[asyncio.Task[None], tuple[str, int]] = {}
+        self._drawn: Counter[tuple[str, int]] = Counter()  # pictures of shards that are being drawn here
+        self._turns: dict[str, int] = {}  # when each tenant and each batch last had its turn
+        self._rest_until: dict[str, float] = {}
+        self._loop: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Draws until stop()."""
+        self._loop = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Lets go of everything; the store has what is drawn."""
+        tasks = [*self._shards, *([self._loop] if self._loop is not None else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def done(self, row: Row) -> int:
+        """Pictures of a batch that are drawn; what other servers draw is counted by the shard."""
+        if "done" in row["detail"]:
+            return int(row["detail"]["done"])
+        name, size = row["name"], row["shard_pictures"]
+        whole = await self._whole(row)
+        pictures: int = sum(min(size, row["total"] - shard * size) for shard in whole)
+        here = [n for (batch, shard), n in self._drawn.items() if batch == name and shard not in whole]
+        return pictures + sum(here)
+
+    def cancelled(self, name: str) -> None:
+        """A batch has ended: its pictures leave the engine."""
+        for task, (batch, _) in self._shards.items():
+            if batch == name:
+                task.cancel()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._turn()
+            except Exception:
+                _logger.exception("batches are looked at again in a moment")
+                await asyncio.sleep(_PAUSE_S)
+            await self._desk.work()
+
+    async def _turn(self) -> None:
+        """Gives free places to the batches whose turn it is."""
+        rows = {row["name"]: row for row in await self._desk.active()}
+        for task, (name, _) in self._shards.items():
+            if name not in rows:  # ended by another server
+                task.cancel()
+        now = time.monotonic()
+        waiting = [row for row in rows.values() if self._rest_until.get(row["name"], 0.0) <= now]
+        while waiting and len(self._shards) < _SHARDS_AT_ONCE:
+            row = min(waiting, key=lambda row: (self._turns.get(row["tenant"], 0), self._turns.get(row["name"], 0)))
+            shard = await self._next_shard(row)
+            if shard is None:
+                waiting.remove(row)
+                continue
+            turn = max(self._turns.values(), default=0) + 1
+            self._turns[row["tenant"]] = self._turns[row["name"]] = turn
+            task = asyncio.create_task(self._shard(row, shard))
+            self._shards[task] = (row["name"], shard)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._drawn.pop(self._shards.pop(task), None)
+        self._desk.wake()
+
+    async def _next_shard(self, row: Row) -> int | None:
+        """A shard that is neither whole nor drawn here; the number of shards where all are whole, for the manifest."""
+        name, shards = row["name"], _shards(row)
+        here = {shard for batch, shard in self._shards.values() if batch == name}
+        whole = await patiently(lambda: self._whole(row))
+        if len(whole) == shards:
+            return None if here else shards
+        left = [shard for shard in range(shards) if shard not in whole and shard not in here]
+        # At random, so that servers which share a store seldom meet.
+        return random.choice(left) if left else None
+
+    async def _whole(self, row: Row) -> set[int]:
+        return await asyncio.to_thread(finished, self._store, BatchName.parse(row["name"]), _shards(row))
+
+    async def _shard(self, row: Row, shard: int) -> None:
+        name = row["name"]
+        try:
+            work = await self._work(row)
+            if shard == work.order.plan.shards:
+                await self._close(row, work)
+                return
+            items = await _stored(work.output.missing, shard)
+            if items is None:
+                return
+            self._drawn[name, shard] = len(work.order.plan.items(shard)) - len(items)
+            async with asyncio.TaskGroup() as group:
+                for item in items:
+                    group.create_task(self._item(work, shard, item))
+            await _stored(work.output.finish, shard)
+            self._desk.stir(name)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            await self._failed(row, error)
+
+    async def _item(self, work: Work, shard: int, item: Item) -> None:
+        async with self._places:
+            data = await self._picture(work, item)
+            await _stored(work.output.put, item, data)
+        self._drawn[str(work.name), shard] += 1
+        self._desk.stir(str(work.name))
+
+    async def _picture(self, work: Work, item: Item) -> bytes:
+        asked = work.order.request(f"tenants/{work.name.tenant}", item)
+        drawing = check(asked, self._spec, self._settings.defaults, self._settings.limits)
+        while True:
+            taken = await self._intake.take(
+                drawing, asked.settings, work.principal, arrived=time.monotonic(), versions=work.versions
+            )
+            try:
+                self._engine.submit(taken.request)
+                break
+            except ResourceExhausted as full:
+                await asyncio.sleep(full.retry_after.total_seconds() if full.retry_after else _PAUSE_S)
+        try:
+            async for event in taken.request.mailbox.events():
+                if isinstance(event, Drawn):
+                    data, _ = await asyncio.to_thread(to_file, event.pixels, drawing, taken.records[0])
+                    return data
+        finally:
+            taken.request.gone.set()
+        raise AssertionError("unreachable: a mailbox ends by an error only")
+
+    async def _work(self, row: Row) -> Work:
+        """All that it takes to draw a batch. Raises FailedPrecondition when that is another model's work."""
+        if row["weights"] != self._spec.digest:
+            raise FailedPrecondition(
+                f"{row['name']} was begun with another model, and is not mixed",
+                reason="MODEL_CHANGED",
+                metadata={"weights": row["weights"], "weights_now": self._spec.digest},
+            )
+        batch = await self.spec(row)
+        name = BatchName.parse(row["name"])
+        made = order(batch, row["shard_pictures"])
+        output = Output(
+            self._store,
+            name,
+            made.plan,
+            ending=ENDINGS[FORMATS[batch.format]],
+            webdataset=batch.layout == resources_pb2.Batch.LAYOUT_WEBDATASET,
+        )
+        versions = {use.word: VersionName.parse(use.version) for use in batch.words}
+        principal = from_json(row["principal"])
+        return Work(name=name, order=made, output=output, principal=principal, versions=versions)
+
+    async def spec(self, row: Row) -> resources_pb2.Batch:
+        """The whole Batch that a row was created with."""
+        data = await _stored(Blobs(self._store).get, row["blob"])
+        return resources_pb2.Batch.FromString(data)
+
+    async def _close(self, row: Row, work: Work) -> None:
+        await _stored(work.output.close)
+        with suppress(FailedPrecondition):  # another server was first, or it was cancelled
+            await self._desk.move(MoveBatch(name=row["name"], move=Move.FINISH, detail={"done": row["total"]}))
+
+    async def _failed(self, row: Row, error: BaseException) -> None:
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        known: Error = self._table.translate(error)
+        if known.retry_after is not None or known.code.name in ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED"):
+            _logger.warning("a batch pauses", batch=row["name"], reason=known.reason, message=known.message)
+            self._rest_until[row["name"]] = time.monotonic() + _PAUSE_S
+            return
+        _logger.error("a batch has failed", batch=row["name"], reason=known.reason, message=known.message)
+        detail = {"done": await self.done(row), "error": error_text(to_status(known))}
+        with suppress(FailedPrecondition):
+            await self._desk.move(MoveBatch(name=row["name"], move=Move.FAIL, detail=detail))
+        self.cancelled(row["name"])
+
+
+def _shards(row: Row) -> int:
+    return -(-int(row["total"]) // int(row["shard_pictures"]))
+
+
+async def _stored(work: Any, *arguments: Any) -> Any:
+    """`work` in a thread, again for as long as the store is away; it must bear being repeated."""
+    return await patiently(lambda: asyncio.to_thread(work, *arguments))
