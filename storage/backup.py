@@ -92,7 +92,7 @@ def back_up(store: ObjectStore, backup: ObjectStore, books: Mapping[str, Book[An
                 live.update(view.book.blobs(db))
         _copy_entries(log, backup, shard, last[-1])
     # Content is copied after the entries that name it, and is still there: nothing is deleted within a day.
-    size = _copy_blobs(store, backup, live, present)
+    size = copy_blobs(store, backup, live, present)
     manifest = Manifest(
         store_id=metadata.store_id,
         book=metadata.book,
@@ -115,7 +115,7 @@ def restore(backup: ObjectStore, store: ObjectStore, books: Mapping[str, Book[An
     """
     manifest = Manifest.read(backup)
     book = _book(books, manifest.book)
-    metadata = claim(store, manifest)
+    metadata = claim(store, manifest.book, manifest.shards)
     for shard, last in enumerate(manifest.entries):
         view = View(folder / f"shard-{shard}.sqlite", store_id=metadata.store_id, shard=shard, book=book)
         with closing(view):
@@ -123,23 +123,23 @@ def restore(backup: ObjectStore, store: ObjectStore, books: Mapping[str, Book[An
                 renamed = [replace(entry, store_id=metadata.store_id) for entry in entries]
                 for entry in renamed:
                     view.replay(entry)
-                _put_entries(store, renamed)
+                put_entries(store, renamed)
             with view.snapshot() as (db, _):
                 live = set(book.blobs(db))
-            _copy_blobs(backup, store, live, set())
+            copy_blobs(backup, store, live, set())
             if last:
                 write_checkpoint(store, view)
     store.put(METADATA_NAME, metadata.encode())
     return metadata
 
 
-def claim(store: ObjectStore, manifest: Manifest) -> Metadata:
+def claim(store: ObjectStore, book: str, shards: int) -> Metadata:
     """Begin a new store in an empty place; servers refuse it until its metadata is put again, as an ordinary store's.
 
     Raises StoreMismatch when it is not empty, also when a server that knows what was here before still writes.
     """
     _refuse_occupied(store, set())
-    metadata = new_metadata(manifest.book, manifest.shards)
+    metadata = new_metadata(book, shards)
     store.put_if_absent(METADATA_NAME, metadata.encode(RESTORING))
     # A server of what was here before finds out now, and puts nothing more, before there is anything to spoil.
     time.sleep(2 * IDENTITY_FRESH_S)
@@ -211,15 +211,16 @@ def _runs(backup: ObjectStore, manifest: Manifest, shard: int, last: int) -> Ite
         yield entries
 
 
-def _put_entries(store: ObjectStore, entries: Sequence[Entry]) -> None:
+def put_entries(store: ObjectStore, entries: Sequence[Entry]) -> None:
+    """Write a run of entries of a store that nobody uses yet, the last run perhaps a short one."""
     first = entries[0]
     _each(entries, lambda entry: store.put(entry_name(entry.shard, entry.number), encode(entry)))
     if len(entries) == RUN:
         store.put(segment_name(first.shard, first.number), pack(first.store_id, first.shard, entries))
 
 
-def _copy_blobs(source: ObjectStore, target: ObjectStore, names: set[str], present: set[str]) -> int:
-    """Copy those that are not `present`, each checked against its name; returns the bytes of all."""
+def copy_blobs(source: ObjectStore, target: ObjectStore, names: set[str], present: set[str]) -> int:
+    """Copy the blobs `names`, but for those `present`, each checked against its name; returns the bytes of all."""
     blobs = Blobs(source)
     sizes: list[int] = []
 

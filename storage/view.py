@@ -280,6 +280,12 @@ def changes_after(db: sqlite3.Connection, after: Revision, limit: int) -> Sequen
     return [change_of(row, after.store_id, after.shard) for row in rows]
 
 
+def all_changes(db: sqlite3.Connection, store_id: str, shard: int) -> Iterator[Change]:
+    """The whole history that a snapshot shows, in order."""
+    for row in db.execute("SELECT * FROM ledger_history ORDER BY entry, idx"):
+        yield change_of(row, store_id, shard)
+
+
 def change_of(row: sqlite3.Row, store_id: str, shard: int) -> Change:
     """The change that a row of ledger_history holds."""
     mutation = Mutation(

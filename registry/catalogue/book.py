@@ -39,6 +39,7 @@ _APPLY: Mapping[str, Callable[[sqlite3.Connection, Change], dict[str, Any]]] = {
     "version-unyanked": versions.apply_unyanked,
     "evaluation-created": versions.apply_evaluation,
     content.CONDEMNED: content.apply_condemned,
+    content.TAKEN: concepts.apply_taken,
     "alias-set": aliases.apply_set,
     "alias-deleted": aliases.apply_deleted,
 }

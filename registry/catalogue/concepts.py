@@ -223,6 +223,13 @@ def apply_purged(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
     return {}
 
 
+def apply_taken(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
+    """Names of concepts that were purged, and how many versions each had: all that is kept of them."""
+    for name, count in change.mutation.effect["concepts"].items():
+        insert(db, "purged", vars(ConceptName.parse(name)) | {"count": count})
+    return {}
+
+
 def touch(db: sqlite3.Connection, name: ConceptName, change: Change, **columns: Any) -> None:
     """A version or an alias of the concept has changed."""
     key = {"tenant": name.tenant, "concept": name.concept}

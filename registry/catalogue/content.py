@@ -10,8 +10,12 @@ from registry.catalogue.rows import FOREVER
 from rpc.errors import Aborted, FailedPrecondition
 from storage.book import Answer, Change, Effect
 
-# A change of this kind is the collector's; it is about no resource, so neither watches nor the audit trail show it.
+# A change of this kind is the collector's.
 CONDEMNED = "blobs-condemned"
+# A change of this kind keeps the names of purged concepts whose history was folded away.
+TAKEN = "names-taken"
+# What is about no resource, so that neither watches nor the audit trail show it.
+HIDDEN = (CONDEMNED, TAKEN)
 
 SCHEMA = """
 CREATE TABLE condemned (blob TEXT PRIMARY KEY, condemned_us INTEGER NOT NULL) WITHOUT ROWID;

@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
-from registry.catalogue.content import CONDEMNED
+from registry.catalogue.content import HIDDEN
 from registry.catalogue.rows import place
 from storage.book import Change
 from storage.entry import MAX_MUTATIONS
@@ -26,7 +26,7 @@ def newest(
     entry, index = divmod(before, MAX_MUTATIONS)
     rows = db.execute(
         "SELECT * FROM ledger_history WHERE tenant = :tenant AND (entry, idx) < (:entry, :index)"
-        f" AND kind != '{CONDEMNED}' AND {where[0]} ORDER BY entry DESC, idx DESC LIMIT :limit",
+        f" AND kind NOT IN {HIDDEN} AND {where[0]} ORDER BY entry DESC, idx DESC LIMIT :limit",
         {**where[1], "tenant": tenant, "entry": entry, "index": index, "limit": limit},
     )
     return [change_of(row, store_id, shard) for row in rows]

@@ -11,7 +11,7 @@ from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
 from registry import checks, messages
 from registry.catalogue import history
-from registry.catalogue.content import CONDEMNED
+from registry.catalogue.content import HIDDEN
 from registry.catalogue.rows import NOW
 from registry.desk import Desk
 from registry.resume import Resume
@@ -68,7 +68,7 @@ class WatchRpcs(Rpcs):
                 )
                 for change in changes:
                     resume = resume.moved(change.revision)
-                    if change.mutation.kind == CONDEMNED:
+                    if change.mutation.kind in HIDDEN:
                         continue
                     owner = change.mutation.tenant
                     if owner == tenant or (tenant is None and principal.may(owner, Role.READER)):

@@ -1,0 +1,148 @@
+"""Which changes of a shard's history still show, for a new store without the others.
+
+What is kept is kept as it was: its time, its actor, its request id. Dropped, where older than a given time: concepts
+that were purged, all but their names; updates, deletions and yanks that later ones replace; moves of an alias but for
+the newest few; what the collector has condemned.
+"""
+
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pseudoword.names import TenantName
+
+from registry.catalogue.content import CONDEMNED, TAKEN
+from registry.catalogue.rows import place
+from storage.book import Change
+from storage.entry import MAX_MUTATIONS, Mutation, canonical
+from storage.view import all_changes
+
+_NAMES = 200  # an entry holds so many with room to spare
+_LIFE = ("concept-deleted", "concept-undeleted")
+_YANKS = ("version-yanked", "version-unyanked")
+_MOVES = ("alias-set", "alias-deleted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What goes into one new entry; `time_us` is the old one's."""
+
+    time_us: int
+    mutations: Sequence[Mutation]
+
+
+def fold(db: sqlite3.Connection, store_id: str, shard: int, *, before_us: int, moves: int) -> Iterator[Kept]:
+    """The new entries, in order; the first is to get the number 1.
+
+    Everything since `before_us` is kept, and so are the newest `moves` moves of each alias, one at least.
+    """
+    chosen = _Choice(db, store_id, shard, before_us, max(1, moves))
+    places: dict[int, int] = {}
+    number, last_us = 0, 0
+    entry: list[Change] = []
+
+    def ended() -> Kept:
+        mutations = []
+        for index, change in enumerate(entry):
+            places[place(change.revision)] = number * MAX_MUTATIONS + index
+            mutations.append(_moved(change.mutation, places))
+        return Kept(time_us=entry[0].time_us, mutations=mutations)
+
+    for change in all_changes(db, store_id, shard):
+        last_us = change.time_us
+        if not chosen.keeps(change):
+            continue
+        if entry and entry[0].revision.entry != change.revision.entry:
+            yield ended()
+            entry = []
+        if not entry:
+            number += 1
+        entry.append(change)
+    if entry:
+        yield ended()
+    for later, mutation in enumerate(chosen.taken(), start=1):
+        yield Kept(time_us=last_us + later, mutations=[mutation])
+
+
+def _moved(mutation: Mutation, places: Mapping[int, int]) -> Mutation:
+    """With the places in history that it speaks of as they are now; 0, before everything, for one that is dropped."""
+    if "restored" not in mutation.effect:
+        return mutation
+    return replace(mutation, effect=mutation.effect | {"restored": places.get(mutation.effect["restored"], 0)})
+
+
+class _Choice:
+    def __init__(self, db: sqlite3.Connection, store_id: str, shard: int, before_us: int, moves: int) -> None:
+        self._before_us = before_us
+        # The last change of each thing of which only the last one shows; all moves of each alias.
+        self._last: dict[tuple[str, str], int] = {}
+        moved: dict[str, list[int]] = defaultdict(list)
+        purged_us: dict[str, int] = {}
+        for change in all_changes(db, store_id, shard):
+            name, kind, here = change.mutation.effect["name"], change.mutation.kind, place(change.revision)
+            self._last[_group(kind), name] = here
+            self._last["concept", _concept(name)] = here
+            if kind in _MOVES:
+                moved[name].append(here)
+            if kind == "concept-purged":
+                purged_us[name] = change.time_us
+        self._moves = {here for places in moved.values() for here in places[-moves:]}
+        counts = {
+            f"tenants/{tenant}/concepts/{concept}": count
+            for tenant, concept, count in db.execute("SELECT tenant, concept, count FROM purged")
+        }
+        # Those that an earlier fold has dropped are in no change but its own.
+        self._purged = {name: count for name, count in counts.items() if purged_us.get(name, 0) < before_us}
+
+    def keeps(self, change: Change) -> bool:
+        name, kind, here = change.mutation.effect["name"], change.mutation.kind, place(change.revision)
+        if kind in (CONDEMNED, TAKEN) or _concept(name) in self._purged:
+            return False
+        if change.time_us >= self._before_us or here == self._last["concept", _concept(name)]:
+            # A concept's last change is the time at which it was updated.
+            return True
+        last = here == self._last[_group(kind), name]
+        match kind:
+            case "concept-undeleted" | "version-unyanked":
+                return False
+            case "tenant-updated" | "concept-updated" | "concept-deleted" | "version-yanked":
+                return last
+            case "alias-set" | "alias-deleted":
+                return here in self._moves
+        return True
+
+    def taken(self) -> Iterator[Mutation]:
+        """Changes that keep the names of purged concepts, and how many versions they had."""
+        names = sorted(self._purged)
+        tenants = sorted({_tenant(name) for name in names})
+        for tenant in tenants:
+            own = [name for name in names if _tenant(name) == tenant]
+            for start in range(0, len(own), _NAMES):
+                counts = {name: self._purged[name] for name in own[start : start + _NAMES]}
+                yield Mutation(
+                    kind=TAKEN,
+                    tenant=tenant,
+                    request_id="",
+                    request_digest="",
+                    actor="fold",
+                    on_behalf_of="",
+                    effect=canonical({"name": str(TenantName(tenant)), "peer": "", "concepts": counts}),
+                )
+
+
+def _group(kind: str) -> str:
+    """Of changes of one group and name only the last one shows."""
+    for group in (_LIFE, _YANKS, _MOVES):
+        if kind in group:
+            return group[0]
+    return kind
+
+
+def _concept(name: str) -> str:
+    """The name of the concept that a name is of or below; the name itself where it is a tenant's."""
+    return "/".join(name.split("/")[:4])
+
+
+def _tenant(name: str) -> str:
+    return name.split("/")[1]

@@ -1,0 +1,130 @@
+"""`pseudoword fold`: a store without the history that no longer shows."""
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import click
+
+from registry.catalogue.book import RegistryBook
+from registry.catalogue.commands import Quotas
+from registry.catalogue.folding import Kept, fold
+from standalone.stores import HELP, opened
+from storage.backup import claim, copy_blobs, put_entries
+from storage.checkpoints import restore_newest, write_checkpoint
+from storage.entry import Entry
+from storage.errors import ObjectMissing, StoreMismatch
+from storage.log import METADATA_NAME, Backoff, Log, Metadata, new_write_id
+from storage.objects import ObjectStore
+from storage.segments import RUN, entries_after
+from storage.view import View
+
+_DAY_US = 86_400_000_000
+
+
+@dataclass(kw_only=True)
+class Folded:
+    """What there was and what there is: entries and changes."""
+
+    store_id: str
+    entries: int = 0
+    changes: int = 0
+    kept_entries: int = 0
+    kept_changes: int = 0
+    blobs: int = 0
+
+
+@click.command(name="fold", epilog=HELP)
+@click.argument("store")
+@click.argument("new")
+@click.option(
+    "--keep",
+    type=click.FloatRange(min=0),
+    default=7.0,
+    show_default=True,
+    metavar="DAYS",
+    help="Everything younger stays, so that request ids of these days are still known.",
+)
+@click.option(
+    "--moves",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="How many of each alias's moves stay, for rollback and its history.",
+)
+def folded(store: str, new: str, keep: float, moves: int) -> None:
+    """Make a new registry's store at NEW, which must be empty, from STORE, without the history that no longer shows.
+
+    Stop the registries first: what is written meanwhile is lost. NEW has an id of its own: etags, revisions, page
+    tokens and resume tokens of the old one are of no use to it, and servers make their views anew. Versions, aliases,
+    evaluations, times and numbers stay as they are. STORE is not changed.
+    """
+    with (
+        opened(store, existing=True) as source,
+        opened(new, existing=False) as target,
+        tempfile.TemporaryDirectory(prefix="pseudoword-fold-") as folder,
+    ):
+        before_us = time.time_ns() // 1000 - round(keep * _DAY_US)
+        done = _fold(source, target, Path(folder), before_us, moves)
+    click.echo(
+        f"folded into {new}: store {done.store_id}, {done.kept_changes} of {done.changes} changes in "
+        f"{done.kept_entries} of {done.entries} entries, {done.blobs} blobs"
+    )
+
+
+def _fold(source: ObjectStore, target: ObjectStore, folder: Path, before_us: int, moves: int) -> Folded:
+    try:
+        old = Metadata.read(source)
+    except ObjectMissing:
+        raise click.ClickException(f"there is no store at {source.description}") from None
+    book = RegistryBook(Quotas())
+    if old.book != book.name:
+        raise StoreMismatch(f"this is the {old.book}'s store; only a registry's is folded")
+    new = claim(target, old.book, old.shards)
+    log = Log(source, old.store_id, old.shards, Backoff())
+    done = Folded(store_id=new.store_id)
+    for shard in range(old.shards):
+        was = View(folder / f"old-{shard}.sqlite", store_id=old.store_id, shard=shard, book=book)
+        now = View(folder / f"new-{shard}.sqlite", store_id=new.store_id, shard=shard, book=book)
+        with closing(was), closing(now):
+            restore_newest(source, was)
+            for entry in entries_after(log, shard, was.position.entry):
+                was.replay(entry)
+            done.entries += was.position.entry
+            with was.snapshot() as (db, _):
+                done.changes += db.execute("SELECT count(*) FROM ledger_history").fetchone()[0]
+                kept = fold(db, old.store_id, shard, before_us=before_us, moves=moves)
+                for run in _runs(new.store_id, shard, kept):
+                    put_entries(target, run)
+                    for entry in run:
+                        now.replay(entry)
+                        done.kept_changes += len(entry.mutations)
+            done.kept_entries += now.position.entry
+            with now.snapshot() as (db, _):
+                live = set(book.blobs(db))
+            done.blobs += len(live)
+            copy_blobs(source, target, live, set())
+            if now.position.entry:
+                write_checkpoint(target, now)
+    target.put(METADATA_NAME, new.encode())
+    return done
+
+
+def _runs(store_id: str, shard: int, kept: Iterator[Kept]) -> Iterator[Sequence[Entry]]:
+    entries = (
+        Entry(
+            store_id=store_id,
+            shard=shard,
+            number=number,
+            time_us=entry.time_us,
+            write_id=new_write_id(),
+            mutations=tuple(entry.mutations),
+        )
+        for number, entry in enumerate(kept, start=1)
+    )
+    while run := list(islice(entries, RUN)):
+        yield run
