@@ -180,10 +180,14 @@ def jobs(db: sqlite3.Connection, tenant: str, after: Sequence[Any] | None, limit
     return [_job_row(row) for row in rows]
 
 
-def first_queued(db: sqlite3.Connection) -> Row | None:
-    """The job to take next: the oldest of the highest priority."""
+def next_queued(db: sqlite3.Connection, max_per_tenant: int) -> Row | None:
+    """The job to take next, of a tenant with fewer than `max_per_tenant` RUNNING: of the tenant with the fewest, the
+    oldest of the highest priority; priorities below 0 only when no other waits."""
     row = db.execute(
-        "SELECT * FROM jobs WHERE state = 'QUEUED' ORDER BY priority DESC, created_us, name LIMIT 1"
+        "WITH running AS (SELECT tenant, count(*) AS n FROM jobs WHERE state = 'RUNNING' GROUP BY tenant)"
+        " SELECT jobs.* FROM jobs LEFT JOIN running USING (tenant) WHERE state = 'QUEUED' AND coalesce(n, 0) < ?"
+        " ORDER BY priority < 0, coalesce(n, 0), priority DESC, created_us, name LIMIT 1",
+        (max_per_tenant,),
     ).fetchone()
     return None if row is None else _job_row(row)
 

@@ -85,9 +85,11 @@ class Desk:
             job.progress.CopyFrom(progress)
         return job
 
-    async def first_queued(self) -> Row | None:
+    async def next_queued(self, max_per_tenant: int) -> Row | None:
         """The job to take next; cached: the one who takes it is told by the log if it is not so."""
-        row, _ = await patiently(lambda: self.ledger.read(SHARD, book.first_queued, max_staleness=_CACHED))
+        row, _ = await patiently(
+            lambda: self.ledger.read(SHARD, lambda db: book.next_queued(db, max_per_tenant), max_staleness=_CACHED)
+        )
         return row
 
     async def in_state(self, state: State) -> list[Row]:
@@ -126,9 +128,16 @@ class Desk:
                 del self._watchers[name]
 
     async def work(self) -> None:
-        """Returns when a job may have been queued since this last returned, and every few seconds."""
+        """Returns when `stirred` may be true, and every few seconds."""
         await heard(self._work)
+        # A commit whose outcome was not known may have come true without anybody being told.
+        self._work.set()
+
+    def stirred(self) -> bool:
+        """Whether a job may have been queued, or anything else have changed, since this was last asked."""
+        stirred = self._work.is_set()
         self._work.clear()
+        return stirred
 
     def wake(self) -> None:
         """Whoever waits for work looks again."""

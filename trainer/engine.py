@@ -1,10 +1,10 @@
 """Textual inversion: vectors that make the frozen model predict the noise on a few pictures (arXiv 2208.01618, eq. 2).
 
-Latents are computed once, frozen weights take no gradient, and row i of step s draws its picture, timestep, noise and
-template from a counter-based generator keyed by (seed, s, i): equal tasks give equal vectors, whoever resumes them.
+Many jobs on one model: a tick is one forward and one backward pass over rows of several jobs. The frozen weights take
+no gradient and every row's vectors are its own job's leaves, so each job's gradient is that of its own rows, whoever
+else is in the batch.
 """
 
-import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,18 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from diffusers import DDPMScheduler
-from PIL import Image
 from pseudoword.names import WordRef
 
 from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
 from diffusion.pictures import square
 from diffusion.prompt import Prompt, parse
-from rpc.errors import FailedPrecondition, InvalidArgument
-from trainer.recipe import Recipe
+from rpc.errors import InvalidArgument
+from trainer.draws import Draw
+from trainer.run import Latents, Learned, Run, Step, Task, Unit
 
-_WORD = WordRef(None, "w")  # how the templates name the word while it is learned
-_SMOOTHING = 0.9  # of the exponential mean of the loss
+_WORD = WordRef(None, "w")  # how a template's word is called while its length is checked
 
 
 class Stopped(Exception):
@@ -31,46 +30,28 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """What to learn. `pictures` are RGB, upright; `templates` hold `{}` in the word's place, one list a picture."""
+class Ticked:
+    """What a tick came to for one job: the step that it completed, if any, or why it cannot go on."""
 
-    pictures: Sequence[Image.Image]
-    templates: Sequence[Sequence[str]]
-    start: str
-    vectors: int
-    seed: int
-    recipe: Recipe
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One optimiser step that was made; `learning_rate` in units of the vocabulary's root mean square."""
-
-    step: int
-    loss: float
-    smoothed_loss: float
-    learning_rate: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Learned:
-    """`vectors` is fp32 [vectors, dims]; `losses` holds one loss a step."""
-
-    vectors: np.ndarray
-    losses: Sequence[float]
-    stop_reason: str
+    run: Run
+    step: Step | None = None
+    error: Exception | None = None
 
 
 class Engine:
-    """Learns words on one frozen model, one after the other. Called by one thread."""
+    """Learns words on one frozen model. Called by one thread."""
 
-    def __init__(self, model: BaseModel) -> None:
+    def __init__(self, model: BaseModel, *, max_rows: int = 64, checkpoint_activations: bool = False) -> None:
+        """At most `max_rows` rows in a tick; fewer once the device's memory was too small for as many.
+        `checkpoint_activations` computes the UNet's activations anew in the backward pass: less memory, more time."""
         self._model = model
         self._encoder = PromptEncoder(model)
         self._noise = DDPMScheduler.from_config(model.scheduler_config)
+        self.max_rows = max_rows
         table = self._table()
-        self.vocabulary_rms = table.square().mean().sqrt().item()
-        self._vocabulary_norm = table.norm(dim=-1).mean().item()
+        self.unit = Unit(rms=table.square().mean().sqrt().item(), norm=table.norm(dim=-1).mean().item())
+        if checkpoint_activations:
+            model.unet.enable_gradient_checkpointing()
 
     def start_ids(self, words: str) -> list[int]:
         """The vocabulary's entries of `words`, one for each. Raises InvalidArgument for a word that is not one."""
@@ -100,45 +81,46 @@ class Engine:
 
     def check_length(self, template: str, vectors: int) -> None:
         """Raises PromptTooLong when a sentence with a word of so many vectors does not fit the encoder."""
-        self._encoder.tokenize(_sentence(template), {_WORD: vectors})
+        self._encoder.tokenize(_sentence(template, _WORD), {_WORD: vectors})
+
+    def prepare(self, task: Task) -> Run:
+        """Everything of a job that is computed once."""
+        half = self._model.dtype == torch.float16
+        return Run(task, self._latents(task), self._start(task), self.unit, half=half)
+
+    def tick(self, grants: Sequence[tuple[Run, int]]) -> list[Ticked]:
+        """Trains the next rows of some jobs, so many of each, in one pass.
+
+        A job that cannot be computed is told by its own Ticked and disturbs no other. When the device's memory does not
+        suffice nothing has happened, `max_rows` is lower from then on, and the answer is empty.
+        """
+        try:
+            return self._together(grants)
+        except torch.OutOfMemoryError as error:
+            rows = sum(count for _, count in grants)
+            if rows > 1:
+                self.max_rows = rows // 2
+                return []
+            return [Ticked(run=grants[0][0], error=error)]
+        except Exception as error:
+            if len(grants) == 1:
+                return [Ticked(run=grants[0][0], error=error)]
+            # Whose rows it was is found by each alone.
+            return [ticked for grant in grants for ticked in self.tick([grant])]
 
     def learn(self, task: Task, on_step: Callable[[Step], None], stop: threading.Event) -> Learned:
-        """Learns one word. Raises Stopped when `stop` is set, at the latest one step later, and FailedPrecondition
-        (DIVERGED) when the loss or the vectors are no longer finite."""
-        recipe = task.recipe
-        latents = self._latents(task)
-        vectors = self._start(task)
-        start = vectors.detach().clone()
-        optimiser = torch.optim.AdamW([vectors], lr=1.0, betas=(0.9, 0.999), weight_decay=recipe.weight_decay)
-        losses: list[float] = []
-        smoothed = 0.0
-        for step in range(recipe.steps):
+        """Learns one word, alone. Raises Stopped when `stop` is set, at the latest one step later, and
+        FailedPrecondition (DIVERGED) when the loss or the vectors are no longer finite."""
+        run = self.prepare(task)
+        while not run.done:
             if stop.is_set():
                 raise Stopped
-            rate = _rate(recipe, step)
-            for group in optimiser.param_groups:
-                group["lr"] = rate * self.vocabulary_rms
-            optimiser.zero_grad(set_to_none=True)
-            loss = self._loss(task, latents, vectors, step)
-            penalty = recipe.start_weight * (vectors - start).square().sum()
-            (loss + penalty).backward()  # type: ignore[no-untyped-call]
-            if recipe.clip_norm:
-                torch.nn.utils.clip_grad_norm_([vectors], recipe.clip_norm)
-            optimiser.step()
-            if recipe.hold_norm:
-                with torch.no_grad():
-                    vectors.mul_(self._vocabulary_norm / vectors.norm(dim=-1, keepdim=True))
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]) or not bool(torch.isfinite(vectors).all()):
-                raise FailedPrecondition(
-                    f"training diverged at step {step + 1}: try a lower learning rate than {recipe.learning_rate:g}",
-                    reason="DIVERGED",
-                    metadata={"step": str(step + 1)},
-                )
-            smoothed = _SMOOTHING * smoothed + (1 - _SMOOTHING) * losses[-1]
-            mean = smoothed / (1 - _SMOOTHING ** (step + 1))
-            on_step(Step(step=step + 1, loss=losses[-1], smoothed_loss=mean, learning_rate=rate))
-        return Learned(vectors=vectors.detach().cpu().numpy().copy(), losses=losses, stop_reason="steps")
+            for ticked in self.tick([(run, min(run.rows_left, self.max_rows))]):
+                if ticked.error is not None:
+                    raise ticked.error
+                if ticked.step is not None:
+                    on_step(ticked.step)
+        return run.learned()
 
     def _table(self) -> torch.Tensor:
         weight: torch.Tensor = self._encoder.vocabulary.detach().float()
@@ -149,11 +131,10 @@ class Engine:
         entries = self._table()[torch.tensor(self.start_ids(task.start), device=self._model.device)]
         if len(entries) != task.vectors:
             entries = entries.mean(dim=0, keepdim=True).expand(task.vectors, -1)
-        return entries.clone().requires_grad_(True)
+        return entries
 
     @torch.no_grad()
-    def _latents(self, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and deviation of the pictures' latents, scaled, [pictures (twice with mirrors), channels, h, w]."""
+    def _latents(self, task: Task) -> Latents:
         model = self._model
         size = model.spec.sample_size_px
         arrays = [np.asarray(square(picture, size), dtype=np.float32) / 127.5 - 1 for picture in task.pictures]
@@ -165,67 +146,64 @@ class Engine:
             posterior = model.vae.encode(pixels.to(model.device, model.dtype)).latent_dist
             means.append(posterior.mean.float() * model.vae.config.scaling_factor)
             deviations.append(posterior.std.float() * model.vae.config.scaling_factor)
-        return torch.cat(means), torch.cat(deviations)
+        return Latents(means=torch.cat(means), deviations=torch.cat(deviations))
 
-    def _loss(
-        self, task: Task, latents: tuple[torch.Tensor, torch.Tensor], vectors: torch.Tensor, step: int
-    ) -> torch.Tensor:
-        """Mean over the step's rows of the squared error of the prediction, weighted by min-SNR where asked."""
-        model, recipe = self._model, task.recipe
-        means, deviations = latents
-        prompts: list[Prompt] = []
-        chosen, times, shakes, noises = [], [], [], []
-        for row in range(recipe.rows):
-            draw = np.random.Generator(np.random.Philox(key=[task.seed, step << 32 | row]))
-            picture = int(draw.integers(len(means)))
-            templates = task.templates[picture % len(task.pictures)]
-            prompts.append(_sentence(templates[int(draw.integers(len(templates)))]))
-            chosen.append(picture)
-            times.append(_timestep(recipe, row, float(draw.random())))
-            shape = means.shape[1:]
-            shakes.append(draw.standard_normal(shape, dtype=np.float32))
-            noises.append(draw.standard_normal(shape, dtype=np.float32))
+    def _together(self, grants: Sequence[tuple[Run, int]]) -> list[Ticked]:
+        drawn = [run.draws(count) for run, count in grants]
+        by_row = self._row_losses([run for run, _ in grants], drawn)
+        parts = torch.split(by_row, [len(draws) for draws in drawn])
+        leaves = [leaf for run, _ in grants for leaf in run.leaves]
+        # The sum over jobs of the mean over own rows: no job's gradient knows how many others there are.
+        shares = [part.sum() * (run.scale / run.task.recipe.rows) for (run, _), part in zip(grants, parts, strict=True)]
+        gradients = iter(torch.autograd.grad(torch.stack(shares).sum(), leaves))
+        losses = iter(by_row.tolist())
+        ticked = []
+        for run, count in grants:
+            own_losses = [next(losses) for _ in range(count)]
+            own_gradients = [next(gradients) for _ in run.leaves]
+            try:
+                ticked.append(Ticked(run=run, step=run.gather(own_losses, own_gradients)))
+            except Exception as error:
+                ticked.append(Ticked(run=run, error=error))
+        return ticked
+
+    def _row_losses(self, runs: Sequence[Run], drawn: Sequence[Sequence[Draw]]) -> torch.Tensor:
+        """Loss of each row, fp32 [rows]: the squared error of the prediction, weighted by min-SNR where asked."""
+        model = self._model
+        words = [WordRef(None, f"w{index}") for index in range(len(runs))]
         device = model.device
-        shake, noise = (torch.from_numpy(np.stack(drawn)).to(device) for drawn in (shakes, noises))
-        timesteps = torch.tensor(times, device=device)
-        clean = means[chosen] + deviations[chosen] * shake
+        draws = [one for draws in drawn for one in draws]
+        prompts = [_sentence(one.sentence, word) for word, draws in zip(words, drawn, strict=True) for one in draws]
+        picked = [[one.picture for one in draws] for draws in drawn]
+        means = torch.cat([run.latents.means[rows] for run, rows in zip(runs, picked, strict=True)])
+        deviations = torch.cat([run.latents.deviations[rows] for run, rows in zip(runs, picked, strict=True)])
+        shake = torch.from_numpy(np.stack([one.shake for one in draws])).to(device)
+        noise = torch.from_numpy(np.stack([one.noise for one in draws])).to(device)
+        timesteps = torch.tensor([one.timestep for one in draws], device=device)
+        clean = means + deviations * shake
         noisy = self._noise.add_noise(clean, noise, timesteps)
-        hidden = self._encoder.encode(prompts, {_WORD: vectors})
+        vectors = {word: torch.cat(run.leaves) for word, run in zip(words, runs, strict=True)}
+        hidden = self._encoder.encode(prompts, vectors)
         predicted = model.unet(noisy.to(model.dtype), timesteps, hidden.to(model.dtype)).sample.float()
         if model.spec.prediction_type == "v_prediction":
             wanted = self._noise.get_velocity(clean, noise, timesteps)
         else:
             wanted = noise
-        by_row = (predicted - wanted).square().mean(dim=(1, 2, 3))
-        if recipe.min_snr_gamma:
-            by_row = by_row * self._min_snr(timesteps, recipe.min_snr_gamma)
-        mean: torch.Tensor = by_row.mean()
-        return mean
+        by_row: torch.Tensor = (predicted - wanted).square().mean(dim=(1, 2, 3))
+        gammas = [run.task.recipe.min_snr_gamma for run, draws in zip(runs, drawn, strict=True) for _ in draws]
+        if any(gammas):
+            by_row = by_row * self._min_snr(timesteps, torch.tensor(gammas, device=device))
+        return by_row
 
-    def _min_snr(self, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
-        """Weights of arXiv 2303.09556, eq. 7, for the model's kind of prediction."""
+    def _min_snr(self, timesteps: torch.Tensor, gammas: torch.Tensor) -> torch.Tensor:
+        """Weights of arXiv 2303.09556, eq. 7, for the model's kind of prediction; 1 where gamma is 0."""
         signal = self._noise.alphas_cumprod.to(timesteps.device)[timesteps]
         snr = signal / (1 - signal)
         velocity = self._model.spec.prediction_type == "v_prediction"
-        weights: torch.Tensor = snr.clamp(max=gamma) / (snr + 1 if velocity else snr)
-        return weights
+        weights = torch.minimum(snr, gammas) / (snr + 1 if velocity else snr)
+        return torch.where(gammas > 0, weights, torch.ones_like(weights))
 
 
-def _sentence(template: str) -> Prompt:
+def _sentence(template: str, word: WordRef) -> Prompt:
     before, after = template.split("{}")
-    return Prompt((*parse(before).parts, _WORD, *parse(after).parts))
-
-
-def _rate(recipe: Recipe, step: int) -> float:
-    """The learning rate of a step, counted from 0."""
-    if not recipe.cosine or recipe.steps == 1:
-        return recipe.learning_rate
-    fall = (1 + math.cos(math.pi * step / (recipe.steps - 1))) / 2
-    return recipe.learning_rate * (recipe.final_learning_rate + (1 - recipe.final_learning_rate) * fall)
-
-
-def _timestep(recipe: Recipe, row: int, draw: float) -> int:
-    """A timestep from a uniform `draw` in [0, 1): of the row's own stratum, or of the whole range."""
-    span = recipe.last_timestep - recipe.first_timestep + 1
-    share = (row + draw) / recipe.rows if recipe.stratified else draw
-    return recipe.first_timestep + min(span - 1, int(share * span))
+    return Prompt((*parse(before).parts, word, *parse(after).parts))

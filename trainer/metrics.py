@@ -20,8 +20,18 @@ class TrainerMetrics:
             registry=registry,
         )
         self.steps = Histogram(
-            "pseudoword_trainer_step_seconds", "Time of one optimiser step.", buckets=_STEP_S, registry=registry
+            "pseudoword_trainer_step_seconds",
+            "Time from one optimiser step of a job to its next.",
+            buckets=_STEP_S,
+            registry=registry,
         )
+        self.ticks = Histogram(
+            "pseudoword_trainer_tick_seconds",
+            "Time of one forward and backward pass for all jobs in it.",
+            buckets=_STEP_S,
+            registry=registry,
+        )
+        self.rows = Counter("pseudoword_trainer_rows_total", "Rows that were trained.", registry=registry)
         self.training = Histogram(
             "pseudoword_trainer_training_seconds",
             "Time from a job's first step to its vectors.",

@@ -9,8 +9,8 @@ from pseudoword.names import PictureName
 from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from pseudoword.trainer.v1 import resources_pb2
 
-from trainer.engine import Learned
 from trainer.recipe import Recipe, to_json
+from trainer.run import Learned
 
 MAX_POINTS = 1_000
 _PROGRAMS = ("pseudoword", "diffusers", "transformers")

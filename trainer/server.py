@@ -24,6 +24,7 @@ from trainer.engine import Engine
 from trainer.metrics import TrainerMetrics
 from trainer.pictures import LoanTerms, Pictures
 from trainer.publisher import Publisher
+from trainer.queue import LogQueue
 from trainer.rpcs import TrainerServicer
 from trainer.settings import TrainerSettings
 from trainer.worker import Worker
@@ -61,7 +62,7 @@ class Trainer:
         await self._stack.aclose()
 
     async def run_until_signalled(self) -> None:
-        """Serves until SIGTERM, then hands the running job back. Raises what the worker has died of, if it has."""
+        """Serves until SIGTERM, then hands the running jobs back. Raises what the worker has died of, if it has."""
         await self.server.run_until_signalled(self._worker.stop)
         await self._worker.stop()
 
@@ -85,9 +86,14 @@ class Trainer:
             max_receiving_bytes=limits.max_receiving_bytes,
         )
         pictures = Pictures(desk, store, terms)
-        engine = Engine(model)
+        engine = Engine(
+            model,
+            max_rows=settings.engine.max_rows,
+            checkpoint_activations=settings.engine.checkpoint_activations,
+        )
         self._worker = Worker(
             desk,
+            LogQueue(desk, max_per_tenant=settings.engine.max_running_per_tenant, max_losses=settings.max_losses),
             pictures,
             Blobs(store),
             engine,
@@ -95,7 +101,8 @@ class Trainer:
             metrics,
             TABLE,
             base_model=base_model(model.spec),
-            max_losses=settings.max_losses,
+            max_running=settings.engine.max_running,
+            quantum_rows=settings.engine.quantum_rows,
         )
         servicer = TrainerServicer(
             model, desk, pictures, JobChecks(model, engine), self._worker, metrics, self.server.draining

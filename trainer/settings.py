@@ -27,6 +27,20 @@ class PictureSettings(BaseModel, frozen=True, extra="forbid"):
     )
 
 
+class EngineSettings(BaseModel, frozen=True, extra="forbid"):
+    """How many jobs are trained at once, and how."""
+
+    max_running: int = Field(default=16, ge=1, description="Most jobs trained at once")
+    max_running_per_tenant: int = Field(default=8, ge=1, description="Most jobs of one tenant trained at once")
+    max_rows: int = Field(default=64, ge=1, description="Most rows of one forward and backward pass")
+    quantum_rows: int = Field(
+        default=2_000, ge=1, description="Rows that a tenant's jobs may have before the next tenant's turn"
+    )
+    checkpoint_activations: bool = Field(
+        default=False, description="Compute activations anew in the backward pass: less memory, more time"
+    )
+
+
 class TrainerSettings(Settings):
     """Trainer: pictures in, words out, published to the registry."""
 
@@ -36,6 +50,7 @@ class TrainerSettings(Settings):
     registry: Peer = Peer(address="127.0.0.1:7361")
     model: ModelSettings = ModelSettings()
     pictures: PictureSettings = PictureSettings()
+    engine: EngineSettings = EngineSettings()
     max_losses: int = Field(
         default=3, ge=1, description="A job is given up when so many servers were killed while they trained it"
     )

@@ -1,15 +1,13 @@
-"""The worker: takes jobs from the log, has the engine learn, fixes what was learned, and sees to its publishing.
-
-The queue is the log itself: what is QUEUED there waits, whoever was killed in between.
+"""The worker: takes jobs from the queue, has the engine train them together, fixes what was learned, and sees to its
+publishing.
 """
 
 import asyncio
 import signal
-import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -27,49 +25,51 @@ from storage.tensors import write_tensors
 from trainer.book import MoveJob, Row
 from trainer.checks import templates
 from trainer.desk import Desk
-from trainer.engine import Engine, Learned, Step, Stopped, Task
+from trainer.engine import Engine, Ticked
 from trainer.jobs import Move, State
 from trainer.messages import error_text, job_of
 from trainer.metrics import TrainerMetrics
+from trainer.pace import Pace
 from trainer.pictures import Pictures
 from trainer.publisher import Publisher
-from trainer.recipe import Recipe, fill_in
+from trainer.queue import LogQueue
+from trainer.recipe import fill_in
 from trainer.record import record
+from trainer.run import Run, Step, Task
+from trainer.turns import Entry, Turns
 
 # What the book refuses with when a job is no longer the attempt's.
 _OVER = {"ATTEMPT_OVER", "JOB_STATE"}
 _logger = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Attempt:
-    """The attempt that this worker holds. `stop` is set to end it at the next step."""
+    """A job that this worker holds. `run` is absent until its pictures are encoded; `over` once nothing more is to come
+    of it."""
 
     job: resources_pb2.Job
     tenant: str
     number: int
-    stop: threading.Event
+    losses: int
+    created_us: int
+    began: float = field(default_factory=time.monotonic)
+    stepped: float = 0.0
+    run: Run | None = None
+    over: bool = False
 
     def move(self, move: Move, **detail: object) -> MoveJob:
         return MoveJob(name=self.job.name, move=move, attempt=self.number, detail=detail)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Outcome:
-    """What an attempt came to."""
-
-    learned: Learned
-    recipe: Recipe
-    training_time: timedelta
-
-
 class Worker:
-    """One server's worker: one job is trained at a time, by the one thread that owns the model; finished ones are
+    """One device's worker: several jobs are trained at once, by the one thread that owns the model; finished ones are
     published beside it. Lives on the server's event loop."""
 
     def __init__(
         self,
         desk: Desk,
+        queue: LogQueue,
         pictures: Pictures,
         blobs: Blobs,
         engine: Engine,
@@ -78,10 +78,13 @@ class Worker:
         table: ErrorTable,
         *,
         base_model: registry_resources.BaseModel,
-        max_losses: int,
+        max_running: int,
+        quantum_rows: int,
     ) -> None:
-        """`max_losses` workers may die of a job; then it is FAILED. `table` says what a job's error becomes."""
+        """At most `max_running` jobs are held at once; a tenant has `quantum_rows` rows before the next one's turn.
+        `table` says what a job's error becomes."""
         self._desk = desk
+        self._queue = queue
         self._pictures = pictures
         self._blobs = blobs
         self._engine = engine
@@ -89,10 +92,15 @@ class Worker:
         self._metrics = metrics
         self._table = table
         self._base_model = base_model
-        self._max_losses = max_losses
+        self._max_running = max_running
+        self._turns = Turns(quantum_rows=quantum_rows)
+        self._pace = Pace()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="train")
-        self._attempt: _Attempt | None = None
-        self._publishing: set[asyncio.Task[None]] = set()
+        self._attempts: dict[str, _Attempt] = {}
+        # What goes on beside the ticks: preparing and publishing, which the next server takes up where they stop, and
+        # the last words about an attempt, which are waited for.
+        self._beside: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
         self._crash: BaseException | None = None
@@ -100,28 +108,31 @@ class Worker:
     async def start(self) -> None:
         """Takes up what an earlier server left, then works until stop()."""
         await patiently(self._desk.count)
-        for row in await self._desk.in_state(State.RUNNING):
-            await self._lose(row)
+        for row, error in await self._queue.recover():
+            await self._fail(row["name"], row["attempt"], error)
         for row in await self._desk.in_state(State.PUBLISHING):
-            self._publish_beside(row)
+            self._start(self._publish(row), self._beside)
         self._loop = self._begin(self._run())
 
     async def stop(self) -> None:
-        """Hands the job that is trained back and lets go of what is published; the log has both. Ends within a step.
+        """Hands the jobs that are trained back and lets go of what is published; the log has both. Ends within a tick.
 
         Raises what the worker has died of, if it has.
         """
         self._stopping.set()
         self._desk.wake()
-        if self._attempt is not None:
-            self._attempt.stop.set()
         try:
             if self._loop is not None:
                 await asyncio.shield(self._loop)
-            for task in self._publishing:
+            while self._ending:
+                await asyncio.wait(self._ending)
+            for task in self._beside:
                 task.cancel()
-            if self._publishing:
-                await asyncio.wait(self._publishing)
+            if self._beside:
+                await asyncio.wait(self._beside)
+            for attempt in list(self._attempts.values()):
+                self._let_go(attempt)
+                await self._try(attempt.move(Move.HAND_BACK), "handed_back")
         except asyncio.CancelledError:  # no time left
             if self._loop is not None:
                 self._loop.cancel()
@@ -132,108 +143,162 @@ class Worker:
             raise self._crash
 
     def cancelled(self, name: str) -> None:
-        """A job was cancelled: if it is the one that is trained, that ends at its next step."""
-        if self._attempt is not None and self._attempt.job.name == name:
-            self._attempt.stop.set()
+        """A job was cancelled: if it is trained here, that ends with the tick."""
+        attempt = self._attempts.get(name)
+        if attempt is not None:
+            self._drop(attempt)
 
     async def _run(self) -> None:
-        while (attempt := await self._take()) is not None:
-            self._attempt = attempt
-            try:
-                outcome = await self._train(attempt)
-                row = await self._fix(attempt, outcome)
-                self._publish_beside(row)
-            except Stopped:
-                await self._try(attempt.move(Move.HAND_BACK), "handed_back")
-            except Exception as error:
-                await self._fail(attempt.job.name, attempt.number, error)
-            finally:
-                self._attempt = None
-                self._desk.forget(attempt.job.name)
-
-    async def _take(self) -> _Attempt | None:
-        """The next job's new attempt; waits for one. None when the worker stops."""
         while not self._stopping.is_set():
-            row = await self._desk.first_queued()
-            if row is None:
+            if self._desk.stirred():
+                await self._take()
+            ready = {name: attempt for name, attempt in self._attempts.items() if attempt.run is not None}
+            if ready:
+                await self._tick(ready)
+            elif not self._stopping.is_set():
                 await self._desk.work()
-                continue
-            try:
-                row = await self._desk.move(MoveJob(name=row["name"], move=Move.TAKE))
-            except FailedPrecondition:
-                continue  # cancelled in between
-            return _Attempt(
-                job=job_of(row, row["revision"]), tenant=row["tenant"], number=row["attempt"], stop=threading.Event()
-            )
-        return None
 
-    async def _train(self, attempt: _Attempt) -> _Outcome:
-        """Raises Stopped, and whatever makes the job impossible."""
+    async def _take(self) -> None:
+        """Takes jobs for as long as there are some, and places for them.
+
+        A job that a worker was lost with is trained alone: if it is what kills them, it takes no other with it again.
+        """
+        while len(self._attempts) < self._max_running and not self._stopping.is_set():
+            if any(attempt.losses for attempt in self._attempts.values()):
+                return
+            row = await self._queue.take(alone=not self._attempts)
+            if row is None:
+                return
+            attempt = _Attempt(
+                job=job_of(row, row["revision"]),
+                tenant=row["tenant"],
+                number=row["attempt"],
+                losses=row["losses"],
+                created_us=row["created_us"],
+            )
+            self._attempts[attempt.job.name] = attempt
+            self._start(self._prepare(attempt), self._beside)
+
+    async def _prepare(self, attempt: _Attempt) -> None:
+        """Makes an attempt ready to be trained."""
+        try:
+            run = await self._run_of(attempt)
+        except Exception as error:
+            self._give_up(attempt, error)
+            return
+        if run is not None and not attempt.over:
+            attempt.run = run
+            attempt.began = attempt.stepped = time.monotonic()
+            entry = Entry(tenant=attempt.tenant, priority=attempt.job.priority, order=attempt.created_us)
+            self._turns.join(attempt.job.name, entry)
+        self._desk.wake()
+
+    async def _run_of(self, attempt: _Attempt) -> Run | None:
+        """None for one that was cancelled before it was known to be ours. Raises whatever makes the job impossible."""
         job = attempt.job
         row, _ = await self._desk.row(job.name, cached=True)
-        if self._stopping.is_set() or row["state"] != State.RUNNING:  # cancelled before it was known to be ours
-            raise Stopped
+        if row["state"] != State.RUNNING:
+            self._drop(attempt)
+            return None
         if job.base_model != self._base_model:
             raise FailedPrecondition(
                 f"the job was made for the base model {job.base_model.checkpoint}, and the trainer has"
                 f" {self._base_model.checkpoint} now: create it again",
                 reason="BASE_MODEL_CHANGED",
             )
-        recipe = fill_in(job.recipe, job.kind, self._base_model.family, Violations())
         task = Task(
             pictures=[await self._pictures.read(example.picture) for example in job.examples],
             templates=templates(job, self._engine),
             start=job.start.words,
             vectors=job.vectors,
             seed=job.seed,
-            recipe=recipe,
+            recipe=fill_in(job.recipe, job.kind, self._base_model.family, Violations()),
         )
-        loop = asyncio.get_running_loop()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.prepare, task)
+
+    async def _tick(self, ready: dict[str, _Attempt]) -> None:
+        """Trains the next rows."""
+        limit = self._engine.max_rows
+        wanted = {name: min(attempt.run.rows_left, limit) for name, attempt in ready.items() if attempt.run is not None}
+        granted = self._turns.grant(wanted, self._pace.useful_rows(limit))
+        attempts = [ready[name] for name in granted]
+        grants = [(attempt.run, granted[attempt.job.name]) for attempt in attempts if attempt.run is not None]
         began = time.monotonic()
-        tell = self._teller(job.name, recipe.steps, began)
+        ticked = await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.tick, grants)
+        now = time.monotonic()
+        if ticked:
+            rows = sum(granted.values())
+            self._pace.measured(rows, now - began)
+            self._metrics.ticks.observe(now - began)
+            self._metrics.rows.inc(rows)
+        by_run = {id(one.run): one for one in ticked}
+        for attempt in attempts:
+            if not attempt.over and (one := by_run.get(id(attempt.run))) is not None:
+                self._heed(attempt, one, now)
 
-        def on_step(step: Step) -> None:
-            loop.call_soon_threadsafe(tell, step, time.monotonic())
+    def _heed(self, attempt: _Attempt, ticked: Ticked, now: float) -> None:
+        """What a tick came to for one attempt."""
+        if ticked.error is not None:
+            self._give_up(attempt, ticked.error)
+        elif ticked.step is not None:
+            self._tell(attempt, ticked.step, now)
+            if ticked.run.done:
+                self._let_go(attempt)
+                self._start(self._finish(attempt, ticked.run, timedelta(seconds=now - attempt.began)), self._ending)
 
-        learned = await loop.run_in_executor(
-            self._thread,
-            self._engine.learn,
-            task,
-            on_step,
-            attempt.stop,
+    def _tell(self, attempt: _Attempt, step: Step, now: float) -> None:
+        self._metrics.steps.observe(now - attempt.stepped)
+        attempt.stepped = now
+        steps = attempt.job.recipe.steps
+        progress = resources_pb2.Progress(
+            step=step.step,
+            steps=steps,
+            loss=step.loss,
+            smoothed_loss=step.smoothed_loss,
+            learning_rate=step.learning_rate,
         )
-        seconds = time.monotonic() - began
-        self._metrics.training.observe(seconds)
-        return _Outcome(learned=learned, recipe=recipe, training_time=timedelta(seconds=seconds))
+        elapsed = timedelta(seconds=now - attempt.began)
+        progress.elapsed.FromTimedelta(elapsed)
+        progress.remaining.FromTimedelta(elapsed * (steps - step.step) / step.step)
+        self._desk.tell(attempt.job.name, progress)
 
-    def _teller(self, name: str, steps: int, began: float) -> Callable[[Step, float], None]:
-        before = began
+    def _let_go(self, attempt: _Attempt) -> None:
+        """An attempt is not trained any more, and its place is free."""
+        attempt.over = True
+        self._attempts.pop(attempt.job.name, None)
+        self._turns.leave(attempt.job.name)
+        self._desk.wake()
 
-        def tell(step: Step, now: float) -> None:
-            nonlocal before
-            self._metrics.steps.observe(now - before)
-            before = now
-            progress = resources_pb2.Progress(
-                step=step.step,
-                steps=steps,
-                loss=step.loss,
-                smoothed_loss=step.smoothed_loss,
-                learning_rate=step.learning_rate,
-            )
-            elapsed = timedelta(seconds=now - began)
-            progress.elapsed.FromTimedelta(elapsed)
-            progress.remaining.FromTimedelta(elapsed * (steps - step.step) / step.step)
-            self._desk.tell(name, progress)
+    def _drop(self, attempt: _Attempt) -> None:
+        """Nothing comes of an attempt."""
+        self._let_go(attempt)
+        self._desk.forget(attempt.job.name)
+        self._metrics.ended.labels("cancelled").inc()
 
-        return tell
+    def _give_up(self, attempt: _Attempt, error: Exception) -> None:
+        """The job is impossible."""
+        if not attempt.over:
+            self._let_go(attempt)
+            self._desk.forget(attempt.job.name)
+            self._start(self._fail(attempt.job.name, attempt.number, error), self._ending)
 
-    async def _fix(self, attempt: _Attempt, outcome: _Outcome) -> Row:
+    async def _finish(self, attempt: _Attempt, run: Run, training_time: timedelta) -> None:
+        """From vectors that are learned to a version on its way."""
+        self._metrics.training.observe(training_time.total_seconds())
+        try:
+            row = await self._fix(attempt, run, training_time)
+        except Exception as error:
+            await self._fail(attempt.job.name, attempt.number, error)
+        else:
+            self._start(self._publish(row), self._beside)
+        finally:
+            self._desk.forget(attempt.job.name)
+
+    async def _fix(self, attempt: _Attempt, run: Run, training_time: timedelta) -> Row:
         """From here on these vectors are the job's for ever. Raises FailedPrecondition when the job is not ours."""
-        job, tenant = attempt.job, attempt.tenant
-        file = write_tensors({encoder.name: outcome.learned.vectors for encoder in job.base_model.encoders})
-        about = record(job, outcome.recipe, outcome.learned, outcome.training_time).SerializeToString(
-            deterministic=True
-        )
+        job, tenant, learned = attempt.job, attempt.tenant, run.learned()
+        file = write_tensors({encoder.name: learned.vectors for encoder in job.base_model.encoders})
+        about = record(job, run.task.recipe, learned, training_time).SerializeToString(deterministic=True)
         embedding = await patiently(lambda: asyncio.to_thread(self._blobs.put, tenant, file))
         noted = await patiently(lambda: asyncio.to_thread(self._blobs.put, tenant, about))
         detail: dict[str, Any] = {"embedding": embedding.name, "record": noted.name}
@@ -242,10 +307,11 @@ class Worker:
             detail["progress"] = MessageToDict(progress, preserving_proto_field_name=True)
         return await self._desk.move(attempt.move(Move.FIX, **detail))
 
-    def _publish_beside(self, row: Row) -> None:
-        task = self._begin(self._publish(row))
-        self._publishing.add(task)
-        task.add_done_callback(self._publishing.discard)
+    def _start(self, work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> None:
+        """Has `work` done beside the ticks; its task is in `among` until it has ended."""
+        task = self._begin(work)
+        among.add(task)
+        task.add_done_callback(among.discard)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task whose death ends the server: whoever restarts it finds everything in the log."""
@@ -273,18 +339,6 @@ class Worker:
             await self._fail(name, attempt, error)
         else:
             await self._try(move, "published")
-
-    async def _lose(self, row: Row) -> None:
-        """An earlier server was killed while it trained this job."""
-        if row["losses"] + 1 < self._max_losses:
-            await self._desk.move(MoveJob(name=row["name"], move=Move.LOSE, attempt=row["attempt"]))
-            return
-        error = FailedPrecondition(
-            f"{self._max_losses} workers have died while they trained this job",
-            reason="WORKERS_LOST",
-            metadata={"job": row["name"]},
-        )
-        await self._fail(row["name"], row["attempt"], error)
 
     async def _fail(self, name: str, attempt: int, error: Exception) -> None:
         failure = self._table.translate(error)

@@ -93,10 +93,10 @@ def picture(blob: str = "t/default/blobs/a/1", lifetime_us: int = DAY_US) -> Add
     )
 
 
-def job(name: str = JOB, priority: int = 0) -> CreateJob:
+def job(name: str = JOB, priority: int = 0, tenant: str = "default") -> CreateJob:
     return CreateJob(
         name=name,
-        tenant="default",
+        tenant=tenant,
         priority=priority,
         spec={"concept": "tenants/default/concepts/rex", "examples": [{"picture": PICTURE}]},
         pictures=[PICTURE],
@@ -148,18 +148,30 @@ async def test_etags(kept: Kept) -> None:
     assert refused.value.metadata["etag"] == (await kept.job())["revision"] != etag
 
 
+async def taken(kept: Kept, max_per_tenant: int) -> str:
+    """Last letters of the jobs' names in the order in which they are taken."""
+    found = ""
+    while (row := (await kept.ledger.read(SHARD, lambda db: book.next_queued(db, max_per_tenant)))[0]) is not None:
+        found += row["name"][-1]
+        await kept.commit(MoveJob(name=row["name"], move=Move.TAKE))
+    return found
+
+
 async def test_the_oldest_of_the_highest_priority_is_first(kept: Kept) -> None:
     await kept.commit(picture())
     for name, priority in (("a", -1), ("b", 0), ("c", 5), ("d", 5)):
         await kept.commit(job(f"tenants/default/jobs/{name}", priority))
-    taken = []
-    for _ in range(4):
-        row, _ = await kept.ledger.read(SHARD, book.first_queued)
-        assert row is not None
-        taken.append(row["name"][-1])
-        await kept.commit(MoveJob(name=row["name"], move=Move.TAKE))
-    assert taken == ["c", "d", "b", "a"]
-    assert (await kept.ledger.read(SHARD, book.first_queued))[0] is None
+    assert await taken(kept, 10) == "cdba"
+
+
+async def test_tenants_take_turns_however_many_jobs_one_has(kept: Kept) -> None:
+    await kept.commit(picture())
+    for name in "abcd":
+        await kept.commit(job(f"tenants/default/jobs/{name}", priority=9))
+    for name, priority in (("x", 0), ("y", 0), ("z", -1)):
+        await kept.commit(job(f"tenants/shop/jobs/{name}", priority, tenant="shop"))
+    # Nobody has more than three, and what is below 0 comes after everything that may still be taken.
+    assert await taken(kept, 3) == "axbycz"
 
 
 async def test_pictures_stay_while_a_job_needs_them(kept: Kept) -> None:

@@ -21,6 +21,7 @@ from tests.trainer.conftest import REX, Running, fields, refusal, settings_of, s
 from tests.trainer.conftest import Start as StartTrainer
 from trainer.server import Trainer
 
+ONE_AT_A_TIME = {"max_running": 1}
 BAD_NAMES = ["rex", "tenants/default", "tenants/Default/jobs/j", "tenants/default/jobs/j\n"]
 
 
@@ -316,7 +317,8 @@ async def test_jobs_that_are_not_there(trainer: Running) -> None:
         assert (refused.value.code(), refusal(refused.value).reason) == (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND")
 
 
-async def test_cancel_while_it_runs_and_while_it_waits(trainer: Running, words: Any) -> None:
+async def test_cancel_while_it_runs_and_while_it_waits(start: StartTrainer, words: Any) -> None:
+    trainer = await start(engine=ONE_AT_A_TIME)
     request = await trainer.job("stopped", steps=10_000)
     running, waiting = await trainer.create(request), await trainer.create(request)
     await trainer.reaches(running.name, Job.STATE_RUNNING, step=1)
@@ -352,7 +354,8 @@ async def test_etags_guard_a_cancel(trainer: Running) -> None:
     await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=created.name, etag=etag))
 
 
-async def test_a_job_that_fails_says_why_and_can_be_retried(trainer: Running, tmp_path: Path) -> None:
+async def test_a_job_that_fails_says_why_and_can_be_retried(start: StartTrainer, tmp_path: Path) -> None:
+    trainer = await start(engine=ONE_AT_A_TIME)
     # Bytes that rot in the store: the blob's digest tells.
     blocker = await trainer.create(await trainer.job(steps=10_000))
     await trainer.reaches(blocker.name, Job.STATE_RUNNING, step=1)

@@ -1,0 +1,58 @@
+"""What a row of a step is trained on: drawn from a counter-based generator, so that nothing else decides it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.recipe import Recipe
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """One row. `picture` is an index into the latents, mirrored ones after the others; `shake` and `noise`
+    [channels, h, w] are standard normal: the latent's own spread, and what is to be predicted."""
+
+    picture: int
+    sentence: str
+    timestep: int
+    shake: Floats
+    noise: Floats
+
+
+def draw(
+    recipe: Recipe,
+    *,
+    seed: int,
+    step: int,
+    row: int,
+    latents: int,
+    templates: Sequence[Sequence[str]],
+    shape: tuple[int, ...],
+) -> Draw:
+    """Row `row` of step `step` (both from 0) of the job with `seed`; `latents` counts the pictures with their mirrors.
+
+    The generator is Philox (Salmon et al. 2011) keyed by (seed, step, row): no draw depends on another.
+    """
+    generator = np.random.Generator(np.random.Philox(key=[seed, step << 32 | row]))
+    picture = int(generator.integers(latents))
+    sentences = templates[picture % len(templates)]
+    sentence = sentences[int(generator.integers(len(sentences)))]
+    return Draw(
+        picture=picture,
+        sentence=sentence,
+        timestep=_timestep(recipe, row, float(generator.random())),
+        shake=generator.standard_normal(shape, dtype=np.float32),
+        noise=generator.standard_normal(shape, dtype=np.float32),
+    )
+
+
+def _timestep(recipe: Recipe, row: int, share: float) -> int:
+    """A timestep from a uniform `share` in [0, 1): of the row's own stratum, or of the whole range."""
+    span = recipe.last_timestep - recipe.first_timestep + 1
+    if recipe.stratified:
+        share = (row + share) / recipe.rows
+    return recipe.first_timestep + min(span - 1, int(share * span))
