@@ -9,8 +9,6 @@ import asyncio
 import sqlite3
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
@@ -18,28 +16,15 @@ from registry.catalogue import content
 from registry.catalogue.commands import Command, CondemnBlobs
 from rpc.errors import FailedPrecondition
 from storage.blobs import tenant_of
-from storage.checkpoints import checkpoints, superseded
-from storage.errors import ObjectMissing
 from storage.ledger import Ledger, shard_of
 from storage.objects import ObjectInfo, ObjectStore
+from storage.sweep import Collection, is_over, leftovers
 
 GRACE = timedelta(hours=24)
 _PAGE = 1000
 # An entry holds their names with room to spare.
 _MOST = 200
 _COMMIT_S = 60.0
-
-
-@dataclass(kw_only=True)
-class Collection:
-    """What a run has found and done, or would have done. Names of objects; `bytes` are those of the deleted."""
-
-    seen: int = 0
-    in_use: int = 0
-    waiting: int = 0
-    condemned: list[str] = field(default_factory=list)
-    deleted: list[str] = field(default_factory=list)
-    bytes: int = 0
 
 
 class Collector:
@@ -63,8 +48,9 @@ class Collector:
             for tenant, infos in groupby(page, key=lambda info: tenant_of(info.name)):
                 if tenant is not None:
                     await self._tenant(tenant, list(infos), now)
-        for prefix in ("probe/", "checkpoints/"):
-            await self._derived(prefix, now)
+        for info in await asyncio.to_thread(lambda: list(leftovers(self._store, self._ledger.shards))):
+            if is_over(info.modified, now, self._grace):
+                await self._delete(info)
         return self._done
 
     async def _tenant(self, tenant: str, infos: Sequence[ObjectInfo], now: datetime) -> None:
@@ -79,11 +65,11 @@ class Collector:
             if in_use:
                 done.in_use += 1
             elif condemned_us is not None:
-                if self._is_over(datetime.fromtimestamp(condemned_us / 1_000_000, UTC), now):
+                if is_over(datetime.fromtimestamp(condemned_us / 1_000_000, UTC), now, self._grace):
                     await self._delete(info)
                 else:
                     done.waiting += 1
-            elif self._is_over(info.modified, now):
+            elif is_over(info.modified, now, self._grace):
                 condemn.append(info.name)
             else:
                 done.waiting += 1
@@ -109,26 +95,6 @@ class Collector:
                 names.remove(refusal.metadata["blob"])
                 self._done.in_use += 1
         self._done.condemned += names
-
-    async def _derived(self, prefix: str, now: datetime) -> None:
-        """What probes have left, and checkpoints that newer ones replace."""
-        if prefix == "probe/":
-            infos = await asyncio.to_thread(self._store.list, prefix)
-        else:
-            shards = range(self._ledger.shards)
-            lists = [await asyncio.to_thread(checkpoints, self._store, shard) for shard in shards]
-            names = {checkpoint.name for found in lists for checkpoint in superseded(found)}
-            infos = []
-            for name in sorted(names):
-                with suppress(ObjectMissing):  # a server was faster
-                    infos.append(await asyncio.to_thread(self._store.stat, name))
-        for info in infos:
-            if self._is_over(info.modified, now):
-                await self._delete(info)
-
-    def _is_over(self, since: datetime, now: datetime) -> bool:
-        # The store's clock is cut off to the second: without any grace it would be behind what it has just stamped.
-        return not self._grace or now - since >= self._grace
 
     async def _delete(self, info: ObjectInfo) -> None:
         if not self._dry_run:

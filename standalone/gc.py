@@ -11,12 +11,13 @@ import click
 
 from registry.catalogue.book import RegistryBook
 from registry.catalogue.commands import Quotas
-from registry.collector import GRACE, Collection, Collector
-from standalone.stores import HELP, opened
+from registry.collector import GRACE, Collector
+from standalone.stores import HELP, books, opened
 from storage.errors import ObjectMissing
 from storage.ledger import Ledger
 from storage.log import Metadata
 from storage.objects import ObjectStore
+from storage.sweep import Collection, sweep
 
 
 @click.command(name="gc", epilog=HELP)
@@ -30,15 +31,22 @@ from storage.objects import ObjectStore
     metavar="HOURS",
     help="How old an upload must be to be condemned, and how long it stays after that.",
 )
+@click.option(
+    "--stopped",
+    is_flag=True,
+    help="The servers of this store are stopped (not needed for a registry's): delete uploads that no entry names too.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def collect(store: str, dry_run: bool, grace: float, as_json: bool) -> None:
-    """Condemn and delete blobs that no version of a registry's store needs.
+def collect(store: str, dry_run: bool, grace: float, stopped: bool, as_json: bool) -> None:
+    """Condemn and delete blobs that nothing in a store needs.
 
-    What is condemned is deleted by a run that comes a grace later, so run it every day. Servers may go on meanwhile,
-    and several runs do no harm. Also removes what probes have left and checkpoints that newer ones replace.
+    In a registry's store, what is condemned is deleted by a run that comes a grace later, so run it every day. A
+    trainer or a generation deletes what it no longer needs by itself; there, this deletes what was left behind.
+    Servers may go on meanwhile, and several runs do no harm. Also removes what probes have left and checkpoints that
+    newer ones replace.
     """
     with opened(store, existing=True, fit=not dry_run) as objects:
-        done = asyncio.run(_collect(objects, timedelta(hours=grace), dry_run))
+        done = _collected(objects, timedelta(hours=grace), stopped=stopped, dry_run=dry_run)
     if as_json:
         click.echo(json.dumps(asdict(done) | {"dry_run": dry_run}, indent=1))
         return
@@ -51,15 +59,24 @@ def collect(store: str, dry_run: bool, grace: float, as_json: bool) -> None:
     )
 
 
-async def _collect(store: ObjectStore, grace: timedelta, dry_run: bool) -> Collection:
+def _collected(store: ObjectStore, grace: timedelta, *, stopped: bool, dry_run: bool) -> Collection:
     try:
         metadata = Metadata.read(store)
     except ObjectMissing:
         raise click.ClickException(f"there is no store at {store.description}") from None
-    if metadata.book != RegistryBook.name:
-        raise click.ClickException(f"this is the {metadata.book}'s store, which keeps its blobs itself")
+    if metadata.book == RegistryBook.name:
+        return asyncio.run(_collect(store, grace, dry_run))
+    book = books().get(metadata.book)
+    if book is None:
+        raise click.ClickException(f"nothing here knows a book called {metadata.book!r}")
     with tempfile.TemporaryDirectory(prefix="pseudoword-gc-") as folder:
-        ledger = Ledger.open(store, RegistryBook(Quotas()), shards=metadata.shards, view_folder=Path(folder))
+        return sweep(store, book, Path(folder), grace=grace, stopped=stopped, dry_run=dry_run)
+
+
+async def _collect(store: ObjectStore, grace: timedelta, dry_run: bool) -> Collection:
+    shards = Metadata.read(store).shards
+    with tempfile.TemporaryDirectory(prefix="pseudoword-gc-") as folder:
+        ledger = Ledger.open(store, RegistryBook(Quotas()), shards=shards, view_folder=Path(folder))
         try:
             return await Collector(ledger, store, grace=grace, dry_run=dry_run).run()
         finally:

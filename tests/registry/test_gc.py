@@ -2,6 +2,8 @@
 
 import asyncio
 import struct
+import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +15,12 @@ from registry.server import Registry
 from rpc.errors import FailedPrecondition
 from standalone.gc import collect
 from storage.blobs import Blob, Blobs
+from storage.ledger import Ledger
 from tests.conftest import Place
 from tests.registry.asking import REX, SHOP, pointing, publish, publishing, version
 from tests.registry.commands import garbage, run
 from tests.registry.conftest import Running, Start
+from trainer.book import AddPicture, DeletePicture, TrainerBook
 
 PRODUCTION = f"{REX}/aliases/production"
 GONE = f"{SHOP}/concepts/gone"
@@ -162,15 +166,48 @@ async def test_collecting_beside_publishers_loses_nothing(place: Place, start: S
     await garbage(place)
 
 
-async def test_a_trainers_store_is_not_the_registrys(tmp_path: Any) -> None:
-    from storage.ledger import Ledger
-    from trainer.book import TrainerBook
-
-    place = Place(address=str(tmp_path / "store"), access=None)
+async def test_a_trainers_store(place: Place, tmp_path: Path) -> None:
+    """What its entries named and nothing needs; what no entry names only while the trainer is stopped."""
     store = place.open()
-    await Ledger.open(store, TrainerBook(), shards=1, view_folder=tmp_path / "view").close()
-    ran = await run(collect, place, place.address)
-    assert (ran.status, "trainer's store" in ran.errors) == (1, True)
-    nothing = await run(collect, place, str(tmp_path / "nothing"))
-    assert (nothing.status, "there is no folder" in nothing.errors) == (1, True)
+    ledger = Ledger.open(store, TrainerBook(), shards=1, view_folder=tmp_path / "view")
+    blobs = Blobs(store)
+    needed, dropped, lost = [blobs.put("shop", name) for name in (b"needed", b"dropped", b"lost")]
+
+    async def change(command: AddPicture | DeletePicture) -> None:
+        await ledger.commit(
+            0,
+            command,
+            request_id=str(uuid.uuid4()),
+            tenant="shop",
+            digest="",
+            actor="trainer",
+            on_behalf_of=None,
+            timeout_s=30,
+        )
+
+    for blob in (needed, dropped):
+        picture = {"media_type": "image/png", "size_bytes": 6, "width": 1, "height": 1, "lifetime_us": 10**12}
+        await change(AddPicture(name=f"tenants/shop/pictures/{blob.sha256}", blob=blob.name, **picture))
+    # As if the trainer had died before it deleted the bytes.
+    await change(DeletePicture(name=f"tenants/shop/pictures/{dropped.sha256}"))
+    await ledger.close()
+    store.close()
+    early = await run(collect, place, place.address, "--json")
+    assert (early.status, early.json["deleted"], early.json["waiting"]) == (0, [], 2), early.errors
+    dry = await run(collect, place, place.address, "--json", "--dry-run", "--grace", "0")
+    assert dry.json["deleted"] == [dropped.name]
+    first = await run(collect, place, place.address, "--json", "--grace", "0")
+    assert (first.json["deleted"], first.json["waiting"]) == ([dropped.name], 1)
+    assert _names(place) == {needed.name, lost.name}
+    second = await run(collect, place, place.address, "--json", "--grace", "0", "--stopped")
+    assert second.json["deleted"] == [lost.name]
+    assert _names(place) == {needed.name}
+    assert await garbage(place) == []
+
+
+async def test_there_must_be_a_store(tmp_path: Path) -> None:
+    place = Place(address=str(tmp_path), access=None)
+    for address, why in ((tmp_path / "nothing", "there is no folder"), (tmp_path, "there is no store")):
+        ran = await run(collect, place, str(address), "--dry-run")
+        assert (ran.status, why in ran.errors) == (1, True), ran.errors
     assert not (tmp_path / "nothing").exists()
