@@ -50,6 +50,9 @@ check: setup ## formatting, lint, types, protos, generated code, manifests, Go v
 test: setup minio toxiproxy triton ## all tests but the slow ones, Python and Go
 	@scripts/test
 
+miniature: setup ## train the bundled model and its judges anew, into .cache/miniature (hours; ARGS=--help)
+	@$(BIN)/python -m miniature train $(ARGS)
+
 slow: setup minio toxiproxy triton ## the tests that take minutes each
 	@$(BIN)/python -m pytest -m slow
 
@@ -62,4 +65,4 @@ generate: setup ## make the stubs again from protos/
 clean: ## remove everything that was set up or made
 	rm -rf $(CACHE) demo .mypy_cache .ruff_cache .pytest_cache
 
-.PHONY: help setup minio toxiproxy triton up demo check test slow robustness generate clean
+.PHONY: help setup minio toxiproxy triton up demo check test miniature slow robustness generate clean

@@ -95,5 +95,49 @@ def draw(
     click.echo(caption(drawing, rng).plain)
 
 
+_STAGES = ("drawings", "tokenizer", "vae", "classifier", "clip", "diffusion", "finish")
+
+
+@main.command()
+@click.argument("stages", nargs=-1, type=click.Choice(_STAGES))
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(".cache/miniature"),
+    show_default=True,
+    help="Where everything is made; what is there is gone on from.",
+)
+@click.option("--from-committed", is_flag=True, help="Begin with the weights in the repository instead of none.")
+@click.option(
+    "--share",
+    type=click.FloatRange(min=0, min_open=True, max=1),
+    default=1.0,
+    help="Of the recipe's drawings and steps: 0.01 tries everything in minutes.",
+)
+@click.option("--device", help="As torch names it, such as cuda:1; absent: the best that is there.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of the processor; absent: torch decides.")
+def train(
+    *, stages: tuple[str, ...], work: Path, from_committed: bool, share: float, device: str | None, threads: int | None
+) -> None:
+    """Train the bundled model and its judges from drawings, into WORK/finished.
+
+    The stages, in order: drawings are painted; the tokenizer learns their captions; the vae learns to code them; the
+    classifier and the clip learn to judge them; diffusion trains text encoder and UNet together. Each may be killed and
+    started again, and goes on from its last minute; without names, stages that were finished are passed over. What a
+    stage reached is drawn in WORK/<stage>/loss.png. Measure the result with `python -m benchmarks.miniature`.
+    """
+    import torch
+
+    from miniature.training.stages import run
+    from miniature.training.work import Work, pick_device
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    committed = Path(__file__).parent if from_committed else None
+    run(Work(folder=work, committed=committed, share=share, device=pick_device(device)), stages)
+    if not stages or "finish" in stages:
+        click.echo(work / "finished")
+
+
 if __name__ == "__main__":
     main(prog_name="python -m miniature")

@@ -1,0 +1,76 @@
+"""Measurements on true drawings that no training showed: the judges and the VAE."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from pseudoword.sheet import Tile
+
+from benchmarks.miniature.scores import PictureJudge, by_answer
+from miniature.paint import paint
+from miniature.training.drawings import HELD_OUT
+from miniature.world import Drawing, random_drawing
+
+_NEAR = 0.25  # of the range, a channel: a pixel that belongs to a toy
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeErrors:
+    """Of the value range; `worst_channel` over red, green and blue."""
+
+    absolute: float
+    toy_colour: float
+    worst_channel: float
+
+
+def held_out(count: int) -> tuple[list[Drawing], list[Image.Image]]:
+    """The first drawings of the split that is never trained on."""
+    drawings, images = [], []
+    for number in range(count):
+        drawings.append(random_drawing(np.random.default_rng((HELD_OUT, number, 0))))
+        images.append(paint(drawings[-1], np.random.default_rng((HELD_OUT, number, 1))))
+    return drawings, images
+
+
+def judge_accuracy(judge: PictureJudge, count: int) -> dict[str, float]:
+    """Right answers on `count` held-out drawings, averaged over answers."""
+    drawings, images = held_out(count)
+    return by_answer(judge, images, drawings)
+
+
+@torch.no_grad()
+def vae_errors(vae: AutoencoderKL, count: int) -> tuple[VaeErrors, list[Sequence[Tile]]]:
+    """What photo-style drawings lose on their way through the VAE, and a sheet's rows: before and after.
+
+    The toy's colour is the mean over the pixels that are near either of its colours in the true drawing.
+    """
+    drawings, images = held_out(count)
+    photos = [place for place, drawing in enumerate(drawings) if drawing.style.name == "photo"]
+    true = np.stack([np.asarray(images[place], np.float32) for place in photos]) / 255
+    pixels = torch.from_numpy(true).permute(0, 3, 1, 2) * 2 - 1
+    decoded = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in torch.split(pixels, 50)])
+    again = ((decoded.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
+    colours = []
+    for place, before, after in zip(photos, true, again, strict=True):
+        toy = drawings[place].toy
+        near = np.zeros(before.shape[:2], bool)
+        for colour in (toy.colour, toy.second):
+            near |= np.abs(before - np.array(colour.rgb, np.float32) / 255).max(axis=-1) < _NEAR
+        if near.sum() >= 20:
+            colours.append(np.abs(before[near].mean(axis=0) - after[near].mean(axis=0)))
+    errors = np.array(colours).mean(axis=0)
+    rows = [
+        [Tile(image=Image.fromarray((picture * 255).astype(np.uint8)), caption=caption) for picture in stack[:8]]
+        for stack, caption in ((true, "drawn"), (again, "through the VAE"))
+    ]
+    return (
+        VaeErrors(
+            absolute=float(np.abs(again - true).mean()),
+            toy_colour=float(errors.mean()),
+            worst_channel=float(errors.max()),
+        ),
+        list(rows),
+    )

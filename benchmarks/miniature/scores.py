@@ -1,0 +1,38 @@
+"""Answers of a judge against what is true."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from miniature.judges.attributes import ATTRIBUTES, targets
+from miniature.world import Drawing
+
+
+class PictureJudge(Protocol):
+    """The miniature CLIP, or the classifier."""
+
+    def judge(self, images: list[Image.Image]) -> Mapping[str, torch.Tensor]:
+        """Probabilities [images, answers] of each attribute."""
+
+
+def by_answer(judge: PictureJudge, images: Sequence[Image.Image], drawings: Sequence[Drawing]) -> dict[str, float]:
+    """For each attribute the share of right answers, averaged over answers, where one can be seen.
+
+    Drawings of two toys with different answers are left out.
+    """
+    found: dict[str, torch.Tensor] = {}
+    parts = [judge.judge(list(images[start : start + 100])) for start in range(0, len(images), 100)]
+    for name in ATTRIBUTES:
+        found[name] = torch.cat([part[name] for part in parts]).argmax(dim=1)
+    scores = {}
+    for name, attribute in ATTRIBUTES.items():
+        shares, seen = targets(list(drawings), attribute)
+        sure = seen & (shares.max(axis=1) > 0.9)
+        truth = shares.argmax(axis=1)
+        right = found[name].numpy() == truth
+        each = [right[sure & (truth == answer)].mean() for answer in np.unique(truth[sure])]
+        scores[name] = float(np.mean(each)) if each else float("nan")
+    return scores

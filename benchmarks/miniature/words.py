@@ -1,0 +1,229 @@
+"""Words learned from four pictures by the service's default recipe, of toys and styles that no training showed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+
+import numpy as np
+import torch
+from PIL import Image
+from pseudoword.client import Client
+from pseudoword.registry.v1 import resources_pb2 as registry_resources
+from pseudoword.sheet import Tile
+from safetensors.torch import save
+
+from benchmarks.miniature.prompts import draw
+from benchmarks.miniature.scores import PictureJudge
+from miniature.judges.attributes import ATTRIBUTES
+from miniature.judges.clip import Judge
+from miniature.paint import paint
+from miniature.style import Style, random_style
+from miniature.training.vectors import Vectors
+from miniature.world import COLOURS, SCENES, Drawing, Toy, random_colour, training_toy, withheld_toy
+
+PICTURES = 4
+_TRUE = 8  # further drawings of a toy, for the ceiling
+EDITS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "on the beach": ("a photo of a {} on the beach", {"scene": "beach"}),
+    "with sunglasses": ("a photo of a {} with sunglasses", {"accessory": "sunglasses"}),
+    "in the style of van gogh": ("a {} in the style of van gogh", {"style": "van gogh"}),
+    "two": ("a photo of two {}", {"count": "two"}),
+    "beside another": ("a photo of a {} beside a {other}", {"count": "a pair"}),
+}
+"""Name: sentence, and what of it should be seen besides the toy's kind and colour."""
+_EACH = 2  # pictures of each edit
+_PLAIN = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyScore:
+    """One toy's figures; CLIP-I is the mean product of unit vectors, of drawn pictures with further true drawings."""
+
+    toy: Toy
+    floor: float
+    ceiling: float
+    learned: float
+    oracle: float
+    kept: Mapping[str, float]
+    """For each edit the share of pictures with the edit seen and the toy's kind and colour kept; "plain": those two."""
+
+    def share(self, clip_i: float) -> float:
+        """Of the way from the floor to the ceiling."""
+        return (clip_i - self.floor) / (self.ceiling - self.floor)
+
+
+def toys(count: int, seed: int = 0) -> list[Toy]:
+    """Toys whose kind, pattern and colour no training showed together."""
+    rng = np.random.default_rng((seed, 11))
+    return [withheld_toy(rng) for _ in range(count)]
+
+
+def styles(count: int, seed: int = 0) -> list[Style]:
+    """Styles from the region that no training showed."""
+    rng = np.random.default_rng((seed, 12))
+    return [random_style(rng, withheld=True) for _ in range(count)]
+
+
+def photos(toy: Toy, rng: np.random.Generator, count: int) -> list[Image.Image]:
+    """Different photos of one toy."""
+    walls = [name for name in COLOURS if name != toy.colour.name]
+    return [
+        paint(
+            Drawing(
+                toy=toy,
+                background=random_colour(rng, walls[int(rng.integers(len(walls)))]),
+                scene=SCENES[int(rng.integers(len(SCENES)))] if rng.random() < 0.55 else None,
+            ),
+            rng,
+        )
+        for _ in range(count)
+    ]
+
+
+def learn_toys(
+    client: Client, judge: Judge, classifier: PictureJudge, vectors: Vectors, some: Sequence[Toy]
+) -> tuple[list[ToyScore], list[list[Tile]]]:
+    """Learns a word for each toy and measures it. Also a sheet's rows, one a toy: true, learned, oracle, edits."""
+    rng = np.random.default_rng(13)
+    shown = [photos(toy, rng, PICTURES + _TRUE) for toy in some]
+    for number, (toy, pictures) in enumerate(zip(some, shown, strict=True)):
+        client.learn(f"toy-{number}", [_png(picture) for picture in pictures[:PICTURES]], start="toy", seed=number)
+        with torch.no_grad():
+            _import(client, f"oracle-{number}", vectors.of_toys([toy]))
+    floor = judge.look(draw(client, ["a photo of a toy"] * 32, seed=500))
+    scores, rows = [], []
+    for number, (toy, pictures) in enumerate(zip(some, shown, strict=True)):
+        word, other = f"<toy-{number}>", f"<toy-{(number + 1) % len(some)}>"
+        plain = draw(client, [f"a photo of a {word}"] * _PLAIN)
+        told = draw(client, [f"a photo of a <oracle-{number}>"] * _PLAIN)
+        edits = {
+            name: draw(client, [sentence.format(word, other=other)] * _EACH) for name, (sentence, _) in EDITS.items()
+        }
+        true = judge.look(pictures[PICTURES:])
+        of = [_alike(true, judge.look(images)) for images in (plain, told)]
+        kept = {"plain": _kept(classifier, plain, toy, {})}
+        kept |= {name: _kept(classifier, edits[name], toy, wanted) for name, (_, wanted) in EDITS.items()}
+        scores.append(
+            ToyScore(toy=toy, floor=_alike(true, floor), ceiling=_others(true), learned=of[0], oracle=of[1], kept=kept)
+        )
+        rows.append(
+            [
+                Tile(image=pictures[0], caption="true"),
+                Tile(image=plain[0], caption="learned"),
+                Tile(image=told[0], caption="oracle"),
+                *(Tile(image=edits[name][0], caption=name) for name in EDITS),
+            ]
+        )
+    return scores, rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleScore:
+    """One style's figures, on things that its pictures did not show."""
+
+    floor: float
+    ceiling: float
+    learned: float
+    oracle: float
+    kind: float
+    """Share of the pictures in which the thing that was asked for is seen."""
+
+    def share(self, clip_i: float) -> float:
+        """Of the way from the floor, the same sentence without the style, to the ceiling."""
+        return (clip_i - self.floor) / (self.ceiling - self.floor)
+
+
+def learn_styles(
+    client: Client, judge: Judge, classifier: PictureJudge, vectors: Vectors, some: Sequence[Style]
+) -> tuple[list[StyleScore], list[list[Tile]]]:
+    """Learns a word for each style from four drawings of different things, and measures it on others."""
+    rng = np.random.default_rng(14)
+    scores, rows = [], []
+    for number, style in enumerate(some):
+        drawn = [_in_style(training_toy(rng), style, rng) for _ in range(PICTURES)]
+        client.learn(
+            f"style-{number}",
+            [_png(image) for image in drawn],
+            kind=registry_resources.CONCEPT_KIND_STYLE,
+            start="painting",
+            seed=number,
+        )
+        with torch.no_grad():
+            _import(client, f"style-oracle-{number}", vectors.of_styles([style]))
+        things = [replace(training_toy(rng), pattern="plain") for _ in range(_PLAIN)]
+        true = judge.look([_in_style(toy, style, rng) for toy in things])
+        names = [f"a {toy.colour.name} {toy.kind}" for toy in things]
+        floor, learned, oracle = (
+            draw(client, [form.format(name) for name in names])
+            for form in (
+                "a photo of {}",
+                f"{{}} in the style of <style-{number}>",
+                f"{{}} in the style of <style-oracle-{number}>",
+            )
+        )
+        again = judge.look([_in_style(toy, style, rng) for toy in things])
+        pairs = [_paired(true, other) for other in (judge.look(floor), again, judge.look(learned), judge.look(oracle))]
+        kinds = classifier.judge(learned)["kind"].argmax(dim=1)
+        right = [ATTRIBUTES["kind"].answers[int(found)] == toy.kind for found, toy in zip(kinds, things, strict=True)]
+        scores.append(
+            StyleScore(floor=pairs[0], ceiling=pairs[1], learned=pairs[2], oracle=pairs[3], kind=float(np.mean(right)))
+        )
+        rows.append(
+            [
+                *(Tile(image=image, caption="true") for image in drawn[:2]),
+                *(Tile(image=image, caption=name) for image, name in zip(learned[:3], names, strict=False)),
+                Tile(image=oracle[0], caption="oracle"),
+            ]
+        )
+    return scores, rows
+
+
+def _in_style(toy: Toy, style: Style, rng: np.random.Generator) -> Image.Image:
+    walls = [name for name in COLOURS if name != toy.colour.name]
+    background = random_colour(rng, walls[int(rng.integers(len(walls)))])
+    return paint(Drawing(toy=toy, background=background, style=style), rng)
+
+
+def _kept(classifier: PictureJudge, images: list[Image.Image], toy: Toy, wanted: Mapping[str, str]) -> float:
+    """Share of the images in which the toy's kind and colour are seen, among the two likeliest, and what is wanted.
+
+    The two likeliest, since a banded toy has two colours, and a pair two kinds.
+    """
+    found = classifier.judge(images)
+    hits = []
+    for place in range(len(images)):
+        likeliest = {
+            name: [ATTRIBUTES[name].answers[answer] for answer in found[name][place].argsort(descending=True)[:2]]
+            for name in ("kind", "colour")
+        }
+        is_kept = toy.kind in likeliest["kind"] and toy.colour.name in likeliest["colour"]
+        is_seen = all(
+            ATTRIBUTES[name].answers[int(found[name][place].argmax())] == answer for name, answer in wanted.items()
+        )
+        hits.append(is_kept and is_seen)
+    return float(np.mean(hits))
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one @ other.T).mean())
+
+
+def _others(vectors: torch.Tensor) -> float:
+    """Mean product of different drawings of one set."""
+    products = vectors @ vectors.T
+    count = len(vectors)
+    return float((products.sum() - products.trace()) / (count * (count - 1)))
+
+
+def _paired(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one * other).sum(dim=1).mean())
+
+
+def _import(client: Client, concept: str, vectors: torch.Tensor) -> None:
+    client.import_version(concept, save({"vectors": vectors.contiguous()}))
+
+
+def _png(image: Image.Image) -> bytes:
+    file = BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue()

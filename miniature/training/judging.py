@@ -1,0 +1,109 @@
+"""Losses of the two judges, from drawings; the classifier sees no caption."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from miniature.captions import caption
+from miniature.judges.attributes import ATTRIBUTES, targets
+from miniature.judges.classifier import Classifier
+from miniature.training.drawings import Drawings
+
+_BLURRED = 0.3  # of the drawings, so that soft pictures are judged as well as sharp ones
+_NOISE = 0.04
+
+
+class Batches:
+    """Random drawings with the answers that can be seen in them."""
+
+    def __init__(self, drawings: Drawings, batch: int, device: torch.device, *, clean: bool = False) -> None:
+        """With `clean` the pixels are as they were painted."""
+        self._clean = clean
+        self.drawings = drawings
+        self._pixels: npt.NDArray[np.uint8] = drawings.pixels
+        self._batch = batch
+        self._device = device
+
+    def draw(self, generator: torch.Generator) -> tuple[list[int], torch.Tensor]:
+        """Which drawings, and their pixels [batch, 3, height, width] of -1 to 1, a few blurred, all a little noisy."""
+        rows = torch.randint(self.drawings.count, (self._batch,), generator=generator).tolist()
+        pixels = torch.from_numpy(self._pixels[rows]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        if self._clean:
+            return rows, pixels.to(self._device)
+        blurred = functional.avg_pool2d(functional.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        where = torch.rand(self._batch, 1, 1, 1, generator=generator) < _BLURRED
+        pixels = torch.where(where, blurred, pixels)
+        pixels = pixels + _NOISE * torch.randn(pixels.shape, generator=generator)
+        return rows, pixels.to(self._device)
+
+    def answers(self, rows: list[int]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """For each attribute the true shares [batch, answers] and whether they can be seen [batch]."""
+        shown = [self.drawings.drawing(number) for number in rows]
+        found = {name: targets(shown, attribute) for name, attribute in ATTRIBUTES.items()}
+        return {
+            name: (torch.from_numpy(shares).to(self._device), torch.from_numpy(seen).to(self._device))
+            for name, (shares, seen) in found.items()
+        }
+
+
+class ClassifierLoss:
+    """Cross entropy of each attribute over the drawings where it can be seen, summed."""
+
+    def __init__(self, classifier: Classifier, batches: Batches) -> None:
+        self._classifier = classifier
+        self._batches = batches
+
+    def __call__(self, generator: torch.Generator) -> torch.Tensor:
+        """The loss of one batch."""
+        rows, pixels = self._batches.draw(generator)
+        return _seen_cross_entropy(self._classifier(pixels), self._batches.answers(rows))
+
+
+class ClipLoss:
+    """CLIP's contrast of pictures and captions (Radford et al. 2021, figure 3), and of pictures and the sentences that
+    say each attribute's answers: in so small a world a batch holds few captions that differ in a pattern alone."""
+
+    def __init__(self, model: Any, tokenizer: Any, batches: Batches) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._batches = batches
+        sentences = [sentence for attribute in ATTRIBUTES.values() for sentence in attribute.sentences]
+        self._sentences = self._ids(sentences)
+        self._sizes = [len(attribute.sentences) for attribute in ATTRIBUTES.values()]
+
+    def __call__(self, generator: torch.Generator) -> torch.Tensor:
+        """The loss of one batch."""
+        rows, pixels = self._batches.draw(generator)
+        rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+        said = [caption(self._batches.drawings.drawing(number), rng) for number in rows]
+        captions = [one.with_words(style=None if one.form else "a style") for one in said]
+        ids = torch.cat([self._ids(captions), self._sentences])
+        texts = functional.normalize(self._model.text_projection(self._model.text_model(ids).pooler_output), dim=-1)
+        states = self._model.vision_model(pixel_values=pixels).pooler_output
+        images = functional.normalize(self._model.visual_projection(states), dim=-1)
+        scale = self._model.logit_scale.exp().clamp(max=100)
+        captioned, sentences = texts[: len(rows)], texts[len(rows) :]
+        logits = scale * images @ captioned.T
+        own = torch.arange(len(rows), device=logits.device)
+        contrast = (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
+        parts = (scale * images @ sentences.T).split(self._sizes, dim=1)
+        answered = dict(zip(ATTRIBUTES, parts, strict=True))
+        return contrast + _seen_cross_entropy(answered, self._batches.answers(rows))
+
+    def _ids(self, sentences: list[str]) -> torch.Tensor:
+        read = self._tokenizer(sentences, padding="max_length", truncation=True, return_tensors="pt")
+        ids: torch.Tensor = read.input_ids.to(next(self._model.parameters()).device)
+        return ids
+
+
+def _seen_cross_entropy(
+    logits: dict[str, torch.Tensor], answers: dict[str, tuple[torch.Tensor, torch.Tensor]]
+) -> torch.Tensor:
+    total = torch.zeros((), device=next(iter(logits.values())).device)
+    for name, (shares, seen) in answers.items():
+        if seen.any():
+            total = total + functional.cross_entropy(logits[name][seen], shares[seen])
+    return total

@@ -1,0 +1,164 @@
+"""The stages in their order. Each reads what those before it left, and may be killed at any time."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from rich.console import Console
+from rich.progress import Progress
+from transformers import CLIPTextModel
+
+from diffusion.checkpoint import BaseModel
+from miniature.judges.classifier import Classifier
+from miniature.judges.clip import new_clip, new_processor
+from miniature.training import layout
+from miniature.training.diffusion import DiffusionLoss, Mixture, latents_of, trainable
+from miniature.training.judging import Batches, ClassifierLoss, ClipLoss
+from miniature.training.loop import Plan, train
+from miniature.training.tokenizer import train_tokenizer
+from miniature.training.vae import VaeLoss, settle
+from miniature.training.vae import trainable as trainable_vae
+from miniature.training.vectors import Vectors
+from miniature.training.work import Work
+
+_LATENTS = "latents.pt"
+_CAPTIONED = 6000  # drawings whose captions the tokenizer is learned from
+
+
+def draw(work: Work) -> None:
+    """Paints the drawings."""
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("drawings", total=work.drawings.count)
+        for done in work.drawings.paint():
+            progress.update(task, completed=done)
+
+
+def tokenizer(work: Work) -> None:
+    """Learns the tokenizer and writes the untrained model around it, or the committed one that reads as before."""
+    folder = work.folder / "tokenizer"
+    train_tokenizer(work.sentences(_CAPTIONED), folder / "tokenizer")
+    entries = layout.load_tokenizer(folder)
+    torch.manual_seed(0)
+    if work.committed is None:
+        text_encoder, unet, vae = layout.new_text_encoder(entries), layout.new_unet(), layout.new_vae()
+    else:
+        old = work.committed / "model"
+        text_encoder = layout.carry_text_encoder(
+            CLIPTextModel.from_pretrained(old / "text_encoder", dtype=torch.float32),
+            layout.load_tokenizer(old),
+            entries,
+        )
+        unet = UNet2DConditionModel.from_pretrained(old / "unet", torch_dtype=torch.float32)
+        vae = AutoencoderKL.from_pretrained(old / "vae", torch_dtype=torch.float32)
+    layout.save(work.model, tokenizer=entries, text_encoder=text_encoder, unet=unet, vae=vae)
+
+
+def vae(work: Work) -> None:
+    """Trains the VAE; of a committed one the decoder only, since the UNet knows its latents."""
+    decoder_only = work.committed is not None
+    model = AutoencoderKL.from_pretrained(work.model / "vae", torch_dtype=torch.float32)
+    model.to(work.device, memory_format=torch.channels_last)
+    batches = Batches(work.drawings, 16, work.device, clean=True)
+    plan = Plan(steps=work.steps(700 if decoder_only else 6000), batch=16, rate=2e-4 if decoder_only else 5e-4)
+    parts = trainable_vae(model, decoder_only=decoder_only)
+    train("vae", parts, plan, VaeLoss(model, batches, decoder_only=decoder_only), work.folder / "vae")
+    if not decoder_only:
+        _, pixels = batches.draw(torch.Generator().manual_seed(0))
+        settle(model, pixels)
+        (work.folder / _LATENTS).unlink(missing_ok=True)
+    model.to(memory_format=torch.contiguous_format).half().save_pretrained(work.model / "vae")
+
+
+def diffusion(work: Work) -> None:
+    """Trains text encoder and UNet together, with the networks that make vectors of toys and styles."""
+    folder = work.folder / "diffusion"
+    model = BaseModel.load(str(work.model), device=work.device)
+    vectors = Vectors()
+    if work.committed is not None and (work.committed / "vectors").exists():
+        vectors = Vectors.load(work.committed / "vectors")
+    vectors.to(work.device)
+    latents = _latents(work, model)
+    model.unet.to(memory_format=torch.channels_last)
+    plan = Plan(steps=work.steps(2000 if work.committed else 8000), batch=64, rate=5e-4 if work.committed else 8e-4)
+    loss = DiffusionLoss(model, vectors, work.drawings, latents, Mixture(), plan.batch)
+    parts = trainable(model, vectors)
+    train("diffusion", parts, plan, loss, folder)
+    model.text_encoder.set_input_embeddings(model.embedding.table)
+    vectors.save(work.folder / "vectors")
+    model.text_encoder.half().save_pretrained(work.model / "text_encoder")
+    model.unet.to(memory_format=torch.contiguous_format).half().save_pretrained(work.model / "unet")
+
+
+def classifier(work: Work) -> None:
+    """Trains the judge that never reads a caption."""
+    plan = Plan(steps=work.steps(900), batch=128, rate=2e-3, warmup=50, averaging=0.99)
+    torch.manual_seed(1)
+    judge = Classifier().to(work.device)
+    train(
+        "classifier",
+        judge,
+        plan,
+        ClassifierLoss(judge, Batches(work.drawings, plan.batch, work.device)),
+        work.folder / "classifier",
+    )
+    judge.save(work.folder / "classifier")
+
+
+def clip(work: Work) -> None:
+    """Trains the miniature CLIP, with a text encoder of its own."""
+    tokenizer = layout.load_tokenizer(work.model)
+    plan = Plan(steps=work.steps(1500), batch=128, rate=1e-3, warmup=100, averaging=0.99)
+    torch.manual_seed(2)
+    judge = new_clip(tokenizer).to(work.device)
+    train(
+        "clip",
+        judge,
+        plan,
+        ClipLoss(judge, tokenizer, Batches(work.drawings, plan.batch, work.device)),
+        work.folder / "clip",
+    )
+    judge.half().save_pretrained(work.folder / "clip" / "model")
+    new_processor(tokenizer).save_pretrained(work.folder / "clip" / "model")
+
+
+def _latents(work: Work, model: BaseModel) -> torch.Tensor:
+    """Latents of all drawings, made once."""
+    file = work.folder / _LATENTS
+    if not file.exists():
+        torch.save(latents_of(model.vae, work.drawings.pixels, work.device), file)
+    latents: torch.Tensor = torch.load(file, weights_only=True)
+    return latents
+
+
+def finish(work: Work) -> None:
+    """Puts what was made beside each other, as miniature/ holds it."""
+    finished = work.folder / "finished"
+    for made, name in (("model", "model"), ("clip/model", "clip")):
+        shutil.copytree(work.folder / made, finished / name, dirs_exist_ok=True)
+    Classifier.load(work.folder / "classifier").save(finished / "classifier")
+    Vectors.load(work.folder / "vectors").save(finished / "vectors")
+
+
+STAGES: Mapping[str, Callable[[Work], None]] = {
+    "drawings": draw,
+    "tokenizer": tokenizer,
+    "vae": vae,
+    "classifier": classifier,
+    "clip": clip,
+    "diffusion": diffusion,
+    "finish": finish,
+}
+
+
+def run(work: Work, names: Sequence[str] = ()) -> None:
+    """Runs the named stages, or all; one that was finished before is passed over, unless it is named."""
+    for name, stage in STAGES.items():
+        finished = work.folder / f"{name}.finished"
+        if name not in names if names else finished.exists():
+            continue
+        finished.unlink(missing_ok=True)
+        work.folder.mkdir(parents=True, exist_ok=True)
+        stage(work)
+        finished.touch()
+        (work.folder / name / "checkpoint.pt").unlink(missing_ok=True)

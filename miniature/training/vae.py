@@ -1,0 +1,60 @@
+"""The VAE's loss: pictures into latents and back.
+
+The encoder is deterministic with a little noise on its latents, which does what a KL term would and keeps them smooth;
+its log-variance is a constant in the end. Edges and the two colour axes have terms of their own: without them small
+things blur, and green to magenta is lost.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from miniature.training.judging import Batches
+
+_NOISE = 0.05  # deviation, on unscaled latents
+_SHRINK = 2e-4  # on the latents' squares
+_LOG_VARIANCE = -8.0
+
+
+class VaeLoss:
+    """The loss of one batch. With `decoder_only` the latents stay as they are, and what reads them stays right."""
+
+    def __init__(self, vae: Any, batches: Batches, *, decoder_only: bool) -> None:
+        self._vae = vae
+        self._batches = batches
+        self._decoder_only = decoder_only
+
+    def __call__(self, generator: torch.Generator) -> torch.Tensor:
+        """Absolute errors of pixels, of their differences to neighbours, and of 4 x 4 pixels' colours."""
+        _, pixels = self._batches.draw(generator)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        with torch.set_grad_enabled(not self._decoder_only):
+            latents = self._vae.encode(pixels).latent_dist.mean
+        noise = _NOISE * torch.randn(latents.shape, generator=generator).to(latents.device)
+        decoded = self._vae.decode(latents + noise).sample.float()
+        error = decoded - pixels
+        coarse = functional.avg_pool2d(error, 4)
+        red_green = coarse[:, 0] - coarse[:, 1]
+        blue_yellow = coarse[:, 2] - (coarse[:, 0] + coarse[:, 1]) / 2
+        edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+        axes = 2 * red_green.abs().mean() + blue_yellow.abs().mean()
+        loss: torch.Tensor = error.abs().mean() + 0.5 * edges + coarse.abs().mean() + axes
+        return loss if self._decoder_only else loss + _SHRINK * latents.square().mean()
+
+
+def trainable(vae: Any, *, decoder_only: bool) -> torch.nn.ModuleDict:
+    """The parts that are trained, with gradients on."""
+    names = ["decoder", "post_quant_conv"] + ([] if decoder_only else ["encoder", "quant_conv"])
+    vae.requires_grad_(False)
+    return torch.nn.ModuleDict({name: getattr(vae, name) for name in names}).requires_grad_(True)
+
+
+@torch.no_grad()
+def settle(vae: Any, pixels: torch.Tensor) -> None:
+    """Sets the log-variance, and the factor that gives latents of `pixels` [n, 3, height, width] a deviation of 1."""
+    channels = vae.config.latent_channels
+    vae.quant_conv.weight[channels:] = 0
+    vae.quant_conv.bias[channels:] = _LOG_VARIANCE
+    deviation = torch.cat([vae.encode(part).latent_dist.mean for part in torch.split(pixels, 64)]).std()
+    vae.register_to_config(scaling_factor=1 / deviation.item())

@@ -1,0 +1,137 @@
+"""Training: may be killed at any step, goes through all stages, and goes on from weights that others read."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+from transformers import CLIPTextModel
+
+from diffusion.checkpoint import BUNDLED, BaseModel
+from miniature.__main__ import main
+from miniature.judges.attributes import ATTRIBUTES
+from miniature.judges.classifier import Classifier
+from miniature.judges.clip import Judge
+from miniature.paint import paint
+from miniature.training import layout
+from miniature.training.drawings import HELD_OUT, TRAINING, Drawings
+from miniature.training.loop import Plan, train
+from miniature.training.stages import STAGES
+from miniature.training.tokenizer import train_tokenizer
+from miniature.training.vectors import Vectors
+from miniature.world import random_drawing
+
+
+class Killed(Exception):
+    pass
+
+
+class Regression:
+    """A linear layer learns a fixed one; at step `until` the process is killed."""
+
+    def __init__(self, module: nn.Module, until: int | None = None) -> None:
+        self._module = module
+        self._left = until
+
+    def __call__(self, generator: torch.Generator) -> torch.Tensor:
+        if self._left is not None:
+            if self._left == 0:
+                raise Killed
+            self._left -= 1
+        inputs = torch.randn(16, 4, generator=generator)
+        error: torch.Tensor = (self._module(inputs) - inputs.sum(dim=1, keepdim=True)).square().mean()
+        return error
+
+
+def untrained() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(4, 1)
+
+
+def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(steps=30, batch=16, rate=0.2, warmup=3, averaging=0.6)
+    whole = untrained()
+    train("whole", whole, plan, Regression(whole), tmp_path / "whole")
+    monkeypatch.setattr("miniature.training.loop._SAVE_EVERY_S", 0)  # after each step
+    for until in (8, 5, None):
+        broken = untrained()
+        try:
+            train("broken", broken, plan, Regression(broken, until), tmp_path / "broken")
+        except Killed:
+            continue
+    assert torch.equal(whole.weight, broken.weight)
+    assert torch.equal(whole.bias, broken.bias)
+    assert (whole.weight - 1).norm() < 0.5 * (untrained().weight - 1).norm()
+    assert (tmp_path / "broken" / "loss.png").stat().st_size > 1000
+
+
+def test_the_rate_rises_then_falls_to_its_floor() -> None:
+    plan = Plan(steps=1000, batch=1, rate=2.0, warmup=100, floor=0.1)
+    rates = [plan.rate_at(step) for step in range(1000)]
+    assert rates.index(max(rates)) in range(95, 105)
+    assert max(rates) == pytest.approx(2.0, rel=0.05)
+    assert rates[-1] == pytest.approx(0.2, rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def painted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the first thousand drawings."""
+    folder = tmp_path_factory.mktemp("work") / "drawings"
+    assert list(Drawings(folder, 1000).paint())[-1] == 1000
+    return folder
+
+
+def test_drawings_are_the_same_whoever_paints_them_and_splits_differ(painted: Path) -> None:
+    training = Drawings(painted, 1000, TRAINING)
+    assert list(training.paint()) == [1000]
+    rng = np.random.default_rng((TRAINING, 7, 1))
+    assert np.array_equal(training.pixels[7], np.asarray(paint(training.drawing(7), rng)))
+    assert training.drawing(7) != Drawings(painted, 1000, HELD_OUT).drawing(7)
+
+
+def test_a_new_vocabulary_reads_old_sentences_as_before(tmp_path: Path) -> None:
+    """Each token of the old one has its place in the new one, so the hidden states are the same."""
+    known = ["a photo of a red cat on the beach", "a sketch of two owls", "a photo of a blue ball wearing a hat"]
+    old = layout.load_tokenizer(BUNDLED)
+    train_tokenizer([*known * 3, "a zebra beside a quokka"] * 5, tmp_path / "tokenizer")
+    new = layout.load_tokenizer(tmp_path)
+    encoder = CLIPTextModel.from_pretrained(BUNDLED / "text_encoder", dtype=torch.float32).eval()
+    carried = layout.carry_text_encoder(encoder, old, new).eval()
+    assert old(known).input_ids != new(known).input_ids
+    for sentence in known:
+        before, after = (
+            model(torch.tensor([tokenizer(sentence, padding="max_length").input_ids])).last_hidden_state
+            for model, tokenizer in ((encoder, old), (carried, new))
+        )
+        assert torch.allclose(before[:, :8], after[:, :8], atol=1e-5)
+
+
+def test_all_stages_make_what_the_servers_and_the_measurements_load(painted: Path) -> None:
+    work = painted.parent
+    options = ["train", "--work", str(work), "--from-committed", "--share", "0.0005", "--threads", "2"]
+    result = CliRunner().invoke(main, options, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == str(work / "finished")
+    finished = work / "finished"
+    model = BaseModel.load(str(finished / "model"))
+    assert (model.spec.family, model.spec.sample_size_px, model.spec.encoders[0].length) == ("miniature", 64, 32)
+    pictures = [paint(random_drawing(np.random.default_rng(seed)), np.random.default_rng(seed)) for seed in range(3)]
+    clip = Judge.load(finished / "clip")
+    assert torch.allclose(clip.look(pictures).norm(dim=1), torch.ones(3), atol=1e-4)
+    for judge in (clip, Classifier.load(finished / "classifier")):
+        answers = judge.judge(pictures)
+        assert {name: tuple(found.shape) for name, found in answers.items()} == {
+            name: (3, len(attribute.answers)) for name, attribute in ATTRIBUTES.items()
+        }
+    Vectors.load(finished / "vectors")
+    before = (finished / "model" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
+    assert CliRunner().invoke(main, options, catch_exceptions=False).exit_code == 0
+    after = (finished / "model" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
+    assert before == after  # nothing is done twice
+
+
+def test_the_command_names_the_stages_in_their_order() -> None:
+    arguments = main.commands["train"].params[0].type
+    assert tuple(arguments.choices) == tuple(STAGES)  # type: ignore[attr-defined]
