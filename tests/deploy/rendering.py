@@ -56,9 +56,16 @@ def workloads(objects: tuple[Object, ...]) -> list[Object]:
     return of_kind(objects, "Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob")
 
 
+def template(workload: Object) -> Object:
+    """The pods that a workload makes."""
+    spec: Object = workload["spec"]
+    made: Object = (spec["jobTemplate"]["spec"] if workload["kind"] == "CronJob" else spec)["template"]
+    return made
+
+
 def containers(folder: str) -> Iterator[Container]:
     for workload in workloads(render(folder)):
-        pod = workload["spec"]["template"]["spec"]
+        pod = template(workload)["spec"]
         for key in ("initContainers", "containers"):
             for spec in pod.get(key, ()):
                 where = f"{folder}: {workload['metadata']['name']}/{spec['name']}"

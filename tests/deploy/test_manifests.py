@@ -7,7 +7,7 @@ from functools import cache
 import kubernetes_validate
 import pytest
 
-from tests.deploy.rendering import DEPLOY, FOLDERS, ROOT, containers, of_kind, render, workloads
+from tests.deploy.rendering import DEPLOY, FOLDERS, ROOT, Object, containers, of_kind, render, template, workloads
 
 # The oldest that knows every field used (preStop's sleep, matchLabelKeys), and the newest.
 KUBERNETES = ("1.30", "1.37")
@@ -130,13 +130,11 @@ def test_names_that_are_referred_to_exist(folder: str) -> None:
 @every_folder
 def test_selectors_select(folder: str) -> None:
     objects = render(folder)
-    labels = [item["spec"]["template"]["metadata"]["labels"] for item in workloads(objects)]
+    labels = [template(item)["metadata"]["labels"] for item in workloads(objects)]
     for item in of_kind(objects, "Service"):
         selected = [pod for pod in workloads(objects) if item["spec"]["selector"].items() <= _labels(pod).items()]
         assert len(selected) == 1, item["metadata"]["name"]
-        names = {
-            port["name"] for spec in selected[0]["spec"]["template"]["spec"]["containers"] for port in spec["ports"]
-        }
+        names = {port["name"] for spec in template(selected[0])["spec"]["containers"] for port in spec["ports"]}
         assert {port["targetPort"] for port in item["spec"]["ports"]} <= names
     for item in of_kind(objects, "PodDisruptionBudget"):
         assert item["spec"]["maxUnavailable"] == 1
@@ -184,13 +182,12 @@ def test_network_policies_let_through_what_is_needed_and_no_more() -> None:
         "registry": {"client", "trainer", "generation"},
         "trainer": {"client"},
         "generation": {"client"},
-        "minio": {"registry", "trainer"},
+        "minio": {"registry", "trainer", "garbage-collection"},
     }
     # What one may send, the other may receive.
     assert out == {"registry": {"minio"}, "trainer": {"registry", "minio"}, "generation": {"registry"}, "minio": set()}
 
 
-def _labels(workload: object) -> dict[str, str]:
-    assert isinstance(workload, dict)
-    labels: dict[str, str] = workload["spec"]["template"]["metadata"]["labels"]
+def _labels(workload: Object) -> dict[str, str]:
+    labels: dict[str, str] = template(workload)["metadata"]["labels"]
     return labels

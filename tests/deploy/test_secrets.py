@@ -1,7 +1,9 @@
 """make-secrets gives everything that the manifests refer to; with it, MinIO and the registry run as they say."""
 
 import base64
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from tests.deploy.rendering import DEPLOY, FOLDERS, ROOT, Container, containers,
 from tests.processes import Process
 
 NAMESPACE = "pseudoword"
+FULL = "tests/garbage-collection+network-policies"
 Secrets = dict[str, dict[str, bytes]]
 
 
@@ -75,8 +78,9 @@ class Pod:
                 target = folder / path.replace("*", one).lstrip("/")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(secrets[name][one])
+        rendered = found.where.split(":")[0]
         self.environment = {
-            variable: self._value(value, secrets) for variable, value in environment("base", found.spec).items()
+            variable: self._value(value, secrets) for variable, value in environment(rendered, found.spec).items()
         }
 
     def _value(self, value: str, secrets: Secrets) -> str:
@@ -90,7 +94,7 @@ class Pod:
 def pods(secrets: Secrets, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pod]:
     return {
         found.spec["name"]: Pod(found, secrets, tmp_path_factory.mktemp(found.spec["name"]))
-        for found in containers("base")
+        for found in containers(FULL)
     }
 
 
@@ -143,6 +147,15 @@ def test_the_bucket_is_made_and_the_registry_serves(
                     list(client.words())
                 assert failure.value.reason == reason
         assert server.terminate() == 0, server.log_end()
+
+    # The CronJob's command, with $(VARIABLES) put in as Kubernetes does.
+    (spec,) = (found.spec for found in containers(FULL) if found.spec["name"] == "gc")
+    variables = pods["gc"].environment | endpoint
+    command = [re.sub(r"\$\((\w+)\)", lambda name: variables[name[1]], part) for part in spec["command"]]
+    program = Path(sys.executable).parent / command[0]
+    done = subprocess.run([program, *command[1:]], env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["seen"] == 0
 
 
 @pytest.mark.slow

@@ -186,8 +186,16 @@ async def test_a_trainers_store(place: Place, tmp_path: Path) -> None:
         )
 
     for blob in (needed, dropped):
-        picture = {"media_type": "image/png", "size_bytes": 6, "width": 1, "height": 1, "lifetime_us": 10**12}
-        await change(AddPicture(name=f"tenants/shop/pictures/{blob.sha256}", blob=blob.name, **picture))
+        picture = AddPicture(
+            name=f"tenants/shop/pictures/{blob.sha256}",
+            blob=blob.name,
+            media_type="image/png",
+            size_bytes=6,
+            width=1,
+            height=1,
+            lifetime_us=10**12,
+        )
+        await change(picture)
     # As if the trainer had died before it deleted the bytes.
     await change(DeletePicture(name=f"tenants/shop/pictures/{dropped.sha256}"))
     await ledger.close()
