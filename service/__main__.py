@@ -24,6 +24,8 @@ from service.engine import Engine
 from service.intake import Intake
 from service.meanings import Meanings
 from service.metrics import EngineMetrics
+from service.pace import Pace
+from service.policy import Policy
 from service.server import GenerationServicer
 from service.settings import GenerationSettings
 from service.vectors import VectorCache
@@ -42,8 +44,8 @@ TABLE = STORAGE.extended(
 )
 
 
-async def main() -> None:
-    """Loads the model, then serves until SIGTERM; ready once the model is warm."""
+async def main(roster: type[Roster] = Roster) -> None:
+    """Loads the model, then serves until SIGTERM; ready once the model is warm. `roster` decides who runs next."""
     settings = GenerationSettings.load("service")
     configure("generation", settings.server.log_level, settings.server.log_format)
     async with (
@@ -54,10 +56,13 @@ async def main() -> None:
         model = await asyncio.to_thread(load_model, settings.model, settings.denoiser)
         metrics = EngineMetrics(server.metrics)
         limits = settings.limits
-        roster = Roster(
-            max_pictures=limits.max_pictures, max_rows=limits.max_rows, aging_s=limits.aging.total_seconds()
+        made = roster(
+            max_pictures=limits.max_pictures,
+            max_pictures_a_tenant=limits.max_pictures_a_tenant,
+            max_rows=limits.max_rows,
+            aging_s=limits.aging.total_seconds(),
         )
-        engine = Engine(model, roster, metrics)
+        engine = Engine(model, Policy(made, Pace((model.spec.sample_size_px, model.spec.sample_size_px))), metrics)
         metrics.waiting.set_function(engine.waiting)
         stub = RegistryServiceStub(registry)
         meanings: Meanings[Version] = Meanings(settings.words.max_meanings)

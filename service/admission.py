@@ -6,6 +6,7 @@ priority, so that nothing starves. What has a priority below 0 is in the backgro
 nobody else wants one, and joins others' calls only where that costs them next to nothing.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import inf
@@ -14,12 +15,15 @@ from service.pace import Shape
 
 
 class Full(Exception):
-    """There is no place: `waiting` pictures are here already, and the limit is `limit`."""
+    """There is no place: `waiting` pictures are here already, of all tenants or of `tenant`, and the limit is
+    `limit`."""
 
-    def __init__(self, waiting: int, limit: int) -> None:
-        super().__init__(f"{waiting} pictures are waiting or being drawn; the limit is {limit}")
+    def __init__(self, waiting: int, limit: int, tenant: str = "") -> None:
+        whose = f" of tenants/{tenant}" if tenant else ""
+        super().__init__(f"{waiting} pictures{whose} are waiting or being drawn; the limit is {limit}")
         self.waiting = waiting
         self.limit = limit
+        self.tenant = tenant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +52,16 @@ class Ticket:
 class Roster:
     """The pictures in flight, and the choice of those that make the next call of the denoiser."""
 
-    def __init__(self, *, max_pictures: int, max_rows: int, aging_s: float = 10.0) -> None:
+    def __init__(
+        self, *, max_pictures: int, max_rows: int, aging_s: float = 10.0, max_pictures_a_tenant: int | None = None
+    ) -> None:
         """At most `max_pictures` at once, `max_rows` in one call; `aging_s` without a step is worth one priority."""
         self.max_rows = max_rows
         self._max_pictures = max_pictures
+        self._max_pictures_a_tenant = max_pictures if max_pictures_a_tenant is None else max_pictures_a_tenant
+        # Places of pictures that were let in and are not here yet, and of those that are, per tenant.
+        self._reserved: Counter[str] = Counter()
+        self._present: Counter[str] = Counter()
         self._aging_s = aging_s
         self._tickets: dict[int, Ticket] = {}
         self._served_at: dict[int, float] = {}
@@ -59,21 +69,32 @@ class Roster:
         self._served_rows: dict[str, float] = {}
 
     def __len__(self) -> int:
-        return len(self._tickets)
+        """Pictures here, and those that a place is kept for."""
+        return len(self._tickets) + self._reserved.total()
 
-    def check_room(self, pictures: int) -> None:
-        """Raises Full when `pictures` more do not fit."""
-        if len(self._tickets) + pictures > self._max_pictures:
-            raise Full(len(self._tickets), self._max_pictures)
+    def reserve(self, tenant: str, pictures: int) -> None:
+        """Keeps places for pictures on their way; raises Full."""
+        if len(self) + pictures > self._max_pictures:
+            raise Full(len(self), self._max_pictures)
+        own = self._present[tenant] + self._reserved[tenant]
+        if own + pictures > self._max_pictures_a_tenant:
+            raise Full(own, self._max_pictures_a_tenant, tenant)
+        self._reserved[tenant] += pictures
+
+    def release(self, tenant: str, pictures: int) -> None:
+        """Gives places back that were kept."""
+        self._reserved[tenant] -= pictures
+        if not self._reserved[tenant]:
+            del self._reserved[tenant]
 
     def admit(self, ticket: Ticket) -> None:
-        """Takes a picture in; raises Full."""
-        self.check_room(1)
+        """Takes a picture in, for which there is a place."""
         if ticket.tenant not in self._served_rows:
             # A tenant that comes back starts level with the one served least: idleness is not saved up.
             self._served_rows[ticket.tenant] = min(self._served_rows.values(), default=0.0)
         self._tickets[ticket.id] = ticket
         self._served_at[ticket.id] = ticket.arrived
+        self._present[ticket.tenant] += 1
 
     def leave(self, ticket_id: int) -> None:
         """Frees a picture's place; nothing happens when it has none."""
@@ -81,12 +102,9 @@ class Roster:
         if ticket is None:
             return
         del self._served_at[ticket_id]
-        if all(other.tenant != ticket.tenant for other in self._tickets.values()):
-            del self._served_rows[ticket.tenant]
-
-    def expired(self, now: float) -> list[Ticket]:
-        """Pictures whose deadline has passed."""
-        return [ticket for ticket in self._tickets.values() if ticket.deadline <= now]
+        self._present[ticket.tenant] -= 1
+        if not self._present[ticket.tenant]:
+            del self._present[ticket.tenant], self._served_rows[ticket.tenant]
 
     def next_group(
         self,

@@ -22,12 +22,11 @@ from diffusion.encoder import PromptEncoder
 from diffusion.errors import DenoiserUnavailable
 from diffusion.prompt import Prompt, parse
 from rpc.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable
-from service.admission import Full, Roster, Ticket
-from service.drawing import Drawing
+from service.admission import Full
 from service.mailbox import Drawn, Failed, Previewed, Started, Stepped
 from service.metrics import EngineMetrics
-from service.pace import Pace, Shape
-from service.request import Picture, Request, rows, shape
+from service.policy import Overloaded, Policy, TooLate
+from service.request import Picture, Request
 
 _logger = structlog.get_logger(__name__)
 # Rows of the calls that are timed at warm-up; no more once a call has taken so long.
@@ -38,7 +37,7 @@ _WARM_UP_S = 0.5
 class Engine:
     """Draws. `submit` and `predict` may be called from any thread."""
 
-    def __init__(self, model: BaseModel, roster: Roster, metrics: EngineMetrics) -> None:
+    def __init__(self, model: BaseModel, policy: Policy, metrics: EngineMetrics) -> None:
         self._model = model
         self._encoder = PromptEncoder(model)
         self._metrics = metrics
@@ -46,12 +45,10 @@ class Engine:
         self._ids = count()
         self._shape = (model.spec.sample_size_px, model.spec.sample_size_px)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        # Over the five fields below, which admission reads from other threads.
+        # Over the three fields below, which admission reads from other threads.
         self._lock = threading.Lock()
-        self._roster = roster
-        self._pace = Pace(self._shape)
+        self._policy = policy
         self._pictures: dict[int, Picture] = {}
-        self._arriving = 0  # pictures that were let in and are not on the roster yet
         self._stopping = False
 
     def start(self) -> None:
@@ -71,56 +68,40 @@ class Engine:
     def predict(self, priority: int) -> timedelta:
         """How long the pictures that go before a new one of `priority` are expected to take."""
         with self._lock:
-            return self._work_ahead(priority)
+            return timedelta(seconds=self._policy.work_ahead_s(priority))
 
     def waiting(self) -> int:
         """Pictures that wait or are being drawn."""
         with self._lock:
-            return len(self._roster) + self._arriving
-
-    def solo_s(self, drawing: Drawing) -> float:
-        """Seconds that drawing takes with the model for itself, decoding left out."""
-        with self._lock:
-            return self._pace.solo_s(
-                shape(drawing),
-                pictures=drawing.count,
-                rows=rows(drawing),
-                calls=drawing.calls,
-                limit=self._roster.max_rows,
-            )
+            return len(self._policy.roster)
 
     def submit(self, request: Request) -> None:
         """Lets a request in. Raises ResourceExhausted when there is no place, Unavailable when the server stops, and
         DeadlineExceeded when the deadline is nearer than what drawing takes with the model for itself."""
-        drawing = request.drawing
-        needed_s = self.solo_s(drawing)
-        left_s = max(0.0, request.deadline - time.monotonic())
-        if needed_s > left_s:
-            raise DeadlineExceeded(
-                f"drawing this takes about {needed_s:.2f} s, and the deadline is {left_s:.2f} s away: "
-                "allow more time, or ask for fewer steps or pictures",
-                reason="DEADLINE_TOO_SHORT",
-                metadata={"needed_s": f"{needed_s:.2f}"},
-            )
+        ask = request.ask
         with self._lock:
             if self._stopping:
                 raise Unavailable("the server is shutting down", reason="DRAINING", retry_after=timedelta(seconds=1))
             try:
-                self._roster.check_room(drawing.count + self._arriving)
+                self._policy.let_in(ask, time.monotonic())
+            except TooLate as late:
+                needed = {"needed_s": f"{late.needed_s:.2f}"}
+                raise DeadlineExceeded(str(late), reason="DEADLINE_TOO_SHORT", metadata=needed) from None
+            except Overloaded as overload:
+                raise ResourceExhausted(
+                    f"{overload}: come back later, or allow more time",
+                    reason="DEADLINE_OUT_OF_REACH",
+                    metadata={"late_s": f"{overload.late_s:.2f}"},
+                    retry_after=timedelta(seconds=overload.late_s),
+                ) from None
             except Full as full:
-                wait = max(timedelta(seconds=1), self._work_ahead(drawing.priority) / 2)
-                raise ResourceExhausted(str(full), reason="QUEUE_FULL", retry_after=wait) from None
-            self._arriving += drawing.count
+                raise ResourceExhausted(
+                    str(full),
+                    reason="TENANT_QUEUE_FULL" if full.tenant else "QUEUE_FULL",
+                    metadata={"limit": str(full.limit)},
+                    retry_after=timedelta(seconds=self._policy.retry_s(ask.priority)),
+                ) from None
         self._arrivals.put(request)
-
-    def _work_ahead(self, priority: int) -> timedelta:
-        seconds = 0.0
-        for picture in self._pictures.values():
-            drawing = picture.request.drawing
-            if drawing.priority >= priority:
-                useful = self._pace.useful_rows(shape(drawing), self._roster.max_rows)
-                seconds += picture.rows_left * self._pace.seconds(shape(drawing), useful) / useful
-        return timedelta(seconds=seconds)
 
     # Everything below runs on the engine's thread (the warm-up before it starts).
 
@@ -130,7 +111,7 @@ class Engine:
         embeds = self._encoder.encode([parse("")], {})
         pictures: list[Denoising] = []
         for count_of_rows in _WARM_UP_ROWS:
-            if count_of_rows > self._roster.max_rows:
+            if count_of_rows > self._policy.roster.max_rows:
                 break
             pictures = [
                 Denoising(
@@ -151,31 +132,24 @@ class Engine:
                 began = time.monotonic()
                 denoise.step(self._model, pictures)
             seconds = time.monotonic() - began
-            self._pace.measured(self._shape, count_of_rows, seconds)
+            self._policy.pace.measured(self._shape, count_of_rows, seconds)
             if seconds > _WARM_UP_S:
                 break
         decode.decode(self._model, pictures[0].latents)
-        useful = self._pace.useful_rows(self._shape, self._roster.max_rows)
-        times = {f"seconds_{n}": round(self._pace.seconds(self._shape, n), 4) for n in (1, useful)}
-        _logger.info("model is warm", useful_rows=useful, **times)
+        times = {str(rows): round(seconds, 5) for rows, seconds in self._policy.pace.table(self._shape).items()}
+        _logger.info("model is warm", seconds_by_rows=times)
 
     def _run(self) -> None:
         with torch.inference_mode():
             while self._take_arrivals():
                 self._drop_unwanted()
                 with self._lock:
-                    chosen = self._roster.next_group(time.monotonic(), self._useful_rows, self._free_rows)
+                    chosen = self._policy.next_group(time.monotonic())
                     group = [self._pictures[ticket.id] for ticket in chosen]
                 if group:
                     self._tick(group)
         error = Unavailable("the server is shutting down", reason="DRAINING", retry_after=timedelta(seconds=1))
         self._fail({picture.request for picture in self._pictures.values()}, error)
-
-    def _useful_rows(self, shape: Shape) -> int:
-        return self._pace.useful_rows(shape, self._roster.max_rows)
-
-    def _free_rows(self, shape: Shape, rows: int) -> int:
-        return self._pace.free_rows(shape, rows, self._roster.max_rows)
 
     def _take_arrivals(self) -> bool:
         """Brings new requests in, waiting for one when there is nothing to do. False: stop."""
@@ -216,20 +190,18 @@ class Engine:
                 pictures.append(Picture(id=next(self._ids), request=request, index=index, denoising=denoising))
         finally:
             with self._lock:
-                self._arriving -= drawing.count
-                for picture in pictures:
-                    self._pictures[picture.id] = picture
-                    self._roster.admit(_ticket(picture))
+                self._pictures |= {picture.id: picture for picture in pictures}
+                self._policy.enter(request.ask, [picture.id for picture in pictures])
 
     def _encoded(self, request: Request, prompt: Prompt) -> torch.Tensor:
         return self._encoder.encode([prompt], request.vectors, clip_skip=request.drawing.clip_skip)
 
     def _drop_unwanted(self) -> None:
         with self._lock:
-            expired = {self._pictures[ticket.id].request for ticket in self._roster.expired(time.monotonic())}
+            late = {self._pictures[ticket.id].request for ticket in self._policy.hopeless(time.monotonic())}
             gone = {picture.request for picture in self._pictures.values() if picture.request.gone.is_set()}
-        if expired:
-            self._fail(expired, DeadlineExceeded("the deadline passed while the picture was being drawn"))
+        if late:
+            self._fail(late, DeadlineExceeded("what is left to be drawn no longer fits the deadline"))
         if gone:
             self._fail(gone, Cancelled("the request was cancelled"))
 
@@ -254,9 +226,10 @@ class Engine:
             self._fail({picture.request for picture in group}, error)
 
     def _measure(self, group: Sequence[Picture], seconds: float) -> None:
-        made = sum(rows(picture.request.drawing) for picture in group)
+        made = sum(picture.request.ask.rows for picture in group)
         with self._lock:
-            self._pace.measured(shape(group[0].request.drawing), made, seconds)
+            self._policy.pace.measured(group[0].request.ask.shape, made, seconds)
+            self._policy.stepped([picture.id for picture in group])
         self._metrics.calls.observe(seconds)
         self._metrics.rows.inc(made)
 
@@ -292,18 +265,4 @@ class Engine:
     def _remove(self, picture: Picture) -> None:
         with self._lock:
             self._pictures.pop(picture.id, None)
-            self._roster.leave(picture.id)
-
-
-def _ticket(picture: Picture) -> Ticket:
-    request = picture.request
-    return Ticket(
-        id=picture.id,
-        tenant=request.drawing.tenant,
-        shape=shape(request.drawing),
-        rows=rows(request.drawing),
-        exact=request.drawing.exact,
-        priority=request.drawing.priority,
-        deadline=request.deadline,
-        arrived=request.arrived,
-    )
+            self._policy.leave(picture.id)

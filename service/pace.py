@@ -5,7 +5,7 @@ holds, beyond the greatest one its own time a row.
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 Shape = tuple[int, int]
 
@@ -27,6 +27,10 @@ class Pace:
         times = self._times.setdefault(shape, {})
         before = times.get(rows)
         times[rows] = seconds if before is None else before + _NEWEST * (seconds - before)
+
+    def table(self, shape: Shape) -> Mapping[int, float]:
+        """What was measured of `shape`: rows to seconds."""
+        return dict(sorted(self._times.get(shape, {}).items()))
 
     def seconds(self, shape: Shape, rows: int) -> float:
         """What a call is expected to take; 0 while nothing was measured at all."""

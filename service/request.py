@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import inf
 
 import torch
@@ -12,6 +13,7 @@ from pseudoword.names import WordRef
 from diffusion.denoise import Beginning, Denoising
 from service.drawing import Drawing
 from service.mailbox import Mailbox
+from service.policy import Ask
 
 
 @dataclass(kw_only=True, eq=False)
@@ -31,6 +33,22 @@ class Request:
     gone: threading.Event = field(default_factory=threading.Event)
     calls_made: int = 0
 
+    @cached_property
+    def ask(self) -> Ask:
+        """What admission needs to know of it; rows of a picture are the unconditional one and the conditional one."""
+        drawing = self.drawing
+        return Ask(
+            tenant=drawing.tenant,
+            shape=(drawing.height, drawing.width),
+            rows=2 if drawing.guided else 1,
+            calls=drawing.calls,
+            pictures=drawing.count,
+            exact=drawing.exact,
+            priority=drawing.priority,
+            deadline=self.deadline,
+            arrived=self.arrived,
+        )
+
 
 @dataclass(kw_only=True, eq=False)
 class Picture:
@@ -40,18 +58,3 @@ class Picture:
     request: Request
     index: int
     denoising: Denoising
-
-    @property
-    def rows_left(self) -> int:
-        """Rows of the denoiser that are still to be computed."""
-        return (self.denoising.calls - self.denoising.position) * rows(self.request.drawing)
-
-
-def shape(drawing: Drawing) -> tuple[int, int]:
-    """Height and width in pixels: pictures of one shape can share a call of the denoiser."""
-    return drawing.height, drawing.width
-
-
-def rows(drawing: Drawing) -> int:
-    """Rows of a picture in one call of the denoiser: the unconditional one and the conditional one."""
-    return 2 if drawing.guided else 1

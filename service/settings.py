@@ -35,6 +35,9 @@ class Limits(BaseModel):
     max_count: int = Field(default=16, ge=1, description="Most pictures of a request.")
     max_size_px: int = Field(default=1024, ge=8, description="Greatest width and height in pixels.")
     max_pictures: int = Field(default=128, ge=1, description="Most pictures that wait or are drawn at once.")
+    max_pictures_a_tenant: int = Field(
+        default=128, ge=1, description="Most pictures of one tenant that wait or are drawn at once."
+    )
     max_rows: int = Field(
         default=32, ge=1, description="Most rows in one call of the denoiser; guidance takes two a picture."
     )

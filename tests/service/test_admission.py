@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.admission import Full, Roster, Ticket
+from service.pace import Pace
+from service.policy import Ask, Overloaded, Policy, TooLate
 
 
 def ticket(number: int, **fields: object) -> Ticket:
@@ -116,20 +118,86 @@ def test_priority_then_deadline() -> None:
 
 
 def test_full_and_room_again() -> None:
-    roster = Roster(max_pictures=2, max_rows=2)
+    roster = Roster(max_pictures=3, max_rows=2, max_pictures_a_tenant=2)
+    roster.reserve("a", 1)
+    roster.release("a", 1)
     roster.admit(ticket(0))
-    roster.admit(ticket(1))
+    roster.reserve("a", 1)
     with pytest.raises(Full) as caught:
-        roster.admit(ticket(2))
-    assert (caught.value.waiting, caught.value.limit) == (2, 2)
+        roster.reserve("a", 1)
+    assert (caught.value.waiting, caught.value.limit, caught.value.tenant) == (2, 2, "a")
+    roster.reserve("b", 1)
+    with pytest.raises(Full) as caught:
+        roster.reserve("c", 1)
+    assert (caught.value.waiting, caught.value.limit, caught.value.tenant) == (3, 3, "")
     roster.leave(0)
-    roster.admit(ticket(2))
-    assert len(roster) == 2
+    roster.reserve("a", 1)
+    assert len(roster) == 3
 
 
-def test_expired() -> None:
-    roster = Roster(max_pictures=9, max_rows=2)
-    roster.admit(ticket(0, deadline=5.0))
-    roster.admit(ticket(1))
-    assert [one.id for one in roster.expired(5.0)] == [0]
-    assert roster.expired(4.9) == []
+def policy(**limits: int) -> Policy:
+    pace = Pace((64, 64))
+    for rows, seconds in ((1, 0.1), (2, 0.1), (4, 0.2)):
+        pace.measured((64, 64), rows, seconds)
+    return Policy(Roster(**({"max_pictures": 9, "max_rows": 4} | limits)), pace)
+
+
+def ask(**fields: object) -> Ask:
+    return Ask(**({"tenant": "a", "shape": (64, 64), "rows": 2, "calls": 10} | fields))  # type: ignore[arg-type]
+
+
+def test_deadlines_decide_at_the_door() -> None:
+    rules = policy()
+    with pytest.raises(TooLate) as late:
+        rules.let_in(ask(deadline=0.9), 0.0)
+    assert (late.value.needed_s, late.value.left_s) == pytest.approx((1.0, 0.9))
+    rules.let_in(ask(deadline=1.5), 0.0)
+    rules.enter(ask(deadline=1.5), [0])
+    # Each would do alone; this one comes after the first.
+    with pytest.raises(Overloaded) as overload:
+        rules.let_in(ask(deadline=1.6), 0.0)
+    assert overload.value.late_s == pytest.approx(0.4)
+    rules.let_in(ask(deadline=2.5), 0.0)
+    rules.let_in(ask(deadline=1.6, priority=1), 0.0)  # goes before it
+    rules.let_in(ask(), 0.0)
+    assert rules.work_ahead_s(0) == pytest.approx(1.0)
+    for _ in range(4):
+        rules.stepped([0])
+    assert rules.work_ahead_s(0) == pytest.approx(0.6)
+
+
+def test_what_cannot_be_in_time_leaves() -> None:
+    rules = policy()
+    for id, one in enumerate((ask(deadline=1.5), ask())):
+        rules.let_in(one, 0.0)
+        rules.enter(one, [id])
+    assert rules.hopeless(0.7) == []
+    assert [one.id for one in rules.hopeless(0.9)] == [0]  # ten calls take no less than 0.7 s
+    rules.leave(0)
+    assert rules.hopeless(1e9) == []
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.sampled_from("abc")), max_size=20), st.integers(1, 9))
+def test_places_are_kept_and_given_back(asked: list[tuple[int, str]], limit: int) -> None:
+    """However requests come and go, no more pictures are here than are allowed, and in the end none."""
+    rules, ids = policy(max_pictures=limit, max_pictures_a_tenant=max(1, limit - 2)), 0
+    inside: list[int] = []
+    for number, (pictures, tenant) in enumerate(asked):
+        one = ask(tenant=tenant, pictures=pictures)
+        try:
+            rules.let_in(one, 0.0)
+        except Full:
+            continue
+        if number % 3 == 0:
+            rules.give_back(one)
+            continue
+        rules.enter(one, range(ids, ids + pictures))
+        inside += range(ids, ids + pictures)
+        ids += pictures
+        assert len(inside) == len(rules.roster) <= limit
+    for id in inside:
+        rules.leave(id)
+        rules.leave(id)
+    assert len(rules.roster) == 0
+    assert rules.next_group(0.0) == []
+    assert rules.work_ahead_s(0) == 0

@@ -1,0 +1,312 @@
+"""`python -m service.simulator`: what a number of machines would do with a load, without the machines.
+
+The rules are the engine's own (service.policy), the clock is virtual, and a call of the denoiser takes what the table
+says. Pure but for the command line at the end.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from math import inf, nan
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from service.admission import Full, Roster, Ticket
+from service.pace import Pace, Shape
+from service.policy import Ask, Overloaded, Policy, TooLate
+from service.settings import Limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What the engine's thread does beside the calls, in seconds: encoding a request, decoding a picture."""
+
+    encode_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a request; times are those of the trace. `refused` is a reason, or empty. `ended` is when its last
+    picture was there, infinite where that never came."""
+
+    ask: Ask
+    refused: str = ""
+    started: float = inf
+    ended: float = inf
+
+    @property
+    def latency_s(self) -> float:
+        return self.ended - self.ask.arrived
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One call of the denoiser."""
+
+    ids: Sequence[int]
+    rows: int
+    seconds: float
+
+
+class Machine:
+    """One engine on a virtual clock. Requests are numbered as they come, pictures as they enter."""
+
+    def __init__(self, policy: Policy, costs: Costs) -> None:
+        self._policy = policy
+        self._costs = costs
+        self._ids = count()
+        self._owner: dict[int, int] = {}  # pictures in flight, and whose they are
+        self._calls_left: dict[int, int] = {}
+        self._entering: list[int] = []
+        self.outcomes: list[Outcome] = []
+        self.calls: list[Call] = []
+        self.ended = 0.0  # when its last call was over
+
+    def run(self, trace: Sequence[Ask]) -> None:
+        """Serves `trace`, which is in order of arrival, to its end."""
+        coming = list(trace)[::-1]
+        now = 0.0
+        while coming or self._owner or self._entering:
+            if not self._owner and not self._entering:
+                now = max(now, coming[-1].arrived)
+            self._judge(coming, now)
+            now = self._enter(now)
+            self._drop(now)
+            group = self._policy.next_group(now)
+            if group:
+                now = self.ended = self._tick(group, coming, now)
+
+    def _judge(self, coming: list[Ask], until: float) -> None:
+        """Lets in, or refuses, what arrives up to `until`; another thread does that beside the calls."""
+        while coming and coming[-1].arrived <= until:
+            ask = coming.pop()
+            outcome = Outcome(ask=ask)
+            try:
+                self._policy.let_in(ask, ask.arrived)
+                self._entering.append(len(self.outcomes))
+            except TooLate:
+                outcome = replace(outcome, refused="DEADLINE_TOO_SHORT")
+            except Overloaded:
+                outcome = replace(outcome, refused="OVERLOADED")
+            except Full as full:
+                outcome = replace(outcome, refused="TENANT_QUEUE_FULL" if full.tenant else "QUEUE_FULL")
+            self.outcomes.append(outcome)
+
+    def _enter(self, now: float) -> float:
+        for number in self._entering:
+            now += self._costs.encode_s
+            ask = self.outcomes[number].ask
+            ids = [next(self._ids) for _ in range(ask.pictures)]
+            self._policy.enter(ask, ids)
+            self._owner |= dict.fromkeys(ids, number)
+            self._calls_left |= dict.fromkeys(ids, ask.calls)
+        self._entering.clear()
+        return now
+
+    def _drop(self, now: float) -> None:
+        late = {self._owner[ticket.id] for ticket in self._policy.hopeless(now)}
+        for id in [id for id, number in self._owner.items() if number in late]:
+            self._leave(id)
+        for number in late:
+            self.outcomes[number] = replace(self.outcomes[number], refused="DEADLINE_EXCEEDED")
+
+    def _tick(self, group: Sequence[Ticket], coming: list[Ask], now: float) -> float:
+        rows = sum(ticket.rows for ticket in group)
+        seconds = self._policy.pace.seconds(group[0].shape, rows)
+        ids = [ticket.id for ticket in group]
+        self.calls.append(Call(ids=ids, rows=rows, seconds=seconds))
+        for id in ids:
+            number = self._owner[id]
+            if self.outcomes[number].started == inf:
+                self.outcomes[number] = replace(self.outcomes[number], started=now)
+        now += seconds
+        self._judge(coming, now)
+        self._policy.stepped(ids)
+        for id in ids:
+            self._calls_left[id] -= 1
+        done = [id for id in ids if not self._calls_left[id]]
+        now += self._costs.decode_s * len(done)
+        for id in done:
+            number = self._owner[id]
+            self._leave(id)
+            if number not in self._owner.values():
+                self.outcomes[number] = replace(self.outcomes[number], ended=now)
+        return now
+
+    def _leave(self, id: int) -> None:
+        self._policy.leave(id)
+        del self._owner[id], self._calls_left[id]
+
+
+def poisson(
+    *, rate: float, seconds: float, shape: Shape, calls: Sequence[int], guided: float, seed: int
+) -> Iterator[Ask]:
+    """Requests of one picture with exponential gaps, `rate` a second for `seconds`; a share `guided` has two rows."""
+    draw = np.random.default_rng(seed)
+    now = float(draw.exponential(1 / rate))
+    while now < seconds:
+        tenant = f"t{draw.integers(8)}"
+        rows = 2 if draw.random() < guided else 1
+        yield Ask(tenant=tenant, shape=shape, rows=rows, calls=int(draw.choice(calls)), arrived=now)
+        now += float(draw.exponential(1 / rate))
+
+
+def read_trace(path: Path) -> list[Ask]:
+    """Requests of a file with a JSON object a line: `at` (seconds), `tenant`, `height`, `width`, `rows`, `calls`, and
+    where they differ from one ordinary picture without a deadline `pictures`, `priority`, `exact`, `deadline_s` (from
+    its arrival). Raises ValueError naming the line."""
+    asks = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            fields = json.loads(line)
+            at, within = float(fields.pop("at")), float(fields.pop("deadline_s", inf))
+            shape = (int(fields.pop("height")), int(fields.pop("width")))
+            asks.append(Ask(shape=shape, arrived=at, deadline=at + within, **fields))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"line {number}: {error}") from None
+    return sorted(asks, key=lambda ask: ask.arrived)
+
+
+def summary(machines: Sequence[Machine]) -> dict[str, float]:
+    """What a load came to: latencies in seconds of those that were served, throughput in pictures a second."""
+    outcomes = [outcome for machine in machines for outcome in machine.outcomes]
+    calls = [call for machine in machines for call in machine.calls]
+    served = [outcome for outcome in outcomes if outcome.ended < inf]
+    latencies = [outcome.latency_s for outcome in served]
+    last = max(machine.ended for machine in machines) or nan
+    p50, p95, p99 = np.percentile(latencies, (50, 95, 99)) if latencies else (nan, nan, nan)
+    busy = sum(call.seconds for call in calls) / (last * len(machines))
+    return {
+        "machines": len(machines),
+        "requests": len(outcomes),
+        "served": len(served) / max(1, len(outcomes)),
+        "p50_s": float(p50),
+        "p95_s": float(p95),
+        "p99_s": float(p99),
+        "pictures_a_second": sum(outcome.ask.pictures for outcome in served) / last,
+        "rows_a_call": sum(call.rows for call in calls) / max(1, len(calls)),
+        "busy": busy,
+    }
+
+
+def fleet(trace: Sequence[Ask], machines: int, times: dict[int, float], limits: Limits, costs: Costs) -> list[Machine]:
+    """`machines` alike, each with every `machines`-th request, as clients spread calls (round robin)."""
+    shape = trace[0].shape if trace else (64, 64)
+    made = []
+    for number in range(machines):
+        pace = Pace(shape)
+        for rows, seconds in times.items():
+            pace.measured(shape, rows, seconds)
+        roster = Roster(
+            max_pictures=limits.max_pictures,
+            max_pictures_a_tenant=limits.max_pictures_a_tenant,
+            max_rows=limits.max_rows,
+            aging_s=limits.aging.total_seconds(),
+        )
+        machine = Machine(Policy(roster, pace), costs)
+        machine.run(trace[number::machines])
+        made.append(machine)
+    return made
+
+
+def _times(context: click.Context, parameter: click.Parameter, value: str) -> dict[int, float]:
+    try:
+        pairs = [pair.split("=") for pair in value.split(",")]
+        return {int(rows): float(seconds) for rows, seconds in pairs}
+    except ValueError:
+        raise click.BadParameter("must be ROWS=SECONDS,ROWS=SECONDS,...") from None
+
+
+def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> list[int]:
+    try:
+        return [int(number) for number in value.split(",")]
+    except ValueError:
+        raise click.BadParameter("must be whole numbers with commas between") from None
+
+
+@click.command()
+@click.option(
+    "--table",
+    "times",
+    required=True,
+    callback=_times,
+    metavar="ROWS=SECONDS,...",
+    help="What a call of the denoiser takes. A server logs its own as seconds_by_rows when its model is warm.",
+)
+@click.option("--machines", default="1", callback=_numbers, metavar="N,N,...", help="How many, each in a line.")
+@click.option("--trace", "path", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="JSON lines.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=10.0, help="Requests a second.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=600.0, help="How long they come.")
+@click.option("--calls", default="20", callback=_numbers, metavar="N,N,...", help="Calls of a picture, any of these.")
+@click.option("--guided", type=click.FloatRange(0, 1), default=1.0, help="Share of requests with guidance: two rows.")
+@click.option(
+    "--deadline", type=click.FloatRange(min=1), help="Deadline of each, in times of its solo time.  [default: none]"
+)
+@click.option("--encode", type=click.FloatRange(0), default=0.0, help="Seconds that a request's prompts take.")
+@click.option("--decode", type=click.FloatRange(0), default=0.0, help="Seconds that a picture's decoding takes.")
+@click.option("--max-pictures", type=click.IntRange(1), default=Limits().max_pictures, help="As the server's limit.")
+@click.option("--max-rows", type=click.IntRange(1), default=Limits().max_rows, help="As the server's limit.")
+@click.option("--seed", default=0, help="Of the arrivals.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+def main(
+    *,
+    times: dict[int, float],
+    machines: list[int],
+    path: Path | None,
+    rate: float,
+    seconds: float,
+    calls: list[int],
+    guided: float,
+    deadline: float | None,
+    encode: float,
+    decode: float,
+    max_pictures: int,
+    max_rows: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Plan capacity: what so many machines would do with a load.
+
+    Runs the engine's own rules of admission, fairness and batching on a virtual clock, over Poisson arrivals or a trace
+    of your own, in seconds instead of hours and without any of the machines.
+
+    \b
+    python -m service.simulator --table 1=0.02,8=0.05,32=0.16 --rate 40 --calls 20,30 --machines 4,6,8 --deadline 3
+
+    A trace has a JSON object a line:
+    {"at": 0.5, "tenant": "shop", "height": 512, "width": 512, "rows": 2, "calls": 20, "deadline_s": 10}
+
+    `served` is the share of requests that were neither refused nor late, `busy` the share of time spent in calls.
+    """
+    try:
+        trace = (
+            list(poisson(rate=rate, seconds=seconds, shape=(64, 64), calls=calls, guided=guided, seed=seed))
+            if path is None
+            else read_trace(path)
+        )
+    except ValueError as error:
+        raise click.ClickException(f"{path}: {error}") from None
+    limits = Limits(max_pictures=max_pictures, max_pictures_a_tenant=max_pictures, max_rows=max_rows)
+    costs = Costs(encode_s=encode, decode_s=decode)
+    if deadline is not None:
+        alone = fleet(trace[:1], 1, times, limits, costs)[0]._policy
+        trace = [replace(ask, deadline=ask.arrived + deadline * (alone.solo_s(ask) + encode + decode)) for ask in trace]
+    for number in machines:
+        found = summary(fleet(trace, number, times, limits, costs))
+        if as_json:
+            click.echo(json.dumps(found))
+        else:
+            click.echo("  ".join(f"{name} {_shown(value)}" for name, value in found.items()))
+
+
+def _shown(value: Any) -> str:
+    return f"{value}" if isinstance(value, int) else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    main()

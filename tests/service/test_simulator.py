@@ -1,0 +1,153 @@
+"""The simulator: the engine's own rules on a virtual clock."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from prometheus_client import CollectorRegistry
+from pseudoword.generation.v1 import generation_pb2, resources_pb2
+
+from diffusion.checkpoint import BaseModel
+from service.admission import Roster, Ticket
+from service.drawing import check
+from service.engine import Engine
+from service.mailbox import Drawn, Mailbox
+from service.metrics import EngineMetrics
+from service.pace import Pace, Shape
+from service.policy import Ask, Policy
+from service.request import Request
+from service.settings import Defaults, Limits
+from service.simulator import Costs, Machine, main, poisson, summary
+
+BASE = (64, 64)
+_TABLE = {1: 0.1, 2: 0.1, 4: 0.1, 8: 0.2}
+
+
+def machine(times: dict[int, float] = _TABLE, costs: Costs = Costs(), **limits: int) -> Machine:  # noqa: B008
+    pace = Pace(BASE)
+    for rows, seconds in times.items():
+        pace.measured(BASE, rows, seconds)
+    return Machine(Policy(Roster(**({"max_pictures": 100, "max_rows": 8} | limits)), pace), costs)
+
+
+def ask(arrived: float = 0.0, **fields: object) -> Ask:
+    return Ask(**({"tenant": "a", "shape": BASE, "rows": 2, "calls": 10, "arrived": arrived} | fields))  # type: ignore[arg-type]
+
+
+def test_times_add_up() -> None:
+    one = machine(costs=Costs(encode_s=0.5, decode_s=0.25))
+    one.run([ask(), ask(100.0)])
+    assert [outcome.latency_s for outcome in one.outcomes] == pytest.approx([1.75, 1.75])
+    two = machine()
+    two.run([ask(), ask(), ask(0.55)])
+    # Two share every call; the third joins at the next step and makes it two calls of up to four rows each.
+    assert two.outcomes[0].ended == pytest.approx(two.outcomes[1].ended, abs=0.11)
+    assert two.outcomes[2].ended > two.outcomes[0].ended
+    assert {call.rows for call in two.calls} == {2, 4}
+
+
+def test_refusals_are_the_engines() -> None:
+    one = machine(max_pictures=2)
+    one.run([ask(deadline=0.5), ask(), ask(), ask(), ask(50.0, deadline=51.5)])
+    assert [outcome.refused for outcome in one.outcomes] == ["DEADLINE_TOO_SHORT", "", "", "QUEUE_FULL", ""]
+    late = machine()
+    late.run([*(ask(rows=8) for _ in range(3)), ask(rows=8, deadline=2.5)])
+    assert [outcome.refused for outcome in late.outcomes][-1] in ("", "DEADLINE_EXCEEDED")
+    assert summary([late])["served"] >= 0.75
+
+
+def test_more_machines_serve_more() -> None:
+    trace = list(poisson(rate=1.4, seconds=200.0, shape=BASE, calls=[10, 20], guided=0.5, seed=1))
+    one = machine()
+    one.run(trace)
+    halves = [machine(), machine()]
+    for number, half in enumerate(halves):
+        half.run(trace[number::2])
+    assert summary(halves)["p99_s"] < summary([one])["p99_s"]
+
+
+def test_the_command_teaches_and_answers(tmp_path: Path) -> None:
+    runner = CliRunner()
+    assert "seconds_by_rows" in runner.invoke(main, ["--help"]).output
+    load = ["--table", "1=0.02,8=0.05", "--rate", "20", "--seconds", "30", "--deadline", "3", "--json"]
+    answer = runner.invoke(main, [*load, "--machines", "1,2,8"])
+    lines = [json.loads(line) for line in answer.output.splitlines()]
+    assert [line["machines"] for line in lines] == [1, 2, 8]
+    assert lines[0]["served"] < lines[1]["served"] < lines[2]["served"]
+    assert lines[2]["served"] > 0.99
+    # Too many requests, and still those that are let in are in time: the machine does nothing in vain.
+    assert lines[0]["pictures_a_second"] > 0.6 * 8 / 0.05 / (2 * 20)
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text('{"at": 0, "tenant": "a", "height": 64, "width": 64, "rows": 2, "calls": 3}\n{"at": "x"}\n')
+    wrong = runner.invoke(main, ["--table", "1=0.02", "--trace", str(trace)])
+    assert wrong.exit_code == 1
+    assert "line 2" in wrong.output
+    trace.write_text(trace.read_text().splitlines()[0] + "\n")
+    right = runner.invoke(main, ["--table", "2=0.02", "--trace", str(trace), "--json"])
+    assert json.loads(right.output)["p50_s"] == pytest.approx(0.06)
+
+
+class Watched(Roster):
+    """A roster that remembers its groups."""
+
+    def __init__(self, **limits: Any) -> None:
+        super().__init__(**limits)
+        self.groups: list[list[int]] = []
+
+    def next_group(self, *arguments: Any) -> list[Ticket]:
+        group = super().next_group(*arguments)
+        if group:
+            self.groups.append([ticket.id for ticket in group])
+        return group
+
+
+class WarmUpOnly(Pace):
+    """A pace that learns nothing after the warm-up, so that the simulator can be given the same table."""
+
+    def measured(self, shape: Shape, rows: int, seconds: float) -> None:
+        if rows in (1, 2, 4, 8, 16) and rows not in self.table(shape):
+            super().measured(shape, rows, seconds)
+
+
+async def test_it_foretells_the_real_engine(model: BaseModel) -> None:
+    """One trace through the real engine, and through the simulator with the table that the engine measured: the same
+    calls of the same pictures in the same order, and pictures end in that order."""
+    limits: dict[str, Any] = {"max_pictures": 100, "max_rows": 16, "aging_s": 1e9}
+    roster, pace = Watched(**limits), WarmUpOnly(BASE)
+    engine = Engine(model, Policy(roster, pace), EngineMetrics(CollectorRegistry()))
+    draw = np.random.default_rng(5)
+    requests: list[Request] = []
+    ended: list[int] = []
+
+    async def finished(number: int, mailbox: Mailbox) -> None:
+        async for event in mailbox.events():
+            if isinstance(event, Drawn):
+                ended.append(number)
+                return
+
+    for number in range(30):
+        asked = generation_pb2.GenerateRequest(
+            parent=f"tenants/{'abc'[number % 3]}",
+            settings=resources_pb2.PictureSettings(
+                prompt="a dog", seed=number, steps=int(draw.integers(3, 12)), guidance_scale=[1.0, 4.0][number % 2]
+            ),
+            priority=int(draw.integers(-1, 2)),
+        )
+        drawing = check(asked, model.spec, Defaults(), Limits())
+        mailbox = Mailbox(asyncio.get_running_loop())
+        requests.append(Request(drawing=drawing, vectors={}, mailbox=mailbox, arrived=0.0))
+    for request in requests:
+        engine.submit(request)  # before it starts, so that all are there at the first call
+    await asyncio.to_thread(engine.start)
+    await asyncio.gather(*(finished(number, request.mailbox) for number, request in enumerate(requests)))
+    await asyncio.to_thread(engine.stop)
+
+    foretold = Machine(Policy(Roster(**limits), pace), Costs())
+    foretold.run([request.ask for request in requests])
+    assert [list(call.ids) for call in foretold.calls] == roster.groups
+    times = [outcome.ended for outcome in foretold.outcomes]
+    assert [times[number] for number in ended] == sorted(times)
