@@ -2,12 +2,13 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from rich.console import Console
 from rich.progress import Progress
-from transformers import CLIPTextModel
+from transformers import CLIPModel, CLIPTextModel
 
 from diffusion.checkpoint import BaseModel
 from miniature.judges.classifier import Classifier
@@ -74,10 +75,8 @@ def diffusion(work: Work) -> None:
     """Trains text encoder and UNet together, with the networks that make vectors of toys and styles."""
     folder = work.folder / "diffusion"
     model = BaseModel.load(str(work.model), device=work.device)
-    vectors = Vectors()
-    if work.committed is not None and (work.committed / "vectors").exists():
-        vectors = Vectors.load(work.committed / "vectors")
-    vectors.to(work.device)
+    kept = _committed(work, "vectors")
+    vectors = (Vectors() if kept is None else Vectors.load(kept)).to(work.device)
     latents = _latents(work, model)
     model.unet.to(memory_format=torch.channels_last)
     plan = Plan(steps=work.steps(2000 if work.committed else 8000), batch=64, rate=5e-4 if work.committed else 8e-4)
@@ -94,7 +93,8 @@ def classifier(work: Work) -> None:
     """Trains the judge that never reads a caption."""
     plan = Plan(steps=work.steps(900), batch=128, rate=2e-3, warmup=50, averaging=0.99)
     torch.manual_seed(1)
-    judge = Classifier().to(work.device)
+    kept = _committed(work, "classifier")
+    judge = (Classifier() if kept is None else Classifier.load(kept).train().requires_grad_(True)).to(work.device)
     train(
         "classifier",
         judge,
@@ -108,9 +108,12 @@ def classifier(work: Work) -> None:
 def clip(work: Work) -> None:
     """Trains the miniature CLIP, with a text encoder of its own."""
     tokenizer = layout.load_tokenizer(work.model)
-    plan = Plan(steps=work.steps(1500), batch=128, rate=1e-3, warmup=100, averaging=0.99)
+    plan = Plan(steps=work.steps(1000), batch=128, rate=1e-3, warmup=100, averaging=0.99)
     torch.manual_seed(2)
-    judge = new_clip(tokenizer).to(work.device)
+    kept = _committed(work, "clip")
+    judge = (new_clip(tokenizer) if kept is None else CLIPModel.from_pretrained(kept, dtype=torch.float32)).to(
+        work.device
+    )
     train(
         "clip",
         judge,
@@ -120,6 +123,12 @@ def clip(work: Work) -> None:
     )
     judge.half().save_pretrained(work.folder / "clip" / "model")
     new_processor(tokenizer).save_pretrained(work.folder / "clip" / "model")
+
+
+def _committed(work: Work, name: str) -> Path | None:
+    """The folder of committed weights to go on from, where there is one."""
+    folder = None if work.committed is None else work.committed / name
+    return folder if folder is not None and folder.exists() else None
 
 
 def _latents(work: Work, model: BaseModel) -> torch.Tensor:
