@@ -109,11 +109,22 @@ def compiled(text: str, fields: Mapping[str, Field]) -> tuple[str, dict[str, Any
 
 def filtered(found: Violations, request: Any, fields: Mapping[str, Field]) -> tuple[str, dict[str, Any]]:
     """The request's filter as a condition of SQL and its parameters."""
+    return to_sql(parsed(found, request, fields), fields)
+
+
+def parsed(found: Violations, request: Any, fields: Mapping[str, Field]) -> Term | None:
+    """The request's filter as a tree."""
     try:
-        return compiled(request.filter, fields)
+        return parse(request.filter, fields)
     except FilterInvalid as error:
         found.add("filter", str(error))
-        return "1", {}
+        return None
+
+
+def required(term: Term | None) -> list[Restriction]:
+    """The equalities that a row must have to pass, whatever else it must have: what an index can be asked for."""
+    terms = term.terms if isinstance(term, And) else (term,)
+    return [one for one in terms if isinstance(one, Restriction) and one.comparator == "=" and one.value is not None]
 
 
 class _Parser:

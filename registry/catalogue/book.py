@@ -49,7 +49,7 @@ class RegistryBook:
     """A storage.Book. `quotas` are what a tenant may keep unless it has quotas of its own."""
 
     name = "registry"
-    schema_version = 2
+    schema_version = 3
 
     def __init__(self, quotas: Quotas) -> None:
         self._quotas = quotas

@@ -23,7 +23,11 @@ from storage.book import Change, Effect
 
 ACTIVE = "STATE_ACTIVE"
 DELETED = "STATE_DELETED"
+# Columns that an index leads to; the fewest concepts share the first.
+INDEXES = ("display_name", "creator", "kind", "state")
 
+# A row of concept_labels is there while some row of the concept that is kept has that label: `left_us` is when the last
+# one lost it. It is where a filter looks first, and no answer by itself.
 # A purged concept's name is kept, and how many versions it had, so that no number is ever used twice.
 SCHEMA = f"""
 CREATE TABLE concepts (
@@ -33,6 +37,15 @@ CREATE TABLE concepts (
     update_us INTEGER NOT NULL, delete_us INTEGER, purge_us INTEGER, etag TEXT NOT NULL,
     PRIMARY KEY (tenant, concept, since)) WITHOUT ROWID;
 CREATE INDEX concepts_gone ON concepts (gone_us, gone) WHERE gone_us IS NOT NULL;
+CREATE INDEX concepts_creator ON concepts (tenant, creator, concept);
+CREATE INDEX concepts_display_name ON concepts (tenant, display_name, concept);
+CREATE INDEX concepts_kind ON concepts (tenant, kind, concept);
+CREATE INDEX concepts_state ON concepts (tenant, state, concept);
+CREATE TABLE concept_labels (
+    tenant TEXT NOT NULL, label TEXT NOT NULL, text TEXT NOT NULL, concept TEXT NOT NULL, left_us INTEGER,
+    PRIMARY KEY (tenant, label, text, concept)) WITHOUT ROWID;
+CREATE INDEX concept_labels_left ON concept_labels (left_us) WHERE left_us IS NOT NULL;
+CREATE INDEX concept_labels_of ON concept_labels (tenant, concept);
 CREATE TABLE purged (
     tenant TEXT NOT NULL, concept TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (tenant, concept)) WITHOUT ROWID
 """
@@ -71,13 +84,41 @@ def is_granted(row: Mapping[str, Any], tenant: str) -> bool:
 
 
 def page(
-    db: sqlite3.Connection, tenant: str, where: tuple[str, Mapping[str, Any]], at: int, after: str, limit: int
+    db: sqlite3.Connection,
+    tenant: str,
+    where: tuple[str, Mapping[str, Any]],
+    at: int,
+    after: str,
+    limit: int,
+    *,
+    label: tuple[str, str] | None = None,
+    index: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Up to `limit` concepts as they were at the place `at`, in order of name, after the one called `after`."""
+    """Up to `limit` concepts as they were at the place `at`, in order of name, after the one called `after`.
+
+    `label`: a label that `where` asks for, or `index`: one of INDEXES for whose column `where` has `:indexed`; only
+    rows that have it are looked at.
+    """
+    source, more = "concepts", ""
+    if label is not None:
+        source = (
+            "(SELECT concept AS labelled FROM concept_labels WHERE tenant = :tenant AND label = :label"
+            " AND text = :text AND concept > :after ORDER BY concept) CROSS JOIN concepts ON concept = labelled"
+        )
+    elif index is not None:
+        source, more = f"concepts INDEXED BY concepts_{index}", f" AND {index} = :indexed"
     rows = db.execute(
-        f"SELECT * FROM concepts WHERE tenant = :tenant AND concept > :after AND {TRUE_THEN} AND {where[0]}"
-        " ORDER BY concept LIMIT :limit",
-        {**where[1], "tenant": tenant, "after": after, "at": at, "limit": limit},
+        f"SELECT concepts.* FROM {source} WHERE tenant = :tenant AND concept > :after{more} AND {TRUE_THEN}"
+        f" AND {where[0]} ORDER BY concept LIMIT :limit",
+        {
+            **where[1],
+            "tenant": tenant,
+            "after": after,
+            "at": at,
+            "limit": limit,
+            "label": label and label[0],
+            "text": label and label[1],
+        },
     )
     return [_read(db, row, at) for row in rows]
 
@@ -181,12 +222,14 @@ def apply_created(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
     row |= {"creator": change.mutation.on_behalf_of or change.mutation.actor, "etag": str(change.revision)}
     row |= {"create_us": change.time_us, "update_us": change.time_us}
     insert(db, "concepts", row)
+    _label(db, name, body["labels"], change)
     tenants.use(db, name.tenant, concepts=1)
     return get(db, name)
 
 
 def apply_updated(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
     body = change.mutation.effect
+    _label(db, ConceptName.parse(body["name"]), body["labels"], change)
     return _alter(
         db,
         change,
@@ -218,6 +261,7 @@ def apply_purged(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
     ).fetchone()[0]
     for table in ("concepts", "versions", "aliases", "evaluations"):
         end(db, table, key, change)
+    _label(db, name, {}, change)
     insert(db, "purged", key | {"count": count})
     tenants.use(db, name.tenant, concepts=-1, versions=-count, embedding_bytes=-(size or 0))
     return {}
@@ -234,6 +278,20 @@ def touch(db: sqlite3.Connection, name: ConceptName, change: Change, **columns: 
     """A version or an alias of the concept has changed."""
     key = {"tenant": name.tenant, "concept": name.concept}
     replace(db, "concepts", key, change, update_us=change.time_us, **columns)
+
+
+def _label(db: sqlite3.Connection, name: ConceptName, labels: Mapping[str, str], change: Change) -> None:
+    """From this change on the concept has these labels."""
+    key = (name.tenant, name.concept)
+    db.execute(
+        "UPDATE concept_labels SET left_us = ? WHERE tenant = ? AND concept = ? AND left_us IS NULL",
+        (change.time_us, *key),
+    )
+    db.executemany(
+        "INSERT INTO concept_labels (tenant, concept, label, text) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET left_us = NULL",
+        [(*key, label, text) for label, text in labels.items()],
+    )
 
 
 def _alter(db: sqlite3.Connection, change: Change, **columns: Any) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def prune(db: sqlite3.Connection, now_us: int) -> None:
         if last is not None:
             db.execute(f"DELETE FROM {table} WHERE gone_us <= ?", (before,))
             db.execute("UPDATE horizon SET place = max(place, ?)", (last,))
+    db.execute("DELETE FROM concept_labels WHERE left_us <= ?", (before,))
 
 
 def check_kept(db: sqlite3.Connection, at: int) -> None:

@@ -1,6 +1,9 @@
 """Concepts."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 from pseudoword.names import ConceptName, TenantName
 from pseudoword.registry.v1 import registry_pb2, resources_pb2
@@ -15,7 +18,7 @@ from registry.catalogue.commands import (
     UpdateConcept,
 )
 from registry.rpcs.base import Context, Rpcs, admitted, child, mutation
-from rpc.filters import Field, Kind, filtered
+from rpc.filters import Field, Kind, Term, parsed, required, to_sql
 from rpc.identity import Role
 from rpc.validate import Violations
 
@@ -30,6 +33,27 @@ _FIELDS = {
     "labels": Field(kind=Kind.LABELS, sql="labels"),
     "display_name": Field(kind=Kind.TEXT, sql="display_name"),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Lead:
+    """What a list looks at instead of all concepts: those with a label, or those that an index leads to."""
+
+    label: tuple[str, str] | None = None
+    index: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _lead(term: Term | None) -> _Lead:
+    wanted = required(term)
+    for one in wanted:
+        if one.key:
+            return _Lead(label=(one.key, str(one.value)))
+    for column in concepts.INDEXES:
+        for one in wanted:
+            if one.field == column:
+                return _Lead(index=column, parameters={"indexed": one.value})
+    return _Lead()
 
 
 class ConceptRpcs(Rpcs):
@@ -61,14 +85,19 @@ class ConceptRpcs(Rpcs):
         found = Violations()
         parent = admitted(found, TenantName, request.parent, "parent", Role.READER)
         age = checks.staleness(found, request)
-        condition, parameters = filtered(found, request, _FIELDS)
+        term = parsed(found, request, _FIELDS)
         found.raise_if_any()
+        condition, parameters = to_sql(term, _FIELDS)
         if not request.show_deleted:
             condition = f"{condition} AND state = '{concepts.ACTIVE}'"
+        lead = _lead(term)
+        where = condition, parameters | lead.parameters
         page = await self._desk.page(
             parent.tenant,
             request,
-            lambda db, at, after, limit: concepts.page(db, parent.tenant, (condition, parameters), at, after, limit),
+            lambda db, at, after, limit: concepts.page(
+                db, parent.tenant, where, at, after, limit, label=lead.label, index=lead.index
+            ),
             message=messages.concept,
             key=lambda row: row["concept"],
             first="",

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
 from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1 import resources_pb2 as res
 
@@ -128,6 +129,49 @@ async def test_tokens_that_are_bent_old_or_another_lists(stub: Any, monkeypatch:
         await stub.UpdateConcept(rpc.UpdateConceptRequest(concept=change))
     with refused("OUT_OF_RANGE", "PAGE_TOKEN_EXPIRED"):
         await stub.ListConcepts(rpc.ListConceptsRequest(parent=SHOP, page_token=token))
+
+
+async def test_a_filter_that_an_index_leads_to_finds_what_reading_all_finds(stub: Any) -> None:
+    """Labels come and go between the pages of a list; a second condition is one that no index is asked for."""
+    request = rpc.ListConceptsRequest(parent=SHOP, filter='labels.team = "a" AND latest_version = 0', page_size=3)
+
+    async def label(number: int, team: str, name: str) -> None:
+        concept = res.Concept(name=f"{SHOP}/concepts/w{number:02d}", display_name=name)
+        concept.labels.update({"team": team} if team else {})
+        mask = FieldMask(paths=["labels", "display_name"])
+        await stub.UpdateConcept(rpc.UpdateConceptRequest(concept=concept, update_mask=mask))
+
+    def found(page: Any) -> list[int]:
+        return [int(concept.name[-2:]) for concept in page.concepts]
+
+    await _concepts(stub, *(f"w{number:02d}" for number in range(20)))
+    for number in range(20):
+        await label(number, "ab"[number % 2], f"name {number % 5}")
+    first = await stub.ListConcepts(request)
+    await label(6, "b", "name 1")
+    await label(8, "", "name 1")
+    await label(9, "a", "name 4")
+    await stub.DeleteConcept(rpc.DeleteConceptRequest(name=f"{SHOP}/concepts/w10"))
+    await stub.PurgeConcept(rpc.PurgeConceptRequest(name=f"{SHOP}/concepts/w10", force=True))
+    await label(8, "a", "name 1")
+    await publish(stub, parent=f"{SHOP}/concepts/w12")
+    seen, token = found(first), first.next_page_token
+    while token:
+        page = await stub.ListConcepts(
+            rpc.ListConceptsRequest(parent=SHOP, filter=request.filter, page_size=3, page_token=token)
+        )
+        seen, token = seen + found(page), page.next_page_token
+    assert seen == list(range(0, 20, 2))
+    request.page_size = 50
+    assert found(await stub.ListConcepts(request)) == [0, 2, 4, 8, 9, 14, 16, 18]
+    named = rpc.ListConceptsRequest(
+        parent=SHOP, filter='display_name = "name 4" AND (labels.team = "b" OR kind = OBJECT)'
+    )
+    assert found(await stub.ListConcepts(named)) == [4, 9, 14, 19]
+    assert found(await stub.ListConcepts(rpc.ListConceptsRequest(parent=SHOP, filter='creator = "nobody"'))) == []
+    deleted = rpc.ListConceptsRequest(parent=SHOP, filter="state = DELETED", show_deleted=True)
+    await stub.DeleteConcept(rpc.DeleteConceptRequest(name=f"{SHOP}/concepts/w11"))
+    assert found(await stub.ListConcepts(deleted)) == [11]
 
 
 async def test_filters_of_each_list(running: Running) -> None:
