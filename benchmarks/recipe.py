@@ -34,6 +34,7 @@ from miniature.world import COLOURS, KINDS, PATTERNS, SCENES, Drawing, Toy, rand
 from trainer.engine import Engine
 from trainer.recipe import Recipe, recipes
 from trainer.run import Task
+from trainer.starts import Words
 from trainer.templates import OBJECT
 
 WORD = WordRef(None, "toy")
@@ -223,12 +224,14 @@ def main() -> None:
             Image.fromarray(sheet).resize((sheet.shape[1] * 2, sheet.shape[0] * 2)).save(arguments.out / f"{name}.png")
 
     table = model.embedding.weight.detach()
-    row("the word `toy`", [table[engine.start_ids("toy")]] * len(cases), "-")
-    row("the kind's word", [table[engine.start_ids(case.toy.kind)] for case in cases], "-")
+    row("the word `toy`", [table[engine.starts.ids("toy")]] * len(cases), "-")
+    row("the kind's word", [table[engine.starts.ids(case.toy.kind)] for case in cases], "-")
     for name, recipe in RECIPES.items():
         words, began = [], time.monotonic()
         for case in cases:
-            task = Task(pictures=case.learn, templates=[OBJECT] * 4, start="toy", vectors=1, seed=0, recipe=recipe)
+            task = Task(
+                pictures=case.learn, templates=[OBJECT] * 4, start=Words(words="toy"), vectors=1, seed=0, recipe=recipe
+            )
             words.append(torch.from_numpy(engine.learn(task, lambda made: None, threading.Event()).vectors))
         row(name, words, f"{(time.monotonic() - began) / len(cases):.1f}")
 

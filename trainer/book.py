@@ -65,7 +65,6 @@ class CreateJob:
     tenant: str
     priority: int
     spec: Mapping[str, Any]
-    pictures: Sequence[str]
     creator: str
     principal: str
 
@@ -73,7 +72,8 @@ class CreateJob:
 @dataclass(frozen=True, kw_only=True)
 class MoveJob:
     """Change a job's state. With `attempt` only while that attempt holds the job: whoever lost it cannot speak for it
-    any more. `detail` is kept with the job: `error`, `progress`, `embedding` and `record` (blobs), `version`.
+    any more. `detail` is kept with the job: `error`, `progress`, `checkpoint`, `embedding` and `record` (blobs),
+    `version`.
     """
 
     name: str
@@ -83,14 +83,23 @@ class MoveJob:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
-Command = AddPicture | DeletePicture | CreateJob | MoveJob
+@dataclass(frozen=True, kw_only=True)
+class KeepCheckpoint:
+    """The blob `checkpoint` is from where a job that is RUNNING under `attempt` can go on."""
+
+    name: str
+    attempt: int
+    checkpoint: str
+
+
+Command = AddPicture | DeletePicture | CreateJob | MoveJob | KeepCheckpoint
 
 
 class TrainerBook:
     """Rules and tables of pictures and jobs; a storage.Book."""
 
     name = "trainer"
-    schema_version = 1
+    schema_version = 2
 
     def create(self, db: sqlite3.Connection) -> None:
         """Make the tables, empty."""
@@ -110,11 +119,16 @@ class TrainerBook:
                 _refuse_needed(db, name)
                 return [Effect(kind="picture-deleted", body={"name": name})]
             case CreateJob():
-                _check_pictures(db, command.pictures, now_us)
-                body = vars(command) | {"spec": dict(command.spec), "pictures": list(command.pictures)}
+                needed = _check_pictures(db, command.spec, now_us)
+                body = vars(command) | {"spec": dict(command.spec), "pictures": needed}
                 return [Effect(kind="job-created", body=body)]
             case MoveJob():
                 return [_moved(db, command, now_us)]
+            case KeepCheckpoint():
+                row = _held(db, command.name, command.attempt)
+                if row["state"] != State.RUNNING:
+                    raise _wrong_state(row, f"is {row['state']}; a checkpoint needs {State.RUNNING}")
+                return [Effect(kind="checkpoint-kept", body={"name": command.name, "checkpoint": command.checkpoint})]
 
     def apply(self, db: sqlite3.Connection, change: Change) -> Row:
         """Write one change into the tables; the answer is the row of the picture or the job, of a deleted picture as it
@@ -145,16 +159,20 @@ class TrainerBook:
             case "job-moved":
                 _apply_move(db, body, change.time_us, revision)
                 return job(db, body["name"])
+            case "checkpoint-kept":
+                detail = job(db, body["name"])["detail"] | {"checkpoint": body["checkpoint"]}
+                db.execute("UPDATE jobs SET detail = ? WHERE name = ?", (dumps(detail), body["name"]))
+                return job(db, body["name"])
             case kind:
                 raise AssertionError(f"no change of this book is called {kind}")
 
     def blobs(self, db: sqlite3.Connection) -> Iterator[str]:
-        """The pictures, and what jobs have yet to publish."""
+        """The pictures, where jobs can go on, and what they have yet to publish."""
         for row in db.execute("SELECT blob FROM pictures"):
             yield row["blob"]
-        for row in db.execute("SELECT detail FROM jobs WHERE state = ?", (State.PUBLISHING.value,)):
+        for row in db.execute(f"SELECT detail FROM jobs WHERE state IN ({_UNFINISHED})"):
             detail = loads(row["detail"])
-            yield from (detail[key] for key in ("embedding", "record") if detail.get(key))
+            yield from (detail[key] for key in ("checkpoint", "embedding", "record") if detail.get(key))
 
     def doomed(self, db: sqlite3.Connection, blob: str) -> bool:
         """A trainer deletes a blob when nothing refers to it any more, and uses no name twice."""
@@ -238,40 +256,59 @@ def _refuse_needed(db: sqlite3.Connection, name: str) -> None:
         )
 
 
-def _check_pictures(db: sqlite3.Connection, names: Sequence[str], now_us: int) -> None:
-    wrong = []
-    for index, name in enumerate(names):
-        row = db.execute("SELECT expires_us FROM pictures WHERE name = ?", (name,)).fetchone()
-        if row is None or row["expires_us"] <= now_us:
-            what = "is not here" if row is None else "has expired"
-            wrong.append((f"job.examples[{index}].picture", f"{name} {what}: upload it, then create the job"))
-    if wrong:
-        raise InvalidArgument(wrong[0][1], reason="PICTURE_NOT_FOUND", violations=wrong)
+def _check_pictures(db: sqlite3.Connection, spec: Mapping[str, Any], now_us: int) -> list[str]:
+    """The pictures and masks that a job needs, all there and of the same shapes. Raises InvalidArgument."""
+    missing, misshaped, needed = [], [], []
+    for index, example in enumerate(spec["examples"]):
+        shapes = []
+        for part in ("picture", "mask"):
+            if not (name := example.get(part)):
+                continue
+            needed.append(name)
+            row = db.execute("SELECT * FROM pictures WHERE name = ?", (name,)).fetchone()
+            if row is None or row["expires_us"] <= now_us:
+                what = "is not here" if row is None else "has expired"
+                missing.append((f"job.examples[{index}].{part}", f"{name} {what}: upload it, then create the job"))
+            else:
+                shapes.append(f"{row['width']} x {row['height']}")
+        if len(set(shapes)) > 1:
+            misshaped.append((f"job.examples[{index}].mask", f"is {shapes[1]}, its picture {shapes[0]} pixels"))
+    if missing or misshaped:
+        wrong = missing + misshaped
+        raise InvalidArgument(wrong[0][1], reason="PICTURE_NOT_FOUND" if missing else "MASK_SHAPE", violations=wrong)
+    return needed
+
+
+def _held(db: sqlite3.Connection, name: str, attempt: int | None) -> Row:
+    """A job's row; with `attempt` only while that holds the job."""
+    row = job(db, name)
+    if attempt is not None and attempt != row["attempt"]:
+        raise FailedPrecondition(
+            f"attempt {attempt} of {name} is over; attempt {row['attempt']} holds it", reason="ATTEMPT_OVER"
+        )
+    return row
+
+
+def _wrong_state(row: Row, why: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"{row['name']} {why}", reason="JOB_STATE", metadata={"job": row["name"], "state": row["state"]}
+    )
 
 
 def _moved(db: sqlite3.Connection, command: MoveJob, now_us: int) -> Effect:
-    row = job(db, command.name)
+    row = _held(db, command.name, command.attempt)
     if command.etag and command.etag != row["revision"]:
         raise Aborted(
             f"{command.name} has changed since it was read; read it again",
             reason="ETAG_MISMATCH",
             metadata={"etag": row["revision"]},
         )
-    if command.attempt is not None and command.attempt != row["attempt"]:
-        raise FailedPrecondition(
-            f"attempt {command.attempt} of {command.name} is over; attempt {row['attempt']} holds it",
-            reason="ATTEMPT_OVER",
-        )
     try:
         life = life_of(row).after(command.move)
     except WrongState as error:
-        raise FailedPrecondition(
-            f"{command.name} {error}", reason="JOB_STATE", metadata={"job": command.name, "state": row["state"]}
-        ) from None
+        raise _wrong_state(row, str(error)) from None
     if command.move is Move.RETRY:
-        # In the order of the examples, so that what is missing is named where it stands.
-        names = [example["picture"] for example in row["spec"]["examples"]]
-        _check_pictures(db, names, now_us)
+        _check_pictures(db, row["spec"], now_us)
     body = {"name": command.name, "move": command.move.value, "detail": dict(command.detail)}
     return Effect(kind="job-moved", body=body | vars(life) | {"state": life.state.value})
 
@@ -284,8 +321,11 @@ def life_of(row: Row) -> Life:
 def _apply_move(db: sqlite3.Connection, body: Row, time_us: int, revision: str) -> None:
     row = job(db, body["name"])
     state = State(body["state"])
-    # Nothing of an attempt before counts for one that waits.
-    detail = {} if state is State.QUEUED else row["detail"] | body["detail"]
+    detail = row["detail"] | body["detail"]
+    if state is State.QUEUED:  # of an attempt before only that counts from where it can go on
+        detail = {key: detail[key] for key in ("checkpoint",) if key in detail}
+    elif state is not State.RUNNING:
+        detail.pop("checkpoint", None)
     db.execute(
         "UPDATE jobs SET state = ?, attempt = ?, losses = ?, started_us = ?, ended_us = ?, revision = ?, detail = ?"
         " WHERE name = ?",

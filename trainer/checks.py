@@ -19,14 +19,13 @@ from rpc.validate import Violations
 from trainer.book import CreateJob
 from trainer.engine import Engine
 from trainer.recipe import fill_in
-from trainer.templates import OBJECT, STARTS, STYLE
+from trainer.templates import STARTS, TEMPLATES
 
 MAX_EXAMPLES = 32
 MAX_VECTORS = 16
 _MAX_CAPTION = 500
 _MAX_START = 200
 _MAX_DESCRIPTION = 2_000  # as the registry's
-_STYLE = registry_resources.CONCEPT_KIND_STYLE
 
 
 class JobChecks:
@@ -36,18 +35,27 @@ class JobChecks:
         self._model = model
         self._engine = engine
 
-    def create(self, tenant: TenantName, job: resources_pb2.Job, principal: Principal, wrong: Violations) -> CreateJob:
-        """The command that creates the job which `job` describes.
+    def create(
+        self,
+        tenant: TenantName,
+        job: resources_pb2.Job,
+        principal: Principal,
+        wrong: Violations,
+        *,
+        parent: registry_resources.Version | None,
+    ) -> CreateJob:
+        """The command that creates the job which `job` describes; `parent` is the version that it starts from, if it
+        does.
 
         Raises InvalidArgument with all that is wrong, also with what `wrong` holds already, and Unimplemented.
         """
         _refuse_unbuilt(job)
-        _check_concept(tenant, job, wrong)
+        _check_owned(ConceptName, job.concept, "job.concept", tenant, wrong)
         kind = job.kind or registry_resources.CONCEPT_KIND_OBJECT
         if kind not in registry_resources.ConceptKind.values():
             wrong.add("job.kind", f"{kind} is no kind of concept")
             kind = registry_resources.CONCEPT_KIND_OBJECT
-        vectors = job.vectors or 1
+        vectors = job.vectors or (parent.base_model.encoders[0].vectors if parent is not None else 1)
         wrong.number("job.vectors", vectors, 1, MAX_VECTORS)
         if job.seed < 0:
             wrong.add("job.seed", "must not be negative")
@@ -56,13 +64,13 @@ class JobChecks:
         wrong.labels("job.labels", job.labels)
         recipe = fill_in(job.recipe, kind, self._model.spec.family, wrong)
         self._check_examples(tenant, job.examples, min(max(vectors, 1), MAX_VECTORS), wrong)
-        start = self._start(job, kind, wrong)
+        start = self._start(job, recipe.name, parent, wrong)
         wrong.raise_if_any()
         spec = resources_pb2.Job(
             concept=job.concept,
             kind=kind,
             examples=job.examples,
-            start=resources_pb2.Start(words=start),
+            start=start,
             vectors=vectors,
             seed=job.seed,
             recipe=recipe.message(),
@@ -77,7 +85,6 @@ class JobChecks:
             tenant=tenant.tenant,
             priority=job.priority,
             spec=_to_json(spec),
-            pictures=[example.picture for example in job.examples],
             creator=principal.caller.name,
             principal=to_json(principal.caller),
         )
@@ -89,11 +96,9 @@ class JobChecks:
             wrong.add("job.examples", f"has {len(examples)}; it must have 1 to {MAX_EXAMPLES}")
         for index, example in enumerate(examples[:MAX_EXAMPLES]):
             at = f"job.examples[{index}]"
-            try:
-                if PictureName.parse(example.picture).tenant != tenant.tenant:
-                    wrong.add(f"{at}.picture", f"must be a picture of {tenant}")
-            except InvalidName as error:
-                wrong.add(f"{at}.picture", str(error))
+            _check_owned(PictureName, example.picture, f"{at}.picture", tenant, wrong)
+            if example.mask:
+                _check_owned(PictureName, example.mask, f"{at}.mask", tenant, wrong)
             if example.caption:
                 self._check_caption(f"{at}.caption", example.caption, vectors, wrong)
 
@@ -113,24 +118,54 @@ class JobChecks:
         except PromptTooLong as error:
             wrong.add(field, error.message)
 
-    def _start(self, job: resources_pb2.Job, kind: int, wrong: Violations) -> str:
-        words = " ".join(job.start.words.split())
-        if job.start.words and not words:
-            wrong.add("job.start.words", "is blank; leave it out for the recipe's own start")
+    def _start(
+        self, job: resources_pb2.Job, recipe: str, parent: registry_resources.Version | None, wrong: Violations
+    ) -> resources_pb2.Start:
+        """The start with everything filled in."""
+        match job.start.WhichOneof("start"):
+            case "best_of_vocabulary":
+                if not job.start.best_of_vocabulary:
+                    wrong.add("job.start.best_of_vocabulary", "is false; leave the start out for the recipe's own")
+                return job.start
+            case "version":
+                if parent is not None:
+                    self._check_parent(job, parent, wrong)
+                return job.start
+            case "encoded_words":
+                return resources_pb2.Start(encoded_words=self._words("encoded_words", job.start.encoded_words, wrong))
+            case "words":
+                return resources_pb2.Start(words=self._words("words", job.start.words, wrong))
+        return resources_pb2.Start(words=self._engine.starts.first_of(STARTS[recipe]))
+
+    def _words(self, kind: str, text: str, wrong: Violations) -> str:
+        field, words = f"job.start.{kind}", " ".join(text.split())
         if not words:
-            return self._engine.start_for(STARTS["style" if kind == _STYLE else "object"])
-        wrong.characters("job.start.words", job.start.words, _MAX_START)
+            wrong.add(field, "is blank; leave the start out for the recipe's own")
+        wrong.characters(field, text, _MAX_START)
         if len(words) <= _MAX_START:
             try:
-                self._engine.start_ids(words)
-            except Error as error:
-                wrong.add("job.start.words", error.message)
+                self._engine.starts.ids(words)
+                self._engine.check_length(f"{words} {{}}", 0)
+            except (Error, PromptTooLong) as error:
+                wrong.add(field, error.message)
         return words
+
+    def _check_parent(self, job: resources_pb2.Job, parent: registry_resources.Version, wrong: Violations) -> None:
+        here = base_model(self._model.spec)
+        made_for = [(one.name, one.dimensions, one.vocabulary_digest) for one in parent.base_model.encoders]
+        if made_for != [(one.name, one.dimensions, one.vocabulary_digest) for one in here.encoders]:
+            wrong.add(
+                "job.start.version",
+                f"was made for another base model ({parent.base_model.family} {parent.base_model.checkpoint}) than the"
+                f" one that is trained on ({here.family} {here.checkpoint})",
+            )
+        elif job.vectors and job.vectors != parent.base_model.encoders[0].vectors:
+            wrong.add("job.vectors", f"the version to start from has {parent.base_model.encoders[0].vectors}")
 
 
 def templates(job: resources_pb2.Job, engine: Engine) -> list[Sequence[str]]:
-    """The sentences for each of a job's pictures: its caption, or all of its kind's that the encoder has room for."""
-    usual = STYLE if job.kind == _STYLE else OBJECT
+    """The sentences for each of a job's pictures: its caption, or all of its recipe's that the encoder has room for."""
+    usual = TEMPLATES[job.recipe.name]
     fitting = []
     for template in usual:
         try:
@@ -141,23 +176,19 @@ def templates(job: resources_pb2.Job, engine: Engine) -> list[Sequence[str]]:
     return [[example.caption] if example.caption else fitting or usual[:1] for example in job.examples]
 
 
-def _check_concept(tenant: TenantName, job: resources_pb2.Job, wrong: Violations) -> None:
+def _check_owned(
+    kind: type[ConceptName] | type[PictureName], name: str, field: str, tenant: TenantName, wrong: Violations
+) -> None:
+    """`name` must be a resource of this kind and of this tenant."""
     try:
-        if ConceptName.parse(job.concept).tenant != tenant.tenant:
-            wrong.add("job.concept", f"must be a concept of {tenant}")
+        if kind.parse(name).tenant != tenant.tenant:
+            wrong.add(field, f"must be of {tenant}")
     except InvalidName as error:
-        wrong.add("job.concept", str(error))
+        wrong.add(field, str(error))
 
 
 def _refuse_unbuilt(job: resources_pb2.Job) -> None:
-    start = job.start.WhichOneof("start")
-    unbuilt = {
-        "masks": any(example.mask for example in job.examples),
-        "start from a version": start == "version",
-        "start from the vocabulary's best word": start == "best_of_vocabulary",
-        "learned start": start == "learned",
-        "word at once": job.word_at_once,
-    }
+    unbuilt = {"learned start": job.start.WhichOneof("start") == "learned", "word at once": job.word_at_once}
     for part, asked in unbuilt.items():
         if asked:
             raise Unimplemented(f"{part}: not built yet", metadata={"part": part})

@@ -9,18 +9,16 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from diffusers import DDPMScheduler
 from pseudoword.names import WordRef
 
 from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
-from diffusion.pictures import square
-from diffusion.prompt import Prompt, parse
-from rpc.errors import InvalidArgument
-from trainer.draws import Draw
-from trainer.run import Latents, Learned, Run, Step, Task, Unit
+from trainer.best import best_word
+from trainer.latents import encode_pictures
+from trainer.losses import Part, RowLosses, sentence
+from trainer.run import Learned, Run, RunState, Step, Task, Unit
+from trainer.starts import BestWord, Starts, Words
 
 _WORD = WordRef(None, "w")  # how a template's word is called while its length is checked
 
@@ -46,47 +44,42 @@ class Engine:
         `checkpoint_activations` computes the UNet's activations anew in the backward pass: less memory, more time."""
         self._model = model
         self._encoder = PromptEncoder(model)
-        self._noise = DDPMScheduler.from_config(model.scheduler_config)
+        self._losses = RowLosses(model, self._encoder)
         self.max_rows = max_rows
-        table = self._table()
+        self.starts = Starts(model, self._encoder)
+        table = self.starts.table
         self.unit = Unit(rms=table.square().mean().sqrt().item(), norm=table.norm(dim=-1).mean().item())
         if checkpoint_activations:
             model.unet.enable_gradient_checkpointing()
 
-    def start_ids(self, words: str) -> list[int]:
-        """The vocabulary's entries of `words`, one for each. Raises InvalidArgument for a word that is not one."""
-        ids = []
-        for word in words.split():
-            pieces = self._model.tokenizer(word, add_special_tokens=False).input_ids
-            if len(pieces) != 1 or pieces[0] in self._model.tokenizer.all_special_ids:
-                raise InvalidArgument(
-                    f"the model's vocabulary has no single entry for {word[:64]!r}: start from a plainer word, or leave"
-                    " the start out",
-                    reason="START_UNKNOWN",
-                    metadata={"word": word[:64], "entries": str(len(pieces))},
-                )
-            ids.append(pieces[0])
-        return ids
-
-    def start_for(self, candidates: Sequence[str]) -> str:
-        """The first of `candidates` that the vocabulary has. Raises InvalidArgument when it has none."""
-        for word in candidates[:-1]:
-            try:
-                self.start_ids(word)
-            except InvalidArgument:
-                continue
-            return word
-        self.start_ids(candidates[-1])
-        return candidates[-1]
-
     def check_length(self, template: str, vectors: int) -> None:
         """Raises PromptTooLong when a sentence with a word of so many vectors does not fit the encoder."""
-        self._encoder.tokenize(_sentence(template, _WORD), {_WORD: vectors})
+        self._encoder.tokenize(sentence(template, _WORD), {_WORD: vectors})
 
-    def prepare(self, task: Task) -> Run:
-        """Everything of a job that is computed once."""
+    def prepare(self, task: Task, state: RunState | None = None) -> Run:
+        """Everything of a job that is computed once; it goes on from `state`, or begins."""
         half = self._model.dtype == torch.float16
-        return Run(task, self._latents(task), self._start(task), self.unit, half=half)
+        latents = encode_pictures(self._model, task.pictures, task.masks, flips=task.recipe.flips)
+        if state is not None:
+            start = torch.from_numpy(state.start).to(self._model.device)
+        elif isinstance(task.start, BestWord):
+            word = best_word(
+                task.start.usual,
+                latents,
+                task.templates,
+                recipe=task.recipe,
+                seed=task.seed,
+                starts=self.starts,
+                losses=self._losses,
+                max_rows=self.max_rows,
+            )
+            start = self.starts.vectors(Words(words=word), task.vectors)
+        else:
+            start = self.starts.vectors(task.start, task.vectors)
+        run = Run(task, latents, start, self.unit, half=half)
+        if state is not None:
+            run.restore(state)
+        return run
 
     def tick(self, grants: Sequence[tuple[Run, int]]) -> list[Ticked]:
         """Trains the next rows of some jobs, so many of each, in one pass.
@@ -122,37 +115,20 @@ class Engine:
                     on_step(ticked.step)
         return run.learned()
 
-    def _table(self) -> torch.Tensor:
-        weight: torch.Tensor = self._encoder.vocabulary.detach().float()
-        return weight
-
-    def _start(self, task: Task) -> torch.Tensor:
-        """The start's entries, one a vector; their mean for every vector where their numbers differ."""
-        entries = self._table()[torch.tensor(self.start_ids(task.start), device=self._model.device)]
-        if len(entries) != task.vectors:
-            entries = entries.mean(dim=0, keepdim=True).expand(task.vectors, -1)
-        return entries
-
-    @torch.no_grad()
-    def _latents(self, task: Task) -> Latents:
-        model = self._model
-        size = model.spec.sample_size_px
-        arrays = [np.asarray(square(picture, size), dtype=np.float32) / 127.5 - 1 for picture in task.pictures]
-        if task.recipe.flips:
-            arrays += [array[:, ::-1] for array in arrays]
-        means, deviations = [], []
-        for array in arrays:
-            pixels = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)[None]
-            posterior = model.vae.encode(pixels.to(model.device, model.dtype)).latent_dist
-            means.append(posterior.mean.float() * model.vae.config.scaling_factor)
-            deviations.append(posterior.std.float() * model.vae.config.scaling_factor)
-        return Latents(means=torch.cat(means), deviations=torch.cat(deviations))
-
     def _together(self, grants: Sequence[tuple[Run, int]]) -> list[Ticked]:
-        drawn = [run.draws(count) for run, count in grants]
-        by_row = self._row_losses([run for run, _ in grants], drawn)
-        parts = torch.split(by_row, [len(draws) for draws in drawn])
-        leaves = [leaf for run, _ in grants for leaf in run.leaves]
+        by_row = self._losses.of(
+            [
+                Part(
+                    vectors=torch.cat(list(run.active)),
+                    latents=run.latents,
+                    draws=run.draws(count),
+                    min_snr_gamma=run.task.recipe.min_snr_gamma,
+                )
+                for run, count in grants
+            ]
+        )
+        parts = torch.split(by_row, [count for _, count in grants])
+        leaves = [leaf for run, _ in grants for leaf in run.active]
         # The sum over jobs of the mean over own rows: no job's gradient knows how many others there are.
         shares = [part.sum() * (run.scale / run.task.recipe.rows) for (run, _), part in zip(grants, parts, strict=True)]
         gradients = iter(torch.autograd.grad(torch.stack(shares).sum(), leaves))
@@ -160,50 +136,9 @@ class Engine:
         ticked = []
         for run, count in grants:
             own_losses = [next(losses) for _ in range(count)]
-            own_gradients = [next(gradients) for _ in run.leaves]
+            own_gradients = [next(gradients) for _ in run.active]
             try:
                 ticked.append(Ticked(run=run, step=run.gather(own_losses, own_gradients)))
             except Exception as error:
                 ticked.append(Ticked(run=run, error=error))
         return ticked
-
-    def _row_losses(self, runs: Sequence[Run], drawn: Sequence[Sequence[Draw]]) -> torch.Tensor:
-        """Loss of each row, fp32 [rows]: the squared error of the prediction, weighted by min-SNR where asked."""
-        model = self._model
-        words = [WordRef(None, f"w{index}") for index in range(len(runs))]
-        device = model.device
-        draws = [one for draws in drawn for one in draws]
-        prompts = [_sentence(one.sentence, word) for word, draws in zip(words, drawn, strict=True) for one in draws]
-        picked = [[one.picture for one in draws] for draws in drawn]
-        means = torch.cat([run.latents.means[rows] for run, rows in zip(runs, picked, strict=True)])
-        deviations = torch.cat([run.latents.deviations[rows] for run, rows in zip(runs, picked, strict=True)])
-        shake = torch.from_numpy(np.stack([one.shake for one in draws])).to(device)
-        noise = torch.from_numpy(np.stack([one.noise for one in draws])).to(device)
-        timesteps = torch.tensor([one.timestep for one in draws], device=device)
-        clean = means + deviations * shake
-        noisy = self._noise.add_noise(clean, noise, timesteps)
-        vectors = {word: torch.cat(run.leaves) for word, run in zip(words, runs, strict=True)}
-        hidden = self._encoder.encode(prompts, vectors)
-        predicted = model.unet(noisy.to(model.dtype), timesteps, hidden.to(model.dtype)).sample.float()
-        if model.spec.prediction_type == "v_prediction":
-            wanted = self._noise.get_velocity(clean, noise, timesteps)
-        else:
-            wanted = noise
-        by_row: torch.Tensor = (predicted - wanted).square().mean(dim=(1, 2, 3))
-        gammas = [run.task.recipe.min_snr_gamma for run, draws in zip(runs, drawn, strict=True) for _ in draws]
-        if any(gammas):
-            by_row = by_row * self._min_snr(timesteps, torch.tensor(gammas, device=device))
-        return by_row
-
-    def _min_snr(self, timesteps: torch.Tensor, gammas: torch.Tensor) -> torch.Tensor:
-        """Weights of arXiv 2303.09556, eq. 7, for the model's kind of prediction; 1 where gamma is 0."""
-        signal = self._noise.alphas_cumprod.to(timesteps.device)[timesteps]
-        snr = signal / (1 - signal)
-        velocity = self._model.spec.prediction_type == "v_prediction"
-        weights = torch.minimum(snr, gammas) / (snr + 1 if velocity else snr)
-        return torch.where(gammas > 0, weights, torch.ones_like(weights))
-
-
-def _sentence(template: str, word: WordRef) -> Prompt:
-    before, after = template.split("{}")
-    return Prompt((*parse(before).parts, word, *parse(after).parts))

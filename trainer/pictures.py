@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import structlog
 from PIL import Image
 from pseudoword.names import PictureName, TenantName
 from pseudoword.trainer.v1 import trainer_pb2
@@ -21,17 +20,17 @@ from rpc.identity import Role, current_principal
 from rpc.patience import patiently
 from rpc.validate import Violations
 from storage.blobs import Blobs
-from storage.errors import NotCommitted, StorageError
+from storage.errors import NotCommitted
 from storage.objects import ObjectStore
 from trainer import book
 from trainer.book import SHARD, AddPicture, DeletePicture, Row
 from trainer.desk import Context, Desk
+from trainer.leftovers import discard
 
 MAX_CHUNK_BYTES = 2**20
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 _SWEEP = timedelta(minutes=10)
 _SWEPT_AT_ONCE = 256
-_logger = structlog.get_logger(__name__)
 Requests = AsyncIterator[trainer_pb2.UploadPictureRequest]
 
 
@@ -84,7 +83,7 @@ class Pictures:
     async def delete(self, name: PictureName, request: Any, context: Context) -> None:
         """Forgets a picture and deletes its bytes. Raises NotFound, FailedPrecondition, StorageErrors."""
         row = await self._desk.commit(name.tenant, DeletePicture(name=str(name)), request, context)
-        await self._delete_blob(row["blob"])
+        await discard(self._store, row["blob"])
 
     async def sweep(self) -> None:
         """Deletes pictures that have expired and that no unfinished job needs, for ever."""
@@ -94,7 +93,7 @@ class Pictures:
                 tenant = PictureName.parse(name).tenant
                 row = await self._desk.change(DeletePicture(name=name, expired=True), tenant)
                 if row:
-                    await self._delete_blob(row["blob"])
+                    await discard(self._store, row["blob"])
             if len(names) < _SWEPT_AT_ONCE:
                 await asyncio.sleep(_SWEEP.total_seconds())
 
@@ -178,18 +177,11 @@ class Pictures:
         try:
             row = await self._desk.commit(tenant.tenant, command, header, context)
         except NotCommitted:
-            await self._delete_blob(blob.name)
+            await discard(self._store, blob.name)
             raise
         if row["blob"] != blob.name:  # it was there already
-            await self._delete_blob(blob.name)
+            await discard(self._store, blob.name)
         return row
-
-    async def _delete_blob(self, name: str) -> None:
-        try:
-            await asyncio.to_thread(self._store.delete, name)
-        except StorageError as error:
-            # Nothing refers to it any more: waste, and no harm.
-            _logger.warning("a picture's bytes were not deleted", blob=name, error=error.message)
 
 
 def _check(data: bytes, limits: PictureLimits) -> PictureInfo:

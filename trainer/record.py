@@ -27,11 +27,12 @@ def record(
         provenance=registry_resources.Provenance(
             origin=registry_resources.Provenance.ORIGIN_LEARNED,
             job=job.name,
-            recipe_json=to_json(recipe),
+            recipe_json=to_json(recipe, job.start),
             seed=job.seed,
             steps=len(learned.losses),
             stop_reason=learned.stop_reason,
             loss_curve=curve(learned.losses),
+            parents=[job.start.version] if job.start.version else [],
             picture_digests=[PictureName.parse(example.picture).picture for example in job.examples],
             software={program: installed(program) for program in _PROGRAMS} | {"torch": torch.__version__},
         ),

@@ -24,6 +24,7 @@ from trainer.messages import picture_of
 from trainer.metrics import TrainerMetrics
 from trainer.pictures import Pictures
 from trainer.recipe import recipes
+from trainer.versions import Versions
 from trainer.worker import Worker
 
 
@@ -36,6 +37,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         desk: Desk,
         pictures: Pictures,
         checks: JobChecks,
+        versions: Versions,
         worker: Worker,
         metrics: TrainerMetrics,
         draining: asyncio.Event,
@@ -44,6 +46,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._desk = desk
         self._pictures = pictures
         self._checks = checks
+        self._versions = versions
         self._worker = worker
         self._metrics = metrics
         self._draining = draining
@@ -78,7 +81,9 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         wrong = Violations()
         tenant = _admitted(TenantName, request.parent, Role.WRITER, wrong, field="parent")
         wrong.request_id(request)
-        command = self._checks.create(tenant, request.job, current_principal(), wrong)
+        principal = current_principal()
+        parent = await self._versions.start_of(tenant, request.job, principal.caller, wrong)
+        command = self._checks.create(tenant, request.job, principal, wrong, parent=parent)
         row = await self._desk.commit(tenant.tenant, command, request, context)
         if request.validate_only:
             return self._desk.message(row, row["revision"])

@@ -10,7 +10,11 @@ from PIL import Image
 
 from rpc.errors import FailedPrecondition
 from trainer.draws import Draw, draw
+from trainer.latents import Latents
 from trainer.recipe import Recipe
+from trainer.schedule import StopReason, end_of, rate_of, vectors_at
+from trainer.starts import Start
+from trainer.stopping import StopRule
 
 _SMOOTHING = 0.9  # of the exponential mean of the loss
 # Loss scale of half precision: where it begins, and after how many good steps it is doubled (as torch's GradScaler).
@@ -20,22 +24,16 @@ _GROWTH_STEPS = 2_000
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What to learn. `pictures` are RGB, upright; `templates` hold `{}` in the word's place, one list a picture."""
+    """What to learn. `pictures` are RGB, upright; `templates` hold `{}` in the word's place, one list a picture;
+    `masks` are pictures of the same shapes, white where the thing is, None where nobody said, or empty."""
 
     pictures: Sequence[Image.Image]
     templates: Sequence[Sequence[str]]
-    start: str
+    start: Start
     vectors: int
     seed: int
     recipe: Recipe
-
-
-@dataclass(frozen=True, kw_only=True)
-class Latents:
-    """The pictures' latents, computed once: mean and deviation, scaled, [pictures (twice with mirrors), c, h, w]."""
-
-    means: torch.Tensor
-    deviations: torch.Tensor
+    masks: Sequence[Image.Image | None] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +46,11 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One optimiser step that was made; `learning_rate` in units of the vocabulary's root mean square."""
+    """One optimiser step that was made, of `steps` planned; `learning_rate` in units of the vocabulary's root mean
+    square."""
 
     step: int
+    steps: int
     loss: float
     smoothed_loss: float
     learning_rate: float
@@ -63,6 +63,29 @@ class Learned:
     vectors: np.ndarray
     losses: Sequence[float]
     stop_reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """All that a run needs to go on as if it had never been broken off, at the end of a step.
+
+    Arrays are fp32 [vectors, dims], `losses` float64 [steps]. `adam_steps` counts the optimiser's steps of each vector.
+    `gradient` (the last one), `recent` and `converged` are the stopping rule's.
+    """
+
+    vectors: np.ndarray
+    start: np.ndarray
+    first_moments: np.ndarray
+    second_moments: np.ndarray
+    gradient: np.ndarray
+    losses: np.ndarray
+    adam_steps: Sequence[int]
+    smoothed: float
+    scale: float
+    good_steps: int
+    recent: Sequence[float]
+    converged: int | None
+    trained_s: float
 
 
 class Run:
@@ -87,6 +110,10 @@ class Run:
         self._good_steps = 0
         self._row_losses: list[float] = []
         self._gradients: list[torch.Tensor] = []
+        self.rule = StopRule()
+        self._gradient = torch.zeros_like(self._start)
+        # Steps after which the rule fired.
+        self._converged: int | None = None
 
     @property
     def step(self) -> int:
@@ -94,8 +121,18 @@ class Run:
         return len(self.losses)
 
     @property
+    def end(self) -> int:
+        """Optimiser steps planned."""
+        return end_of(self.task.recipe, self._converged)
+
+    @property
     def done(self) -> bool:
-        return self.step >= self.task.recipe.steps
+        return self.step >= self.end
+
+    @property
+    def active(self) -> Sequence[torch.Tensor]:
+        """The leaves that are in this step's sentences."""
+        return self.leaves[: vectors_at(self.task.recipe, self.step, len(self.leaves))]
 
     @property
     def rows_left(self) -> int:
@@ -119,9 +156,9 @@ class Run:
         ]
 
     def gather(self, losses: Sequence[float], gradients: Sequence[torch.Tensor]) -> Step | None:
-        """Takes rows in: their losses, and the gradients of their sum over the recipe's rows times `scale`, a leaf
-        each. Gives the step that they complete, if they do and it is made. Raises FailedPrecondition (DIVERGED) when
-        the loss or the vectors are no longer finite."""
+        """Takes rows in: their losses, and the gradients of their sum over the recipe's rows times `scale`, an active
+        leaf each. Gives the step that they complete, if they do and it is made. Raises FailedPrecondition (DIVERGED)
+        when the loss or the vectors are no longer finite."""
         self._row_losses += losses
         if self._gradients:
             self._gradients = [before + more for before, more in zip(self._gradients, gradients, strict=True)]
@@ -138,29 +175,80 @@ class Run:
             return None
         return self._advance(loss, gathered)
 
+    def state(self, trained_s: float) -> RunState:
+        """Where it is after its last step; `trained_s` is what it has taken so far. Rows gathered since are left out:
+        they are drawn again."""
+        nothing = torch.zeros_like(self.leaves[0])
+        moments = [self._optimiser.state.get(leaf, {}) for leaf in self.leaves]
+
+        def rows(tensors: Sequence[torch.Tensor]) -> np.ndarray:
+            found: np.ndarray = torch.cat([tensor.detach() for tensor in tensors]).cpu().numpy().copy()
+            return found
+
+        return RunState(
+            vectors=rows(self.leaves),
+            start=rows([self._start]),
+            first_moments=rows([one.get("exp_avg", nothing) for one in moments]),
+            second_moments=rows([one.get("exp_avg_sq", nothing) for one in moments]),
+            gradient=rows([self._gradient]),
+            losses=np.array(self.losses, dtype=np.float64),
+            adam_steps=[int(one["step"]) if one else 0 for one in moments],
+            smoothed=self._smoothed,
+            scale=self.scale,
+            good_steps=self._good_steps,
+            recent=list(self.rule.recent),
+            converged=self._converged,
+            trained_s=trained_s,
+        )
+
+    def restore(self, state: RunState) -> None:
+        """Goes on from `state`, made of a run of the same task."""
+        device = self._start.device
+        moments = zip(state.adam_steps, state.first_moments, state.second_moments, strict=True)
+        for leaf, vector, (steps, first, second) in zip(self.leaves, state.vectors, moments, strict=True):
+            with torch.no_grad():
+                leaf.copy_(torch.from_numpy(vector))
+            if steps:
+                self._optimiser.state[leaf] = {
+                    "step": torch.tensor(float(steps)),
+                    "exp_avg": torch.from_numpy(first)[None].to(device),
+                    "exp_avg_sq": torch.from_numpy(second)[None].to(device),
+                }
+        self.losses = state.losses.tolist()
+        self._smoothed = state.smoothed
+        self.scale = state.scale
+        self._good_steps = state.good_steps
+        self.rule = StopRule(state.recent)
+        self._gradient = torch.from_numpy(state.gradient).to(device)
+        self._converged = state.converged
+
     def learned(self) -> Learned:
         """The vectors as they are."""
         vectors = torch.cat([leaf.detach() for leaf in self.leaves])
-        return Learned(vectors=vectors.cpu().numpy().copy(), losses=list(self.losses), stop_reason="steps")
+        reason = StopReason.STEPS if self._converged is None else StopReason.CONVERGED
+        return Learned(vectors=vectors.cpu().numpy().copy(), losses=list(self.losses), stop_reason=reason.value)
 
     def _advance(self, loss: float, gradients: Sequence[torch.Tensor]) -> Step:
-        recipe = self.task.recipe
-        rate = rate_of(recipe, self.step)
-        for leaf, start, gradient in zip(self.leaves, self._start, gradients, strict=True):
+        recipe, active = self.task.recipe, self.active
+        rate = rate_of(recipe, self.step, self._converged)
+        for leaf, start, gradient in zip(active, self._start[: len(active)], gradients, strict=True):
             leaf.grad = gradient / self.scale
             if recipe.start_weight:
                 # Of start_weight times the squared distance.
                 leaf.grad += 2 * recipe.start_weight * (leaf.detach() - start)
         if recipe.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.leaves, recipe.clip_norm)
+            torch.nn.utils.clip_grad_norm_(active, recipe.clip_norm)
         for group in self._optimiser.param_groups:
             group["lr"] = rate * self._unit.rms
         self._optimiser.step()
         with torch.no_grad():
-            for leaf in self.leaves:
+            for leaf in active:
                 if recipe.hold_norm:
                     leaf.mul_(self._unit.norm / leaf.norm())
-                leaf.grad = None
+        if recipe.early_stopping and len(active) == len(self.leaves):
+            self._heed(torch.cat([leaf.grad for leaf in active if leaf.grad is not None]))
+        for leaf in active:
+            leaf.grad = None
         self.losses.append(loss)
         if not math.isfinite(loss) or not _finite(self.leaves):
             raise FailedPrecondition(
@@ -171,20 +259,21 @@ class Run:
         self._grow()
         self._smoothed = _SMOOTHING * self._smoothed + (1 - _SMOOTHING) * loss
         mean = self._smoothed / (1 - _SMOOTHING**self.step)
-        return Step(step=self.step, loss=loss, smoothed_loss=mean, learning_rate=rate)
+        return Step(step=self.step, steps=self.end, loss=loss, smoothed_loss=mean, learning_rate=rate)
+
+    def _heed(self, gradient: torch.Tensor) -> None:
+        """Shows the stopping rule the newest gradient, at the end of a step that is not counted yet."""
+        norms = gradient.norm() * self._gradient.norm()
+        if self._converged is None and norms > 0:
+            cosine = ((gradient * self._gradient).sum() / norms).item()
+            if self.rule.fires(cosine, self.step + 1):
+                self._converged = self.step + 1
+        self._gradient = gradient.detach().clone()
 
     def _grow(self) -> None:
         self._good_steps += 1
         if self._half and self._good_steps % _GROWTH_STEPS == 0:
             self.scale *= 2
-
-
-def rate_of(recipe: Recipe, step: int) -> float:
-    """The learning rate of a step, counted from 0."""
-    if not recipe.cosine or recipe.steps == 1:
-        return recipe.learning_rate
-    fall = (1 + math.cos(math.pi * step / (recipe.steps - 1))) / 2
-    return recipe.learning_rate * (recipe.final_learning_rate + (1 - recipe.final_learning_rate) * fall)
 
 
 def _finite(tensors: Sequence[torch.Tensor]) -> bool:

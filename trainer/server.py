@@ -18,6 +18,7 @@ from rpc.stores import open_fit_store, open_ledger
 from rpc.table import STORAGE
 from storage.blobs import Blobs
 from trainer.book import SHARDS, TrainerBook
+from trainer.checkpoints import Checkpoints
 from trainer.checks import JobChecks
 from trainer.desk import Desk
 from trainer.engine import Engine
@@ -27,6 +28,7 @@ from trainer.publisher import Publisher
 from trainer.queue import LogQueue
 from trainer.rpcs import TrainerServicer
 from trainer.settings import TrainerSettings
+from trainer.versions import Versions
 from trainer.worker import Worker
 
 SERVICE = "pseudoword.trainer.v1.TrainerService"
@@ -91,21 +93,25 @@ class Trainer:
             max_rows=settings.engine.max_rows,
             checkpoint_activations=settings.engine.checkpoint_activations,
         )
+        versions = Versions(RegistryServiceStub(registry))
         self._worker = Worker(
             desk,
             LogQueue(desk, max_per_tenant=settings.engine.max_running_per_tenant, max_losses=settings.max_losses),
             pictures,
             Blobs(store),
+            Checkpoints(desk, store),
             engine,
             Publisher(RegistryServiceStub(registry)),
+            versions,
             metrics,
             TABLE,
             base_model=base_model(model.spec),
             max_running=settings.engine.max_running,
             quantum_rows=settings.engine.quantum_rows,
+            checkpoint_every=settings.engine.checkpoint_every,
         )
         servicer = TrainerServicer(
-            model, desk, pictures, JobChecks(model, engine), self._worker, metrics, self.server.draining
+            model, desk, pictures, JobChecks(model, engine), versions, self._worker, metrics, self.server.draining
         )
         self.server.add(add_TrainerServiceServicer_to_server, servicer, SERVICE)
         await self.server.start()

@@ -36,6 +36,11 @@ class EngineSettings(BaseModel, frozen=True, extra="forbid"):
     quantum_rows: int = Field(
         default=2_000, ge=1, description="Rows that a tenant's jobs may have before the next tenant's turn"
     )
+    checkpoint_every: timedelta = Field(
+        default=timedelta(seconds=30),
+        ge=timedelta(0),
+        description="How often a job is saved, to go on from there should the server be killed",
+    )
     checkpoint_activations: bool = Field(
         default=False, description="Compute activations anew in the backward pass: less memory, more time"
     )

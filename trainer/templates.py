@@ -7,7 +7,11 @@ those that a small vocabulary knows too.
 from collections.abc import Mapping, Sequence
 
 # The first that the vocabulary has.
-STARTS: Mapping[str, Sequence[str]] = {"object": ("object", "thing", "toy"), "style": ("painting", "style", "art")}
+STARTS: Mapping[str, Sequence[str]] = {
+    "object": ("object", "thing", "toy"),
+    "style": ("painting", "style", "art"),
+    "face": ("face", "person", "toy"),
+}
 OBJECT = (
     "a photo of a {}",
     "a rendering of a {}",
@@ -26,3 +30,14 @@ STYLE = (
     "a close-up painting in the style of {}",
     "a good painting in the style of {}",
 )
+# Whoever it is has no article.
+FACE = (
+    "a photo of {}",
+    "a picture of {}",
+    "a portrait of {}",
+    "a close-up photo of {}",
+    "a photo of the face of {}",
+    "a good photo of {}",
+    "a rendering of {}",
+)
+TEMPLATES: Mapping[str, Sequence[str]] = {"object": OBJECT, "style": STYLE, "face": FACE}

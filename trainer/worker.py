@@ -17,12 +17,13 @@ from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from pseudoword.trainer.v1 import resources_pb2
 
 from rpc.errors import ErrorTable, FailedPrecondition, NotFound, to_status
-from rpc.identity import from_json
+from rpc.identity import Principal, from_json
 from rpc.patience import patiently
 from rpc.validate import Violations
 from storage.blobs import Blobs
 from storage.tensors import write_tensors
-from trainer.book import MoveJob, Row
+from trainer.book import KeepCheckpoint, MoveJob, Row
+from trainer.checkpoints import Checkpoints
 from trainer.checks import templates
 from trainer.desk import Desk
 from trainer.engine import Engine, Ticked
@@ -35,8 +36,11 @@ from trainer.publisher import Publisher
 from trainer.queue import LogQueue
 from trainer.recipe import fill_in
 from trainer.record import record
-from trainer.run import Run, Step, Task
+from trainer.run import Run, RunState, Step, Task
+from trainer.starts import BestWord, Given, Start, Words
+from trainer.templates import STARTS
 from trainer.turns import Entry, Turns
+from trainer.versions import Versions
 
 # What the book refuses with when a job is no longer the attempt's.
 _OVER = {"ATTEMPT_OVER", "JOB_STATE"}
@@ -53,10 +57,21 @@ class _Attempt:
     number: int
     losses: int
     created_us: int
-    began: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=time.monotonic)  # training, and its last step
     stepped: float = 0.0
+    # Blob that the log has as the job's checkpoint, when it was made, and whether another one is on its way.
+    checkpoint: str = ""
+    saved: float = 0.0
+    saving: asyncio.Task[None] | None = None
+    # Steps and seconds of earlier attempts that this one went on from.
+    first_step: int = 0
+    trained_s: float = 0.0
     run: Run | None = None
     over: bool = False
+
+    def trained(self, now: float) -> timedelta:
+        """Wall time of the training until `now`, earlier attempts' included."""
+        return timedelta(seconds=self.trained_s + now - self.began)
 
     def move(self, move: Move, **detail: object) -> MoveJob:
         return MoveJob(name=self.job.name, move=move, attempt=self.number, detail=detail)
@@ -72,14 +87,17 @@ class Worker:
         queue: LogQueue,
         pictures: Pictures,
         blobs: Blobs,
+        checkpoints: Checkpoints,
         engine: Engine,
         publisher: Publisher,
+        versions: Versions,
         metrics: TrainerMetrics,
         table: ErrorTable,
         *,
         base_model: registry_resources.BaseModel,
         max_running: int,
         quantum_rows: int,
+        checkpoint_every: timedelta,
     ) -> None:
         """At most `max_running` jobs are held at once; a tenant has `quantum_rows` rows before the next one's turn.
         `table` says what a job's error becomes."""
@@ -87,12 +105,15 @@ class Worker:
         self._queue = queue
         self._pictures = pictures
         self._blobs = blobs
+        self._checkpoints = checkpoints
         self._engine = engine
         self._publisher = publisher
+        self._versions = versions
         self._metrics = metrics
         self._table = table
         self._base_model = base_model
         self._max_running = max_running
+        self._checkpoint_s = checkpoint_every.total_seconds()
         self._turns = Turns(quantum_rows=quantum_rows)
         self._pace = Pace()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="train")
@@ -132,7 +153,7 @@ class Worker:
                 await asyncio.wait(self._beside)
             for attempt in list(self._attempts.values()):
                 self._let_go(attempt)
-                await self._try(attempt.move(Move.HAND_BACK), "handed_back")
+                await self._hand_back(attempt)
         except asyncio.CancelledError:  # no time left
             if self._loop is not None:
                 self._loop.cancel()
@@ -175,6 +196,7 @@ class Worker:
                 number=row["attempt"],
                 losses=row["losses"],
                 created_us=row["created_us"],
+                checkpoint=row["detail"].get("checkpoint", ""),
             )
             self._attempts[attempt.job.name] = attempt
             self._start(self._prepare(attempt), self._beside)
@@ -188,7 +210,8 @@ class Worker:
             return
         if run is not None and not attempt.over:
             attempt.run = run
-            attempt.began = attempt.stepped = time.monotonic()
+            attempt.began = attempt.stepped = attempt.saved = time.monotonic()
+            attempt.first_step = run.step
             entry = Entry(tenant=attempt.tenant, priority=attempt.job.priority, order=attempt.created_us)
             self._turns.join(attempt.job.name, entry)
         self._desk.wake()
@@ -206,15 +229,30 @@ class Worker:
                 f" {self._base_model.checkpoint} now: create it again",
                 reason="BASE_MODEL_CHANGED",
             )
+        state = await self._checkpoints.read(attempt.checkpoint)
         task = Task(
             pictures=[await self._pictures.read(example.picture) for example in job.examples],
+            masks=[await self._pictures.read(example.mask) if example.mask else None for example in job.examples],
             templates=templates(job, self._engine),
-            start=job.start.words,
+            start=await self._start_of(job, from_json(row["principal"])),
             vectors=job.vectors,
             seed=job.seed,
             recipe=fill_in(job.recipe, job.kind, self._base_model.family, Violations()),
         )
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.prepare, task)
+        if state is not None:
+            attempt.trained_s = state.trained_s
+            _logger.info("goes on from a checkpoint", job=job.name, attempt=attempt.number, step=len(state.losses))
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.prepare, task, state)
+
+    async def _start_of(self, job: resources_pb2.Job, principal: Principal) -> Start:
+        match job.start.WhichOneof("start"):
+            case "version":
+                return Given(vectors=await self._versions.vectors(job.start.version, principal))
+            case "best_of_vocabulary":
+                return BestWord(usual=self._engine.starts.first_of(STARTS[job.recipe.name]))
+            case "encoded_words":
+                return Words(words=job.start.encoded_words, encoded=True)
+        return Words(words=job.start.words)
 
     async def _tick(self, ready: dict[str, _Attempt]) -> None:
         """Trains the next rows."""
@@ -244,22 +282,39 @@ class Worker:
             self._tell(attempt, ticked.step, now)
             if ticked.run.done:
                 self._let_go(attempt)
-                self._start(self._finish(attempt, ticked.run, timedelta(seconds=now - attempt.began)), self._ending)
+                self._start(self._finish(attempt, ticked.run, attempt.trained(now)), self._ending)
+            elif now - attempt.saved >= self._checkpoint_s and (attempt.saving is None or attempt.saving.done()):
+                state = ticked.run.state(attempt.trained(now).total_seconds())
+                attempt.saved, attempt.saving = now, self._start(self._save(attempt, state), self._ending)
+
+    async def _save(self, attempt: _Attempt, state: RunState) -> None:
+        """Keeps a checkpoint, if the attempt still holds its job then."""
+        blob = await self._checkpoints.write(attempt.tenant, state)
+        command = KeepCheckpoint(name=attempt.job.name, attempt=attempt.number, checkpoint=blob)
+        attempt.checkpoint = await self._checkpoints.keep(command, attempt.tenant, attempt.checkpoint)
+
+    async def _hand_back(self, attempt: _Attempt) -> None:
+        """Another worker, or this one after its restart, goes on where this one is."""
+        detail = {}
+        if attempt.run is not None and attempt.run.step > attempt.first_step:
+            state = attempt.run.state(attempt.trained(time.monotonic()).total_seconds())
+            detail = {"checkpoint": await self._checkpoints.write(attempt.tenant, state)}
+        if await self._try(attempt.move(Move.HAND_BACK, **detail), "handed_back") and detail:
+            await self._checkpoints.delete(attempt.checkpoint)
 
     def _tell(self, attempt: _Attempt, step: Step, now: float) -> None:
         self._metrics.steps.observe(now - attempt.stepped)
         attempt.stepped = now
-        steps = attempt.job.recipe.steps
         progress = resources_pb2.Progress(
             step=step.step,
-            steps=steps,
+            steps=step.steps,
             loss=step.loss,
             smoothed_loss=step.smoothed_loss,
             learning_rate=step.learning_rate,
         )
         elapsed = timedelta(seconds=now - attempt.began)
         progress.elapsed.FromTimedelta(elapsed)
-        progress.remaining.FromTimedelta(elapsed * (steps - step.step) / step.step)
+        progress.remaining.FromTimedelta(elapsed * (step.steps - step.step) / (step.step - attempt.first_step))
         self._desk.tell(attempt.job.name, progress)
 
     def _let_go(self, attempt: _Attempt) -> None:
@@ -273,6 +328,7 @@ class Worker:
         """Nothing comes of an attempt."""
         self._let_go(attempt)
         self._desk.forget(attempt.job.name)
+        self._start(self._clear(attempt), self._ending)
         self._metrics.ended.labels("cancelled").inc()
 
     def _give_up(self, attempt: _Attempt, error: Exception) -> None:
@@ -281,6 +337,13 @@ class Worker:
             self._let_go(attempt)
             self._desk.forget(attempt.job.name)
             self._start(self._fail(attempt.job.name, attempt.number, error), self._ending)
+            self._start(self._clear(attempt), self._ending)
+
+    async def _clear(self, attempt: _Attempt) -> None:
+        """A checkpoint is of no use to a job that has ended, or whose vectors are fixed."""
+        if attempt.saving is not None:
+            await asyncio.wait({attempt.saving})
+        await self._checkpoints.delete(attempt.checkpoint)
 
     async def _finish(self, attempt: _Attempt, run: Run, training_time: timedelta) -> None:
         """From vectors that are learned to a version on its way."""
@@ -291,27 +354,29 @@ class Worker:
             await self._fail(attempt.job.name, attempt.number, error)
         else:
             self._start(self._publish(row), self._beside)
+            await self._clear(attempt)
         finally:
             self._desk.forget(attempt.job.name)
 
     async def _fix(self, attempt: _Attempt, run: Run, training_time: timedelta) -> Row:
         """From here on these vectors are the job's for ever. Raises FailedPrecondition when the job is not ours."""
-        job, tenant, learned = attempt.job, attempt.tenant, run.learned()
+        job, learned = attempt.job, run.learned()
         file = write_tensors({encoder.name: learned.vectors for encoder in job.base_model.encoders})
         about = record(job, run.task.recipe, learned, training_time).SerializeToString(deterministic=True)
-        embedding = await patiently(lambda: asyncio.to_thread(self._blobs.put, tenant, file))
-        noted = await patiently(lambda: asyncio.to_thread(self._blobs.put, tenant, about))
+        embedding = await patiently(lambda: asyncio.to_thread(self._blobs.put, attempt.tenant, file))
+        noted = await patiently(lambda: asyncio.to_thread(self._blobs.put, attempt.tenant, about))
         detail: dict[str, Any] = {"embedding": embedding.name, "record": noted.name}
         progress = self._desk.progress(job.name)
         if progress is not None:
             detail["progress"] = MessageToDict(progress, preserving_proto_field_name=True)
         return await self._desk.move(attempt.move(Move.FIX, **detail))
 
-    def _start(self, work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> asyncio.Task[None]:
         """Has `work` done beside the ticks; its task is in `among` until it has ended."""
         task = self._begin(work)
         among.add(task)
         task.add_done_callback(among.discard)
+        return task
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task whose death ends the server: whoever restarts it finds everything in the log."""
@@ -352,11 +417,13 @@ class Worker:
         detail = {"error": error_text(to_status(failure))}
         await self._try(MoveJob(name=name, move=Move.FAIL, attempt=attempt, detail=detail), "failed")
 
-    async def _try(self, move: MoveJob, how: str) -> None:
-        """A last word about an attempt, which nobody hears if the job was cancelled meanwhile."""
+    async def _try(self, move: MoveJob, how: str) -> bool:
+        """A last word about an attempt, which nobody hears (False) if the job was cancelled meanwhile."""
         try:
             await self._desk.move(move)
         except FailedPrecondition as error:
             _logger.info("attempt is over", job=move.name, attempt=move.attempt, why=error.message)
-            how = "cancelled"
+            self._metrics.ended.labels("cancelled").inc()
+            return False
         self._metrics.ended.labels(how).inc()
+        return True

@@ -7,16 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from diffusion.checkpoint import BaseModel
 from diffusion.errors import PromptTooLong
 from rpc.errors import FailedPrecondition, InvalidArgument
 from tests.trainer.conftest import REX
+from trainer import stopping
+from trainer.checkpoint import read_checkpoint, write_checkpoint
 from trainer.engine import Engine, Stopped
-from trainer.recipe import recipes
+from trainer.recipe import Schedule, recipes
 from trainer.record import MAX_POINTS, curve
 from trainer.run import Learned, Step, Task
+from trainer.schedule import cooling_steps
+from trainer.starts import BestWord, Given, Start, Words
+from trainer.stopping import LEAST_STEPS
 
 RECIPE = replace(recipes("miniature")["object"], steps=3, rows=2)
 
@@ -31,7 +37,7 @@ def task(**changes: Any) -> Task:
     fields: dict[str, Any] = {
         "pictures": pictures,
         "templates": [["a photo of a {}", "a picture of the {}"]] * 2,
-        "start": "toy",
+        "start": Words(words="toy"),
         "vectors": 1,
         "seed": 0,
         "recipe": RECIPE,
@@ -91,7 +97,7 @@ def test_the_frozen_model_stays_as_it_was(engine: Engine, model: BaseModel) -> N
         {"start_weight": 10.0},
         {"weight_decay": 0.5},
         {"stratified": False},
-        {"cosine": False},
+        {"schedule": Schedule.CONSTANT},
         {"first_timestep": 900},
         {"last_timestep": 100},
     ],
@@ -110,23 +116,123 @@ def test_the_norm_can_be_held(engine: Engine, model: BaseModel) -> None:
 
 def test_where_vectors_start(engine: Engine, model: BaseModel) -> None:
     table = model.text_encoder.get_input_embeddings().weight.detach()
-    ids = engine.start_ids("red toy")
+    ids = engine.starts.ids("red toy")
     almost_nothing = replace(RECIPE, steps=1, learning_rate=1e-9)
-    two = learn(engine, start="red toy", vectors=2, recipe=almost_nothing)
+    two = learn(engine, start=Words(words="red toy"), vectors=2, recipe=almost_nothing)
     assert two.vectors == pytest.approx(table[ids].numpy(), abs=1e-6)
-    three = learn(engine, start="red toy", vectors=3, recipe=almost_nothing)
+    three = learn(engine, start=Words(words="red toy"), vectors=3, recipe=almost_nothing)
     assert three.vectors == pytest.approx(table[ids].mean(0).expand(3, -1).numpy(), abs=1e-6)
 
 
 @pytest.mark.parametrize("word", ["xylophone", "<|endoftext|>", "toy qwertz", "🙂"])
 def test_a_start_outside_of_the_vocabulary(engine: Engine, word: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
-        engine.start_ids(word)
+        engine.starts.ids(word)
     assert refused.value.reason == "START_UNKNOWN"
 
 
+def test_several_words_as_the_encoder_has_them(engine: Engine, model: BaseModel) -> None:
+    """Cross Initialization: the encoder's own output at the words' places, far from the vocabulary's norm."""
+    almost_nothing = replace(RECIPE, steps=1, learning_rate=1e-9)
+    learned = learn(engine, start=Words(words="red toy", encoded=True), vectors=2, recipe=almost_nothing)
+    ids = [model.tokenizer.bos_token_id, *engine.starts.ids("red toy"), model.tokenizer.eos_token_id]
+    padded = ids + [model.tokenizer.pad_token_id] * (model.spec.encoders[0].length - len(ids))
+    with torch.no_grad():
+        hidden = model.text_encoder(torch.tensor([padded])).last_hidden_state
+    assert learned.vectors == pytest.approx(hidden[0, 1:3].numpy(), abs=1e-5)
+    one = learn(engine, start=Words(words="red toy", encoded=True), recipe=almost_nothing)
+    assert one.vectors == pytest.approx(learned.vectors.mean(axis=0, keepdims=True), abs=1e-5)
+
+
+def test_vectors_that_exist_go_on(engine: Engine) -> None:
+    first = learn(engine)
+    still = learn(engine, start=Given(vectors=first.vectors), recipe=replace(RECIPE, steps=1, learning_rate=1e-9))
+    assert still.vectors == pytest.approx(first.vectors, abs=1e-6)
+
+
+def test_the_vocabularys_best_word(engine: Engine) -> None:
+    """What is chosen beats the usual start on draws that the choice has not seen; the same again for the same seed."""
+
+    def chosen(seed: int) -> str:
+        run = engine.prepare(task(start=BestWord(usual="snow"), seed=seed))
+        vector = torch.from_numpy(run.state(0.0).start[0])
+        return str(model_word(engine, vector))
+
+    first = chosen(0)
+    assert first == chosen(0) != "snow"
+    still = replace(RECIPE, steps=1, rows=32, learning_rate=1e-9)
+
+    def loss(start: Start) -> float:
+        return learn(engine, start=start, recipe=still, seed=5).losses[0]
+
+    assert loss(Words(words=first)) < loss(Words(words="snow"))
+
+
+def model_word(engine: Engine, vector: torch.Tensor) -> str:
+    """The vocabulary's word that `vector` is."""
+    index = int((engine.starts.table - vector).norm(dim=-1).argmin())
+    assert torch.equal(engine.starts.table[index], vector)
+    return str(engine._model.tokenizer.convert_ids_to_tokens(index).removesuffix("</w>"))
+
+
+def test_vectors_come_one_after_the_other(engine: Engine) -> None:
+    """Three vectors in six steps: one, then two, then three of them are in the sentences, and the others stay."""
+    run = engine.prepare(task(recipe=replace(RECIPE, steps=6, progressive=True, weight_decay=0.1), vectors=3))
+    start = run.learned().vectors
+    moved = []
+    while not run.done:
+        before = run.learned().vectors
+        engine.tick([(run, run.rows_left)])
+        moved.append([bool(row) for row in (run.learned().vectors != before).any(axis=1)])
+    assert moved == [[True, False, False]] * 2 + [[True, True, False]] * 2 + [[True, True, True]] * 2
+    assert (run.learned().vectors != start).any(axis=1).all()
+
+
+def test_a_mask_says_where_the_thing_is(engine: Engine) -> None:
+    white, left = Image.new("L", (64, 64), 255), Image.new("L", (64, 64), 0)
+    left.paste(255, (0, 0, 32, 64))
+    plain = learn(engine)
+    assert np.array_equal(learn(engine, masks=[white, None]).vectors, plain.vectors)
+    assert not np.array_equal(learn(engine, masks=[left, left]).vectors, plain.vectors)
+
+    # What is learned knows nothing of the errors where the mask is black.
+    run = engine.prepare(task(recipe=replace(RECIPE, flips=True), masks=[left, None]))
+    cells = run.latents.weights.shape[-1]
+    assert run.latents.weights.mean(dim=(1, 2, 3)).tolist() == pytest.approx([1, 1, 1, 1])
+    assert run.latents.weights[0, 0, 0].tolist() == [2.0] * (cells // 2) + [0.0] * (cells // 2)
+    assert run.latents.weights[2, 0, 0].tolist() == [0.0] * (cells // 2) + [2.0] * (cells // 2)  # its mirror
+
+    with pytest.raises(InvalidArgument) as refused:
+        engine.prepare(task(masks=[Image.new("L", (64, 64), 0), white]))
+    assert refused.value.reason == "MASK_EMPTY"
+
+
+def test_training_stops_by_itself_and_cools_down(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every cosine is low enough, the rule fires as soon as it may."""
+    monkeypatch.setattr(stopping, "THRESHOLD", 2.0)
+    recipe = replace(RECIPE, steps=30, rows=1, schedule=Schedule.HOLD_THEN_COOL, early_stopping=True)
+    seen: list[Step] = []
+    learned = engine.learn(task(recipe=recipe), seen.append, threading.Event())
+    assert learned.stop_reason == "converged"
+    rates = [step.learning_rate for step in seen]
+    held = rates.count(recipe.learning_rate)
+    assert held == LEAST_STEPS
+    assert len(rates) == held + cooling_steps(recipe)
+    assert rates[held:] == sorted(rates[held:], reverse=True)
+    assert rates[-1] == pytest.approx(recipe.learning_rate * recipe.final_learning_rate)
+    assert (seen[0].steps, seen[-1].steps) == (30, len(rates))
+    # It is the same job when it goes on from a checkpoint in between.
+    run = engine.prepare(task(recipe=recipe))
+    while run.step < held + 3:
+        engine.tick([(run, 1)])
+    resumed = engine.prepare(task(recipe=recipe), read_checkpoint(write_checkpoint(run.state(0.0))))
+    while not resumed.done:
+        engine.tick([(resumed, 1)])
+    assert np.array_equal(resumed.learned().vectors, learned.vectors)
+
+
 def test_the_first_start_that_the_vocabulary_has(engine: Engine) -> None:
-    assert engine.start_for(["xylophone", "painting", "toy"]) == "painting"
+    assert engine.starts.first_of(["xylophone", "painting", "toy"]) == "painting"
 
 
 def test_a_sentence_must_have_room_for_its_word(engine: Engine) -> None:

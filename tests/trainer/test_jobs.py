@@ -13,7 +13,17 @@ from rpc.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound
 from storage.disk import DiskStore
 from storage.ledger import Ledger
 from trainer import book
-from trainer.book import SHARD, SHARDS, AddPicture, Command, CreateJob, DeletePicture, MoveJob, TrainerBook
+from trainer.book import (
+    SHARD,
+    SHARDS,
+    AddPicture,
+    Command,
+    CreateJob,
+    DeletePicture,
+    KeepCheckpoint,
+    MoveJob,
+    TrainerBook,
+)
 from trainer.jobs import ENDED, MOVES, Life, Move, State, WrongState
 
 DAY_US = 86_400_000_000
@@ -99,7 +109,6 @@ def job(name: str = JOB, priority: int = 0, tenant: str = "default") -> CreateJo
         tenant=tenant,
         priority=priority,
         spec={"concept": "tenants/default/concepts/rex", "examples": [{"picture": PICTURE}]},
-        pictures=[PICTURE],
         creator="ann",
         principal="{}",
     )
@@ -125,6 +134,30 @@ async def test_an_attempt_that_lost_its_job_cannot_speak_for_it(kept: Kept) -> N
     row = await kept.move(Move.FINISH, attempt=2, detail={"version": "v"})
     assert row["detail"] == {"embedding": "of the second", "version": "v"}
     assert row["ended_us"] >= row["started_us"] >= row["created_us"]
+
+
+async def test_a_checkpoint_lasts_until_the_job_is_fixed_or_has_ended(kept: Kept) -> None:
+    await kept.commit(picture())
+    await kept.commit(job())
+    await kept.move(Move.TAKE)
+    await kept.commit(KeepCheckpoint(name=JOB, attempt=1, checkpoint="t/default/blobs/c/1"))
+    await kept.move(Move.LOSE, attempt=1)
+    await kept.move(Move.TAKE)
+    with pytest.raises(FailedPrecondition) as refused:
+        await kept.commit(KeepCheckpoint(name=JOB, attempt=1, checkpoint="t/default/blobs/c/2"))
+    assert refused.value.reason == "ATTEMPT_OVER"
+    row = await kept.job()
+    assert row["detail"] == {"checkpoint": "t/default/blobs/c/1"}
+    blobs, _ = await kept.ledger.read(SHARD, lambda db: list(TrainerBook().blobs(db)))
+    assert "t/default/blobs/c/1" in blobs
+    etag = row["revision"]
+    await kept.commit(KeepCheckpoint(name=JOB, attempt=2, checkpoint="t/default/blobs/c/3"))
+    assert (await kept.job())["revision"] == etag  # no change of its state
+    await kept.move(Move.FIX, attempt=2, detail={"embedding": "e"})
+    assert (await kept.job())["detail"] == {"embedding": "e"}
+    with pytest.raises(FailedPrecondition) as refused:
+        await kept.commit(KeepCheckpoint(name=JOB, attempt=2, checkpoint="t/default/blobs/c/4"))
+    assert refused.value.reason == "JOB_STATE"
 
 
 async def test_what_is_fixed_cannot_be_cancelled_nor_lost(kept: Kept) -> None:

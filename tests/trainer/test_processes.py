@@ -1,8 +1,10 @@
 """A trainer in a process of its own, killed and stopped at the worst moments."""
 
+import re
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,20 +92,40 @@ def test_a_job_that_kills_its_workers_takes_no_other_with_it(serve: Serve, regis
     assert trainer.terminate() == 0
 
 
-def test_a_job_whose_server_was_killed_succeeds_with_the_same_vectors(serve: Serve, registry: Process) -> None:
-    trainer = serve(registry.address)
+def rows_trained(trainer: Process) -> float:
+    """Rows that a trainer has trained since its start."""
+    with urllib.request.urlopen(f"http://{trainer.metrics_address}/metrics") as answer:
+        (line,) = re.findall(rb"^pseudoword_trainer_rows_total (.*)$", answer.read(), re.MULTILINE)
+    return float(line)
+
+
+def test_a_job_goes_on_where_it_was_killed_or_stopped_with_the_same_vectors(serve: Serve, registry: Process) -> None:
+    """To the last bit those of the job that was never broken off."""
+    settings = ["--engine.checkpoint-every", "PT0.2S", "--server.metrics-listen", "127.0.0.1:0"]
+    steps = 120
+    trainer = serve(registry.address, *settings)
     trainer.start()
     with client_of(trainer, registry) as client:
-        job = create(client, "again", 60)
-        wait_for(client, job.name, Job.STATE_RUNNING, step=2)
+        undisturbed = ended(client, create(client, "again", steps).name)
+        assert rows_trained(trainer) == steps
+        job = create(client, "again", steps)
+        wait_for(client, job.name, Job.STATE_RUNNING, step=40)
     trainer.kill()
     trainer.start()
     with client_of(trainer, registry) as client:
+        wait_for(client, job.name, Job.STATE_RUNNING, step=60)
+        killed = 60 - rows_trained(trainer)
+        assert killed > 0  # it did not begin anew
+    trainer.signal(signal.SIGINT)
+    assert trainer.wait() == 0
+    trainer.start()
+    with client_of(trainer, registry) as client:
         job = ended(client, job.name)
-        assert (job.state, job.attempt) == (Job.STATE_SUCCEEDED, 2)
-        undisturbed = ended(client, create(client, "again", 60).name)
-        first, second = (client.version(done.version) for done in (job, undisturbed))
+        assert (job.state, job.attempt) == (Job.STATE_SUCCEEDED, 2)  # the one handed back does not count
+        assert rows_trained(trainer) <= steps - 60
+        first, second = (client.version(done.version) for done in (undisturbed, job))
         assert first.tensors_digest == second.tensors_digest
+        assert list(first.provenance.loss_curve) == list(second.provenance.loss_curve)
         assert [version.number for version in client.versions("again")] == [2, 1]
 
 
@@ -177,17 +199,3 @@ def test_killed_before_the_registry_has_heard_of_the_version(serve: Serve, regis
         # Nothing was trained again: the attempt and its progress are those from before.
         assert (job.state, job.attempt, job.progress.smoothed_loss) == (Job.STATE_SUCCEEDED, 1, losses)
         assert len(list(client.versions("late"))) == 1
-
-
-def test_told_to_stop_while_it_trains(serve: Serve, registry: Process) -> None:
-    trainer = serve(registry.address)
-    trainer.start()
-    with client_of(trainer, registry) as client:
-        job = create(client, "handed", 40)
-        wait_for(client, job.name, Job.STATE_RUNNING, step=1)
-    trainer.signal(signal.SIGINT)
-    assert trainer.wait() == 0
-    trainer.start()
-    with client_of(trainer, registry) as client:
-        job = ended(client, job.name)
-        assert (job.state, job.attempt) == (Job.STATE_SUCCEEDED, 1)

@@ -8,13 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from pseudoword.trainer.v1.resources_pb2 import Recipe as Message
+from pseudoword.trainer.v1.resources_pb2 import Start
 
-from rpc.errors import InvalidArgument, Unimplemented
+from rpc.errors import InvalidArgument
 from rpc.validate import Violations
 from trainer.recipe import Recipe, fill_in, recipes, to_json
 
 OBJECT = registry_resources.CONCEPT_KIND_OBJECT
 STYLE = registry_resources.CONCEPT_KIND_STYLE
+FACE = registry_resources.CONCEPT_KIND_FACE
 
 
 def filled(message: Message, kind: int = OBJECT, family: str = "miniature") -> Recipe:
@@ -28,6 +30,7 @@ def test_nothing_given_is_the_recipe_of_the_kind() -> None:
     assert filled(Message()) == recipes("miniature")["object"]
     assert filled(Message(), STYLE) == recipes("miniature")["style"]
     assert filled(Message(name="style")) == recipes("miniature")["style"]
+    assert filled(Message(), FACE) == recipes("miniature")["face"]
     assert filled(Message(), family="stable-diffusion-1") == recipes("stable-diffusion-1")["object"]
 
 
@@ -37,10 +40,12 @@ def test_nothing_given_is_the_recipe_of_the_kind() -> None:
     learning_rate=st.floats(2**-10, 10, width=32),
     first=st.integers(0, 999),
     last=st.integers(0, 999),
-    schedule=st.sampled_from([Message.SCHEDULE_CONSTANT, Message.SCHEDULE_COSINE]),
+    schedule=st.sampled_from([Message.SCHEDULE_CONSTANT, Message.SCHEDULE_COSINE, Message.SCHEDULE_HOLD_THEN_COOL]),
     timesteps=st.sampled_from([Message.TIMESTEPS_UNIFORM, Message.TIMESTEPS_STRATIFIED]),
     norm=st.sampled_from([Message.NORM_FREE, Message.NORM_VOCABULARY]),
     flips=st.booleans(),
+    progressive=st.booleans(),
+    early_stopping=st.booleans(),
 )
 def test_what_was_filled_in_is_read_back_as_itself(first: int, last: int, **given: Any) -> None:
     message = Message(first_timestep=min(first, last), last_timestep=max(first, last), **given)
@@ -49,8 +54,10 @@ def test_what_was_filled_in_is_read_back_as_itself(first: int, last: int, **give
     assert filled(whole).message() == whole
     assert whole.steps == given["steps"]
     assert whole.learning_rate == given["learning_rate"]
-    assert whole.flips == given["flips"]
-    assert json.loads(to_json(recipe))["rows"] == given["rows"]
+    for field in ("flips", "progressive", "early_stopping", "schedule"):
+        assert getattr(whole, field) == given[field]
+    written = json.loads(to_json(recipe, Start(words="toy")))
+    assert (written["rows"], written["start"]) == (given["rows"], {"words": "toy"})
 
 
 def test_zero_is_a_value_and_not_an_absence() -> None:
@@ -73,24 +80,10 @@ def test_zero_is_a_value_and_not_an_absence() -> None:
         (Message(clip_norm=-1), "clip_norm"),
         (Message(weight_decay=2), "weight_decay"),
         (Message(name="fast"), "name"),
+        (Message(schedule=9), "schedule"),  # type: ignore[arg-type]
     ],
 )
 def test_what_is_out_of_range_is_named(message: Message, field: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
         filled(message)
     assert {name for name, _ in refused.value.violations} == {f"job.recipe.{field}"}
-
-
-@pytest.mark.parametrize(
-    ("message", "kind", "part"),
-    [
-        (Message(progressive=True), OBJECT, "progressive vectors"),
-        (Message(early_stopping=True), OBJECT, "early stopping"),
-        (Message(schedule=Message.SCHEDULE_HOLD_THEN_COOL), OBJECT, "hold-then-cool schedule"),
-        (Message(), registry_resources.CONCEPT_KIND_FACE, "face recipe"),
-    ],
-)
-def test_what_is_not_built_says_so(message: Message, kind: int, part: str) -> None:
-    with pytest.raises(Unimplemented) as refused:
-        filled(message, kind)
-    assert refused.value.metadata == {"part": part}

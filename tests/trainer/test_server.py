@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from PIL import Image
+from pseudoword.errors import PseudowordError
 from pseudoword.registry.v1 import registry_pb2
 from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from pseudoword.trainer.v1 import resources_pb2, trainer_pb2
@@ -17,11 +20,12 @@ from pseudoword.trainer.v1.resources_pb2 import Example, Job, Recipe, Start
 from rpc.settings import SettingsError
 from storage.tensors import read_tensors
 from tests.conftest import Minio
-from tests.trainer.conftest import REX, Running, fields, refusal, settings_of, states
+from tests.trainer.conftest import REX, Running, encoded, fields, refusal, settings_of, states
 from tests.trainer.conftest import Start as StartTrainer
 from trainer.server import Trainer
 
 ONE_AT_A_TIME = {"max_running": 1}
+ABSENT = f"tenants/default/pictures/{'0' * 64}"
 BAD_NAMES = ["rex", "tenants/default", "tenants/Default/jobs/j", "tenants/default/jobs/j\n"]
 
 
@@ -128,6 +132,92 @@ async def test_a_style(trainer: Running, words: Any) -> None:
     assert concept.kind == registry_resources.CONCEPT_KIND_STYLE
 
 
+async def test_a_face(trainer: Running, words: Any) -> None:
+    request = await trainer.job("ann", kind=registry_resources.CONCEPT_KIND_FACE)
+    job = (await trainer.watch((await trainer.create(request)).name))[-1].job
+    assert (job.recipe.name, job.start.words) == ("face", "toy")  # the miniature's vocabulary has no face
+    concept = await words.GetConcept(registry_pb2.GetConceptRequest(name=job.concept))
+    assert concept.kind == registry_resources.CONCEPT_KIND_FACE
+
+
+async def test_a_recipe_of_many_parts(trainer: Running, words: Any) -> None:
+    recipe = Recipe(
+        steps=4,
+        rows=2,
+        schedule=Recipe.SCHEDULE_HOLD_THEN_COOL,
+        timesteps=Recipe.TIMESTEPS_UNIFORM,
+        norm=Recipe.NORM_VOCABULARY,
+        first_timestep=100,
+        min_snr_gamma=5,
+        start_weight=0.1,
+        progressive=True,
+        early_stopping=True,
+    )
+    request = await trainer.job("parts", recipe=recipe, vectors=2, start=Start(best_of_vocabulary=True))
+    job = (await trainer.watch((await trainer.create(request)).name))[-1].job
+    assert job.state == Job.STATE_SUCCEEDED
+    assert job.recipe.progressive
+    assert job.recipe.early_stopping
+    version = await words.GetVersion(registry_pb2.GetVersionRequest(name=job.version))
+    written = json.loads(version.provenance.recipe_json)
+    assert (written["schedule"], written["start"]) == ("SCHEDULE_HOLD_THEN_COOL", {"best_of_vocabulary": True})
+
+
+async def test_a_version_to_start_from(trainer: Running, words: Any) -> None:
+    first = (await trainer.watch((await trainer.create(await trainer.job("old", vectors=2))).name))[-1].job
+    recipe = Recipe(steps=1, rows=1, learning_rate=1e-9)
+    created = await trainer.create(await trainer.job("new", start=Start(version=first.version), recipe=recipe))
+    assert created.vectors == 2
+    job = (await trainer.watch(created.name))[-1].job
+    version = await words.GetVersion(registry_pb2.GetVersionRequest(name=job.version))
+    assert list(version.provenance.parents) == [first.version]
+    before, after = [
+        read_tensors(
+            (
+                await words.GetEmbedding(
+                    registry_pb2.GetEmbeddingRequest(name=name, format=registry_pb2.EMBEDDING_FORMAT_NATIVE)
+                )
+            ).data
+        )["text_encoder"]
+        for name in (first.version, job.version)
+    ]
+    assert after == pytest.approx(before, abs=1e-6)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await trainer.create(await trainer.job("new", start=Start(version=first.version), vectors=3))
+    assert fields(refused.value) == {"job.vectors"}
+
+
+async def test_masks(trainer: Running, words: Any) -> None:
+    def half(width: int, height: int) -> bytes:
+        mask = Image.new("L", (width, height), 0)
+        mask.paste(255, (0, 0, width // 2, height))
+        return encoded(mask)
+
+    size = Image.open(io.BytesIO(REX[0])).size
+    digests = []
+    for mask in (None, half(*size)):
+        request = await trainer.job("masked", pictures=1)
+        if mask is not None:
+            request.examples[0].mask = (await trainer.upload(mask)).name
+        job = (await trainer.watch((await trainer.create(request)).name))[-1].job
+        version = await words.GetVersion(registry_pb2.GetVersionRequest(name=job.version))
+        digests.append(version.tensors_digest)
+    assert digests[0] != digests[1]
+
+    request.examples[0].mask = (await trainer.upload(half(40, 30))).name
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await trainer.create(request)
+    assert (refusal(refused.value).reason, fields(refused.value)) == ("MASK_SHAPE", {"job.examples[0].mask"})
+    request.examples[0].mask = (await trainer.upload(encoded(Image.new("L", size, 0)))).name
+    job = (await trainer.watch((await trainer.create(request)).name))[-1].job
+    assert (job.state, refusal_of(job)) == (Job.STATE_FAILED, "MASK_EMPTY")
+
+
+def refusal_of(job: Job) -> str:
+    """The reason why a job failed."""
+    return PseudowordError.from_status(job.error).reason or ""
+
+
 async def test_captions_are_what_is_learned_from(trainer: Running, words: Any) -> None:
     digests = []
     for caption in ("", "a photo of a {} on the grass"):
@@ -206,6 +296,12 @@ async def test_validate_only_changes_nothing(trainer: Running) -> None:
         ({"kind": 77}, "job.kind"),
         ({"start": Start(words="xylophone")}, "job.start.words"),
         ({"start": Start(words="  ")}, "job.start.words"),
+        ({"start": Start(encoded_words="xylophone")}, "job.start.encoded_words"),
+        ({"start": Start(best_of_vocabulary=False)}, "job.start.best_of_vocabulary"),
+        ({"start": Start(version="rex@1")}, "job.start.version"),
+        ({"start": Start(version="tenants/shop/concepts/rex/versions/1")}, "job.start.version"),
+        ({"start": Start(version="tenants/default/concepts/nobody/versions/1")}, "job.start.version"),
+        ({"examples": [Example(picture=ABSENT, mask="rex.png")]}, "job.examples[0].mask"),
         ({"start": Start(words="toy " * 100)}, "job.start.words"),
         ({"recipe": Recipe(steps=0)}, "job.recipe.steps"),
         ({"recipe": Recipe(steps=2**31 - 1)}, "job.recipe.steps"),
@@ -262,13 +358,8 @@ async def test_more_than_32_pictures(trainer: Running) -> None:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"start": Start(version="tenants/default/concepts/rex/versions/1")}, "start from a version"),
-        ({"start": Start(best_of_vocabulary=True)}, "start from the vocabulary's best word"),
         ({"start": Start(learned=True)}, "learned start"),
         ({"word_at_once": True}, "word at once"),
-        ({"kind": registry_resources.CONCEPT_KIND_FACE}, "face recipe"),
-        ({"recipe": Recipe(progressive=True)}, "progressive vectors"),
-        ({"examples": [Example(mask=f"tenants/default/pictures/{'0' * 64}")]}, "masks"),
     ],
 )
 async def test_what_is_not_built_says_which_part(trainer: Running, change: dict[str, Any], part: str) -> None:
@@ -471,7 +562,7 @@ async def test_pages_of_jobs(trainer: Running) -> None:
 
 async def test_what_is_offered(trainer: Running) -> None:
     answer = await trainer.stub.ListRecipes(trainer_pb2.ListRecipesRequest())
-    assert [recipe.name for recipe in answer.recipes] == ["object", "style"]
+    assert [recipe.name for recipe in answer.recipes] == ["face", "object", "style"]
     for recipe in answer.recipes:
         unset = [f.name for f in recipe.DESCRIPTOR.fields if f.has_presence and not recipe.HasField(f.name)]
         assert unset == []

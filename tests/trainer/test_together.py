@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +16,9 @@ from diffusion.prompt import parse
 from rpc.errors import FailedPrecondition
 from tests.trainer.test_engine import RECIPE, learn, task
 from trainer.engine import Engine, Ticked
+from trainer.losses import Part
 from trainer.run import Run, Step
+from trainer.starts import Words
 
 FOUR = replace(RECIPE, steps=4, rows=4)
 
@@ -57,8 +58,8 @@ def test_a_gradient_in_a_mixed_batch_is_that_of_the_job_alone(engine: Engine, ro
     """At equal vectors, within a relative L2 of 1e-4, however the rows of a step are spread over ticks."""
     tasks = [
         task(recipe=FOUR, seed=1),
-        task(recipe=replace(FOUR, rows=2, min_snr_gamma=5.0), seed=2, vectors=3, start="red toy"),
-        task(recipe=replace(FOUR, flips=True, rows=5), seed=3, start="red"),
+        task(recipe=replace(FOUR, rows=2, min_snr_gamma=5.0), seed=2, vectors=3, start=Words(words="red toy")),
+        task(recipe=replace(FOUR, flips=True, rows=5), seed=3, start=Words(words="red")),
     ]
     alone = [first_step(engine, [engine.prepare(one)], rows=8)[0] for one in tasks]
     mixed = first_step(engine, [engine.prepare(one) for one in tasks], rows=rows)
@@ -136,14 +137,14 @@ def test_what_cannot_be_computed_is_found_alone(engine: Engine) -> None:
 
 def test_too_little_memory_makes_ticks_smaller(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     small = Engine(engine._model, max_rows=8)
-    real = small._row_losses
+    real = small._losses.of
 
-    def limited(runs: Any, drawn: Any) -> torch.Tensor:
-        if sum(len(draws) for draws in drawn) > 2:
+    def limited(parts: Sequence[Part]) -> torch.Tensor:
+        if sum(len(part.draws) for part in parts) > 2:
             raise torch.OutOfMemoryError("no more")
-        return real(runs, drawn)
+        return real(parts)
 
-    monkeypatch.setattr(small, "_row_losses", limited)
+    monkeypatch.setattr(small._losses, "of", limited)
     seen: list[Step] = []
     learned = small.learn(task(recipe=FOUR), seen.append, threading.Event())
     assert small.max_rows == 2

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self
 
@@ -109,22 +110,30 @@ class Client:
         pictures: Iterable[Path | bytes],
         *,
         kind: "registry_resources.ConceptKind.ValueType" = registry_resources.CONCEPT_KIND_OBJECT,
-        start: str | None = None,
-        vectors: int = 1,
+        start: str | trainer_resources.Start | None = None,
+        vectors: int = 0,
         seed: int = 0,
         recipe: trainer_resources.Recipe | None = None,
+        masks: Iterable[Path | bytes | None] = (),
         request_id: str | None = None,
     ) -> trainer_resources.Job:
         """Uploads the pictures and creates the job that learns `<concept>` from them.
 
-        `start` is a word of the vocabulary to start from, such as "dog". Repeating with the same `request_id` is
-        harmless.
+        `start` is a word of the vocabulary to start from, such as "dog", or any other Start; `vectors` 0: one, or as
+        many as the version to start from has. `masks`, one a picture or none at all, are white where the thing is.
+        Repeating with the same `request_id` is harmless.
         """
+        examples = [
+            trainer_resources.Example(
+                picture=self.upload(picture).name, mask=self.upload(mask).name if mask is not None else ""
+            )
+            for picture, mask in zip_longest(pictures, masks)
+        ]
         job = trainer_resources.Job(
             concept=str(self.concept(concept)),
             kind=kind,
-            examples=[trainer_resources.Example(picture=self.upload(picture).name) for picture in pictures],
-            start=trainer_resources.Start(words=start) if start else None,
+            examples=examples,
+            start=trainer_resources.Start(words=start) if isinstance(start, str) else start,
             vectors=vectors,
             seed=seed,
             recipe=recipe,
@@ -149,14 +158,17 @@ class Client:
         pictures: Iterable[Path | bytes],
         *,
         kind: "registry_resources.ConceptKind.ValueType" = registry_resources.CONCEPT_KIND_OBJECT,
-        start: str | None = None,
-        vectors: int = 1,
+        start: str | trainer_resources.Start | None = None,
+        vectors: int = 0,
         seed: int = 0,
         recipe: trainer_resources.Recipe | None = None,
+        masks: Iterable[Path | bytes | None] = (),
         on_event: Callable[[trainer_resources.JobEvent], None] | None = None,
     ) -> registry_resources.Version:
         """Learns `<concept>` and returns its new version; a job that fails or is cancelled is a PseudowordError too."""
-        job = self.create_job(concept, pictures, kind=kind, start=start, vectors=vectors, seed=seed, recipe=recipe)
+        job = self.create_job(
+            concept, pictures, kind=kind, start=start, vectors=vectors, seed=seed, recipe=recipe, masks=masks
+        )
         for event in self.watch_job(job.name):
             if on_event is not None:
                 on_event(event)

@@ -15,6 +15,7 @@ from pseudoword.trainer.v1 import resources_pb2
 _KINDS = {
     "object": registry_resources.CONCEPT_KIND_OBJECT,
     "style": registry_resources.CONCEPT_KIND_STYLE,
+    "face": registry_resources.CONCEPT_KIND_FACE,
 }
 _State = resources_pb2.Job.State
 
@@ -29,15 +30,25 @@ _State = resources_pb2.Job.State
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
 )
 @click.option("--init", "start", metavar="WORD", help="Word of the model's vocabulary to start from, such as dog.")
+@click.option("--init-version", metavar="VERSION", help="Version to start from: tenants/T/concepts/C/versions/N.")
+@click.option("--init-best", is_flag=True, help="Start from the vocabulary's word that explains the pictures best.")
 @click.option("--style", is_flag=True, help="The pictures share a style, not a thing.")
+@click.option("--face", is_flag=True, help="The pictures show a person's face.")
+@click.option(
+    "--mask",
+    "masks",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Picture that is white where the thing is; once for each picture, in their order.",
+)
 @click.option(
     "--vectors",
     type=click.IntRange(1, 16),
-    default=1,
-    help="Vectors of the word: more hold more, and cost room in a prompt.",
+    help="Vectors of the word: more hold more, and cost room in a prompt.  [default: 1, or the start's]",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, help="Equal pictures and seeds give equal words.")
 @click.option("--steps", type=click.IntRange(1, 10_000), help="Optimiser steps.  [default: the recipe's]")
+@click.option("--early-stop", is_flag=True, help="Stop when it has learned; --steps is then the limit.")
 @connected
 def learn(
     session: Session,
@@ -45,24 +56,34 @@ def learn(
     concept: str,
     pictures: tuple[Path, ...],
     start: str | None,
+    init_version: str | None,
+    init_best: bool,
     style: bool,
-    vectors: int,
+    face: bool,
+    masks: tuple[Path, ...],
+    vectors: int | None,
     seed: int,
     steps: int | None,
+    early_stop: bool,
 ) -> None:
     """Learn <CONCEPT> from three to five pictures and publish it as the concept's next version.
 
     Pictures are PNG, JPEG or WebP. Ctrl-C cancels the job.
     """
+    if style and face:
+        raise click.UsageError("--style and --face exclude each other")
+    if masks and len(masks) != len(pictures):
+        raise click.UsageError(f"{len(masks)} masks for {len(pictures)} pictures: give one for each")
     client, output = session.client, session.output
     job = client.create_job(
         concept,
         pictures,
-        kind=_KINDS["style" if style else "object"],
-        start=start,
-        vectors=vectors,
+        kind=_KINDS["style" if style else "face" if face else "object"],
+        start=_start(start, init_version, init_best),
+        vectors=vectors or 0,
         seed=seed,
-        recipe=resources_pb2.Recipe(steps=steps) if steps else None,
+        recipe=_recipe(steps, early_stop),
+        masks=masks,
     )
     columns = (
         TextColumn("{task.description}"),
@@ -95,3 +116,21 @@ def learn(
         version,
         f"{version.name}  (loss {loss:.4f}; draw it: pseudoword draw 'a photo of <{concept}>' -o {concept}.png)",
     )
+
+
+def _start(words: str | None, version: str | None, best: bool) -> resources_pb2.Start | None:
+    if sum((words is not None, version is not None, best)) > 1:
+        raise click.UsageError("--init, --init-version and --init-best exclude each other")
+    if version is not None:
+        return resources_pb2.Start(version=version)
+    if best:
+        return resources_pb2.Start(best_of_vocabulary=True)
+    return resources_pb2.Start(words=words) if words is not None else None
+
+
+def _recipe(steps: int | None, early_stop: bool) -> resources_pb2.Recipe:
+    recipe = resources_pb2.Recipe(steps=steps)
+    if early_stop:
+        recipe.early_stopping = True
+        recipe.schedule = resources_pb2.Recipe.SCHEDULE_HOLD_THEN_COOL
+    return recipe

@@ -113,14 +113,19 @@ class Start(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     BEST_OF_VOCABULARY_FIELD_NUMBER: _builtins.int
     LEARNED_FIELD_NUMBER: _builtins.int
+    ENCODED_WORDS_FIELD_NUMBER: _builtins.int
     words: _builtins.str
     """One or several words of the vocabulary, such as `dog` or `fluffy dog`."""
     version: _builtins.str
-    """An existing version made for the same base model, as a resource name."""
+    """An existing version of the job's tenant, made for the same base model, as a resource name."""
     best_of_vocabulary: _builtins.bool
     """The vocabulary's word that explains the pictures best, by a few forward passes."""
     learned: _builtins.bool
     """The learned start that is stored beside the checkpoint."""
+    encoded_words: _builtins.str
+    """One or several words of the vocabulary: not their rows, but what the text encoder makes of them (Cross
+    Initialization, CVPR 2024).
+    """
     def __init__(
         self,
         *,
@@ -128,12 +133,13 @@ class Start(_message.Message):
         version: _builtins.str = ...,
         best_of_vocabulary: _builtins.bool = ...,
         learned: _builtins.bool = ...,
+        encoded_words: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["best_of_vocabulary", b"best_of_vocabulary", "learned", b"learned", "start", b"start", "version", b"version", "words", b"words"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["best_of_vocabulary", b"best_of_vocabulary", "encoded_words", b"encoded_words", "learned", b"learned", "start", b"start", "version", b"version", "words", b"words"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_of_vocabulary", b"best_of_vocabulary", "learned", b"learned", "start", b"start", "version", b"version", "words", b"words"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_of_vocabulary", b"best_of_vocabulary", "encoded_words", b"encoded_words", "learned", b"learned", "start", b"start", "version", b"version", "words", b"words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_start: _TypeAlias = _typing.Literal["words", "version", "best_of_vocabulary", "learned"]  # noqa: Y015
+    _WhichOneofReturnType_start: _TypeAlias = _typing.Literal["words", "version", "best_of_vocabulary", "learned", "encoded_words"]  # noqa: Y015
     _WhichOneofArgType_start: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_start) -> _WhichOneofReturnType_start | None: ...
 

@@ -436,6 +436,7 @@ type Start struct {
 	//	*Start_Version
 	//	*Start_BestOfVocabulary
 	//	*Start_Learned
+	//	*Start_EncodedWords
 	Start         isStart_Start `protobuf_oneof:"start"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -514,6 +515,15 @@ func (x *Start) GetLearned() bool {
 	return false
 }
 
+func (x *Start) GetEncodedWords() string {
+	if x != nil {
+		if x, ok := x.Start.(*Start_EncodedWords); ok {
+			return x.EncodedWords
+		}
+	}
+	return ""
+}
+
 type isStart_Start interface {
 	isStart_Start()
 }
@@ -524,7 +534,7 @@ type Start_Words struct {
 }
 
 type Start_Version struct {
-	// An existing version made for the same base model, as a resource name.
+	// An existing version of the job's tenant, made for the same base model, as a resource name.
 	Version string `protobuf:"bytes,2,opt,name=version,proto3,oneof"`
 }
 
@@ -538,6 +548,12 @@ type Start_Learned struct {
 	Learned bool `protobuf:"varint,4,opt,name=learned,proto3,oneof"`
 }
 
+type Start_EncodedWords struct {
+	// One or several words of the vocabulary: not their rows, but what the text encoder makes of them (Cross
+	// Initialization, CVPR 2024).
+	EncodedWords string `protobuf:"bytes,5,opt,name=encoded_words,json=encodedWords,proto3,oneof"`
+}
+
 func (*Start_Words) isStart_Start() {}
 
 func (*Start_Version) isStart_Start() {}
@@ -545,6 +561,8 @@ func (*Start_Version) isStart_Start() {}
 func (*Start_BestOfVocabulary) isStart_Start() {}
 
 func (*Start_Learned) isStart_Start() {}
+
+func (*Start_EncodedWords) isStart_Start() {}
 
 // How to learn. Every field that is absent takes the default of the recipe that is named, which is measured for the base
 // model's family.
@@ -1298,12 +1316,13 @@ const file_pseudoword_trainer_v1_resources_proto_rawDesc = "" +
 	"\aExample\x12\x1e\n" +
 	"\apicture\x18\x01 \x01(\tB\x04\xe2A\x01\x02R\apicture\x12\x1e\n" +
 	"\acaption\x18\x02 \x01(\tB\x04\xe2A\x01\x01R\acaption\x12\x18\n" +
-	"\x04mask\x18\x03 \x01(\tB\x04\xe2A\x01\x01R\x04mask\"\xa8\x01\n" +
+	"\x04mask\x18\x03 \x01(\tB\x04\xe2A\x01\x01R\x04mask\"\xd5\x01\n" +
 	"\x05Start\x12\x1c\n" +
 	"\x05words\x18\x01 \x01(\tB\x04\xe2A\x01\x01H\x00R\x05words\x12 \n" +
 	"\aversion\x18\x02 \x01(\tB\x04\xe2A\x01\x01H\x00R\aversion\x124\n" +
 	"\x12best_of_vocabulary\x18\x03 \x01(\bB\x04\xe2A\x01\x01H\x00R\x10bestOfVocabulary\x12 \n" +
-	"\alearned\x18\x04 \x01(\bB\x04\xe2A\x01\x01H\x00R\alearnedB\a\n" +
+	"\alearned\x18\x04 \x01(\bB\x04\xe2A\x01\x01H\x00R\alearned\x12+\n" +
+	"\rencoded_words\x18\x05 \x01(\tB\x04\xe2A\x01\x01H\x00R\fencodedWordsB\a\n" +
 	"\x05start\"\x92\n" +
 	"\n" +
 	"\x06Recipe\x12\x18\n" +
@@ -1492,6 +1511,7 @@ func file_pseudoword_trainer_v1_resources_proto_init() {
 		(*Start_Version)(nil),
 		(*Start_BestOfVocabulary)(nil),
 		(*Start_Learned)(nil),
+		(*Start_EncodedWords)(nil),
 	}
 	file_pseudoword_trainer_v1_resources_proto_msgTypes[3].OneofWrappers = []any{}
 	file_pseudoword_trainer_v1_resources_proto_msgTypes[6].OneofWrappers = []any{

@@ -1,0 +1,145 @@
+"""When may a short run stop? Fits the stopping rule on some toys and tries it on others.
+
+    python -m benchmarks.training.stopping [--toys N] [-o FILE.json]     trains; keeps what was seen after each toy
+    python -m benchmarks.training.stopping --read FILE.json              the tables, from what was seen
+
+Each toy is trained at the recipe's rate, held. At some steps a copy cools down as the product does, and its held-out
+loss is taken; so every rule can be tried on one run. The rule's window and threshold are chosen on the first half of
+the toys and reported on the second.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.recipe import Case, Measure, make_case, say
+from diffusion.checkpoint import BaseModel
+from trainer.engine import Engine
+from trainer.recipe import Schedule, recipes
+from trainer.run import Run, Task
+from trainer.schedule import cooling_steps
+from trainer.starts import Words
+from trainer.stopping import LEAST_STEPS, StopRule
+from trainer.templates import OBJECT
+
+STEPS = 100
+SNAPSHOTS = (20, 30, 40, 55, 75, 100)
+WINDOWS = (5, 10, 15, 20)
+THRESHOLDS = (-0.05, -0.02, 0.0, 0.02, 0.05, 0.1, 0.15)
+ALLOWED = 0.02  # of what training gains over its start: as much worse may a rule be than never stopping
+HELD = replace(recipes("miniature")["object"], steps=50, schedule=Schedule.HOLD_THEN_COOL, early_stopping=True)
+Seen = Mapping[str, Any]
+
+
+class Recorder(StopRule):
+    """Notes the cosines, and never fires."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cosines: list[float] = []
+
+    def fires(self, cosine: float, steps: int) -> bool:
+        self.cosines.append(cosine)
+        return False
+
+
+def watch(engine: Engine, measure: Measure, case: Case) -> Seen:
+    """One toy: the cosines of its gradients, and the held-out loss after a cool-down from each snapshot."""
+    templates = [OBJECT] * len(case.learn)
+    task = Task(pictures=case.learn, templates=templates, start=Words(words="toy"), vectors=1, seed=0, recipe=HELD)
+    long = replace(task, recipe=replace(HELD, steps=10_000))
+    run, recorder = engine.prepare(long), Recorder()
+    run.rule = recorder
+    losses = {0: measure.loss(case, torch.from_numpy(run.learned().vectors))}
+    while run.step < STEPS:
+        engine.tick([(run, run.rows_left)])
+        if run.step in SNAPSHOTS:
+            # The same cool-down as if the rule had fired here, in a job whose limit is the usual one.
+            state = replace(run.state(0.0), converged=run.step)
+            limit = run.step + cooling_steps(HELD)
+            cooled = engine.prepare(replace(task, recipe=replace(HELD, steps=max(limit, HELD.steps))), state)
+            finish(engine, cooled, limit)
+            losses[run.step] = measure.loss(case, torch.from_numpy(cooled.learned().vectors))
+    return {"cosines": recorder.cosines, "losses": losses}
+
+
+def finish(engine: Engine, run: Run, limit: int) -> None:
+    while run.step < limit and not run.done:
+        engine.tick([(run, run.rows_left)])
+
+
+def fired(cosines: Sequence[float], window: int, threshold: float) -> int:
+    """The step after which a rule fires; STEPS where it does not."""
+    for step in range(LEAST_STEPS, STEPS):
+        # The first cosine is that of the second step.
+        recent = cosines[max(0, step - 1 - window) : step - 1]
+        if len(recent) == window and np.mean(recent) < threshold:
+            return step
+    return STEPS
+
+
+def loss_at(seen: Seen, step: int) -> float:
+    """Held-out loss of a word that cooled down from `step`, a straight line between snapshots."""
+    known = sorted((int(at), loss) for at, loss in seen["losses"].items() if int(at))
+    return float(np.interp(step, [at for at, _ in known], [loss for _, loss in known]))
+
+
+def judged(toys: Sequence[Seen], steps: Sequence[int]) -> tuple[float, float]:
+    """Mean of the steps with their cool-down, and the share of the whole run's gain that was lost by stopping."""
+    gains = [float(seen["losses"].get("0", seen["losses"].get(0))) - loss_at(seen, STEPS) for seen in toys]
+    lost = [loss_at(seen, step) - loss_at(seen, STEPS) for seen, step in zip(toys, steps, strict=True)]
+    return float(np.mean(steps)) + cooling_steps(HELD), float(np.sum(lost) / np.sum(gains))
+
+
+def report(toys: Sequence[Seen]) -> None:
+    fit, other = toys[: len(toys) // 2], toys[len(toys) // 2 :]
+    tried = []
+    for window, threshold in product(WINDOWS, THRESHOLDS):
+        steps = [fired(seen["cosines"], window, threshold) for seen in fit]
+        tried.append((*judged(fit, steps), window, threshold))
+    good = [one for one in tried if one[1] <= ALLOWED] or [min(tried, key=lambda one: one[1])]
+    _, _, window, threshold = min(good)
+    say(f"chosen on {len(fit)} toys: window {window}, threshold {threshold}")
+    say("| what | steps, mean | gain lost, fit | steps, mean | gain lost, others |\n|---|---|---|---|---|")
+    rows = {f"rule, window {window}, threshold {threshold}": lambda seen: fired(seen["cosines"], window, threshold)}
+    rows |= {f"always {step} and the cool-down": lambda seen, step=step: step for step in SNAPSHOTS}
+    for name, choose in rows.items():
+        cells = []
+        for group in (fit, other):
+            steps, lost = judged(group, [choose(seen) for seen in group])
+            cells.append(f"{steps:.0f} | {100 * lost:+.1f} %")
+        say(f"| {name} | {' | '.join(cells)} |")
+    spread = sorted(fired(seen["cosines"], window, threshold) for seen in other)
+    say(f"fires on the others after {spread} steps; DVAR's rule (N = 310) not before 310")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--toys", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--read", type=Path)
+    parser.add_argument("-o", "--out", type=Path)
+    arguments = parser.parse_args()
+    if arguments.read is not None:
+        report(json.loads(arguments.read.read_text()))
+        return
+    torch.set_num_threads(arguments.threads)
+    model = BaseModel.load(None)
+    engine, measure = Engine(model), Measure(model)
+    toys: list[Seen] = []
+    for seed in range(arguments.toys):
+        toys.append(watch(engine, measure, make_case(1_000 + seed)))
+        if arguments.out is not None:
+            arguments.out.write_text(json.dumps(toys))
+    report(json.loads(json.dumps(toys)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Where jobs can go on: kept in the store, and named by the log."""
+
+import asyncio
+
+import structlog
+
+from rpc.errors import FailedPrecondition
+from rpc.patience import patiently
+from storage.blobs import Blobs
+from storage.errors import StorageError
+from storage.objects import ObjectStore
+from trainer.book import KeepCheckpoint
+from trainer.checkpoint import CheckpointInvalid, read_checkpoint, write_checkpoint
+from trainer.desk import Desk
+from trainer.leftovers import discard
+from trainer.run import RunState
+
+_logger = structlog.get_logger(__name__)
+
+
+class Checkpoints:
+    """Every job's checkpoint. Lives on the server's event loop; while the store is away all of it waits."""
+
+    def __init__(self, desk: Desk, store: ObjectStore) -> None:
+        self._desk = desk
+        self._store = store
+        self._blobs = Blobs(store)
+
+    async def read(self, blob: str) -> RunState | None:
+        """What is in `blob`; None where there is nothing of use: the job begins anew."""
+        if not blob:
+            return None
+        try:
+            return read_checkpoint(await patiently(lambda: asyncio.to_thread(self._blobs.get, blob)))
+        except (StorageError, CheckpointInvalid) as error:
+            _logger.warning("a checkpoint is of no use", blob=blob, error=str(error))
+            return None
+
+    async def write(self, tenant: str, state: RunState) -> str:
+        """The name of a new blob, which the log does not know yet."""
+        blob = await patiently(lambda: asyncio.to_thread(self._blobs.put, tenant, write_checkpoint(state)))
+        return blob.name
+
+    async def keep(self, command: KeepCheckpoint, tenant: str, before: str) -> str:
+        """Names a written blob in the log instead of the one `before`; gives the one that is named now. A job that the
+        attempt does not hold any more keeps what it has."""
+        try:
+            await self._desk.change(command, tenant)
+        except FailedPrecondition as error:
+            _logger.info("attempt is over", job=command.name, attempt=command.attempt, why=error.message)
+            await self.delete(command.checkpoint)
+            return before
+        await self.delete(before)
+        return command.checkpoint
+
+    async def delete(self, blob: str) -> None:
+        """Removes a blob that no entry names any more, if there is one."""
+        if blob:
+            await discard(self._store, blob)

@@ -1,0 +1,65 @@
+"""Existing versions to start from, asked of the registry on behalf of the job's creator."""
+
+import numpy as np
+from pseudoword.names import InvalidName, TenantName, VersionName
+from pseudoword.registry.v1 import registry_pb2, registry_pb2_grpc
+from pseudoword.registry.v1 import resources_pb2 as registry_resources
+from pseudoword.trainer.v1 import resources_pb2
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+
+from rpc.clients import as_caller, forwarded
+from rpc.errors import DeadlineExceeded, NotFound, Unavailable
+from rpc.identity import Principal
+from rpc.validate import Violations
+from storage.tensors import read_tensors
+
+_CALL_TIMEOUT_S = 10.0
+_FIELD = "job.start.version"
+
+
+class Versions:
+    """The registry's versions."""
+
+    def __init__(self, registry: "registry_pb2_grpc.RegistryServiceAsyncStub") -> None:
+        self._registry = registry
+
+    async def start_of(
+        self, tenant: TenantName, job: resources_pb2.Job, caller: Principal, wrong: Violations
+    ) -> registry_resources.Version | None:
+        """The version that a job is to start from, if it is to start from one; adds to `wrong` why there is none.
+
+        Raises what the registry refuses with, and Unavailable.
+        """
+        name = job.start.version
+        if job.start.WhichOneof("start") != "version":
+            return None
+        try:
+            if VersionName.parse(name).tenant != tenant.tenant:
+                wrong.add(_FIELD, f"must be of {tenant}")
+                return None
+        except InvalidName as error:
+            wrong.add(_FIELD, str(error))
+            return None
+        try:
+            with forwarded("registry"):
+                found: registry_resources.Version = await self._registry.GetVersion(
+                    registry_pb2.GetVersionRequest(name=name), metadata=as_caller(caller), timeout=_CALL_TIMEOUT_S
+                )
+        except NotFound as error:
+            wrong.add(_FIELD, error.message)
+            return None
+        return found
+
+    async def vectors(self, name: str, caller: Principal) -> np.ndarray:
+        """fp32 [vectors, dims] of a version; while the registry is away this waits. Raises what it refuses with."""
+        request = registry_pb2.GetEmbeddingRequest(name=name, format=registry_pb2.EMBEDDING_FORMAT_NATIVE)
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type((Unavailable, DeadlineExceeded)),
+            wait=wait_random_exponential(multiplier=0.2, max=30),
+            reraise=True,
+        )
+        async for attempt in retrying:
+            with attempt, forwarded("registry"):
+                answer = await self._registry.GetEmbedding(request, metadata=as_caller(caller), timeout=_CALL_TIMEOUT_S)
+        (vectors,) = read_tensors(answer.data).values()
+        return vectors
