@@ -16,7 +16,7 @@ from grpc_status import rpc_status
 from rpc import identity
 from rpc.errors import DataLoss, Error, ErrorTable, Internal, Unauthenticated, Unavailable, Unimplemented, to_status
 from rpc.identity import ANONYMOUS, ON_BEHALF_OF, Principal, Tokens
-from rpc.metrics import Metrics
+from rpc.metrics import MethodMetrics, Metrics
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 # Open to everybody: probes and tools come before tokens. They are neither logged nor counted.
@@ -33,12 +33,8 @@ class _Rpc:
 
     service: str
     method: str
-    type: str
     metadata: dict[str, str | bytes]
-
-    @property
-    def labels(self) -> tuple[str, str, str]:
-        return self.type, self.service, self.method
+    metrics: MethodMetrics
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
@@ -79,7 +75,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
             (True, True): ("bidi_stream", self._stream_stream, grpc.stream_stream_rpc_method_handler),
         }
         kind, wrap, make = kinds[handler.request_streaming, handler.response_streaming]
-        rpc = _Rpc(service=service, method=method, type=kind, metadata=metadata)
+        metrics = self._metrics.of(kind, service, method)
+        rpc = _Rpc(service=service, method=method, metadata=metadata, metrics=metrics)
         return make(
             wrap(rpc, handler),
             request_deserializer=handler.request_deserializer,
@@ -122,7 +119,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         return call
 
     def _in(self, rpc: _Rpc, request: _T) -> _T:
-        self._metrics.received.labels(*rpc.labels).inc()
+        rpc.metrics.received.inc()
         return request
 
     async def _ins(self, rpc: _Rpc, requests: AsyncIterable[_T]) -> AsyncIterator[_T]:
@@ -131,7 +128,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
     async def _one(self, rpc: _Rpc, answer: Awaitable[_T]) -> _T:
         response = await answer
-        self._metrics.sent.labels(*rpc.labels).inc()
+        rpc.metrics.sent.inc()
         return response
 
     async def _many(self, rpc: _Rpc, context: Any, answers: Any) -> None:
@@ -141,14 +138,14 @@ class Interceptor(grpc.aio.ServerInterceptor):
         async with aclosing(answers):
             async for response in answers:
                 await context.write(response)
-                self._metrics.sent.labels(*rpc.labels).inc()
+                rpc.metrics.sent.inc()
 
     async def _run(self, rpc: _Rpc, context: Any, body: Callable[[], Awaitable[_T]]) -> _T:
         began = time.monotonic()
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
-        self._metrics.started.labels(*rpc.labels).inc()
+        rpc.metrics.started.inc()
         code = grpc.StatusCode.OK
         failure: Error | None = None
         principal: Principal | None = None
@@ -180,8 +177,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
             raise  # not reached: abort raises
         finally:
             seconds = time.monotonic() - began
-            self._metrics.handling.labels(*rpc.labels).observe(seconds)
-            self._metrics.handled.labels(*rpc.labels, code.name).inc()
+            rpc.metrics.handling.observe(seconds)
+            rpc.metrics.handled(code.name).inc()
             self._write_line(rpc, context, principal, code, failure, seconds)
             self._running.discard(task)
 

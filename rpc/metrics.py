@@ -28,6 +28,36 @@ class Metrics:
         )
         self.sent = Counter("grpc_server_msg_sent_total", "Messages sent to clients.", _LABELS, registry=registry)
 
+        self._methods: dict[tuple[str, str, str], MethodMetrics] = {}
+
+    def of(self, kind: str, service: str, method: str) -> "MethodMetrics":
+        """The counters of one method."""
+        labels = kind, service, method
+        found = self._methods.get(labels)
+        if found is None:
+            found = self._methods[labels] = MethodMetrics(self, labels)
+        return found
+
+
+class MethodMetrics:
+    """What is counted at every rpc, found once: finding it costs more than counting."""
+
+    def __init__(self, metrics: Metrics, labels: tuple[str, str, str]) -> None:
+        self.started = metrics.started.labels(*labels)
+        self.received = metrics.received.labels(*labels)
+        self.sent = metrics.sent.labels(*labels)
+        self.handling = metrics.handling.labels(*labels)
+        self._handled = metrics.handled
+        self._labels = labels
+        self._by_code: dict[str, Counter] = {}
+
+    def handled(self, code: str) -> Counter:
+        """The counter of rpcs that ended with a status code."""
+        found = self._by_code.get(code)
+        if found is None:
+            found = self._by_code[code] = self._handled.labels(*self._labels, code)
+        return found
+
 
 def new_registry() -> CollectorRegistry:
     """A registry of one server with its process's own metrics: memory, CPU, open files, garbage collection."""

@@ -27,8 +27,9 @@ _Key: TypeAlias = tuple[str, tuple[str, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class _Answer:
-    """`revisions` of the owners' shards, in order of the owners' names."""
+    """`revisions` of the owners' shards, in order of the `owners`."""
 
+    owners: Sequence[str]
     revisions: Sequence[Revision]
     response: registry_pb2.ResolveWordsResponse
 
@@ -50,15 +51,18 @@ class ResolveRpcs(Rpcs):
         found = Violations()
         asking = admitted(found, TenantName, request.parent, "parent", Role.READER).tenant
         age = checks.staleness(found, request)
+        found.raise_if_any()
+        key = (asking, tuple(request.words))
+        kept = self._answers.get(key)
+        if kept is not None:
+            now = [await self._desk.revision(owner, age) for owner in kept.owners]
+            if kept.revisions == now:
+                self._answers.move_to_end(key)
+                return kept.response
+            age = timedelta.max  # as new as it must be already
         refs = _refs(found, request.words)
         found.raise_if_any()
         owners = sorted({ref.tenant or asking for ref in refs})
-        now = [await self._desk.revision(owner, age) for owner in owners]
-        key = (asking, tuple(request.words))
-        kept = self._answers.get(key)
-        if kept is not None and kept.revisions == now:
-            self._answers.move_to_end(key)
-            return kept.response
         answers: dict[int, registry_pb2.ResolvedWord] = {}
         read: list[Revision] = []
         for owner in owners:
@@ -67,8 +71,7 @@ class ResolveRpcs(Rpcs):
             def work(db: sqlite3.Connection, places: Iterable[int] = tuple(places)) -> list[Meaning | Error]:
                 return [_resolved(db, refs[index], asking) for index in places]
 
-            # As new as it must be already.
-            meanings, revision = await self._desk.read(owner, work, timedelta.max)
+            meanings, revision = await self._desk.read(owner, work, age)
             read.append(revision)
             for index, meaning in zip(places, meanings, strict=True):
                 answer = registry_pb2.ResolvedWord(word=request.words[index], revision=str(revision))
@@ -79,7 +82,7 @@ class ResolveRpcs(Rpcs):
                     answer.alias = meaning.alias
                 answers[index] = answer
         response = registry_pb2.ResolveWordsResponse(words=[answers[index] for index in range(len(refs))])
-        self._answers[key] = _Answer(revisions=read, response=response)
+        self._answers[key] = _Answer(owners=owners, revisions=read, response=response)
         if len(self._answers) > _KEPT:
             self._answers.popitem(last=False)
         return response

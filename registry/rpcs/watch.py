@@ -61,11 +61,12 @@ class WatchRpcs(Rpcs):
         marked = time.monotonic()
         while True:
             began_s, moved, behind = time.time(), False, False
-            for shard in sorted(shards):
-                # So many at once, that no shard waits for a busy one.
-                changes, upto = await self._desk.ledger.changes(
-                    shard, resume.after[shard], limit=_MOST, max_staleness=_POLL
-                )
+            # So many at once, that no shard waits for a busy one.
+            looks = [
+                self._desk.ledger.changes(shard, after, limit=_MOST, max_staleness=_POLL)
+                for shard, after in sorted(resume.after.items())
+            ]
+            for changes, upto in await asyncio.gather(*looks):
                 for change in changes:
                     resume = resume.moved(change.revision)
                     if change.mutation.kind in HIDDEN:

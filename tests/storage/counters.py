@@ -4,6 +4,7 @@ import asyncio
 import json
 import sqlite3
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 from storage.address import open_store
 from storage.book import Answer, Change, Effect
+from storage.disk import DiskStore
 from storage.entry import Entry, Mutation, encode, entry_name
 from storage.ledger import Ledger
 from storage.log import Log
@@ -67,6 +69,18 @@ class Counters:
 
     def doomed(self, db: sqlite3.Connection, blob: str) -> bool:
         return False
+
+
+class Counting(DiskStore):
+    """A disk that counts what is read, by the first segment of the name."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.read: Counter[str] = Counter()
+
+    def get(self, name: str) -> bytes:
+        self.read[name.split("/")[0]] += 1
+        return super().get(name)
 
 
 def value_of(db: sqlite3.Connection, name: str) -> int:

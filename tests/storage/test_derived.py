@@ -1,7 +1,6 @@
 """Segments and checkpoints: they save reading the log, and nothing is ever wrong for the want or the fault of one."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,22 +15,10 @@ from storage.entry import Entry, Mutation, entry_name
 from storage.errors import Damaged
 from storage.objects import ObjectStore
 from storage.segments import RUN, pack, segment_name, segments, unpack
-from tests.storage.counters import Add, Counters, add, everything, fill, open_ledger, value_of
+from tests.storage.counters import Add, Counters, Counting, add, everything, fill, open_ledger, value_of
 
 Eventually = Callable[[Callable[[], bool]], None]
 COUNT = 2 * RUN + 300
-
-
-class Counting(DiskStore):
-    """A disk that counts what is read, by the first segment of the name."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.read: Counter[str] = Counter()
-
-    def get(self, name: str) -> bytes:
-        self.read[name.split("/")[0]] += 1
-        return super().get(name)
 
 
 async def _rows(store: ObjectStore, folder: Path) -> object:

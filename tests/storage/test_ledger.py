@@ -25,7 +25,8 @@ from storage.errors import (
 )
 from storage.ledger import Ledger, shard_of
 from storage.objects import ObjectStore
-from tests.storage.counters import Add, Counters, Refused, add, everything, open_ledger, value_of
+from storage.view import View
+from tests.storage.counters import Add, Counters, Counting, Refused, add, everything, open_ledger, value_of
 
 
 @pytest.fixture
@@ -165,6 +166,27 @@ async def test_a_watch_resumes_anywhere_and_misses_nothing(
     await follow(seen[-1], 90)
     assert seen == sorted((result.revision for result in results), key=lambda revision: revision.place)
     assert sorted(amounts) == list(range(1, 91))
+    await other.close()
+
+
+async def test_watches_share_their_looks_at_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, and none reads the view while there is nothing new."""
+    store = Counting(tmp_path / "store")
+    ledger, other = open_ledger(store, tmp_path / "view"), open_ledger(store, tmp_path / "other")
+    await add(other, Add(name="a", amount=1), "one")
+    after = (await ledger.read(1, lambda db: None))[1]
+    snapshots: list[int] = []
+    snapshot = View.snapshot
+    monkeypatch.setattr(View, "snapshot", lambda self: (snapshots.append(1), snapshot(self))[1])
+    store.read.clear()
+    looks = [ledger.changes(1, after, max_staleness=timedelta(0)) for _ in range(200)]
+    assert await asyncio.gather(*looks) == [((), after)] * 200
+    assert (store.read["log"] <= 2, snapshots) == (True, [])
+    await add(other, Add(name="a", amount=1), "two")
+    looks = [ledger.changes(1, after, max_staleness=timedelta(0)) for _ in range(200)]
+    assert {len(found) for found, _ in await asyncio.gather(*looks)} == {1}
+    assert store.read["log"] <= 10
+    await ledger.close()
     await other.close()
 
 
