@@ -41,6 +41,7 @@ STORAGE = ErrorTable(
         storage.ClockSkew: Unavailable,
         storage.OutcomeUnknown: Unavailable,
         storage.NotCommitted: Unavailable,
+        storage.ViewFailed: Unavailable,
         storage.Closed: Unavailable,
         # A lost race, as the contract has it: nothing was written, simply try again.
         storage.Contention: Aborted,

@@ -20,6 +20,7 @@
     ├── OutcomeUnknown       the deadline ended while a commit was on its way: ask again with the same request id
     ├── NotCommitted         the deadline ended before the commit was tried: nothing was written. Retry
     ├── Contention           other writers won every round of the budget: nothing was written. Retry
+    ├── ViewFailed           the view's file cannot be read or written (a full disk): nothing was committed. Retry
     ├── ViewInUse            another process uses this view folder
     ├── TensorsInvalid       a file of vectors that is not one, or holds what no word can be
     └── Closed               the ledger is closed
@@ -132,6 +133,11 @@ class NotCommitted(StorageError):
 
 class Contention(StorageError):
     reason = "CONTENTION"
+    retry = True
+
+
+class ViewFailed(StorageError):
+    reason = "VIEW_FAILED"
     retry = True
 
 

@@ -6,6 +6,7 @@ else is put to the shard until an entry is settled.
 """
 
 import random
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ import structlog
 from storage.book import Answer, Book, Change
 from storage.checkpoints import restore_newest
 from storage.entry import MAX_MUTATIONS, Entry, Mutation, Revision, canonical, entry_name, fits, mutation_bytes
-from storage.errors import Closed, Contention, Damaged, OutcomeUnknown
+from storage.errors import Closed, Contention, Damaged, OutcomeUnknown, ViewFailed
 from storage.log import Backoff, Log, new_write_id, now_us
 from storage.metrics import LedgerMetrics
 from storage.segments import RUN, entries_after
@@ -242,6 +243,8 @@ class ShardWriter:
                     self._view.drop()
                 if not isinstance(error, OutcomeUnknown):
                     _logger.warning("shard failed", shard=self._shard, error=repr(error))
+                if isinstance(error, sqlite3.OperationalError):
+                    error = ViewFailed(f"the view of shard {self._shard} cannot be used: {error}")
                 self._fail(commands, checks, error)
             else:
                 self._checked_at = began
@@ -411,6 +414,8 @@ class ShardWriter:
                 return batch, claimed[place:]
             except _DryRun:
                 pass
+            except sqlite3.OperationalError:
+                raise  # no answer to this command, but the view's own trouble
             except Exception as error:
                 outcome = error
             batch.answers.append((pending, outcome))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -179,3 +180,28 @@ def _wait_for(access: S3Access) -> None:
     store = S3Store(access, "words")
     retry(stop=stop_after_delay(60), wait=wait_fixed(0.2), reraise=True)(probe)(store)
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("what", "outcomes", "read"),
+    [
+        # Certainly nothing was written; what is there is served.
+        ("store", {"FAILED_PRECONDITION STORE_REFUSED"}, "2"),
+        ("views", {"UNAVAILABLE OUTCOME_UNKNOWN", "UNAVAILABLE VIEW_FAILED"}, "UNAVAILABLE VIEW_FAILED"),
+    ],
+)
+def test_a_full_disk(what: str, outcomes: set[str], read: str, tmp_path: Path) -> None:
+    """A tmpfs of some megabytes, in a mount namespace of its own."""
+    alone = ["unshare", "--user", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], check=False).returncode:
+        pytest.skip("NO MOUNT NAMESPACE for this user: a full disk was not tried")
+    command = [*alone, sys.executable, "-m", "tests.registry.full", str(tmp_path), what]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    seen = json.loads(ended.stdout.splitlines()[-1])
+    assert seen["filled"] == "No space left on device"
+    assert set(seen["full"]) <= outcomes, seen
+    assert seen["read"] == read, seen
+    # With room again it goes on, and the request that was in doubt was done once.
+    assert (seen["again"], seen["next"], seen["listed"]) == ("3", [4, 5], [5, 4, 3, 2, 1]), seen
+    assert seen["sound"]
