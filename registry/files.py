@@ -19,7 +19,7 @@ from typing import TypeAlias
 from pseudoword.names import VersionName
 from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
-from rpc.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from rpc.errors import FailedPrecondition, InvalidArgument
 from rpc.validate import Violations
 from storage.tensors import Vectors, write_tensors
 
@@ -163,7 +163,8 @@ def fill_encoders(
 def export(stored: bytes, tensors: Mapping[str, Vectors], version: Version, layout: Format) -> File:
     """A version's vectors in a layout; `stored` is its native file.
 
-    Raises FailedPrecondition (LAYOUT_UNFIT) when the layout has no place for them, and Unimplemented for A1111's.
+    Raises FailedPrecondition (LAYOUT_UNFIT) when the layout has no place for them, and InvalidArgument
+    (LAYOUT_IMPORT_ONLY) for A1111's.
     """
     layout = layout or DIFFUSERS
     name = VersionName.parse(version.name)
@@ -171,9 +172,9 @@ def export(stored: bytes, tensors: Mapping[str, Vectors], version: Version, layo
     if layout == NATIVE:
         return File(data=stored, format=layout, filename=filename)
     if layout == A1111:
-        raise Unimplemented(
-            "A1111's .pt is a pickle and is never written; A1111 reads the layouts kohya and comfyui as well",
-            metadata={"part": "A1111 .pt export"},
+        why = "A1111's .pt is a pickle and is never written; A1111 reads the layouts kohya and comfyui as well"
+        raise InvalidArgument(
+            f"format: {why}", reason="LAYOUT_IMPORT_ONLY", metadata={"layout": "a1111"}, violations=[("format", why)]
         )
     renamed = {_exported_name(layout, encoder, name, tensors): vectors for encoder, vectors in tensors.items()}
     return File(data=write_tensors(renamed, _metadata(renamed, version)), format=layout, filename=filename)

@@ -91,7 +91,7 @@ class ConceptRpcs(Rpcs):
         if not request.show_deleted:
             condition = f"{condition} AND state = '{concepts.ACTIVE}'"
         lead = _lead(term)
-        where = condition, parameters | lead.parameters
+        where = condition, {**parameters, **lead.parameters}
         page = await self._desk.page(
             parent.tenant,
             request,

@@ -112,7 +112,7 @@ async def test_pickles_are_not_read_unless_that_is_switched_on(stub: Any) -> Non
     with refused("FAILED_PRECONDITION", "PICKLES_OFF"):
         await stub.ImportVersion(_importing(save(_tensors("KOHYA")), format=rpc.EMBEDDING_FORMAT_A1111))
     published = (await publish(stub))[0]
-    with refused("UNIMPLEMENTED", "UNIMPLEMENTED", part="A1111 .pt export"):
+    with refused("INVALID_ARGUMENT", "LAYOUT_IMPORT_ONLY", layout="a1111"):
         await _export(stub, published.name, "A1111")
 
 

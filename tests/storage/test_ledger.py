@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -175,9 +176,14 @@ async def test_watches_share_their_looks_at_the_store(tmp_path: Path, monkeypatc
     ledger, other = open_ledger(store, tmp_path / "view"), open_ledger(store, tmp_path / "other")
     await add(other, Add(name="a", amount=1), "one")
     after = (await ledger.read(1, lambda db: None))[1]
-    snapshots: list[int] = []
+    snapshots: list[View] = []
     snapshot = View.snapshot
-    monkeypatch.setattr(View, "snapshot", lambda self: (snapshots.append(1), snapshot(self))[1])
+
+    def counted(self: View) -> Any:
+        snapshots.append(self)
+        return snapshot(self)
+
+    monkeypatch.setattr(View, "snapshot", counted)
     store.read.clear()
     looks = [ledger.changes(1, after, max_staleness=timedelta(0)) for _ in range(200)]
     assert await asyncio.gather(*looks) == [((), after)] * 200
