@@ -9,15 +9,23 @@ from dataclasses import dataclass, field
 from json import dumps, loads
 from typing import Any
 
-from rpc.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound
+from rpc.errors import Aborted, FailedPrecondition, NotFound, ResourceExhausted
+from rpc.filters import Field, Kind
 from storage.book import Answer, Change, Effect
+from trainer import loans
 from trainer.jobs import ENDED, UNFINISHED, Life, Move, State, WrongState
 
 SHARD = 0
 SHARDS = 1
 Row = dict[str, Any]
 
-_UNFINISHED = ", ".join(f"'{state}'" for state in sorted(UNFINISHED))
+# What ListJobs can be asked to filter by.
+FILTERS: Mapping[str, Field] = {
+    "state": Field(kind=Kind.ENUM, sql="'STATE_' || state", values=tuple(f"STATE_{state}" for state in State)),
+    "concept": Field(kind=Kind.TEXT, sql="json_extract(spec, '$.concept')"),
+    "creator": Field(kind=Kind.TEXT, sql="creator"),
+    "create_time": Field(kind=Kind.TIME, sql="created_us"),
+}
 _TABLES = """
 CREATE TABLE pictures (
     name TEXT PRIMARY KEY, blob TEXT NOT NULL, media_type TEXT NOT NULL, size_bytes INTEGER NOT NULL,
@@ -92,6 +100,22 @@ class KeepCheckpoint:
     checkpoint: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What is promised to tenants, and what is not. A job is unfinished until it has succeeded, failed or been
+    cancelled.
+
+    Pictures of a job that has succeeded stay for `after_success_us`, those of one that has failed or was cancelled for
+    `after_failure_us`; unless another job needs them.
+    """
+
+    unfinished: int = 1_000
+    unfinished_per_tenant: int = 100
+    picture_bytes_per_tenant: int = 2**30
+    after_success_us: int = 0
+    after_failure_us: int = 24 * 3_600_000_000
+
+
 Command = AddPicture | DeletePicture | CreateJob | MoveJob | KeepCheckpoint
 
 
@@ -99,7 +123,10 @@ class TrainerBook:
     """Rules and tables of pictures and jobs; a storage.Book."""
 
     name = "trainer"
-    schema_version = 2
+    schema_version = 3
+
+    def __init__(self, terms: Terms | None = None) -> None:
+        self._terms = terms or Terms()
 
     def create(self, db: sqlite3.Connection) -> None:
         """Make the tables, empty."""
@@ -107,23 +134,25 @@ class TrainerBook:
             db.execute(statement)
 
     def decide(self, db: sqlite3.Connection, command: Command, now_us: int) -> Sequence[Effect] | Answer:
-        """Raises NotFound, InvalidArgument, FailedPrecondition, Aborted."""
+        """Raises NotFound, InvalidArgument, FailedPrecondition, Aborted, ResourceExhausted."""
         match command:
             case AddPicture(lifetime_us=lifetime_us):
+                loans.check_bytes(db, command.name, command.size_bytes, self._terms.picture_bytes_per_tenant)
                 fields = {key: value for key, value in vars(command).items() if key != "lifetime_us"}
                 return [Effect(kind="picture-added", body=fields | {"expires_us": now_us + lifetime_us})]
             case DeletePicture(name=name, expired=expired):
-                row = picture(db, name)
+                row = loans.picture(db, name)
                 if expired and row["expires_us"] > now_us:
                     return Answer(value={})
-                _refuse_needed(db, name)
+                loans.refuse_needed(db, name)
                 return [Effect(kind="picture-deleted", body={"name": name})]
             case CreateJob():
-                needed = _check_pictures(db, command.spec, now_us)
+                _check_room(db, command.tenant, self._terms)
+                needed = loans.check_needed(db, command.spec, now_us)
                 body = vars(command) | {"spec": dict(command.spec), "pictures": needed}
                 return [Effect(kind="job-created", body=body)]
             case MoveJob():
-                return [_moved(db, command, now_us)]
+                return [_moved(db, command, now_us, self._terms)]
             case KeepCheckpoint():
                 row = _held(db, command.name, command.attempt)
                 if row["state"] != State.RUNNING:
@@ -142,9 +171,9 @@ class TrainerBook:
                     " ON CONFLICT (name) DO UPDATE SET expires_us = max(expires_us, excluded.expires_us)",
                     body | {"now": change.time_us},
                 )
-                return picture(db, body["name"])
+                return loans.picture(db, body["name"])
             case "picture-deleted":
-                row = picture(db, body["name"])
+                row = loans.picture(db, body["name"])
                 db.execute("DELETE FROM pictures WHERE name = :name", body)
                 return row
             case "job-created":
@@ -170,7 +199,7 @@ class TrainerBook:
         """The pictures, where jobs can go on, and what they have yet to publish."""
         for row in db.execute("SELECT blob FROM pictures"):
             yield row["blob"]
-        for row in db.execute(f"SELECT detail FROM jobs WHERE state IN ({_UNFINISHED})"):
+        for row in db.execute(f"SELECT detail FROM jobs WHERE state IN ({loans.UNFINISHED_SQL})"):
             detail = loads(row["detail"])
             yield from (detail[key] for key in ("checkpoint", "embedding", "record") if detail.get(key))
 
@@ -187,13 +216,22 @@ def job(db: sqlite3.Connection, name: str) -> Row:
     return _job_row(row)
 
 
-def jobs(db: sqlite3.Connection, tenant: str, after: Sequence[Any] | None, limit: int) -> list[Row]:
-    """Up to `limit` jobs of a tenant, newest first, after the one at [created_us, name]."""
+def jobs(
+    db: sqlite3.Connection,
+    tenant: str,
+    after: Sequence[Any] | None,
+    limit: int,
+    where: tuple[str, Mapping[str, Any]] = ("1", {}),
+) -> list[Row]:
+    """Up to `limit` jobs of a tenant, newest first, after the one at [created_us, name]; `where` is a condition of SQL
+    over FILTERS with its parameters."""
     created_us, name = after or (2**62, "")
+    condition, parameters = where
     rows = db.execute(
-        "SELECT * FROM jobs WHERE tenant = ? AND (created_us < ? OR (created_us = ? AND name > ?))"
-        " ORDER BY created_us DESC, name LIMIT ?",
-        (tenant, created_us, created_us, name, limit),
+        "SELECT * FROM jobs WHERE tenant = :tenant"
+        f" AND (created_us < :created OR (created_us = :created AND name > :name)) AND {condition}"
+        " ORDER BY created_us DESC, name LIMIT :limit",
+        {"tenant": tenant, "created": created_us, "name": name, "limit": limit, **parameters},
     )
     return [_job_row(row) for row in rows]
 
@@ -219,64 +257,12 @@ def in_state(db: sqlite3.Connection, state: State) -> list[Row]:
 def counts(db: sqlite3.Connection) -> dict[State, int]:
     """How many jobs are in each state that is not an end."""
     found = dict.fromkeys(sorted(UNFINISHED), 0)
-    rows = db.execute(f"SELECT state, count(*) AS n FROM jobs WHERE state IN ({_UNFINISHED}) GROUP BY state")
+    rows = db.execute(f"SELECT state, count(*) AS n FROM jobs WHERE state IN ({loans.UNFINISHED_SQL}) GROUP BY state")
     return found | {State(row["state"]): row["n"] for row in rows}
-
-
-def picture(db: sqlite3.Connection, name: str) -> Row:
-    """A picture's row. Raises NotFound."""
-    row = db.execute("SELECT * FROM pictures WHERE name = ?", (name,)).fetchone()
-    if row is None:
-        raise NotFound(f"there is no {name}: upload it", reason="PICTURE_NOT_FOUND", metadata={"picture": name})
-    return dict(row)
-
-
-def expired_pictures(db: sqlite3.Connection, now_us: int, limit: int) -> list[str]:
-    """Names of up to `limit` pictures whose time is over and that no unfinished job needs."""
-    rows = db.execute(
-        "SELECT name FROM pictures WHERE expires_us <= ? AND NOT EXISTS (SELECT 1 FROM job_pictures JOIN jobs"
-        f" ON jobs.name = job WHERE picture = pictures.name AND state IN ({_UNFINISHED})) LIMIT ?",
-        (now_us, limit),
-    )
-    return [row["name"] for row in rows]
 
 
 def _job_row(row: sqlite3.Row) -> Row:
     return dict(row) | {"spec": loads(row["spec"]), "detail": loads(row["detail"])}
-
-
-def _refuse_needed(db: sqlite3.Connection, name: str) -> None:
-    needed = db.execute(
-        f"SELECT name FROM jobs JOIN job_pictures ON job = name WHERE picture = ? AND state IN ({_UNFINISHED}) LIMIT 1",
-        (name,),
-    ).fetchone()
-    if needed is not None:
-        raise FailedPrecondition(
-            f"{needed['name']} still needs {name}", reason="PICTURE_IN_USE", metadata={"job": needed["name"]}
-        )
-
-
-def _check_pictures(db: sqlite3.Connection, spec: Mapping[str, Any], now_us: int) -> list[str]:
-    """The pictures and masks that a job needs, all there and of the same shapes. Raises InvalidArgument."""
-    missing, misshaped, needed = [], [], []
-    for index, example in enumerate(spec["examples"]):
-        shapes = []
-        for part in ("picture", "mask"):
-            if not (name := example.get(part)):
-                continue
-            needed.append(name)
-            row = db.execute("SELECT * FROM pictures WHERE name = ?", (name,)).fetchone()
-            if row is None or row["expires_us"] <= now_us:
-                what = "is not here" if row is None else "has expired"
-                missing.append((f"job.examples[{index}].{part}", f"{name} {what}: upload it, then create the job"))
-            else:
-                shapes.append(f"{row['width']} x {row['height']}")
-        if len(set(shapes)) > 1:
-            misshaped.append((f"job.examples[{index}].mask", f"is {shapes[1]}, its picture {shapes[0]} pixels"))
-    if missing or misshaped:
-        wrong = missing + misshaped
-        raise InvalidArgument(wrong[0][1], reason="PICTURE_NOT_FOUND" if missing else "MASK_SHAPE", violations=wrong)
-    return needed
 
 
 def _held(db: sqlite3.Connection, name: str, attempt: int | None) -> Row:
@@ -295,7 +281,7 @@ def _wrong_state(row: Row, why: str) -> FailedPrecondition:
     )
 
 
-def _moved(db: sqlite3.Connection, command: MoveJob, now_us: int) -> Effect:
+def _moved(db: sqlite3.Connection, command: MoveJob, now_us: int, terms: Terms) -> Effect:
     row = _held(db, command.name, command.attempt)
     if command.etag and command.etag != row["revision"]:
         raise Aborted(
@@ -308,9 +294,31 @@ def _moved(db: sqlite3.Connection, command: MoveJob, now_us: int) -> Effect:
     except WrongState as error:
         raise _wrong_state(row, str(error)) from None
     if command.move is Move.RETRY:
-        _check_pictures(db, row["spec"], now_us)
-    body = {"name": command.name, "move": command.move.value, "detail": dict(command.detail)}
+        _check_room(db, row["tenant"], terms)
+        loans.check_needed(db, row["spec"], now_us)
+    body: Row = {"name": command.name, "move": command.move.value, "detail": dict(command.detail)}
+    if life.state in ENDED:
+        stay_us = terms.after_success_us if life.state is State.SUCCEEDED else terms.after_failure_us
+        body["pictures"] = {"expire_us": now_us + stay_us, "failures_since_us": now_us - terms.after_failure_us}
     return Effect(kind="job-moved", body=body | vars(life) | {"state": life.state.value})
+
+
+def _check_room(db: sqlite3.Connection, tenant: str, terms: Terms) -> None:
+    """Raises ResourceExhausted when a job more would be too many."""
+    counted = f"SELECT count(*) AS n FROM jobs WHERE state IN ({loans.UNFINISHED_SQL})"
+    here = db.execute(counted).fetchone()["n"]
+    own = db.execute(f"{counted} AND tenant = ?", (tenant,)).fetchone()["n"]
+    for found, limit, reason, whose in (
+        (own, terms.unfinished_per_tenant, "TENANT_JOBS", f"tenants/{tenant} has"),
+        (here, terms.unfinished, "QUEUE_FULL", "the trainer has"),
+    ):
+        if found >= limit:
+            raise ResourceExhausted(
+                f"{whose} {found} unfinished jobs; {limit} are taken: try again when some have ended",
+                reason=reason,
+                metadata={"unfinished": str(found), "limit": str(limit)},
+                retry_after=loans.ROOM_AFTER,
+            )
 
 
 def life_of(row: Row) -> Life:
@@ -321,6 +329,8 @@ def life_of(row: Row) -> Life:
 def _apply_move(db: sqlite3.Connection, body: Row, time_us: int, revision: str) -> None:
     row = job(db, body["name"])
     state = State(body["state"])
+    if "pictures" in body:  # entries of older servers say nothing
+        loans.release(db, body["name"], state, **body["pictures"])
     detail = row["detail"] | body["detail"]
     if state is State.QUEUED:  # of an attempt before only that counts from where it can go on
         detail = {key: detail[key] for key in ("checkpoint",) if key in detail}

@@ -188,7 +188,10 @@ def _check_owned(
 
 
 def _refuse_unbuilt(job: resources_pb2.Job) -> None:
-    unbuilt = {"learned start": job.start.WhichOneof("start") == "learned", "word at once": job.word_at_once}
+    unbuilt = {
+        "learned start": job.start.WhichOneof("start") == "learned",
+        "word at once": job.word_at_once,
+    }
     for part, asked in unbuilt.items():
         if asked:
             raise Unimplemented(f"{part}: not built yet", metadata={"part": part})

@@ -16,11 +16,12 @@ from rpc.patience import heard, patiently
 from storage.entry import Revision
 from storage.errors import StorageError
 from storage.ledger import Ledger
-from trainer import book
+from trainer import book, loans
 from trainer.book import SHARD, Command, MoveJob, Row
 from trainer.jobs import State
 from trainer.messages import job_of
 from trainer.metrics import TrainerMetrics
+from trainer.previews import Previews
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -37,6 +38,8 @@ class Desk:
         self.ledger = ledger
         self._metrics = metrics
         self._progress: dict[str, resources_pb2.Progress] = {}
+        self.previews = Previews()
+        self._shown: dict[str, resources_pb2.JobEvent.Preview] = {}
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self._work = asyncio.Event()
 
@@ -99,7 +102,7 @@ class Desk:
 
     async def picture(self, name: str) -> Row:
         """A picture's row. Raises NotFound."""
-        row, _ = await self.ledger.read(SHARD, lambda db: book.picture(db, name))
+        row, _ = await self.ledger.read(SHARD, lambda db: loans.picture(db, name))
         return row
 
     def tell(self, name: str, progress: resources_pb2.Progress) -> None:
@@ -114,6 +117,16 @@ class Desk:
     def forget(self, name: str) -> None:
         """An attempt is over: what of its progress lasts is in the row."""
         self._progress.pop(name, None)
+        self._shown.pop(name, None)
+
+    def show(self, name: str, preview: resources_pb2.JobEvent.Preview) -> None:
+        """There is a new picture of how far a running job is."""
+        self._shown[name] = preview
+        self._stir(name)
+
+    def preview(self, name: str) -> resources_pb2.JobEvent.Preview | None:
+        """The newest picture of a running job."""
+        return self._shown.get(name)
 
     @contextmanager
     def watching(self, name: str) -> Iterator[asyncio.Event]:

@@ -9,11 +9,15 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from pseudoword.names import WordRef
 
 from diffusion.checkpoint import BaseModel
+from diffusion.decode import decode
+from diffusion.denoise import Denoising, step
 from diffusion.encoder import PromptEncoder
+from diffusion.prompt import Prompt
 from trainer.best import best_word
 from trainer.latents import encode_pictures
 from trainer.losses import Part, RowLosses, sentence
@@ -21,6 +25,8 @@ from trainer.run import Learned, Run, RunState, Step, Task, Unit
 from trainer.starts import BestWord, Starts, Words
 
 _WORD = WordRef(None, "w")  # how a template's word is called while its length is checked
+_PREVIEW_STEPS = 10
+_PREVIEW_GUIDANCE = 4.0
 
 
 class Stopped(Exception):
@@ -100,6 +106,26 @@ class Engine:
                 return [Ticked(run=grants[0][0], error=error)]
             # Whose rows it was is found by each alone.
             return [ticked for grant in grants for ticked in self.tick([grant])]
+
+    @torch.no_grad()
+    def preview(self, run: Run, template: str) -> np.ndarray:
+        """A picture of the word as it is, uint8 [height, width, 3]: a few steps of DDIM, the same noise each time."""
+        size = self._model.spec.sample_size_px
+        vectors = torch.cat([leaf.detach() for leaf in run.active])
+        picture = Denoising(
+            self._model,
+            embeds=self._encoder.encode([sentence(template, _WORD)], {_WORD: vectors}),
+            negative=self._encoder.encode([Prompt(())], {}),
+            scheduler="ddim",
+            steps=_PREVIEW_STEPS,
+            guidance=_PREVIEW_GUIDANCE,
+            seed=0,
+            width=size,
+            height=size,
+        )
+        while not picture.done:
+            step(self._model, [picture])
+        return decode(self._model, picture.latents)[0]
 
     def learn(self, task: Task, on_step: Callable[[Step], None], stop: threading.Event) -> Learned:
         """Learns one word, alone. Raises Stopped when `stop` is set, at the latest one step later, and

@@ -22,7 +22,7 @@ from rpc.validate import Violations
 from storage.blobs import Blobs
 from storage.errors import NotCommitted
 from storage.objects import ObjectStore
-from trainer import book
+from trainer import loans
 from trainer.book import SHARD, AddPicture, DeletePicture, Row
 from trainer.desk import Context, Desk
 from trainer.leftovers import discard
@@ -100,7 +100,7 @@ class Pictures:
     async def _expired(self) -> list[str]:
         now_us = time.time_ns() // 1000
         names, _ = await self._desk.ledger.read(
-            SHARD, lambda db: book.expired_pictures(db, now_us, _SWEPT_AT_ONCE), max_staleness=_SWEEP
+            SHARD, lambda db: loans.expired_pictures(db, now_us, _SWEPT_AT_ONCE), max_staleness=_SWEEP
         )
         return names
 

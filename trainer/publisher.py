@@ -5,10 +5,10 @@ from pseudoword.names import ConceptName
 from pseudoword.registry.v1 import registry_pb2, registry_pb2_grpc
 from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from pseudoword.trainer.v1 import resources_pb2
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from rpc.clients import as_caller, forwarded
-from rpc.errors import Aborted, DeadlineExceeded, Internal, Unavailable
+from rpc.errors import Aborted, DeadlineExceeded, FailedPrecondition, Internal, Unavailable
 from rpc.identity import Principal
 
 _CALL_TIMEOUT_S = 30.0
@@ -18,8 +18,10 @@ _logger = structlog.get_logger(__name__)
 class Publisher:
     """Publishes versions on behalf of the jobs' creators."""
 
-    def __init__(self, registry: "registry_pb2_grpc.RegistryServiceAsyncStub") -> None:
+    def __init__(self, registry: "registry_pb2_grpc.RegistryServiceAsyncStub", *, internal_tries: int) -> None:
+        """A registry that answers INTERNAL is asked `internal_tries` times for one version."""
         self._registry = registry
+        self._internal_tries = internal_tries
 
     async def publish(
         self, job: resources_pb2.Job, record: bytes, embedding: bytes, principal: Principal
@@ -27,7 +29,8 @@ class Publisher:
         """Publishes `embedding` (safetensors) with its `record` (a serialised Version) as the job's version.
 
         The registry returns the same version for the same job for ever, so trying again is harmless; while it is away
-        this tries on. Raises what it refuses with.
+        this tries on. Raises what it refuses with, and FailedPrecondition (PUBLISH_FAILED) when it says again and again
+        that something is wrong with itself.
         """
         version = registry_resources.Version.FromString(record)
         name = ConceptName.parse(job.concept)
@@ -40,17 +43,38 @@ class Publisher:
             request_id=job.name.rsplit("/", 1)[1],
         )
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type((Unavailable, DeadlineExceeded, Aborted, Internal)),
+            retry=retry_if_exception(_Patience(self._internal_tries).allows),
             wait=wait_random_exponential(multiplier=0.2, max=30),
             before_sleep=_log_retry,
             reraise=True,
         )
-        async for attempt in retrying:
-            with attempt, forwarded("registry"):
-                published: registry_resources.Version = await self._registry.PublishVersion(
-                    request, metadata=as_caller(principal), timeout=_CALL_TIMEOUT_S
-                )
+        try:
+            async for attempt in retrying:
+                with attempt, forwarded("registry"):
+                    published: registry_resources.Version = await self._registry.PublishVersion(
+                        request, metadata=as_caller(principal), timeout=_CALL_TIMEOUT_S
+                    )
+        except Internal as error:
+            raise FailedPrecondition(
+                f"the registry could not publish the version in {self._internal_tries} attempts, and said at last:"
+                f" {error.message}; retry the job once the registry is well again",
+                reason="PUBLISH_FAILED",
+                metadata={"attempts": str(self._internal_tries), **error.metadata},
+            ) from error
         return published
+
+
+class _Patience:
+    """What is worth another attempt: a registry that is away for ever, one that is broken so many times."""
+
+    def __init__(self, internal_tries: int) -> None:
+        self._left = internal_tries
+
+    def allows(self, error: BaseException) -> bool:
+        if isinstance(error, Internal):
+            self._left -= 1
+            return self._left > 0
+        return isinstance(error, (Unavailable, DeadlineExceeded, Aborted))
 
 
 def _log_retry(state: RetryCallState) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from typing import Any
 
 from pseudoword.names import JobName, PictureName, TenantName
@@ -10,7 +11,8 @@ from pseudoword.trainer.v1 import resources_pb2, trainer_pb2, trainer_pb2_grpc
 from diffusion.checkpoint import BaseModel
 from diffusion.errors import PictureInvalid
 from diffusion.messages import base_model
-from rpc.errors import InvalidArgument, Unavailable, Unimplemented
+from rpc.errors import InvalidArgument, Unavailable
+from rpc.filters import filtered
 from rpc.identity import Role, current_principal
 from rpc.pages import Cursor, fitting, page_size
 from rpc.patience import heard
@@ -26,6 +28,9 @@ from trainer.pictures import Pictures
 from trainer.recipe import recipes
 from trainer.versions import Versions
 from trainer.worker import Worker
+
+# Shortest and longest time between two previews of a job.
+_PREVIEW_INTERVALS_S = (1.0, 3600.0)
 
 
 class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
@@ -100,12 +105,13 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         wrong = Violations()
         tenant = _admitted(TenantName, request.parent, Role.READER, wrong, field="parent")
         size = page_size(wrong, request)
+        where = filtered(wrong, request, book.FILTERS)
         wrong.raise_if_any()
-        if request.filter:
-            raise Unimplemented("filters of jobs: not built yet", metadata={"part": "job filters"})
         cursor = Cursor.read(request, [int, str])
         after = None if cursor is None else cursor.key
-        rows, revision = await self._desk.ledger.read(SHARD, lambda db: book.jobs(db, tenant.tenant, after, size + 1))
+        rows, revision = await self._desk.ledger.read(
+            SHARD, lambda db: book.jobs(db, tenant.tenant, after, size + 1, where)
+        )
         jobs = [self._desk.message(row, revision) for row in rows[:size]]
         jobs = jobs[: fitting(jobs)]
         token = ""
@@ -119,10 +125,21 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     ) -> AsyncIterator[trainer_pb2.WatchJobResponse]:
         """The job, then its every change and step until it has ended. Slow readers miss steps, and never a state that
         lasts."""
-        name = str(_admitted(JobName, request.name, Role.READER, Violations()))
-        if request.HasField("preview_interval"):
-            raise Unimplemented("previews of a job: not built yet", metadata={"part": "job previews"})
+        wrong = Violations()
+        name = str(_admitted(JobName, request.name, Role.READER, wrong))
+        with ExitStack() as wishes:
+            if request.HasField("preview_interval"):
+                interval_s = request.preview_interval.ToTimedelta().total_seconds()
+                wrong.number("preview_interval", interval_s, *_PREVIEW_INTERVALS_S)
+                wrong.raise_if_any()
+                wishes.enter_context(self._desk.previews.wanted(name, interval_s))
+            async for event in self._events(name, previews=request.HasField("preview_interval")):
+                yield _event(event)
+
+    async def _events(self, name: str, *, previews: bool) -> AsyncIterator[resources_pb2.JobEvent]:
+        """Everything that happens to a job until it has ended."""
         etag, step, first = "", 0, True
+        shown: resources_pb2.JobEvent.Preview | None = None
         with self._desk.watching(name) as news:
             while not self._draining.is_set():
                 news.clear()
@@ -131,10 +148,14 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                 job = self._desk.message(row, revision)
                 if job.etag != etag:
                     etag, step = job.etag, job.progress.step
-                    yield _event(resources_pb2.JobEvent(job=job))
+                    yield resources_pb2.JobEvent(job=job)
                 elif job.progress.step != step:
                     step = job.progress.step
-                    yield _event(resources_pb2.JobEvent(progress=job.progress))
+                    yield resources_pb2.JobEvent(progress=job.progress)
+                preview = self._desk.preview(name)
+                if previews and preview is not None and preview is not shown:
+                    shown = preview
+                    yield resources_pb2.JobEvent(preview=preview)
                 if row["state"] in ENDED:
                     return
                 await self._until(news)

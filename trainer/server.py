@@ -17,10 +17,11 @@ from rpc.server import Server
 from rpc.stores import open_fit_store, open_ledger
 from rpc.table import STORAGE
 from storage.blobs import Blobs
-from trainer.book import SHARDS, TrainerBook
+from trainer.book import SHARDS, Terms, TrainerBook
 from trainer.checkpoints import Checkpoints
 from trainer.checks import JobChecks
 from trainer.desk import Desk
+from trainer.endings import Endings
 from trainer.engine import Engine
 from trainer.metrics import TrainerMetrics
 from trainer.pictures import LoanTerms, Pictures
@@ -74,7 +75,8 @@ class Trainer:
         store = await asyncio.to_thread(open_fit_store, settings.store, settings.s3)
         self._stack.callback(store.close)
         # Two workers on one log would each take the other's jobs for lost.
-        ledger = await asyncio.to_thread(open_ledger, store, settings.store, TrainerBook(), shards=SHARDS, alone=True)
+        kept = TrainerBook(_terms(settings))
+        ledger = await asyncio.to_thread(open_ledger, store, settings.store, kept, shards=SHARDS, alone=True)
         self._stack.push_async_callback(ledger.close)
         registry = await self._stack.enter_async_context(channel(settings.registry))
         model = self._model if self._model is not None else await asyncio.to_thread(load_model, settings.model)
@@ -94,17 +96,16 @@ class Trainer:
             checkpoint_activations=settings.engine.checkpoint_activations,
         )
         versions = Versions(RegistryServiceStub(registry))
+        publisher = Publisher(RegistryServiceStub(registry), internal_tries=settings.publish_tries)
         self._worker = Worker(
             desk,
             LogQueue(desk, max_per_tenant=settings.engine.max_running_per_tenant, max_losses=settings.max_losses),
             pictures,
-            Blobs(store),
             Checkpoints(desk, store),
             engine,
-            Publisher(RegistryServiceStub(registry)),
             versions,
+            Endings(desk, Blobs(store), publisher, metrics, TABLE),
             metrics,
-            TABLE,
             base_model=base_model(model.spec),
             max_running=settings.engine.max_running,
             quantum_rows=settings.engine.quantum_rows,
@@ -121,6 +122,18 @@ class Trainer:
         sweeping = asyncio.create_task(pictures.sweep())
         self._stack.push_async_callback(_ended, sweeping)
         self.server.mark_ready()
+
+
+def _terms(settings: TrainerSettings) -> Terms:
+    """What the settings promise to tenants."""
+    pictures = settings.pictures
+    return Terms(
+        unfinished=settings.queue.max_unfinished,
+        unfinished_per_tenant=settings.queue.max_unfinished_per_tenant,
+        picture_bytes_per_tenant=pictures.max_bytes_per_tenant,
+        after_success_us=round(pictures.after_success.total_seconds() * 1e6),
+        after_failure_us=round(pictures.after_failure.total_seconds() * 1e6),
+    )
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -22,9 +22,27 @@ class PictureSettings(BaseModel, frozen=True, extra="forbid"):
         gt=timedelta(0),
         description="How long a picture is kept after its last upload, or longer while an unfinished job needs it",
     )
+    after_success: timedelta = Field(
+        default=timedelta(0),
+        ge=timedelta(0),
+        description="How long the pictures of a job that has succeeded stay, where no other job needs them",
+    )
+    after_failure: timedelta = Field(
+        default=timedelta(days=1),
+        ge=timedelta(0),
+        description="How long the pictures of a job that has failed or was cancelled stay at least, for a retry",
+    )
+    max_bytes_per_tenant: int = Field(default=2**30, ge=1, description="Most bytes of one tenant's pictures together")
     max_receiving_bytes: int = Field(
         default=256 * 2**20, ge=2**20, description="Most bytes of all uploads together that are on their way"
     )
+
+
+class QueueSettings(BaseModel, frozen=True, extra="forbid"):
+    """How many jobs may be unfinished: waiting, trained or on their way to the registry."""
+
+    max_unfinished: int = Field(default=1_000, ge=1, description="Most unfinished jobs of all tenants")
+    max_unfinished_per_tenant: int = Field(default=100, ge=1, description="Most unfinished jobs of one tenant")
 
 
 class EngineSettings(BaseModel, frozen=True, extra="forbid"):
@@ -55,7 +73,11 @@ class TrainerSettings(Settings):
     registry: Peer = Peer(address="127.0.0.1:7361")
     model: ModelSettings = ModelSettings()
     pictures: PictureSettings = PictureSettings()
+    queue: QueueSettings = QueueSettings()
     engine: EngineSettings = EngineSettings()
+    publish_tries: int = Field(
+        default=8, ge=1, description="A job is given up when the registry has answered INTERNAL to so many publishings"
+    )
     max_losses: int = Field(
         default=3, ge=1, description="A job is given up when so many servers were killed while they trained it"
     )

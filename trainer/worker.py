@@ -1,80 +1,46 @@
-"""The worker: takes jobs from the queue, has the engine train them together, fixes what was learned, and sees to its
-publishing.
-"""
+"""The worker: takes jobs from the queue, has the engine train them together, and sees to their ends."""
 
 import asyncio
+import io
 import signal
 import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import structlog
-from google.protobuf.json_format import MessageToDict
+from PIL import Image
+from pseudoword.names import ConceptName
 from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from pseudoword.trainer.v1 import resources_pb2
 
-from rpc.errors import ErrorTable, FailedPrecondition, NotFound, to_status
+from rpc.errors import FailedPrecondition
 from rpc.identity import Principal, from_json
 from rpc.patience import patiently
 from rpc.validate import Violations
-from storage.blobs import Blobs
-from storage.tensors import write_tensors
-from trainer.book import KeepCheckpoint, MoveJob, Row
+from trainer.attempt import Attempt
+from trainer.book import KeepCheckpoint
 from trainer.checkpoints import Checkpoints
 from trainer.checks import templates
 from trainer.desk import Desk
+from trainer.endings import Endings
 from trainer.engine import Engine, Ticked
 from trainer.jobs import Move, State
-from trainer.messages import error_text, job_of
+from trainer.messages import job_of
 from trainer.metrics import TrainerMetrics
 from trainer.pace import Pace
 from trainer.pictures import Pictures
-from trainer.publisher import Publisher
 from trainer.queue import LogQueue
 from trainer.recipe import fill_in
-from trainer.record import record
 from trainer.run import Run, RunState, Step, Task
 from trainer.starts import BestWord, Given, Start, Words
 from trainer.templates import STARTS
 from trainer.turns import Entry, Turns
 from trainer.versions import Versions
 
-# What the book refuses with when a job is no longer the attempt's.
-_OVER = {"ATTEMPT_OVER", "JOB_STATE"}
 _logger = structlog.get_logger(__name__)
-
-
-@dataclass(kw_only=True)
-class _Attempt:
-    """A job that this worker holds. `run` is absent until its pictures are encoded; `over` once nothing more is to come
-    of it."""
-
-    job: resources_pb2.Job
-    tenant: str
-    number: int
-    losses: int
-    created_us: int
-    began: float = field(default_factory=time.monotonic)  # training, and its last step
-    stepped: float = 0.0
-    # Blob that the log has as the job's checkpoint, when it was made, and whether another one is on its way.
-    checkpoint: str = ""
-    saved: float = 0.0
-    saving: asyncio.Task[None] | None = None
-    # Steps and seconds of earlier attempts that this one went on from.
-    first_step: int = 0
-    trained_s: float = 0.0
-    run: Run | None = None
-    over: bool = False
-
-    def trained(self, now: float) -> timedelta:
-        """Wall time of the training until `now`, earlier attempts' included."""
-        return timedelta(seconds=self.trained_s + now - self.began)
-
-    def move(self, move: Move, **detail: object) -> MoveJob:
-        return MoveJob(name=self.job.name, move=move, attempt=self.number, detail=detail)
 
 
 class Worker:
@@ -86,38 +52,33 @@ class Worker:
         desk: Desk,
         queue: LogQueue,
         pictures: Pictures,
-        blobs: Blobs,
         checkpoints: Checkpoints,
         engine: Engine,
-        publisher: Publisher,
         versions: Versions,
+        endings: Endings,
         metrics: TrainerMetrics,
-        table: ErrorTable,
         *,
         base_model: registry_resources.BaseModel,
         max_running: int,
         quantum_rows: int,
         checkpoint_every: timedelta,
     ) -> None:
-        """At most `max_running` jobs are held at once; a tenant has `quantum_rows` rows before the next one's turn.
-        `table` says what a job's error becomes."""
+        """At most `max_running` jobs are held at once; a tenant has `quantum_rows` rows before the next one's turn."""
         self._desk = desk
         self._queue = queue
         self._pictures = pictures
-        self._blobs = blobs
         self._checkpoints = checkpoints
         self._engine = engine
-        self._publisher = publisher
         self._versions = versions
+        self._endings = endings
         self._metrics = metrics
-        self._table = table
         self._base_model = base_model
         self._max_running = max_running
         self._checkpoint_s = checkpoint_every.total_seconds()
         self._turns = Turns(quantum_rows=quantum_rows)
         self._pace = Pace()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="train")
-        self._attempts: dict[str, _Attempt] = {}
+        self._attempts: dict[str, Attempt] = {}
         # What goes on beside the ticks: preparing and publishing, which the next server takes up where they stop, and
         # the last words about an attempt, which are waited for.
         self._beside: set[asyncio.Task[None]] = set()
@@ -130,9 +91,9 @@ class Worker:
         """Takes up what an earlier server left, then works until stop()."""
         await patiently(self._desk.count)
         for row, error in await self._queue.recover():
-            await self._fail(row["name"], row["attempt"], error)
+            await self._endings.fail(row["name"], row["attempt"], error)
         for row in await self._desk.in_state(State.PUBLISHING):
-            self._start(self._publish(row), self._beside)
+            self._start(self._endings.publish(row), self._beside)
         self._loop = self._begin(self._run())
 
     async def stop(self) -> None:
@@ -190,7 +151,7 @@ class Worker:
             row = await self._queue.take(alone=not self._attempts)
             if row is None:
                 return
-            attempt = _Attempt(
+            attempt = Attempt(
                 job=job_of(row, row["revision"]),
                 tenant=row["tenant"],
                 number=row["attempt"],
@@ -201,7 +162,7 @@ class Worker:
             self._attempts[attempt.job.name] = attempt
             self._start(self._prepare(attempt), self._beside)
 
-    async def _prepare(self, attempt: _Attempt) -> None:
+    async def _prepare(self, attempt: Attempt) -> None:
         """Makes an attempt ready to be trained."""
         try:
             run = await self._run_of(attempt)
@@ -216,7 +177,7 @@ class Worker:
             self._turns.join(attempt.job.name, entry)
         self._desk.wake()
 
-    async def _run_of(self, attempt: _Attempt) -> Run | None:
+    async def _run_of(self, attempt: Attempt) -> Run | None:
         """None for one that was cancelled before it was known to be ours. Raises whatever makes the job impossible."""
         job = attempt.job
         row, _ = await self._desk.row(job.name, cached=True)
@@ -254,27 +215,33 @@ class Worker:
                 return Words(words=job.start.encoded_words, encoded=True)
         return Words(words=job.start.words)
 
-    async def _tick(self, ready: dict[str, _Attempt]) -> None:
+    async def _tick(self, ready: dict[str, Attempt]) -> None:
         """Trains the next rows."""
         limit = self._engine.max_rows
         wanted = {name: min(attempt.run.rows_left, limit) for name, attempt in ready.items() if attempt.run is not None}
         granted = self._turns.grant(wanted, self._pace.useful_rows(limit))
         attempts = [ready[name] for name in granted]
         grants = [(attempt.run, granted[attempt.job.name]) for attempt in attempts if attempt.run is not None]
-        began = time.monotonic()
-        ticked = await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.tick, grants)
+
+        def tick() -> tuple[list[Ticked], float]:
+            began = time.monotonic()  # not before: the thread may be encoding somebody's pictures
+            return self._engine.tick(grants), time.monotonic() - began
+
+        ticked, seconds = await asyncio.get_running_loop().run_in_executor(self._thread, tick)
         now = time.monotonic()
         if ticked:
             rows = sum(granted.values())
-            self._pace.measured(rows, now - began)
-            self._metrics.ticks.observe(now - began)
+            self._pace.measured(rows, seconds)
+            self._metrics.ticks.observe(seconds)
             self._metrics.rows.inc(rows)
         by_run = {id(one.run): one for one in ticked}
         for attempt in attempts:
             if not attempt.over and (one := by_run.get(id(attempt.run))) is not None:
                 self._heed(attempt, one, now)
+                if one.step is not None and not attempt.over and self._desk.previews.due(attempt.job.name, now):
+                    await self._preview(attempt, one.run)
 
-    def _heed(self, attempt: _Attempt, ticked: Ticked, now: float) -> None:
+    def _heed(self, attempt: Attempt, ticked: Ticked, now: float) -> None:
         """What a tick came to for one attempt."""
         if ticked.error is not None:
             self._give_up(attempt, ticked.error)
@@ -287,22 +254,38 @@ class Worker:
                 state = ticked.run.state(attempt.trained(now).total_seconds())
                 attempt.saved, attempt.saving = now, self._start(self._save(attempt, state), self._ending)
 
-    async def _save(self, attempt: _Attempt, state: RunState) -> None:
+    async def _preview(self, attempt: Attempt, run: Run) -> None:
+        """Draws how far a word is, for those who watch."""
+        name, sentence, began = attempt.job.name, run.task.templates[0][0], time.monotonic()
+        loop = asyncio.get_running_loop()
+        try:
+            pixels = await loop.run_in_executor(self._thread, self._engine.preview, run, sentence)
+        except Exception as error:  # of no weight for the training; a device in trouble is met by the next tick
+            _logger.warning("no preview could be drawn", job=name, error=str(error))
+            return
+        finally:
+            self._desk.previews.drawn(name, began, time.monotonic())
+        png = await asyncio.to_thread(_png, pixels)
+        prompt = sentence.replace("{}", f"<{ConceptName.parse(attempt.job.concept).concept}>")
+        if not attempt.over:
+            self._desk.show(name, resources_pb2.JobEvent.Preview(step=run.step, png=png, prompt=prompt))
+
+    async def _save(self, attempt: Attempt, state: RunState) -> None:
         """Keeps a checkpoint, if the attempt still holds its job then."""
         blob = await self._checkpoints.write(attempt.tenant, state)
         command = KeepCheckpoint(name=attempt.job.name, attempt=attempt.number, checkpoint=blob)
         attempt.checkpoint = await self._checkpoints.keep(command, attempt.tenant, attempt.checkpoint)
 
-    async def _hand_back(self, attempt: _Attempt) -> None:
+    async def _hand_back(self, attempt: Attempt) -> None:
         """Another worker, or this one after its restart, goes on where this one is."""
         detail = {}
         if attempt.run is not None and attempt.run.step > attempt.first_step:
             state = attempt.run.state(attempt.trained(time.monotonic()).total_seconds())
             detail = {"checkpoint": await self._checkpoints.write(attempt.tenant, state)}
-        if await self._try(attempt.move(Move.HAND_BACK, **detail), "handed_back") and detail:
+        if await self._endings.say(attempt.move(Move.HAND_BACK, **detail), "handed_back") and detail:
             await self._checkpoints.delete(attempt.checkpoint)
 
-    def _tell(self, attempt: _Attempt, step: Step, now: float) -> None:
+    def _tell(self, attempt: Attempt, step: Step, now: float) -> None:
         self._metrics.steps.observe(now - attempt.stepped)
         attempt.stepped = now
         progress = resources_pb2.Progress(
@@ -317,59 +300,46 @@ class Worker:
         progress.remaining.FromTimedelta(elapsed * (step.steps - step.step) / (step.step - attempt.first_step))
         self._desk.tell(attempt.job.name, progress)
 
-    def _let_go(self, attempt: _Attempt) -> None:
+    def _let_go(self, attempt: Attempt) -> None:
         """An attempt is not trained any more, and its place is free."""
         attempt.over = True
         self._attempts.pop(attempt.job.name, None)
         self._turns.leave(attempt.job.name)
         self._desk.wake()
 
-    def _drop(self, attempt: _Attempt) -> None:
+    def _drop(self, attempt: Attempt) -> None:
         """Nothing comes of an attempt."""
         self._let_go(attempt)
         self._desk.forget(attempt.job.name)
         self._start(self._clear(attempt), self._ending)
         self._metrics.ended.labels("cancelled").inc()
 
-    def _give_up(self, attempt: _Attempt, error: Exception) -> None:
+    def _give_up(self, attempt: Attempt, error: Exception) -> None:
         """The job is impossible."""
         if not attempt.over:
             self._let_go(attempt)
             self._desk.forget(attempt.job.name)
-            self._start(self._fail(attempt.job.name, attempt.number, error), self._ending)
+            self._start(self._endings.fail(attempt.job.name, attempt.number, error), self._ending)
             self._start(self._clear(attempt), self._ending)
 
-    async def _clear(self, attempt: _Attempt) -> None:
+    async def _clear(self, attempt: Attempt) -> None:
         """A checkpoint is of no use to a job that has ended, or whose vectors are fixed."""
         if attempt.saving is not None:
             await asyncio.wait({attempt.saving})
         await self._checkpoints.delete(attempt.checkpoint)
 
-    async def _finish(self, attempt: _Attempt, run: Run, training_time: timedelta) -> None:
+    async def _finish(self, attempt: Attempt, run: Run, training_time: timedelta) -> None:
         """From vectors that are learned to a version on its way."""
         self._metrics.training.observe(training_time.total_seconds())
         try:
-            row = await self._fix(attempt, run, training_time)
+            row = await self._endings.fix(attempt, run, training_time)
         except Exception as error:
-            await self._fail(attempt.job.name, attempt.number, error)
+            await self._endings.fail(attempt.job.name, attempt.number, error)
         else:
-            self._start(self._publish(row), self._beside)
-            await self._clear(attempt)
+            self._start(self._endings.publish(row), self._beside)
         finally:
             self._desk.forget(attempt.job.name)
-
-    async def _fix(self, attempt: _Attempt, run: Run, training_time: timedelta) -> Row:
-        """From here on these vectors are the job's for ever. Raises FailedPrecondition when the job is not ours."""
-        job, learned = attempt.job, run.learned()
-        file = write_tensors({encoder.name: learned.vectors for encoder in job.base_model.encoders})
-        about = record(job, run.task.recipe, learned, training_time).SerializeToString(deterministic=True)
-        embedding = await patiently(lambda: asyncio.to_thread(self._blobs.put, attempt.tenant, file))
-        noted = await patiently(lambda: asyncio.to_thread(self._blobs.put, attempt.tenant, about))
-        detail: dict[str, Any] = {"embedding": embedding.name, "record": noted.name}
-        progress = self._desk.progress(job.name)
-        if progress is not None:
-            detail["progress"] = MessageToDict(progress, preserving_proto_field_name=True)
-        return await self._desk.move(attempt.move(Move.FIX, **detail))
+            await self._clear(attempt)
 
     def _start(self, work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> asyncio.Task[None]:
         """Has `work` done beside the ticks; its task is in `among` until it has ended."""
@@ -391,39 +361,8 @@ class Worker:
         task.add_done_callback(ended)
         return task
 
-    async def _publish(self, row: Row) -> None:
-        """Brings what was fixed to the registry, however long that is away."""
-        name, attempt = row["name"], row["attempt"]
-        try:
-            about = await patiently(lambda: asyncio.to_thread(self._blobs.get, row["detail"]["record"]))
-            file = await patiently(lambda: asyncio.to_thread(self._blobs.get, row["detail"]["embedding"]))
-            job = job_of(row, row["revision"])
-            version = await self._publisher.publish(job, about, file, from_json(row["principal"]))
-            move = MoveJob(name=name, move=Move.FINISH, attempt=attempt, detail={"version": version.name})
-        except Exception as error:
-            await self._fail(name, attempt, error)
-        else:
-            await self._try(move, "published")
 
-    async def _fail(self, name: str, attempt: int, error: Exception) -> None:
-        failure = self._table.translate(error)
-        if failure.reason in _OVER:
-            _logger.info("attempt is over", job=name, attempt=attempt, why=failure.message)
-            self._metrics.ended.labels("cancelled").inc()
-            return
-        if isinstance(failure, NotFound):  # a picture that went since; what the job needs is its state, not a request
-            failure = FailedPrecondition(failure.message, reason=failure.reason, metadata=failure.metadata)
-        _logger.warning("job failed", job=name, attempt=attempt, reason=failure.reason, error=failure.message)
-        detail = {"error": error_text(to_status(failure))}
-        await self._try(MoveJob(name=name, move=Move.FAIL, attempt=attempt, detail=detail), "failed")
-
-    async def _try(self, move: MoveJob, how: str) -> bool:
-        """A last word about an attempt, which nobody hears (False) if the job was cancelled meanwhile."""
-        try:
-            await self._desk.move(move)
-        except FailedPrecondition as error:
-            _logger.info("attempt is over", job=move.name, attempt=move.attempt, why=error.message)
-            self._metrics.ended.labels("cancelled").inc()
-            return False
-        self._metrics.ended.labels(how).inc()
-        return True
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -80,6 +80,25 @@ def test_aliases_by_the_command_line(run: Run) -> None:
     assert "seed 1" in shown.stdout
 
 
+def test_jobs_by_the_command_line(run: Run, tmp_path: Path) -> None:
+    begun = ("learn", "cube", *_PICTURES[:2], "--init-best", "--steps", "4", "--early-stop", "--json")
+    first = run(*begun)
+    assert first.returncode == 0, first.stderr
+    version = lines(first.stdout)[-1]["name"]
+    grown = run("learn", "cube", *_PICTURES[:2], "--init-version", version, "--steps", "1", "--json")
+    assert lines(grown.stdout)[-1]["provenance"]["parents"] == [version]
+    second, one = lines(run("jobs", "list", "--filter", "concept:cube AND state = SUCCEEDED", "--json").stdout)
+    assert (one["version"], one["start"]) == (version, {"best_of_vocabulary": True})
+    watched = run("jobs", "watch", second["name"], "--previews", "seen")
+    assert watched.stdout.startswith(f"{second['name']}  <cube>  succeeded  {second['version']}")
+    for verb in ("cancel", "retry"):
+        refused = run("jobs", verb, one["name"])
+        assert refused.returncode == 1
+        assert "SUCCEEDED" in refused.stderr
+    wrong = run("learn", "cube", _PICTURES[0], "--mask", _PICTURES[0], "--mask", _PICTURES[1])
+    assert "2 masks for 1 pictures" in wrong.stderr
+
+
 def test_a_contact_sheet_and_single_files(run: Run, tmp_path: Path) -> None:
     done = run("draw", "a dog", "-o", "dog.png", "--count", "3", "--steps", "2", "--fast")
     assert done.returncode == 0, done.stderr

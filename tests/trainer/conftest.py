@@ -86,7 +86,14 @@ Start = Callable[..., Awaitable[Running]]
 def settings_of(folder: Path, registry: str, **more: Any) -> TrainerSettings:
     """Settings of a trainer with its store in `folder`; `more` are others, `server` merged."""
     server = {"listen": "127.0.0.1:0", "metrics_listen": "", "drain_s": 20, **more.pop("server", {})}
-    fields = {"server": server, "store": {"address": str(folder / "jobs")}, "registry": {"address": registry}}
+    # Most tests learn from the same upload again and again.
+    pictures = {"after_success": "PT1H", **more.pop("pictures", {})}
+    fields = {
+        "server": server,
+        "store": {"address": str(folder / "jobs")},
+        "registry": {"address": registry},
+        "pictures": pictures,
+    }
     settings: TrainerSettings = TrainerSettings.model_validate(fields | more)
     return settings
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rpc.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound
+from rpc.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from storage.disk import DiskStore
 from storage.ledger import Ledger
-from trainer import book
+from trainer import book, loans
 from trainer.book import (
     SHARD,
     SHARDS,
@@ -22,6 +23,7 @@ from trainer.book import (
     DeletePicture,
     KeepCheckpoint,
     MoveJob,
+    Terms,
     TrainerBook,
 )
 from trainer.jobs import ENDED, MOVES, Life, Move, State, WrongState
@@ -222,6 +224,58 @@ async def test_pictures_stay_while_a_job_needs_them(kept: Kept) -> None:
     assert missing.value.violations[0][0] == "job.examples[0].picture"
 
 
+async def expiry(kept: Kept) -> float:
+    """Days until the picture may go."""
+    row, _ = await kept.ledger.read(SHARD, lambda db: loans.picture(db, PICTURE))
+    return float((row["expires_us"] - time.time_ns() // 1000) / DAY_US)
+
+
+async def ends(kept: Kept, name: str, *moves: Move) -> None:
+    for move in moves:
+        await kept.commit(MoveJob(name=name, move=move))
+
+
+async def test_pictures_go_when_their_jobs_have_succeeded(kept: Kept) -> None:
+    other = "tenants/default/jobs/j2"
+    await kept.commit(picture(lifetime_us=7 * DAY_US))
+    for name in (JOB, other):
+        await kept.commit(job(name))
+    await ends(kept, JOB, Move.TAKE, Move.FIX, Move.FINISH)
+    assert await expiry(kept) > 6  # the other one still needs it
+    await ends(kept, other, Move.TAKE, Move.FIX, Move.FINISH)
+    assert await expiry(kept) <= 0
+    await kept.commit(picture(lifetime_us=7 * DAY_US))
+    assert await expiry(kept) > 6  # uploaded again
+
+
+async def test_pictures_stay_a_day_after_a_failure(kept: Kept) -> None:
+    other = "tenants/default/jobs/j2"
+    await kept.commit(picture(lifetime_us=DAY_US // 24))
+    for name in (JOB, other):
+        await kept.commit(job(name))
+    await ends(kept, JOB, Move.TAKE, Move.FAIL)
+    assert 0.9 < await expiry(kept) <= 1
+    # One that has succeeded does not take them from one that may be retried.
+    await ends(kept, other, Move.TAKE, Move.FIX, Move.FINISH)
+    assert 0.9 < await expiry(kept) <= 1
+    await ends(kept, JOB, Move.RETRY, Move.TAKE, Move.FIX, Move.FINISH)
+    assert await expiry(kept) <= 0
+
+
+async def test_a_tenants_pictures_have_so_many_bytes(tmp_path: Path) -> None:
+    small = TrainerBook(Terms(picture_bytes_per_tenant=7))
+    ledger = Ledger.open(DiskStore(tmp_path / "store"), small, shards=SHARDS, view_folder=tmp_path / "view")
+    kept = Kept(ledger)
+    await kept.commit(picture())
+    await kept.commit(picture())  # the same one again
+    await kept.commit(replace(picture(), name=PICTURE.replace("a" * 64, "b" * 64)))
+    with pytest.raises(ResourceExhausted) as refused:
+        await kept.commit(replace(picture(), name=PICTURE.replace("a" * 64, "c" * 64)))
+    assert (refused.value.reason, refused.value.metadata) == ("PICTURE_BYTES", {"bytes": "6", "limit": "7"})
+    await kept.commit(replace(picture(), name=PICTURE.replace("default", "shop")))
+    await ledger.close()
+
+
 async def test_the_same_picture_again_keeps_its_bytes_and_stays_longer(kept: Kept) -> None:
     first = await kept.commit(picture(lifetime_us=DAY_US))
     again = await kept.commit(picture(blob="t/default/blobs/a/2", lifetime_us=2 * DAY_US))
@@ -236,10 +290,10 @@ async def test_expired_pictures_go_unless_an_unfinished_job_needs_them(kept: Kep
     assert await kept.commit(DeletePicture(name=PICTURE, expired=True)) == {}
     await kept.commit(job())
     later = time.time_ns() // 1000 + 2 * DAY_US
-    names, _ = await kept.ledger.read(SHARD, lambda db: book.expired_pictures(db, later, 10))
+    names, _ = await kept.ledger.read(SHARD, lambda db: loans.expired_pictures(db, later, 10))
     assert names == []
     await kept.move(Move.CANCEL)
-    names, _ = await kept.ledger.read(SHARD, lambda db: book.expired_pictures(db, later, 10))
+    names, _ = await kept.ledger.read(SHARD, lambda db: loans.expired_pictures(db, later, 10))
     assert names == [PICTURE]
 
 

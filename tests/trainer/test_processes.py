@@ -89,7 +89,6 @@ def test_a_job_that_kills_its_workers_takes_no_other_with_it(serve: Serve, regis
         assert (job.state, job.attempt) == (Job.STATE_FAILED, 2)
         assert "2 workers have died" in job.error.message
         assert len(list(client.versions("killed"))) == 1
-    assert trainer.terminate() == 0
 
 
 def rows_trained(trainer: Process) -> float:

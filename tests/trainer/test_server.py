@@ -369,15 +369,103 @@ async def test_what_is_not_built_says_which_part(trainer: Running, change: dict[
     assert refusal(refused.value).metadata == {"part": part}
 
 
-async def test_previews_and_filters_are_not_built(trainer: Running) -> None:
-    request = trainer_pb2.WatchJobRequest(name="tenants/default/jobs/j1")
+async def test_lists_are_filtered(start: StartTrainer) -> None:
+    trainer = await start(engine=ONE_AT_A_TIME)
+    running = await trainer.create(await trainer.job("one", steps=10_000))
+    waiting = await trainer.create(await trainer.job("two"))
+    gone = await trainer.create(await trainer.job("two"))
+    await trainer.reaches(running.name, Job.STATE_RUNNING)
+    await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=gone.name))
+
+    async def found(filter: str) -> list[str]:
+        request = trainer_pb2.ListJobsRequest(parent="tenants/default", filter=filter)
+        return [job.name for job in (await trainer.stub.ListJobs(request)).jobs]
+
+    assert await found("state = RUNNING") == [running.name]
+    assert await found("concept:two AND NOT state = CANCELLED") == [waiting.name]
+    assert await found('concept = "tenants/default/concepts/two"') == [gone.name, waiting.name]
+    assert await found("creator = anonymous AND create_time > 2026-01-01T00:00:00Z") == [
+        gone.name,
+        waiting.name,
+        running.name,
+    ]
+    assert await found("create_time > 2999-01-01T00:00:00Z") == []
+    for wrong in ("state = ASLEEP", "colour = red", "state =", "(" * 99):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await found(wrong)
+        assert fields(refused.value) == {"filter"}
+    await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=running.name))
+
+
+async def test_previews_of_how_far_a_word_is(trainer: Running) -> None:
+    created = await trainer.create(await trainer.job("seen", steps=200))
+    request = trainer_pb2.WatchJobRequest(name=created.name)
     request.preview_interval.FromSeconds(1)
+    previews = []
+    async for message in trainer.stub.WatchJob(request):
+        if message.event.WhichOneof("event") == "preview":
+            previews.append(message.event.preview)
+            if len(previews) == 2:
+                break
+    first, second = previews
+    assert 1 <= first.step < second.step
+    assert first.prompt == "a photo of a <seen>"
+    pictures = [np.asarray(Image.open(io.BytesIO(one.png))) for one in previews]
+    assert pictures[0].shape == (64, 64, 3)
+    assert not np.array_equal(pictures[0], pictures[1])
+    await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=created.name))
+    for seconds in (0, 3601):
+        request.preview_interval.FromSeconds(seconds)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await trainer.stub.WatchJob(request).read()
+        assert fields(refused.value) == {"preview_interval"}
+
+
+async def test_there_is_room_for_so_many_jobs(start: StartTrainer) -> None:
+    trainer = await start(engine=ONE_AT_A_TIME, queue={"max_unfinished_per_tenant": 2})
+    jobs = [await trainer.create(await trainer.job(steps=10_000)) for _ in range(2)]
+    request = await trainer.job()
+    for only in (False, True):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await trainer.create(request, validate_only=only)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        error = refusal(refused.value)
+        assert (error.reason, error.metadata) == ("TENANT_JOBS", {"unfinished": "2", "limit": "2"})
+        assert error.retry_after is not None
+    await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=jobs[1].name))
+    await trainer.create(request)
+    trainer = await start(engine=ONE_AT_A_TIME, queue={"max_unfinished": 2})
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await trainer.stub.WatchJob(request).read()
-    assert refusal(refused.value).metadata == {"part": "job previews"}
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await trainer.stub.ListJobs(trainer_pb2.ListJobsRequest(parent="tenants/default", filter="state = FAILED"))
-    assert refusal(refused.value).metadata == {"part": "job filters"}
+        await trainer.create(request)
+    assert refusal(refused.value).reason == "QUEUE_FULL"
+    listed = await trainer.stub.ListJobs(trainer_pb2.ListJobsRequest(parent="tenants/default"))
+    for job in listed.jobs:
+        if job.state in (Job.STATE_QUEUED, Job.STATE_RUNNING):
+            await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=job.name))
+
+
+async def test_a_registry_that_is_broken_fails_the_job_after_some_attempts(start: StartTrainer, words: Any) -> None:
+    calls = 0
+
+    async def broken(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        nonlocal calls
+        calls += 1
+        await context.abort(grpc.StatusCode.INTERNAL, "the catalogue is upside down")
+
+    server = grpc.aio.server()
+    handler: Any = grpc.unary_unary_rpc_method_handler(broken)
+    service = "pseudoword.registry.v1.RegistryService"
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"PublishVersion": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    trainer = await start(registry=f"127.0.0.1:{port}", publish_tries=3)
+    job = (await trainer.watch((await trainer.create(await trainer.job("broken"))).name))[-1].job
+    await server.stop(None)
+    assert (job.state, refusal_of(job), calls) == (Job.STATE_FAILED, "PUBLISH_FAILED", 3)
+    assert "3 attempts" in job.error.message
+    trainer = await start()
+    await trainer.stub.RetryJob(trainer_pb2.RetryJobRequest(name=job.name))
+    assert states(await trainer.watch(job.name))[-1] == "SUCCEEDED"
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)

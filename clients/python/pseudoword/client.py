@@ -144,9 +144,14 @@ class Client:
         with errors():
             return self.trainer.CreateJob(request)
 
-    def watch_job(self, name: str, *, patience_s: float = 60.0) -> Iterator[trainer_resources.JobEvent]:
-        """What happens to a job until it has ended. A trainer that is away for less than `patience_s` is waited for."""
+    def watch_job(
+        self, name: str, *, preview_interval: timedelta | None = None, patience_s: float = 60.0
+    ) -> Iterator[trainer_resources.JobEvent]:
+        """What happens to a job until it has ended, with a picture of how far it is every `preview_interval`. A trainer
+        that is away for less than `patience_s` is waited for."""
         request = trainer_pb2.WatchJobRequest(name=name)
+        if preview_interval is not None:
+            request.preview_interval.FromTimedelta(preview_interval)
         for message in _patient(lambda: self.trainer.WatchJob(request), patience_s):
             yield message.event
             if message.event.WhichOneof("event") == "job" and message.event.job.state in ENDED:
@@ -175,6 +180,17 @@ class Client:
             if event.WhichOneof("event") == "job":
                 job = event.job
         return self.version(published(job))
+
+    def jobs(self, filter: str = "") -> Iterator[trainer_resources.Job]:
+        """The tenant's jobs, newest first; `filter` is AIP-160 over state, concept, creator, create_time."""
+        request = trainer_pb2.ListJobsRequest(parent=str(self.tenant), filter=filter)
+        for page in _pages(self.trainer.ListJobs, request):
+            yield from page.jobs
+
+    def retry_job(self, name: str) -> trainer_resources.Job:
+        """Queues a failed job again."""
+        with errors():
+            return self.trainer.RetryJob(trainer_pb2.RetryJobRequest(name=name, request_id=str(uuid.uuid4())))
 
     def cancel_job(self, name: str) -> trainer_resources.Job:
         with errors():

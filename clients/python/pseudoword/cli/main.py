@@ -8,6 +8,7 @@ from pseudoword.cli.alias import alias
 from pseudoword.cli.batch import batch
 from pseudoword.cli.draw import draw
 from pseudoword.cli.files import export, import_
+from pseudoword.cli.jobs import jobs
 from pseudoword.cli.learn import learn
 from pseudoword.cli.redraw import redraw
 from pseudoword.cli.words import show, versions, watch, words
@@ -45,5 +46,5 @@ def main() -> None:
     """
 
 
-for command in (learn, draw, redraw, words, versions, show, watch, alias, export, import_, batch):
+for command in (learn, jobs, draw, redraw, words, versions, show, watch, alias, export, import_, batch):
     main.add_command(command)
