@@ -26,10 +26,14 @@ class LogQueue:
                 given_up.append((row, workers_lost(row["name"], self._max_losses)))
         return given_up
 
+    async def next(self) -> Row | None:
+        """The job that would be taken."""
+        return await self._desk.next_queued(self._max_per_tenant)
+
     async def take(self, *, alone: bool) -> Row | None:
         """The next job, RUNNING under a new attempt; None when nothing waits, or when the next one has lost a worker
         and the caller has other jobs, so that it would not be `alone`."""
-        while (row := await self._desk.next_queued(self._max_per_tenant)) is not None:
+        while (row := await self.next()) is not None:
             if row["losses"] and not alone:
                 return None
             try:

@@ -4,6 +4,7 @@ import asyncio
 import io
 import signal
 import time
+from collections import Counter
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -145,8 +146,10 @@ class Worker:
 
         A job that a worker was lost with is trained alone: if it is what kills them, it takes no other with it again.
         """
-        while len(self._attempts) < self._max_running and not self._stopping.is_set():
+        while not self._stopping.is_set():
             if any(attempt.losses for attempt in self._attempts.values()):
+                return
+            if len(self._attempts) >= self._max_running and not await self._make_room():
                 return
             row = await self._queue.take(alone=not self._attempts)
             if row is None:
@@ -161,6 +164,20 @@ class Worker:
             )
             self._attempts[attempt.job.name] = attempt
             self._start(self._prepare(attempt), self._beside)
+
+    async def _make_room(self) -> bool:
+        """Whether there is a place now: a tenant that has none gets the newest one of the tenant that has most, whose
+        job goes on later from its checkpoint. So long jobs of one tenant do not keep the others waiting."""
+        held = Counter(attempt.tenant for attempt in self._attempts.values())
+        tenant, count = held.most_common(1)[0]
+        waits = await self._queue.next()
+        if count < 2 or waits is None or waits["tenant"] in held or waits["priority"] < 0 or waits["losses"]:
+            return False
+        attempt = [one for one in self._attempts.values() if one.tenant == tenant][-1]
+        self._let_go(attempt)
+        self._desk.forget(attempt.job.name)
+        await self._hand_back(attempt)
+        return True
 
     async def _prepare(self, attempt: Attempt) -> None:
         """Makes an attempt ready to be trained."""
@@ -278,6 +295,8 @@ class Worker:
 
     async def _hand_back(self, attempt: Attempt) -> None:
         """Another worker, or this one after its restart, goes on where this one is."""
+        if attempt.saving is not None:
+            await asyncio.wait({attempt.saving})
         detail = {}
         if attempt.run is not None and attempt.run.step > attempt.first_step:
             state = attempt.run.state(attempt.trained(time.monotonic()).total_seconds())

@@ -421,6 +421,26 @@ async def test_previews_of_how_far_a_word_is(trainer: Running) -> None:
         assert fields(refused.value) == {"preview_interval"}
 
 
+async def test_long_jobs_of_one_tenant_do_not_keep_another_waiting(start: StartTrainer) -> None:
+    """Two places, both with jobs that take for ever: the newer one steps back, and goes on later where it was."""
+    trainer = await start(engine={"max_running": 2})
+    long = [await trainer.create(await trainer.job(steps=10_000)) for _ in range(2)]
+    for job in long:
+        await trainer.reaches(job.name, Job.STATE_RUNNING, step=2)
+    picture = await trainer.upload(REX[0], tenant="shop")
+    short = Job(
+        concept="tenants/shop/concepts/rex",
+        examples=[Example(picture=picture.name)],
+        recipe=Recipe(steps=3, rows=1),
+    )
+    created = await trainer.stub.CreateJob(trainer_pb2.CreateJobRequest(parent="tenants/shop", job=short))
+    assert states(await trainer.watch(created.name))[-1] == "SUCCEEDED"
+    for job in long:
+        await trainer.reaches(job.name, Job.STATE_RUNNING, step=3)
+        assert (await trainer.get(job.name)).attempt == 1
+        await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=job.name))
+
+
 async def test_there_is_room_for_so_many_jobs(start: StartTrainer) -> None:
     trainer = await start(engine=ONE_AT_A_TIME, queue={"max_unfinished_per_tenant": 2})
     jobs = [await trainer.create(await trainer.job(steps=10_000)) for _ in range(2)]
