@@ -49,7 +49,9 @@ class Bench:
 
 
 def judges(bench: Bench) -> Mapping[str, Any]:
-    """Both judges on 2,000 held-out drawings, averaged over answers."""
+    """Both judges on 2,000 held-out drawings, averaged over answers; and a sheet of such drawings."""
+    tiles = drawings.captioned(50)
+    bench.sheet("world", [tiles[start : start + 10] for start in range(0, 50, 10)], "drawings and captions")
     return {
         name: drawings.judge_accuracy(judge, 2000)
         for name, judge in (("CLIP", bench.clip), ("classifier", bench.classifier))
@@ -87,25 +89,21 @@ def learned(bench: Bench) -> Mapping[str, Any]:
     bench.sheet("toys", rows, "withheld toys")
     styles, rows = words.learn_styles(*tools, words.styles(10))
     bench.sheet("styles", rows, "withheld styles")
+    kept = {name: _mean(one.kept[name] for one in toys) for name in ("plain", *words.EDITS)}
     return {
-        "toys": {
-            "floor": _mean(one.floor for one in toys),
-            "ceiling": _mean(one.ceiling for one in toys),
-            "learned": _mean(one.learned for one in toys),
-            "oracle": _mean(one.oracle for one in toys),
-            "learned share": _mean(one.share(one.learned) for one in toys),
-            "oracle share": _mean(one.share(one.oracle) for one in toys),
-            "kept": {name: _mean(one.kept[name] for one in toys) for name in ("plain", *words.EDITS)},
-        },
-        "styles": {
-            "floor": _mean(one.floor for one in styles),
-            "ceiling": _mean(one.ceiling for one in styles),
-            "learned": _mean(one.learned for one in styles),
-            "oracle": _mean(one.oracle for one in styles),
-            "learned share": _mean(one.share(one.learned) for one in styles),
-            "oracle share": _mean(one.share(one.oracle) for one in styles),
-            "kind": _mean(one.kind for one in styles),
-        },
+        "toys": _alike(toys) | {"kept": kept},
+        "styles": _alike(styles) | {"kind": _mean(one.kind for one in styles)},
+    }
+
+
+def _alike(scores: Sequence[words.ToyScore] | Sequence[words.StyleScore]) -> dict[str, Any]:
+    """CLIP-I, and the share of the way from floor to ceiling, as means."""
+    means: dict[str, Any] = {
+        name: _mean(getattr(one, name) for one in scores) for name in ("floor", "ceiling", "learned", "oracle")
+    }
+    return means | {
+        "learned share": _mean(one.share(one.learned) for one in scores),
+        "oracle share": _mean(one.share(one.oracle) for one in scores),
     }
 
 

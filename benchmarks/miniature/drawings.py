@@ -10,6 +10,7 @@ from PIL import Image
 from pseudoword.sheet import Tile
 
 from benchmarks.miniature.scores import PictureJudge, by_answer
+from miniature.captions import caption
 from miniature.paint import paint
 from miniature.training.drawings import HELD_OUT
 from miniature.world import Drawing, random_drawing
@@ -33,6 +34,16 @@ def held_out(count: int) -> tuple[list[Drawing], list[Image.Image]]:
         drawings.append(random_drawing(np.random.default_rng((HELD_OUT, number, 0))))
         images.append(paint(drawings[-1], np.random.default_rng((HELD_OUT, number, 1))))
     return drawings, images
+
+
+def captioned(count: int) -> list[Tile]:
+    """Held-out drawings with what training says of them, `<style>` where a style has no name."""
+    drawings, images = held_out(count)
+    said = [caption(drawing, np.random.default_rng((HELD_OUT, number, 2))) for number, drawing in enumerate(drawings)]
+    return [
+        Tile(image=image, caption=one.with_words(style=None if one.form else "<style>"))
+        for image, one in zip(images, said, strict=True)
+    ]
 
 
 def judge_accuracy(judge: PictureJudge, count: int) -> dict[str, float]:
