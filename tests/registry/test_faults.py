@@ -111,10 +111,11 @@ async def test_a_watcher_moved_between_replicas_misses_nothing(place: Place, sta
     assert seen == list(range(2, len(seen) + 2))
 
 
+@pytest.mark.timeout(600)
 def test_killed_at_every_write(tmp_path: Path) -> None:
     """SIGKILL before and after each write of a registry and of the collector, one at a time."""
     command = [sys.executable, "-m", "tests.registry.dying", str(tmp_path)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170, check=False)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=560, check=False)
     deaths = [json.loads(line) for line in ended.stdout.splitlines()]
     assert ended.returncode == 0, ended.stderr[-3000:]
     # store.json; nine requests with four blobs; what the collector condemns and deletes: the orphan and a purged blob.

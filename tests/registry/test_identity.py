@@ -1,6 +1,7 @@
 """Who may do what, and on whose behalf it was done."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1 import resources_pb2 as res
 
 from rpc.identity import ON_BEHALF_OF, Principal, Role, to_json
+from tests.conftest import ROOT
 from tests.registry.asking import REX, SHOP, pointing, publishing, refused
 from tests.registry.conftest import Running, Start
 from tests.rpc.conftest import token_entry
@@ -80,6 +82,15 @@ def test_every_rpc_is_here() -> None:
     assert set(CALLS) == methods - {"ListTenants", "WatchEvents"}  # tested beside
 
 
+def test_the_contract_says_which_role_each_rpc_asks_for() -> None:
+    text = (ROOT / "protos/pseudoword/registry/v1/registry.proto").read_text()
+    service = text[text.index("service RegistryService {") :]
+    documented: dict[str, str] = {}
+    for comment, name in re.findall(r"((?:  //[^\n]*\n)+)  rpc (\w+)", service):
+        documented[name] = re.findall(r"Role (\w+)", comment)[0] if "Role " in comment else ""
+    assert {name: documented[name] for name in CALLS} == {name: role for name, (role, _) in CALLS.items()}
+
+
 async def test_every_rpc_asks_for_its_role_and_tenant(guarded: Running) -> None:
     stubs = {name: await guarded.call(f"{name}-token") for name in ("nothing", READER, WRITER, ADMIN, "stranger")}
     for call, (role, request) in CALLS.items():
@@ -90,6 +101,8 @@ async def test_every_rpc_asks_for_its_role_and_tenant(guarded: Running) -> None:
         assert await _code(stubs[role], call, request) != "PERMISSION_DENIED", call
     with refused("PERMISSION_DENIED", "ROLE_DENIED"):
         await stubs["nothing"].WatchEvents(rpc.WatchEventsRequest(parent=SHOP)).read()
+    with refused("PERMISSION_DENIED", "TENANT_DENIED", tenant="shop"):
+        await stubs["stranger"].WatchEvents(rpc.WatchEventsRequest(parent=SHOP)).read()
     with refused("UNAUTHENTICATED", "TOKEN_MISSING"):
         await (await guarded.call()).GetTenant(rpc.GetTenantRequest(name=SHOP))
 
