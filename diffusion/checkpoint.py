@@ -64,6 +64,7 @@ class BaseModel:
         device: torch.device,
         dtype: torch.dtype,
         denoiser: Denoiser | None = None,
+        row_buckets: Sequence[int] = (),
     ) -> None:
         self.spec = spec
         self.device = device
@@ -71,7 +72,7 @@ class BaseModel:
         self.tokenizer: Any = pipeline.tokenizer
         self.text_encoder: Any = _frozen(pipeline.text_encoder, device, dtype)
         self.unet: Any = None if denoiser is not None else _frozen(pipeline.unet, device, dtype)
-        self.denoiser: Denoiser = LocalDenoiser(self.unet) if denoiser is None else denoiser
+        self.denoiser: Denoiser = LocalDenoiser(self.unet, row_buckets) if denoiser is None else denoiser
         self.vae: Any = _frozen(pipeline.vae, device, dtype)
         self.scheduler_config: dict[str, Any] = dict(pipeline.scheduler.config)
         self.embedding = WordEmbedding(self.text_encoder.get_input_embeddings())
@@ -86,10 +87,12 @@ class BaseModel:
         dtype: torch.dtype = torch.float32,
         revision: str | None = None,
         denoiser: Callable[[ModelSpec], Denoiser] | None = None,
+        row_buckets: Sequence[int] = (),
     ) -> Self:
         """Load a folder or a hub id; None: the bundled miniature.
 
         `denoiser` makes one for this checkpoint; then the UNet is read for the digest only, and not kept.
+        `row_buckets`: see LocalDenoiser.
         Only safetensors are read. Raises CheckpointInvalid when there is no such checkpoint, or it is of another kind.
         """
         place = str(BUNDLED) if source is None else source
@@ -116,7 +119,7 @@ class BaseModel:
         _refuse_other_kinds(pipeline, place)
         spec = _describe(pipeline, place, _family(place, revision, pipeline))
         other = None if denoiser is None else denoiser(spec)
-        return cls(pipeline, spec, device=torch.device(device), dtype=dtype, denoiser=other)
+        return cls(pipeline, spec, device=torch.device(device), dtype=dtype, denoiser=other, row_buckets=row_buckets)
 
     @cached_property
     def latent_rgb(self) -> torch.Tensor:

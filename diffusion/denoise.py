@@ -1,7 +1,8 @@
 """Denoising, a call of the UNet at a time, for any mix of pictures whose latents have one shape."""
 
 import inspect
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from diffusion.checkpoint import BaseModel
 from diffusion.schedulers import SCHEDULERS, make_scheduler
+from diffusion.solvers import Solver, solver_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,13 @@ class Denoising:
             skipped = SCHEDULERS[scheduler].skipped_calls(steps, beginning.strength)
             self._begin(model, beginning, skipped, generator, embeds.dtype)
         self.position = 0
+        # What inpainting puts back is noised by the scheduler, which then has to count the steps itself.
+        self.solver = solver_of(self._scheduler) if self._kept is None else None
+        self.before: torch.Tensor | None = None  # what a solver remembers of the last step
+        if self.solver is not None:
+            columns = self.solver.table(self._scheduler, self._scheduler.timesteps.shape[0] - self.calls)
+            self._columns = tuple(columns)
+            self._table = torch.stack([torch.stack(column) for column in columns.values()], dim=1).to(model.device)
 
     def _begin(
         self, model: BaseModel, beginning: Beginning, skipped: int, generator: torch.Generator, dtype: torch.dtype
@@ -112,20 +121,33 @@ class Denoising:
         here: torch.Tensor = self._timesteps[self.position]
         return here
 
+    @property
+    def guidance(self) -> float:
+        """Guidance scale; 1 where there is no unconditional row."""
+        return self._guidance if len(self._rows) == 2 else 1.0
+
+    @property
+    def coefficients(self) -> torch.Tensor:
+        """The solver's coefficients at the next call, one of each of `columns`."""
+        here: torch.Tensor = self._table[self.position]
+        return here
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """Names of the solver's coefficients."""
+        return self._columns
+
     def model_input(self) -> torch.Tensor:
-        """What the next call sees for each of its rows; once a call."""
+        """What the next call sees for each of its rows; once a call. For pictures without a solver."""
         scaled: torch.Tensor = self._scheduler.scale_model_input(self.latents, self.timestep)
         return scaled
 
-    def advance(self, predicted: torch.Tensor) -> None:
-        """Takes the scheduler's step with the call's rows of output, [rows, channels, height, width]."""
-        if len(predicted) == 2:
-            # Classifier-free guidance (arXiv 2207.12598), in the order of operations that diffusers' pipeline has.
-            without, with_prompt = predicted.chunk(2)
-            predicted = without + self._guidance * (with_prompt - without)
-        self.latents = self._scheduler.step(
-            predicted, self.timestep, self.latents, return_dict=False, **self._arguments
-        )[0]
+    def advance(self, output: torch.Tensor) -> None:
+        """Takes the scheduler's step with the call's guided output, [1, channels, height, width]. For pictures without
+        a solver."""
+        self.latents = self._scheduler.step(output, self.timestep, self.latents, return_dict=False, **self._arguments)[
+            0
+        ]
         self.position += 1
         if self._kept is not None:
             kept = self._kept.clean
@@ -154,20 +176,78 @@ def _encoded(model: BaseModel, picture: Image.Image, generator: torch.Generator)
 
 
 def step(model: BaseModel, pictures: Sequence[Denoising], *, alone: bool = False) -> None:
-    """One call of the denoiser for all `pictures`, and each one's own scheduler step.
+    """One call of the denoiser for all `pictures`, and each one's step.
 
     Schedulers, positions, guidance, words may all differ; latents must have one shape. One picture alone is computed to
-    the last bit as by diffusers' own pipeline; in company the last bits may differ. `alone` keeps other servers' rows
-    out of the call, where they share the denoiser. Raises DenoiserUnavailable and DenoiserRefused.
+    the last bit as by diffusers' own pipeline; in company the last bits may differ. Pictures of one solver step as one
+    tensor operation. `alone` keeps other servers' rows out of the call, where they share the denoiser. Raises
+    DenoiserUnavailable and DenoiserRefused.
     """
+    groups: dict[Solver, list[Denoising]] = defaultdict(list)
+    for picture in pictures:
+        if picture.solver is not None:
+            groups[picture.solver].append(picture)
+    coefficients = {solver: _coefficients(members) for solver, members in groups.items()}
+    seen = {id(picture): picture.model_input() for picture in pictures if picture.solver is None}
+    for solver, members in groups.items():
+        latents = torch.cat([picture.latents for picture in members])
+        if solver.scaled:
+            latents = latents / coefficients[solver]["scale"]
+        seen |= zip(map(id, members), _singles(latents.to(members[0].latents.dtype)), strict=True)
+
     inputs, timesteps, hidden = [], [], []
     for picture in pictures:
-        seen, when = picture.model_input(), picture.timestep.float()
+        when = picture.timestep.float()
         for row in picture.hidden:
-            inputs.append(seen)
+            inputs.append(seen[id(picture)])
             timesteps.append(when)
             hidden.append(row)
     predicted = model.denoiser.predict(torch.cat(inputs), torch.stack(timesteps), torch.cat(hidden), alone=alone)
-    counts = [len(picture.hidden) for picture in pictures]
-    for picture, rows in zip(pictures, torch.split(predicted, counts), strict=True):
-        picture.advance(rows)
+    outputs = dict(zip(map(id, pictures), _singles(_guided(pictures, predicted)), strict=True))
+
+    for picture in pictures:
+        if picture.solver is None:
+            picture.advance(outputs[id(picture)])
+    for solver, members in groups.items():
+        _advance(solver, members, coefficients[solver], torch.cat([outputs[id(picture)] for picture in members]))
+
+
+def _coefficients(pictures: Sequence[Denoising]) -> Mapping[str, torch.Tensor]:
+    """Columns [n, 1, 1, 1] of each coefficient of `pictures`, which have one solver."""
+    rows = torch.stack([picture.coefficients for picture in pictures])
+    return {name: rows[:, at, None, None, None] for at, name in enumerate(pictures[0].columns)}
+
+
+def _guided(pictures: Sequence[Denoising], predicted: torch.Tensor) -> torch.Tensor:
+    """One output a picture of the rows that were `predicted` for them, unconditional ones first.
+
+    Classifier-free guidance (arXiv 2207.12598), in the order of operations that diffusers' pipeline has.
+    """
+    rows = torch.split(predicted, [len(picture.hidden) for picture in pictures])
+    if all(len(own) == 1 for own in rows):
+        return predicted
+    without, with_prompt = torch.cat([own[:1] for own in rows]), torch.cat([own[-1:] for own in rows])
+    # Filled on the device: a list of numbers would be copied there. One without guidance gives its one row.
+    scales = torch.cat(
+        [own.new_full((1, 1, 1, 1), picture.guidance) for picture, own in zip(pictures, rows, strict=True)]
+    )
+    return without + scales * (with_prompt - without)
+
+
+def _advance(
+    solver: Solver, pictures: Sequence[Denoising], at: Mapping[str, torch.Tensor], outputs: torch.Tensor
+) -> None:
+    latents = torch.cat([picture.latents for picture in pictures])
+    before = outputs
+    if solver.remembers:
+        before = torch.cat([picture.latents if picture.before is None else picture.before for picture in pictures])
+    after, remembered = solver.step(at, latents, outputs, before)
+    own, memories = _singles(after.to(latents.dtype)), _singles(remembered)
+    for picture, latent, memory in zip(pictures, own, memories, strict=True):
+        picture.latents = latent
+        picture.before = memory if solver.remembers else None
+        picture.position += 1
+
+
+def _singles(rows: torch.Tensor) -> Sequence[torch.Tensor]:
+    return [rows[at : at + 1] for at in range(len(rows))]

@@ -28,6 +28,11 @@ class ModelSettings(Table, frozen=True, extra="forbid"):
     dtype: str = Field(
         default="float32", pattern="^(float32|float16|bfloat16)$", description="Precision of the weights"
     )
+    row_buckets: tuple[int, ...] = Field(
+        default=(),
+        description="Numbers of rows, such as 2,4,8,16: a call of the denoiser is filled up to the next of them, so "
+        "that a device sees few shapes; absent: calls have as many rows as they need",
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads of the model; absent: all cores")
 
 
@@ -94,7 +99,12 @@ def load_model(settings: ModelSettings, denoiser: DenoiserSettings | None = None
     dtype: torch.dtype = getattr(torch, settings.dtype)
     try:
         return BaseModel.load(
-            settings.source, device=device, dtype=dtype, revision=settings.revision, denoiser=_elsewhere(denoiser)
+            settings.source,
+            device=device,
+            dtype=dtype,
+            revision=settings.revision,
+            denoiser=_elsewhere(denoiser),
+            row_buckets=settings.row_buckets,
         )
     except CheckpointInvalid as error:
         raise SettingsError(error.message) from None

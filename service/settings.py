@@ -1,6 +1,7 @@
 """The settings of the Generation service."""
 
 from datetime import timedelta
+from pathlib import Path
 
 from pydantic import BaseModel, Field, field_validator
 
@@ -60,6 +61,10 @@ class WordSettings(BaseModel):
         ge=timedelta(0),
         description="How long words that are kept go on being used while the registry is away; other tenants' words "
         "for 60 s at most.",
+    )
+    keys: Path | None = Field(
+        default=None,
+        description="TOML file of Ed25519 public keys; with one, only words that one of them has signed are used.",
     )
     allow_family: bool = Field(
         default=True,

@@ -17,10 +17,12 @@ from diffusion.match import Match, match
 from rpc.clients import as_caller, forwarded
 from rpc.errors import DataLoss, FailedPrecondition, InvalidArgument, Unavailable, from_status
 from rpc.identity import Principal
+from rpc.settings import SettingsError
 from service.meanings import Key, Meanings
 from service.metrics import EngineMetrics
 from service.settings import WordSettings
 from service.vectors import VectorCache
+from storage.signatures import Keys, KeysInvalid
 from storage.tensors import read_tensors, tensors_digest
 
 ENCODER = "text_encoder"
@@ -52,12 +54,17 @@ class Words:
         metrics: EngineMetrics,
         settings: WordSettings,
     ) -> None:
+        """Raises SettingsError for a key file that cannot be used."""
         self._registry = registry
         self._model = model
         self._meanings = meanings
         self._vectors = vectors
         self._metrics = metrics
         self._settings = settings
+        try:
+            self._keys = None if settings.keys is None else Keys.read(settings.keys)
+        except KeysInvalid as error:
+            raise SettingsError(f"words.keys: {error}") from None
 
     async def attach(
         self,
@@ -73,8 +80,9 @@ class Words:
 
         What a word means is at most `max_staleness` old. Where that is None the settings say how old, and how much
         older while the registry is away. Raises InvalidArgument (WORD_UNKNOWN, naming `field`) when one is unknown or
-        not granted, FailedPrecondition (WORD_MISMATCH) when one was made for another model, DataLoss when its vectors
-        are damaged, and what the registry itself fails with.
+        not granted, FailedPrecondition (WORD_MISMATCH) when one was made for another model or (WORD_UNSIGNED) nobody
+        whom the operator trusts has signed it, DataLoss when its vectors are damaged, and what the registry itself
+        fails with.
         """
         if not refs:
             return []
@@ -89,6 +97,7 @@ class Words:
             versions = await self._asked(tenant, keys, principal, field, offline)
         words = []
         for ref, version in zip(refs, versions, strict=True):
+            self._check_signed(ref, version)
             fit = self._fit(ref, version, allow_family=allow_family or self._settings.allow_family)
             vectors = await self._fetched(tenant, version, principal)
             use = resources_pb2.WordUse(
@@ -123,6 +132,15 @@ class Words:
             return versions
         _refuse_unknown(resolved.words, field)
         return [word.version for word in resolved.words]
+
+    def _check_signed(self, ref: WordRef, version: registry_resources.Version) -> None:
+        """The digest is what is signed, and the vectors are compared with it when they are fetched."""
+        if self._keys is not None and self._keys.signer(version.tensors_digest, version.signatures) is None:
+            raise FailedPrecondition(
+                f"<{ref}> is {version.name}, which none of this server's keys has signed",
+                reason="WORD_UNSIGNED",
+                metadata={"word": str(ref), "version": version.name, "tensors_digest": version.tensors_digest},
+            )
 
     def _fit(self, ref: WordRef, version: registry_resources.Version, *, allow_family: bool) -> Match:
         made_for = version.base_model

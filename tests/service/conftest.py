@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pseudoword.channel import Endpoints
 from pseudoword.client import Client, errors
 from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
 from diffusion.checkpoint import BaseModel
 from diffusion.messages import base_model
-from storage.tensors import write_tensors
+from storage.signatures import sign
+from storage.tensors import tensors_digest, write_tensors
 from tests.processes import Process
 
 MAX_PICTURES = 20
@@ -69,7 +71,8 @@ def publish(system: System, model: BaseModel) -> Publish:
 
 
 def publisher(system: System, model: BaseModel) -> Publish:
-    """publish(name, seed=..., vectors=..., client=...) publishes random vectors as the word's next version."""
+    """publish(name, seed=..., vectors=..., client=..., key=...) publishes random vectors as the word's next version,
+    signed with `key` where there is one."""
 
     def make(
         name: str,
@@ -78,12 +81,16 @@ def publisher(system: System, model: BaseModel) -> Publish:
         vectors: int = 1,
         made_for: resources_pb2.BaseModel | None = None,
         client: Client | None = None,
+        key: Ed25519PrivateKey | None = None,
     ) -> resources_pb2.Version:
         client = client or system.client
         base = made_for or base_model(model.spec)
         tensor = np.random.default_rng(seed).normal(0, 0.05, (vectors, base.encoders[0].dimensions)).astype(np.float32)
         version = resources_pb2.Version(base_model=base)
         version.base_model.encoders[0].vectors = vectors
+        if key is not None:
+            value = sign(key, tensors_digest({"text_encoder": tensor}))
+            version.signatures.add(algorithm="ed25519", key_id="release", value=value)
         request = registry_pb2.PublishVersionRequest(
             parent=str(client.concept(name)),
             version=version,

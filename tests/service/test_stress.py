@@ -1,5 +1,6 @@
 """Words come, go and move while many requests run: no picture ever carries another's word."""
 
+import base64
 import io
 import threading
 from collections.abc import Iterator
@@ -7,11 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from PIL import Image
 from pseudoword.channel import Endpoints
 from pseudoword.client import Client, Picture
+from pseudoword.errors import PseudowordError
 from pseudoword.names import VersionName
 
 from diffusion.checkpoint import BaseModel
@@ -22,14 +26,24 @@ _WORDS, _VERSIONS, _REQUESTS = 12, 3, 64
 _CACHE_BYTES = 4096  # eight vectors of the miniature's width: every request evicts another's
 
 
-@pytest.fixture
-def system(tmp_path: Path) -> Iterator[System]:
+@pytest.fixture(scope="module")
+def key() -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.generate()
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory, key: Ed25519PrivateKey) -> Iterator[System]:
+    """A server with little room for words, which uses signed ones only."""
+    folder: Path = tmp_path_factory.mktemp("stress")
+    public = base64.b64encode(key.public_key().public_bytes_raw()).decode()
+    (folder / "keys.toml").write_text(f'[keys]\nrelease = "{public}"\n')
     with ExitStack() as stack:
-        registry = stack.enter_context(Process("registry", tmp_path, "--store.address", str(tmp_path / "store")))
+        registry = stack.enter_context(Process("registry", folder, "--store.address", str(folder / "store")))
         generation = stack.enter_context(
             Process(
                 "service",
-                tmp_path,
+                folder,
+                *("--words.keys", str(folder / "keys.toml")),
                 *("--registry.address", registry.address),
                 *("--words.cache-bytes", str(_CACHE_BYTES)),
                 *("--words.max-meanings", "5"),
@@ -44,10 +58,24 @@ def pixels(picture: Picture) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(picture.data))).astype(int)
 
 
-def test_no_picture_carries_anothers_word(system: System, model: BaseModel) -> None:
+def test_only_signed_words_are_used(system: System, model: BaseModel, key: Ed25519PrivateKey) -> None:
+    publish = publisher(system, model)
+    publish("signed", key=key)
+    publish("unsigned")
+    publish("forged", key=Ed25519PrivateKey.generate())
+    (picture,) = system.client.draw("<signed>", steps=1)
+    assert picture.info.record.words[0].version.endswith("/versions/1")
+    for word in ("unsigned", "forged"):
+        with pytest.raises(PseudowordError) as caught:
+            system.client.draw(f"<signed> and <{word}>", steps=1)
+        assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "WORD_UNSIGNED")
+        assert caught.value.metadata["word"] == word
+
+
+def test_no_picture_carries_anothers_word(system: System, model: BaseModel, key: Ed25519PrivateKey) -> None:
     publish = publisher(system, model)
     for number in range(_WORDS * _VERSIONS):
-        publish(f"w{number % _WORDS}", seed=number, vectors=1 + number % 2)
+        publish(f"w{number % _WORDS}", seed=number, vectors=1 + number % 2, key=key)
     stop = threading.Event()
 
     def swap() -> None:

@@ -1,0 +1,111 @@
+"""The engine by itself: places that are freed, words that stay, readers that are slow."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+from pseudoword.generation.v1 import generation_pb2, resources_pb2
+
+from diffusion.checkpoint import BaseModel
+from rpc.errors import Cancelled
+from service.admission import Roster, Ticket
+from service.drawing import check
+from service.engine import Engine
+from service.mailbox import Drawn, Event, Failed, Mailbox, Previewed, Stepped
+from service.metrics import EngineMetrics
+from service.pace import Pace
+from service.policy import Policy
+from service.request import Request
+from service.settings import Defaults, Limits
+from service.vectors import VectorCache
+
+
+class Counting(Roster):
+    """A roster that counts the calls that each picture takes part in."""
+
+    def __init__(self) -> None:
+        super().__init__(max_pictures=50, max_rows=8)
+        self.calls: list[set[int]] = []
+
+    def next_group(self, *arguments: Any) -> list[Ticket]:
+        group = super().next_group(*arguments)
+        if group:
+            self.calls.append({ticket.id for ticket in group})
+        return group
+
+
+@pytest.fixture
+async def running(model: BaseModel) -> AsyncIterator[tuple[Engine, Counting]]:
+    roster = Counting()
+    engine = Engine(model, Policy(roster, Pace((64, 64))), EngineMetrics(CollectorRegistry()))
+    await asyncio.to_thread(engine.start)
+    yield engine, roster
+    await asyncio.to_thread(engine.stop)
+
+
+def request(model: BaseModel, steps: int, **how: Any) -> Request:
+    settings = resources_pb2.PictureSettings(prompt="a dog", steps=steps, seed=1)
+    asked = generation_pb2.GenerateRequest(parent="tenants/a", settings=settings, preview_every=how.pop("preview", 0))
+    drawing = check(asked, model.spec, Defaults(), Limits())
+    return Request(drawing=drawing, vectors={}, mailbox=Mailbox(asyncio.get_running_loop()), **how)
+
+
+async def test_who_goes_away_takes_part_in_one_more_call_at_most(
+    model: BaseModel, running: tuple[Engine, Counting]
+) -> None:
+    engine, roster = running
+    gone, stays = request(model, 150), request(model, 30)
+    engine.submit(gone)
+    engine.submit(stays)
+    made = 0
+    with pytest.raises(Cancelled):
+        async for event in gone.mailbox.events():
+            if isinstance(event, Stepped) and not gone.gone.is_set():
+                made = event.call
+                gone.gone.set()
+    # One call may have been made before the word of the last one came here, and one was under way.
+    assert gone.calls_made <= made + 2
+    async for event in stays.mailbox.events():
+        if isinstance(event, Drawn):
+            break
+    assert engine.waiting() == 0
+    assert sum(0 in ids for ids in roster.calls) == gone.calls_made
+
+
+async def test_a_slow_reader_holds_little_and_nobody_up(model: BaseModel, running: tuple[Engine, Counting]) -> None:
+    """Nobody reads the first request's mailbox; of its steps and previews only the newest are kept."""
+    engine, _ = running
+    slow, quick = request(model, 10, preview=1), request(model, 10)
+    engine.submit(slow)
+    engine.submit(quick)
+    async for event in quick.mailbox.events():
+        if isinstance(event, Drawn):
+            break
+    await asyncio.to_thread(engine.stop)  # both are drawn in the same calls
+    await asyncio.sleep(0)
+    kept: list[Event] = list(slow.mailbox._events)
+    assert len(kept) <= 4
+    assert [event.call for event in kept if isinstance(event, Stepped)] == [10]
+    assert [event.call for event in kept if isinstance(event, Previewed)] == [9]
+    assert any(isinstance(event, Drawn) for event in kept)
+    assert not any(isinstance(event, Failed) for event in kept)
+
+
+def test_ten_thousand_words_are_resident() -> None:
+    """Four vectors of 768 dimensions each, as Stable Diffusion has them, in 128 MiB; the next one drops the oldest."""
+    cache = VectorCache(10_000 * 4 * 768 * 4)
+    for number in range(10_000):
+        cache.put(str(number), torch.full((4, 768), float(number)))
+    assert len(cache) == 10_000
+    assert all(float(vectors[0, 0]) == n for n in range(0, 10_000, 37) if (vectors := cache.get(str(n))) is not None)
+    held = cache.get("1")
+    cache.put("one more", torch.zeros(4, 768))
+    assert cache.get("0") is not None or len(cache) == 10_000
+    assert cache.held_bytes <= 10_000 * 4 * 768 * 4
+    cache.put("0", torch.ones(4, 768))
+    assert held is not None
+    assert np.all(held.numpy() == 1)
