@@ -512,7 +512,7 @@ class Job(_message.Message):
     seed: _builtins.int
     """Seed of all draws, 0 or more: equal jobs with equal seeds on one machine give equal vectors."""
     priority: _builtins.int
-    """0 (ordinary) to 9 (first), or -9 to -1 (after all others)."""
+    """Among the tenant's own jobs: 0 (ordinary) to 9 (first). -9 to -1: after all others, of every tenant."""
     word_at_once: _builtins.bool
     """Publishes a first version at once from the learned start; the refined one follows as the next version."""
     description: _builtins.str

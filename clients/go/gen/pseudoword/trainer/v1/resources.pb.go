@@ -875,7 +875,7 @@ type Job struct {
 	Seed int64 `protobuf:"varint,7,opt,name=seed,proto3" json:"seed,omitempty"`
 	// How to learn. After creation every field is filled in.
 	Recipe *Recipe `protobuf:"bytes,8,opt,name=recipe,proto3" json:"recipe,omitempty"`
-	// 0 (ordinary) to 9 (first), or -9 to -1 (after all others).
+	// Among the tenant's own jobs: 0 (ordinary) to 9 (first). -9 to -1: after all others, of every tenant.
 	Priority int32 `protobuf:"varint,9,opt,name=priority,proto3" json:"priority,omitempty"`
 	// Publishes a first version at once from the learned start; the refined one follows as the next version.
 	WordAtOnce bool `protobuf:"varint,10,opt,name=word_at_once,json=wordAtOnce,proto3" json:"word_at_once,omitempty"`
