@@ -129,6 +129,9 @@ class StoreIdentity:
             found = Metadata.read(self._store).store_id
         except (ObjectMissing, StoreMismatch) as error:
             return f"the store was replaced ({error.message})"
+        except Damaged as error:
+            _logger.error("store not described", error=error.message)  # no sign of another store
+            return ""
         return "" if found == self._store_id else f"the store was replaced by another one ({found})"
 
 
