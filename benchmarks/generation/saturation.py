@@ -48,7 +48,7 @@ def main(model: str | None, device: str, requests: int, rounds: int, output: Pat
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         servers = stack.enter_context(Servers(folder, model=model))
         client = stack.enter_context(Client(servers.endpoints))
-        _publish(client, loaded, words)
+        publish(client, loaded, words)
         contenders["pseudoword over gRPC"] = _served(servers.endpoints, stack)
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
         for turn in range(rounds + 1):
@@ -74,7 +74,8 @@ def _bare(model: BaseModel, words: dict, rows: int) -> Callable[[list[Asked]], N
     return lambda asked: limit.draw(model, words, asked, rows)
 
 
-def _publish(client: Client, model: BaseModel, words: dict) -> None:  # type: ignore[type-arg]
+def publish(client: Client, model: BaseModel, words: dict) -> None:  # type: ignore[type-arg]
+    """The benchmark's words, as versions of the registry."""
     for name, tensor in words.items():
         version = resources_pb2.Version(base_model=base_model(model.spec))
         version.base_model.encoders[0].vectors = len(tensor)
