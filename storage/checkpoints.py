@@ -79,7 +79,9 @@ def unpack_checkpoint(store: ObjectStore, checkpoint: Checkpoint, identity: str 
     if not fits:
         raise Damaged(name, "it is of another store, book or entry than its name says")
     with path.open("wb") as file:
-        file.write(frames.decompress(name, payload, size))
+        # A view may be larger than what a small pod holds in memory.
+        for piece in frames.pieces(name, payload, size):
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
 

@@ -6,11 +6,13 @@ Both are under digests, so that damage is known before anything is made of it.
 import hashlib
 import json
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 from storage.errors import Damaged
 
 _DIGEST = "digest"
+_PIECE = 2**16
 
 
 def encode(header: dict[str, Any], payload: bytes) -> bytes:
@@ -36,14 +38,23 @@ def decode(name: str, data: bytes) -> tuple[dict[str, Any], bytes]:
 
 def decompress(name: str, payload: bytes, size: int) -> bytes:
     """The `size` bytes that `payload` holds. Raises Damaged."""
-    reader = zlib.decompressobj()
+    return b"".join(pieces(name, payload, size))
+
+
+def pieces(name: str, payload: bytes, size: int) -> Iterator[bytes]:
+    """The `size` bytes that `payload` holds, piece by piece. Raises Damaged, perhaps after some of them."""
+    reader, given = zlib.decompressobj(), 0
     try:
-        data = reader.decompress(payload, size + 1)
+        for start in range(0, len(payload), _PIECE):
+            piece = reader.decompress(payload[start : start + _PIECE])
+            given += len(piece)
+            if given > size:
+                break
+            yield piece
     except zlib.error as error:
         raise Damaged(name, f"it cannot be decompressed ({error})") from error
-    if len(data) != size or not reader.eof:
+    if given != size or not reader.eof:
         raise Damaged(name, f"it does not hold the {size} bytes that it should")
-    return data
 
 
 def _line(body: dict[str, Any]) -> bytes:

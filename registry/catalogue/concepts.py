@@ -284,7 +284,9 @@ def _label(db: sqlite3.Connection, name: ConceptName, labels: Mapping[str, str],
     """From this change on the concept has these labels."""
     key = (name.tenant, name.concept)
     db.execute(
-        "UPDATE concept_labels SET left_us = ? WHERE tenant = ? AND concept = ? AND left_us IS NULL",
+        # The planner would take the primary key, and so all labels of the tenant.
+        "UPDATE concept_labels INDEXED BY concept_labels_of SET left_us = ?"
+        " WHERE tenant = ? AND concept = ? AND left_us IS NULL",
         (change.time_us, *key),
     )
     db.executemany(
