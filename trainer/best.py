@@ -19,6 +19,7 @@ _Row = TypeVar("_Row")
 # Draws that a word has been tried on after each round.
 _ROUNDS = (4, 16, 32)
 _STEP = 2**31 - 1  # that is never trained
+_SCALE = 2.0**10  # keeps a gradient in fp16 from vanishing; a ranking does not see it
 
 
 def best_word(
@@ -41,7 +42,7 @@ def best_word(
     vectors = _row(starts, usual).requires_grad_(True)
     gradient = torch.zeros_like(vectors)
     for batch in _batches(draws, max_rows):
-        loss = losses.of([Part(vectors=vectors, latents=latents, draws=batch)]).sum()
+        loss = losses.of([Part(vectors=vectors, latents=latents, draws=batch)]).sum() * _SCALE
         gradient += torch.autograd.grad(loss, vectors)[0]
     rest = [word for word in starts.promising(vectors.detach()[0], gradient[0]) if word != usual]
     sums = dict.fromkeys([usual, *rest], 0.0)

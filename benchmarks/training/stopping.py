@@ -1,7 +1,7 @@
 """When may a short run stop? Fits the stopping rule on some toys and tries it on others.
 
-    python -m benchmarks.training.stopping [--toys N] [-o FILE.json]     trains; keeps what was seen after each toy
-    python -m benchmarks.training.stopping --read FILE.json              the tables, from what was seen
+    python -m benchmarks.training.stopping FILE.json --toys N    trains until FILE has N toys, and keeps each
+    python -m benchmarks.training.stopping FILE.json             the tables, from what was seen
 
 Each toy is trained at the recipe's rate, held. At some steps a copy cools down as the product does, and its held-out
 loss is taken; so every rule can be tried on one run. The rule's window and threshold are chosen on the first half of
@@ -23,18 +23,18 @@ from benchmarks.recipe import Case, Measure, make_case, say
 from diffusion.checkpoint import BaseModel
 from trainer.engine import Engine
 from trainer.recipe import Schedule, recipes
-from trainer.run import Run, Task
+from trainer.run import Task
 from trainer.schedule import cooling_steps
 from trainer.starts import Words
 from trainer.stopping import LEAST_STEPS, StopRule
 from trainer.templates import OBJECT
 
-STEPS = 100
-SNAPSHOTS = (20, 30, 40, 55, 75, 100)
-WINDOWS = (5, 10, 15, 20)
-THRESHOLDS = (-0.05, -0.02, 0.0, 0.02, 0.05, 0.1, 0.15)
+HELD = replace(recipes("miniature")["object"], steps=100, schedule=Schedule.HOLD_THEN_COOL, early_stopping=True)
+STEPS = HELD.steps - cooling_steps(HELD)  # that are held where no rule fires
+SNAPSHOTS = (20, 35, 50, 65, STEPS)
+WINDOWS = (5, 10, 15)
+THRESHOLDS = (-0.1, -0.05, 0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 ALLOWED = 0.02  # of what training gains over its start: as much worse may a rule be than never stopping
-HELD = replace(recipes("miniature")["object"], steps=50, schedule=Schedule.HOLD_THEN_COOL, early_stopping=True)
 Seen = Mapping[str, Any]
 
 
@@ -54,25 +54,17 @@ def watch(engine: Engine, measure: Measure, case: Case) -> Seen:
     """One toy: the cosines of its gradients, and the held-out loss after a cool-down from each snapshot."""
     templates = [OBJECT] * len(case.learn)
     task = Task(pictures=case.learn, templates=templates, start=Words(words="toy"), vectors=1, seed=0, recipe=HELD)
-    long = replace(task, recipe=replace(HELD, steps=10_000))
-    run, recorder = engine.prepare(long), Recorder()
+    run, recorder = engine.prepare(task), Recorder()
     run.rule = recorder
     losses = {0: measure.loss(case, torch.from_numpy(run.learned().vectors))}
     while run.step < STEPS:
         engine.tick([(run, run.rows_left)])
         if run.step in SNAPSHOTS:
-            # The same cool-down as if the rule had fired here, in a job whose limit is the usual one.
-            state = replace(run.state(0.0), converged=run.step)
-            limit = run.step + cooling_steps(HELD)
-            cooled = engine.prepare(replace(task, recipe=replace(HELD, steps=max(limit, HELD.steps))), state)
-            finish(engine, cooled, limit)
+            cooled = engine.prepare(task, replace(run.state(0.0), converged=run.step))
+            while not cooled.done:
+                engine.tick([(cooled, cooled.rows_left)])
             losses[run.step] = measure.loss(case, torch.from_numpy(cooled.learned().vectors))
-    return {"cosines": recorder.cosines, "losses": losses}
-
-
-def finish(engine: Engine, run: Run, limit: int) -> None:
-    while run.step < limit and not run.done:
-        engine.tick([(run, run.rows_left)])
+    return json.loads(json.dumps({"cosines": recorder.cosines, "losses": losses}))
 
 
 def fired(cosines: Sequence[float], window: int, threshold: float) -> int:
@@ -93,7 +85,7 @@ def loss_at(seen: Seen, step: int) -> float:
 
 def judged(toys: Sequence[Seen], steps: Sequence[int]) -> tuple[float, float]:
     """Mean of the steps with their cool-down, and the share of the whole run's gain that was lost by stopping."""
-    gains = [float(seen["losses"].get("0", seen["losses"].get(0))) - loss_at(seen, STEPS) for seen in toys]
+    gains = [float(seen["losses"]["0"]) - loss_at(seen, STEPS) for seen in toys]
     lost = [loss_at(seen, step) - loss_at(seen, STEPS) for seen, step in zip(toys, steps, strict=True)]
     return float(np.mean(steps)) + cooling_steps(HELD), float(np.sum(lost) / np.sum(gains))
 
@@ -122,23 +114,19 @@ def report(toys: Sequence[Seen]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--toys", type=int, default=20)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--toys", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--read", type=Path)
-    parser.add_argument("-o", "--out", type=Path)
     arguments = parser.parse_args()
-    if arguments.read is not None:
-        report(json.loads(arguments.read.read_text()))
-        return
-    torch.set_num_threads(arguments.threads)
-    model = BaseModel.load(None)
-    engine, measure = Engine(model), Measure(model)
-    toys: list[Seen] = []
-    for seed in range(arguments.toys):
-        toys.append(watch(engine, measure, make_case(1_000 + seed)))
-        if arguments.out is not None:
-            arguments.out.write_text(json.dumps(toys))
-    report(json.loads(json.dumps(toys)))
+    toys: list[Seen] = json.loads(arguments.file.read_text()) if arguments.file.exists() else []
+    if len(toys) < arguments.toys:
+        torch.set_num_threads(arguments.threads)
+        model = BaseModel.load(None)
+        engine, measure = Engine(model), Measure(model)
+        while len(toys) < arguments.toys:
+            toys.append(watch(engine, measure, make_case(1_000 + len(toys))))
+            arguments.file.write_text(json.dumps(toys))
+    report(toys)
 
 
 if __name__ == "__main__":
