@@ -124,6 +124,9 @@ class Runner:
         for task, (name, _) in self._shards.items():
             if name not in rows:  # ended by another server
                 task.cancel()
+        known = {*rows, *(row["tenant"] for row in rows.values())}
+        self._turns = {key: turn for key, turn in self._turns.items() if key in known}
+        self._rest_until = {name: until for name, until in self._rest_until.items() if name in rows}
         now = time.monotonic()
         waiting = [row for row in rows.values() if self._rest_until.get(row["name"], 0.0) <= now]
         while waiting and len(self._shards) < _SHARDS_AT_ONCE:
@@ -172,9 +175,7 @@ class Runner:
                     group.create_task(self._item(work, shard, item))
             await _stored(work.output.finish, shard)
             self._desk.stir(name)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
+        except Exception as error:
             await self._failed(row, error)
 
     async def _item(self, work: Work, shard: int, item: Item) -> None:
@@ -237,8 +238,8 @@ class Runner:
         with suppress(FailedPrecondition):  # another server was first, or it was cancelled
             await self._desk.move(MoveBatch(name=row["name"], move=Move.FINISH, detail={"done": row["total"]}))
 
-    async def _failed(self, row: Row, error: BaseException) -> None:
-        while isinstance(error, BaseExceptionGroup):
+    async def _failed(self, row: Row, error: Exception) -> None:
+        while isinstance(error, ExceptionGroup):
             error = error.exceptions[0]
         known: Error = self._table.translate(error)
         if known.retry_after is not None or known.code.name in ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED"):

@@ -22,6 +22,7 @@ from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from rpc.errors import FailedPrecondition
 from rpc.identity import ANONYMOUS, enter
 from service.batches.rpcs import NoBatches
+from standalone.fsck import inspect
 from tests.service.conftest import Publish, System
 
 Batch = resources_pb2.Batch
@@ -268,6 +269,13 @@ def test_what_is_wrong_is_named(system: System, batch: resources_pb2.Batch, fiel
 def test_an_unknown_word_is_named(system: System) -> None:
     error = refused(lambda: system.client.create_batch(Batch(prompts=["a dog", "<nobody>"])))
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "WORD_UNKNOWN")
+
+
+def test_the_store_is_sound(system: System) -> None:
+    """After all that was done to it above; its pictures are no strangers in it."""
+    report = inspect(str(system.store))
+    assert report.sound
+    assert not [finding for finding in report.findings if "no part of a store" in finding.why]
 
 
 def test_without_a_store_there_are_no_batches() -> None:

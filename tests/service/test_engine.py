@@ -1,6 +1,7 @@
 """The engine by itself: places that are freed, words that stay, readers that are slow."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from pseudoword.generation.v1 import generation_pb2, resources_pb2
 
 from diffusion.checkpoint import BaseModel
-from rpc.errors import Cancelled
+from rpc.errors import Cancelled, DeadlineExceeded, ResourceExhausted
 from service.admission import Roster, Ticket
 from service.drawing import check
 from service.engine import Engine
@@ -50,7 +51,7 @@ async def running(model: BaseModel) -> AsyncIterator[tuple[Engine, Counting]]:
 def request(model: BaseModel, steps: int, **how: Any) -> Request:
     settings = resources_pb2.PictureSettings(prompt="a dog", steps=steps, seed=1)
     asked = generation_pb2.GenerateRequest(parent="tenants/a", settings=settings, preview_every=how.pop("preview", 0))
-    drawing = check(asked, model.spec, Defaults(), Limits())
+    drawing = check(asked, model.spec, Defaults(), Limits(max_steps=1000))
     return Request(drawing=drawing, vectors={}, mailbox=Mailbox(asyncio.get_running_loop()), **how)
 
 
@@ -74,6 +75,30 @@ async def test_who_goes_away_takes_part_in_one_more_call_at_most(
             break
     assert engine.waiting() == 0
     assert sum(0 in ids for ids in roster.calls) == gone.calls_made
+
+
+async def test_a_deadline_out_of_reach_is_overload(model: BaseModel) -> None:
+    """With the model for itself it would be in time; with what is before it, it would not."""
+    pace = Pace((64, 64))
+    pace.measured((64, 64), 2, 0.1)
+    engine = Engine(model, Policy(Roster(max_pictures=3, max_rows=2), pace), EngineMetrics(CollectorRegistry()))
+    now = time.monotonic()
+    before, behind = request(model, 100, deadline=now + 60), request(model, 100, deadline=now + 61)
+    engine.submit(before)
+    engine._policy.enter(before.ask, [0])  # it is not started, so nothing is drawn
+    engine.submit(request(model, 100, deadline=now + 90))
+    with pytest.raises(ResourceExhausted) as overload:
+        engine.submit(request(model, 590, deadline=now + 61))
+    assert overload.value.reason == "DEADLINE_OUT_OF_REACH"
+    assert overload.value.retry_after is not None
+    engine.submit(behind)
+    with pytest.raises(ResourceExhausted) as full:
+        engine.submit(request(model, 1))
+    assert (full.value.reason, full.value.metadata) == ("QUEUE_FULL", {"limit": "3"})
+    with pytest.raises(DeadlineExceeded) as late:
+        engine.submit(request(model, 100, deadline=now + 5))
+    assert late.value.reason == "DEADLINE_TOO_SHORT"
+    assert late.value.retry_after is None
 
 
 async def test_a_slow_reader_holds_little_and_nobody_up(model: BaseModel, running: tuple[Engine, Counting]) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from pseudoword.channel import Endpoints
 from pseudoword.client import Client, Picture
 from pseudoword.errors import PseudowordError
+from pseudoword.generation.v1 import resources_pb2
 
 from diffusion import decode, denoise
 from diffusion.checkpoint import BaseModel
@@ -73,9 +74,13 @@ def test_generation_draws_on_triton_and_survives_it(
         assert np.abs(draw() - expected).max() <= 1
         eventually(lambda: triton.counter("nv_inference_request_success", "denoiser") >= before + _STEPS)
 
-        triton.kill()
+        killed = False
         with pytest.raises(PseudowordError) as caught:
-            draw()
+            for event in client.generate(resources_pb2.PictureSettings(prompt=_PROMPT, steps=150)):
+                if event.WhichOneof("event") == "progress" and not killed:
+                    triton.kill()  # in the middle of the work
+                    killed = True
+        assert killed
         assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.UNAVAILABLE, "DENOISER_UNAVAILABLE")
         assert caught.value.retry_after is not None
         assert triton.address not in caught.value.message
