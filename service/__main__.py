@@ -8,11 +8,14 @@ from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from pseudoword.registry.v1.resources_pb2 import Version
 
 from diffusion import errors as diffusion_errors
+from diffusion.checkpoint import BaseModel
+from diffusion.safety import SafetyChecker
 from diffusion.settings import load_model
 from rpc.clients import channel
 from rpc.errors import FailedPrecondition, InvalidArgument, Unavailable
 from rpc.logs import configure
 from rpc.server import Server, run
+from rpc.settings import SettingsError
 from rpc.stores import open_fit_store, open_ledger
 from rpc.table import STORAGE
 from service.admission import Roster
@@ -26,6 +29,7 @@ from service.meanings import Meanings
 from service.metrics import EngineMetrics
 from service.pace import Pace
 from service.policy import Policy
+from service.safety import Safety, SafetyPolicy
 from service.server import GenerationServicer
 from service.settings import GenerationSettings
 from service.vectors import VectorCache
@@ -62,7 +66,9 @@ async def main(roster: type[Roster] = Roster) -> None:
             max_rows=limits.max_rows,
             aging_s=limits.aging.total_seconds(),
         )
-        engine = Engine(model, Policy(made, Pace((model.spec.sample_size_px, model.spec.sample_size_px))), metrics)
+        pace = Pace((model.spec.sample_size_px, model.spec.sample_size_px))
+        safety = await asyncio.to_thread(_safety, settings, model)
+        engine = Engine(model, Policy(made, pace), metrics, safety=safety)
         metrics.waiting.set_function(engine.waiting)
         stub = RegistryServiceStub(registry)
         meanings: Meanings[Version] = Meanings(settings.words.max_meanings)
@@ -91,6 +97,17 @@ async def main(roster: type[Roster] = Roster) -> None:
             stack.push_async_callback(runner.stop)
         server.mark_ready()
         await server.run_until_signalled(None if runner is None else runner.stop)
+
+
+def _safety(settings: GenerationSettings, model: BaseModel) -> Safety | None:
+    """Raises SettingsError when the checkpoint has no checker and the policy wants one."""
+    if settings.safety is SafetyPolicy.OFF:
+        return None
+    try:
+        checker = SafetyChecker.load(settings.model.source, device=model.device, revision=settings.model.revision)
+    except diffusion_errors.CheckpointInvalid as error:
+        raise SettingsError(f"safety {settings.safety}: {error.message}") from None
+    return Safety(checker, withholds=settings.safety is SafetyPolicy.REFUSE)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

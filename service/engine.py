@@ -27,6 +27,7 @@ from service.mailbox import Drawn, Failed, Previewed, Started, Stepped
 from service.metrics import EngineMetrics
 from service.policy import Overloaded, Policy, TooLate
 from service.request import Picture, Request
+from service.safety import Judged, Safety
 
 _logger = structlog.get_logger(__name__)
 # Rows of the calls that are timed at warm-up; no more once a call has taken so long.
@@ -37,10 +38,13 @@ _WARM_UP_S = 0.5
 class Engine:
     """Draws. `submit` and `predict` may be called from any thread."""
 
-    def __init__(self, model: BaseModel, policy: Policy, metrics: EngineMetrics) -> None:
+    def __init__(
+        self, model: BaseModel, policy: Policy, metrics: EngineMetrics, *, safety: Safety | None = None
+    ) -> None:
         self._model = model
         self._encoder = PromptEncoder(model)
         self._metrics = metrics
+        self._safety = safety
         self._arrivals: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._ids = count()
         self._shape = (model.spec.sample_size_px, model.spec.sample_size_px)
@@ -239,7 +243,9 @@ class Engine:
         request.calls_made += 1
         request.mailbox.post(Stepped(call=request.calls_made, calls=picture.denoising.calls * drawing.count))
         position = picture.denoising.position
-        if drawing.preview_every and position % drawing.preview_every == 0 and not picture.denoising.done:
+        # Nobody has looked at a preview yet, so there are none where something may be withheld.
+        shown = drawing.preview_every and (self._safety is None or not self._safety.withholds)
+        if shown and position % drawing.preview_every == 0 and not picture.denoising.done:
             pixels = decode.preview(self._model, picture.denoising.latents)[0]
             request.mailbox.post(Previewed(index=picture.index, call=position, pixels=pixels))
 
@@ -251,9 +257,11 @@ class Engine:
             batches[key].append(picture)
         for batch in batches.values():
             pixels = decode.decode(self._model, torch.cat([picture.denoising.latents for picture in batch]))
-            for picture, one in zip(batch, pixels, strict=True):
+            judged = [Judged(one) for one in pixels] if self._safety is None else self._safety.judge(pixels)
+            for picture, one in zip(batch, judged, strict=True):
                 self._remove(picture)
-                picture.request.mailbox.post(Drawn(index=picture.index, pixels=one))
+                drawn = Drawn(index=picture.index, pixels=one.pixels, flagged=one.flagged, withheld=one.withheld)
+                picture.request.mailbox.post(drawn)
                 self._metrics.pictures.inc()
 
     def _fail(self, requests: Sequence[Request] | set[Request], error: Exception) -> None:

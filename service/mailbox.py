@@ -27,10 +27,13 @@ class Previewed:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """Picture `index` is finished; `pixels` is uint8 [height, width, 3]."""
+    """Picture `index` is finished; `pixels` is uint8 [height, width, 3], black where it is `withheld`. `flagged`: the
+    safety checker objects to it."""
 
     index: int
     pixels: np.ndarray
+    flagged: bool = False
+    withheld: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,8 +95,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 case Previewed(index=index, call=call, pixels=pixels):
                     preview = generation_pb2.Preview(index=index, call=call, png=to_preview(pixels))
                     yield generation_pb2.GenerateResponse(preview=preview)
-                case Drawn(index=index, pixels=pixels):
+                case Drawn(index=index, pixels=pixels, flagged=flagged, withheld=withheld):
                     data, info = await asyncio.to_thread(to_file, pixels, drawing, records[index])
+                    info.flagged, info.withheld = flagged, withheld
                     for start in range(0, len(data), CHUNK_BYTES):
                         last = start + CHUNK_BYTES >= len(data)
                         chunk = generation_pb2.PictureChunk(

@@ -10,6 +10,7 @@ from diffusion.settings import DenoiserSettings, ModelSettings
 from rpc.clients import Peer
 from rpc.settings import ServerSettings, Settings
 from rpc.stores import S3Settings, StoreSettings
+from service.safety import SafetyPolicy
 
 
 class Defaults(BaseModel):
@@ -95,6 +96,11 @@ class GenerationSettings(Settings):
     defaults: Defaults = Defaults()
     limits: Limits = Limits()
     words: WordSettings = WordSettings()
+    safety: SafetyPolicy = Field(
+        default=SafetyPolicy.OFF,
+        description="What to do about pictures that the checkpoint's own safety checker objects to: off (do not look), "
+        "flag (send them, and say so), refuse (send a black one instead)",
+    )
     store: StoreSettings = Field(default=StoreSettings(address=""), description="For batches; empty address: none")
     s3: S3Settings = S3Settings()
     batches: BatchSettings = BatchSettings()

@@ -261,6 +261,7 @@ class PictureInfo(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
     WITHHELD_FIELD_NUMBER: _builtins.int
+    FLAGGED_FIELD_NUMBER: _builtins.int
     media_type: _builtins.str
     """`image/png`, `image/jpeg` or `image/webp`."""
     size_bytes: _builtins.int
@@ -269,6 +270,8 @@ class PictureInfo(_message.Message):
     """sha256 (hex) of the file."""
     withheld: _builtins.bool
     """The safety checker withheld it; the picture is black then."""
+    flagged: _builtins.bool
+    """The safety checker objects to it; whether it is withheld is the operator's policy."""
     @_builtins.property
     def record(self) -> _resources_pb2.PictureRecord:
         """What made it; also inside the file."""
@@ -281,10 +284,11 @@ class PictureInfo(_message.Message):
         sha256: _builtins.str = ...,
         record: _resources_pb2.PictureRecord | None = ...,
         withheld: _builtins.bool = ...,
+        flagged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["media_type", b"media_type", "record", b"record", "sha256", b"sha256", "size_bytes", b"size_bytes", "withheld", b"withheld"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flagged", b"flagged", "media_type", b"media_type", "record", b"record", "sha256", b"sha256", "size_bytes", b"size_bytes", "withheld", b"withheld"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -540,7 +540,9 @@ type PictureInfo struct {
 	// What made it; also inside the file.
 	Record *PictureRecord `protobuf:"bytes,4,opt,name=record,proto3" json:"record,omitempty"`
 	// The safety checker withheld it; the picture is black then.
-	Withheld      bool `protobuf:"varint,5,opt,name=withheld,proto3" json:"withheld,omitempty"`
+	Withheld bool `protobuf:"varint,5,opt,name=withheld,proto3" json:"withheld,omitempty"`
+	// The safety checker objects to it; whether it is withheld is the operator's policy.
+	Flagged       bool `protobuf:"varint,6,opt,name=flagged,proto3" json:"flagged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -606,6 +608,13 @@ func (x *PictureInfo) GetRecord() *PictureRecord {
 func (x *PictureInfo) GetWithheld() bool {
 	if x != nil {
 		return x.Withheld
+	}
+	return false
+}
+
+func (x *PictureInfo) GetFlagged() bool {
+	if x != nil {
+		return x.Flagged
 	}
 	return false
 }
@@ -1251,7 +1260,7 @@ const file_pseudoword_generation_v1_generation_proto_rawDesc = "" +
 	"\fPictureChunk\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x05R\x05index\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x129\n" +
-	"\x04info\x18\x03 \x01(\v2%.pseudoword.generation.v1.PictureInfoR\x04info\"\xc0\x01\n" +
+	"\x04info\x18\x03 \x01(\v2%.pseudoword.generation.v1.PictureInfoR\x04info\"\xda\x01\n" +
 	"\vPictureInfo\x12\x1d\n" +
 	"\n" +
 	"media_type\x18\x01 \x01(\tR\tmediaType\x12\x1d\n" +
@@ -1259,7 +1268,8 @@ const file_pseudoword_generation_v1_generation_proto_rawDesc = "" +
 	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12\x16\n" +
 	"\x06sha256\x18\x03 \x01(\tR\x06sha256\x12?\n" +
 	"\x06record\x18\x04 \x01(\v2'.pseudoword.generation.v1.PictureRecordR\x06record\x12\x1a\n" +
-	"\bwithheld\x18\x05 \x01(\bR\bwithheld\"\x80\x01\n" +
+	"\bwithheld\x18\x05 \x01(\bR\bwithheld\x12\x18\n" +
+	"\aflagged\x18\x06 \x01(\bR\aflagged\"\x80\x01\n" +
 	"\x04Done\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\x05R\x05count\x121\n" +
 	"\x06waited\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06waited\x12/\n" +

@@ -1,0 +1,159 @@
+"""Where the engine's time goes when there is always work, and what attaching a word that is in memory costs.
+
+python -m benchmarks.generation.overhead --help
+"""
+
+import asyncio
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import click
+import grpc.aio
+import numpy as np
+from prometheus_client import CollectorRegistry
+from pseudoword.client import Client
+from pseudoword.generation.v1 import generation_pb2, resources_pb2
+from pseudoword.names import WordRef
+from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
+
+from benchmarks.generation.saturation import publish
+from benchmarks.generation.workload import mix, vectors
+from diffusion import decode, denoise
+from diffusion.checkpoint import BaseModel
+from diffusion.encoder import PromptEncoder
+from rpc.identity import ANONYMOUS
+from service.admission import Roster
+from service.drawing import check
+from service.engine import Engine
+from service.intake import Intake
+from service.mailbox import Drawn
+from service.meanings import Meanings
+from service.metrics import EngineMetrics
+from service.pace import Pace
+from service.policy import Policy
+from service.request import Request
+from service.settings import Defaults, Limits, WordSettings
+from service.vectors import VectorCache
+from service.watch import RegistryWatch
+from service.words import Words
+from standalone.servers import Servers
+
+
+@click.command()
+@click.option("--model", metavar="PATH_OR_ID", help="Checkpoint.  [default: the bundled miniature]")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--requests", default=64, show_default=True, help="Pictures that are drawn.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the figures as JSON.")
+def main(model: str | None, device: str, requests: int, output: Path | None) -> None:
+    """Draw the benchmark's mix in this process, a stopwatch around each part, and attach words a thousand times."""
+    loaded = BaseModel.load(model, device=device)
+    words = vectors(loaded.spec.encoders[0].dims)
+    with tempfile.TemporaryDirectory() as folder, Servers(Path(folder), model=model) as servers:
+        with Client(servers.endpoints) as client:
+            publish(client, loaded, words)
+        found = asyncio.run(_measured(loaded, servers.endpoints.registry, requests))
+    for part, share in found["shares"].items():
+        click.echo(f"{part:<32} {100 * share:5.1f} %")
+    click.echo(f"attaching a word: p50 {found['attach_ms']['p50']:.3f} ms, p99 {found['attach_ms']['p99']:.3f} ms")
+    if output is not None:
+        output.write_text(json.dumps(found, indent=1) + "\n")
+
+
+async def _measured(model: BaseModel, registry: str, requests: int) -> dict[str, Any]:
+    async with grpc.aio.insecure_channel(registry) as channel:
+        stub: Any = RegistryServiceStub(channel)
+        meanings: Meanings[Any] = Meanings(1000)
+        metrics = EngineMetrics(CollectorRegistry())
+        cache = VectorCache(2**28)
+        words = Words(stub, model, meanings, cache, metrics, WordSettings())
+        watch = asyncio.create_task(RegistryWatch(stub, meanings).run())
+        await asyncio.sleep(2.5)  # until the watch has spoken
+        attach = await _attach(words)
+        engine = Engine(model, Policy(Roster(max_pictures=10_000, max_rows=32), Pace((64, 64))), metrics)
+        taken = [await _taken(Intake(model, words), model, number) for number in range(requests)]
+        for one in taken:
+            engine.submit(one)
+        with _stopwatches() as spent:
+            await asyncio.to_thread(engine.start)
+            spent.clear()  # the warm-up
+            began = time.perf_counter()
+            await asyncio.gather(*(_drawn(one) for one in taken))
+            whole = time.perf_counter() - began
+        await asyncio.to_thread(engine.stop)
+        watch.cancel()
+    parts = {
+        "the denoiser": spent["predict"],
+        "solvers, schedulers, guidance": spent["step"] - spent["predict"],
+        "text encoding": spent["encode"],
+        "decoding": spent["decode"],
+    }
+    parts["everything else"] = whole - sum(parts.values())
+    return {
+        "seconds": whole,
+        "pictures_a_second": requests / whole,
+        "shares": {part: seconds / whole for part, seconds in parts.items()},
+        "attach_ms": {f"p{q}": float(np.percentile(attach, q) * 1000) for q in (50, 99)},
+    }
+
+
+async def _attach(words: Words) -> list[float]:
+    """Seconds of attaching one word of eight, each in memory."""
+    times = []
+    for number in range(2008):
+        ref = WordRef(None, f"word{number % 8}")
+        began = time.perf_counter()
+        await words.attach("default", [ref], ANONYMOUS, field="prompt")
+        times.append(time.perf_counter() - began)
+    return times[8:]
+
+
+async def _taken(intake: Intake, model: BaseModel, number: int) -> Request:
+    one = mix(number + 1, seed=3)[-1]
+    settings = resources_pb2.PictureSettings(
+        prompt=one.prompt, seed=one.seed, steps=one.steps, guidance_scale=one.guidance, scheduler=one.scheduler
+    )
+    asked = generation_pb2.GenerateRequest(parent="tenants/default", settings=settings)
+    drawing = check(asked, model.spec, Defaults(), Limits())
+    return (await intake.take(drawing, settings, ANONYMOUS, arrived=time.monotonic())).request
+
+
+async def _drawn(request: Request) -> None:
+    async for event in request.mailbox.events():
+        if isinstance(event, Drawn):
+            return
+
+
+@contextmanager
+def _stopwatches() -> Iterator[dict[str, float]]:
+    spent: dict[str, float] = defaultdict(float)
+
+    def timed(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **named: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return work(*arguments, **named)
+            finally:
+                spent[name] += time.perf_counter() - began
+
+        return run
+
+    from diffusion.denoiser import LocalDenoiser
+
+    with (
+        mock.patch.object(LocalDenoiser, "predict", timed("predict", LocalDenoiser.predict)),
+        mock.patch.object(PromptEncoder, "encode", timed("encode", PromptEncoder.encode)),
+        mock.patch.object(denoise, "step", timed("step", denoise.step)),
+        mock.patch.object(decode, "decode", timed("decode", decode.decode)),
+    ):
+        yield spent
+
+
+if __name__ == "__main__":
+    main()
