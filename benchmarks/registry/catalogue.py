@@ -2,8 +2,8 @@
 
 python -m benchmarks.registry.catalogue --help
 
-The catalogue is one tenant's, three versions a concept, seeded through the ledger by full group commits; no vectors are
-written, since none are read. All that is compared is measured in one run.
+The catalogue is one tenant's, three versions a concept, seeded through the ledger by full group commits on a disk; for
+MinIO that store is copied. No vectors are written, since none are read. All that is compared is measured in one run.
 """
 
 import asyncio
@@ -15,7 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,6 +35,8 @@ from registry.server import SHARDS
 from storage.address import open_store
 from storage.checkpoints import checkpoints, write_checkpoint
 from storage.ledger import Ledger, shard_of
+from storage.objects import list_all
+from tests.conftest import Minio, Place, find_program
 
 TENANT = "shop"
 PARENT = f"tenants/{TENANT}"
@@ -42,35 +46,97 @@ _SUMMARY = {"base_model": {"family": "stable-diffusion-1", "encoders": [{"name":
 
 
 @click.command()
-@click.option("--sizes", default="1000,4000,16000", show_default=True, help="Concepts in the catalogue, one by one.")
+@click.option("--sizes", default="1000,10000", show_default=True, help="Concepts in the catalogue, one by one.")
+@click.option("--store", "kind", type=click.Choice(["disk", "minio"]), default="disk", show_default=True)
 @click.option("--seconds", default=3.0, show_default=True, help="For each rate.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the figures as JSON.")
-def main(sizes: str, seconds: float, output: Path | None) -> None:
-    """Measure a registry on a local disk."""
-    figures = [asyncio.run(_measure(int(size), seconds)) for size in sizes.split(",")]
-    found = {"machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores", "figures": figures}
-    text = json.dumps(found, indent=1)
-    click.echo(text)
-    if output is not None:
-        output.write_text(text + "\n")
+@click.option("--work", type=click.Path(path_type=Path), help="Where seeded stores are kept and found again.")
+@click.option("--skip-log", is_flag=True, help="Start no replica from the log alone, which takes minutes.")
+@click.option("--seed-only", is_flag=True, help="Seed the stores and measure nothing.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Put the figures into this JSON file.")
+def main(
+    sizes: str, kind: str, seconds: float, work: Path | None, skip_log: bool, seed_only: bool, output: Path | None
+) -> None:
+    """Measure a registry on a local disk or on a MinIO that is started here."""
+    with tempfile.TemporaryDirectory(prefix="pseudoword-bench-") as folder:
+        for size in map(int, sizes.split(",")):
+            seeded = _seeded((work or Path(folder)).absolute(), size)
+            if seed_only:
+                continue
+            figures = asyncio.run(_measure(seeded, Path(folder) / f"{kind}-{size}", kind, size, seconds, skip_log))
+            click.echo(json.dumps(figures, indent=1))
+            if output is not None:
+                _put(output, kind, figures)
 
 
-async def _measure(size: int, seconds: float) -> dict[str, Any]:
-    folder = Path(tempfile.mkdtemp(prefix="pseudoword-bench-"))
-    try:
-        seeding_s = await _seed(folder / "store", size, folder / "seeder")
-        found: dict[str, Any] = {"concepts": size, "versions": size * _VERSIONS}
-        found["seeding_changes_per_s"] = round(size * (_VERSIONS + 1) / seeding_s)
-        # With checkpoint; a second start finds its own view; without a checkpoint, the log and its segments are read.
-        found["start_from_checkpoint_s"] = await _start(folder, "fresh")
-        found["start_with_own_view_s"] = await _start(folder, "fresh")
-        shutil.move(folder / "store" / "checkpoints", folder / "checkpoints")
-        found["start_from_log_s"] = await _start(folder, "bare")
-        shutil.rmtree(folder / "store" / "checkpoints", ignore_errors=True)
-        with _server(folder, "fresh") as address:
-            return found | await _calls(address, size, seconds)
-    finally:
+def _put(output: Path, kind: str, figures: dict[str, Any]) -> None:
+    """Among the figures of other stores and sizes."""
+    found = json.loads(output.read_text()) if output.exists() else {}
+    found["machine"] = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    others = [one for one in found.get(kind, []) if one["concepts"] != figures["concepts"]]
+    found[kind] = sorted([*others, figures], key=lambda one: one["concepts"])
+    output.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _seeded(work: Path, size: int) -> Path:
+    """A disk store of so many concepts, with a checkpoint; made where there is none."""
+    folder = work / str(size)
+    done = folder / "seeded.json"
+    if not done.exists():
         shutil.rmtree(folder, ignore_errors=True)
+        seconds = asyncio.run(_seed(folder / "store", size, folder / "seeder"))
+        shutil.rmtree(folder / "seeder")
+        changes = round(size * (_VERSIONS + 1) / seconds)
+        done.write_text(json.dumps({"seeding_changes_per_s": changes}))
+        click.echo(f"{size} concepts seeded in {seconds:.0f} s, {changes} changes a second", err=True)
+    return folder
+
+
+async def _measure(seeded: Path, folder: Path, kind: str, size: int, seconds: float, skip_log: bool) -> dict[str, Any]:
+    with placed(seeded / "store", folder, kind) as place:
+        store = place.open()
+        found: dict[str, Any] = {"concepts": size, "versions": size * _VERSIONS}
+        found |= json.loads((seeded / "seeded.json").read_text())
+        found["entries"] = sum(1 for _ in list_all(store, "log/"))
+        # With checkpoint; a second start finds its own view; without a checkpoint, the log and its segments are read.
+        found["start_from_checkpoint_s"] = await _start(place, folder, "fresh")
+        found["start_with_own_view_s"] = await _start(place, folder, "fresh")
+        kept = {info.name: store.get(info.name) for info in list_all(store, "checkpoints/")}
+        found["checkpoint_bytes"] = sum(map(len, kept.values()))
+        if not skip_log:
+            for name in kept:
+                store.delete(name)
+            found["start_from_log_s"] = await _start(place, folder, "bare")
+        with _server(place, folder, "fresh") as address:
+            found |= await _calls(address, size, seconds)
+        store.close()
+        return found
+
+
+@contextmanager
+def placed(seeded: Path | None, folder: Path, kind: str) -> Iterator[Place]:
+    """An empty store, or a copy of a disk store, of which a run may delete."""
+    folder.mkdir()
+    if kind == "disk":
+        if seeded is not None:
+            shutil.copytree(seeded, folder / "store", ignore=shutil.ignore_patterns(".*"), copy_function=os.link)
+        yield Place(address=str(folder / "store"), access=None)
+        return
+    binary = find_program("minio")
+    if binary is None:
+        raise click.ClickException("no MinIO: run `make minio`")
+    (folder / "minio").mkdir()
+    server = Minio(binary, folder / "minio")
+    try:
+        server.start()
+        place = Place(address=f"s3://{server.bucket}", access=server.access)
+        if seeded is not None:
+            source, target = open_store(str(seeded)), place.open()
+            with ThreadPoolExecutor(16) as threads:
+                list(threads.map(lambda info: target.put(info.name, source.get(info.name)), list_all(source, "")))
+            target.close()
+        yield place
+    finally:
+        server.kill()
 
 
 async def _seed(address: Path, size: int, views: Path) -> float:
@@ -86,7 +152,7 @@ async def _seed(address: Path, size: int, views: Path) -> float:
             display_name=f"word {number}",
             description="",
             kind="CONCEPT_KIND_OBJECT",
-            labels={"team": f"t{number % 20}"},
+            labels={"team": f"t{number % 20}"} | ({"rare": "yes"} if number == size - 1 else {}),
             readers=(),
         )
         digest = f"{number:032x}{version:032x}"
@@ -126,16 +192,16 @@ async def _seed(address: Path, size: int, views: Path) -> float:
 class _server:
     """A registry process on the seeded store."""
 
-    def __init__(self, folder: Path, views: str) -> None:
+    def __init__(self, place: Place, folder: Path, views: str) -> None:
         self._file = folder / "address.json"
         self._command = [sys.executable, "-m", "registry", "--server.listen", "127.0.0.1:0"]
         self._command += ["--server.metrics-listen", "", "--server.log-level", "error"]
-        self._command += ["--server.address-file", str(self._file), "--store.address", str(folder / "store")]
-        self._command += ["--store.views", str(folder / views)]
+        self._command += ["--server.address-file", str(self._file), "--store.views", str(folder / views)]
+        self._environment = os.environ | place.environment
 
     def __enter__(self) -> str:
         self._file.unlink(missing_ok=True)
-        self._process = subprocess.Popen(self._command)
+        self._process = subprocess.Popen(self._command, env=self._environment)
         while not self._file.exists():
             assert self._process.poll() is None, "the registry has ended"
             time.sleep(0.005)
@@ -146,10 +212,10 @@ class _server:
         self._process.wait()
 
 
-async def _start(folder: Path, views: str) -> float:
+async def _start(place: Place, folder: Path, views: str) -> float:
     """Seconds from the process's start to its first strong answer."""
     began = time.monotonic()
-    with _server(folder, views) as address:
+    with _server(place, folder, views) as address:
         async with grpc.aio.insecure_channel(address) as channel:
             stub: Any = RegistryServiceStub(channel)
             while True:
@@ -169,14 +235,18 @@ async def _calls(address: str, size: int, seconds: float) -> dict[str, Any]:
     cached = rpc.ResolveWordsRequest(parent=PARENT, words=words)
     cached.max_staleness.FromSeconds(3600)
     first = rpc.ListConceptsRequest(parent=PARENT, page_size=50)
-    middle = rpc.ListConceptsRequest(parent=PARENT, page_size=50, filter='labels.team = "t7"')
+    some = rpc.ListConceptsRequest(parent=PARENT, page_size=50, filter='labels.team = "t7"')
+    rare = rpc.ListConceptsRequest(parent=PARENT, page_size=50, filter='labels.rare = "yes"')
+    one = rpc.ListConceptsRequest(parent=PARENT, page_size=50, filter=f'display_name = "word {size - 1}"')
     async with grpc.aio.insecure_channel(address) as channel:
         stub: Any = RegistryServiceStub(channel)
         answer = await stub.ResolveWords(strong)
         assert all(word.WhichOneof("result") == "version" for word in answer.words)
         found = {
             "page_of_50_ms": await _latency(lambda: stub.ListConcepts(first)),
-            "filtered_page_of_50_ms": await _latency(lambda: stub.ListConcepts(middle)),
+            "page_of_5_percent_ms": await _latency(lambda: stub.ListConcepts(some)),
+            "page_of_one_by_label_ms": await _latency(lambda: stub.ListConcepts(rare), 10),
+            "page_of_one_by_name_ms": await _latency(lambda: stub.ListConcepts(one), 10),
             "resolve_10_strong_ms": await _latency(lambda: stub.ResolveWords(strong)),
             "resolve_10_cached_ms": await _latency(lambda: stub.ResolveWords(cached)),
         }

@@ -1,0 +1,104 @@
+"""Commits a second by how many writers there are and on how many replicas, with and without group commit.
+
+python -m benchmarks.registry.commits --help
+
+Ledgers in this process, each with views of its own, on one store. Without group commit, an entry holds one command's
+changes. Replicas by turns: how evenly they share a shard is the part of the commits that the slowest of them has made,
+of what an even share would be.
+"""
+
+import asyncio
+import itertools
+import json
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from pseudoword.names import ConceptName
+
+from benchmarks.registry.catalogue import TENANT, placed
+from registry.catalogue.book import RegistryBook
+from registry.catalogue.commands import Command, ConceptFields, CreateConcept, Quotas
+from registry.server import SHARDS
+from storage import writer
+from storage.entry import MAX_MUTATIONS
+from storage.ledger import Ledger, shard_of
+from tests.conftest import Place
+
+_FIELDS = ConceptFields(display_name="", description="", kind="CONCEPT_KIND_OBJECT", labels={}, readers=())
+
+
+@click.command()
+@click.option("--store", "kind", type=click.Choice(["disk", "minio"]), default="disk", show_default=True)
+@click.option("--seconds", default=4.0, show_default=True, help="For each figure.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Put the figures into this JSON file.")
+def main(kind: str, seconds: float, output: Path | None) -> None:
+    """Measure commits on a local disk or on a MinIO that is started here."""
+    figures = []
+    with tempfile.TemporaryDirectory(prefix="pseudoword-bench-") as name:
+        folder = Path(name)
+        with placed(None, folder / kind, kind) as place:
+            for replicas, writers, grouped in [
+                *((1, writers, grouped) for writers in (1, 4, 16, 64) for grouped in (True, False)),
+                *((3, writers, True) for writers in (12, 48)),
+            ]:
+                views = folder / f"views-{replicas}-{writers}-{grouped}"
+                found = asyncio.run(_measure(place, views, replicas, writers, grouped, seconds))
+                click.echo(json.dumps(found))
+                figures.append(found)
+    if output is not None:
+        told = json.loads(output.read_text()) if output.exists() else {}
+        told["machine"] = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+        told[kind] = figures
+        output.write_text(json.dumps(told, indent=1) + "\n")
+
+
+async def _measure(
+    place: Place, views: Path, replicas: int, writers: int, grouped: bool, seconds: float
+) -> dict[str, Any]:
+    store = place.open()
+    writer.MAX_MUTATIONS = MAX_MUTATIONS if grouped else 1  # type: ignore[attr-defined]
+    book = RegistryBook(Quotas(concepts=10**9, versions_per_concept=10**9, embedding_bytes=10**15))
+    ledgers: list[Ledger[Command]] = [
+        Ledger.open(store, book, shards=SHARDS, view_folder=views / str(number)) for number in range(replicas)
+    ]
+    shard = shard_of(TENANT, SHARDS)
+    made = [0] * replicas
+    numbers = itertools.count()
+    before = await ledgers[0].revision(shard)
+    for ledger in ledgers:
+        await ledger.revision(shard)
+    end = time.perf_counter() + seconds
+
+    async def client(number: int) -> None:
+        while time.perf_counter() < end:
+            name = f"{views.name.lower()}-{next(numbers)}"
+            command = CreateConcept(peer="bench", name=ConceptName(TENANT, name), fields=_FIELDS)
+            await ledgers[number % replicas].commit(
+                shard,
+                command,
+                request_id=name,
+                tenant=TENANT,
+                digest="",
+                actor="bench",
+                on_behalf_of=None,
+                timeout_s=60,
+            )
+            made[number % replicas] += 1
+
+    await asyncio.gather(*(client(number) for number in range(writers)))
+    after = await ledgers[0].revision(shard)
+    for ledger in ledgers:
+        await ledger.close()
+    store.close()
+    found: dict[str, Any] = {"replicas": replicas, "writers": writers, "group_commit": grouped}
+    found |= {"commits_per_s": round(sum(made) / seconds), "entries": after.entry - before.entry}
+    return found | {"least_of_an_even_share": round(min(made) * replicas / sum(made), 2)}
+
+
+if __name__ == "__main__":
+    main()
