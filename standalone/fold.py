@@ -15,12 +15,12 @@ from registry.catalogue.commands import Quotas
 from registry.catalogue.folding import Kept, fold
 from standalone.stores import HELP, opened
 from storage.backup import claim, copy_blobs, put_entries
-from storage.checkpoints import restore_newest, write_checkpoint
+from storage.checkpoints import whole_view, write_checkpoint
 from storage.entry import Entry
 from storage.errors import ObjectMissing, StoreMismatch
 from storage.log import METADATA_NAME, Backoff, Log, Metadata, new_write_id
 from storage.objects import ObjectStore
-from storage.segments import RUN, entries_after
+from storage.segments import RUN
 from storage.view import View
 
 _DAY_US = 86_400_000_000
@@ -88,12 +88,8 @@ def _fold(source: ObjectStore, target: ObjectStore, folder: Path, before_us: int
     log = Log(source, old.store_id, old.shards, Backoff())
     done = Folded(store_id=new.store_id)
     for shard in range(old.shards):
-        was = View(folder / f"old-{shard}.sqlite", store_id=old.store_id, shard=shard, book=book)
         now = View(folder / f"new-{shard}.sqlite", store_id=new.store_id, shard=shard, book=book)
-        with closing(was), closing(now):
-            restore_newest(source, was)
-            for entry in entries_after(log, shard, was.position.entry):
-                was.replay(entry)
+        with closing(now), whole_view(log, shard, book, folder / f"old-{shard}.sqlite") as was:
             done.entries += was.position.entry
             with was.snapshot() as (db, _):
                 done.changes += db.execute("SELECT count(*) FROM ledger_history").fetchone()[0]

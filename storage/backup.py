@@ -19,12 +19,12 @@ from typing import Any
 
 from storage.blobs import Blobs
 from storage.book import Book
-from storage.checkpoints import restore_newest, write_checkpoint
+from storage.checkpoints import whole_view, write_checkpoint
 from storage.entry import Entry, encode, entry_name
 from storage.errors import Damaged, ObjectMissing, StoreMismatch
 from storage.log import IDENTITY_FRESH_S, METADATA_NAME, RESTORING, Backoff, Log, Metadata, new_metadata
 from storage.objects import ObjectStore, list_all
-from storage.segments import RUN, entries_after, pack, read_segment, segment_name, segments, unpack
+from storage.segments import RUN, pack, read_segment, segment_name, segments, unpack
 from storage.view import View
 
 MANIFEST = "backup.json"
@@ -81,12 +81,7 @@ def back_up(store: ObjectStore, backup: ObjectStore, books: Mapping[str, Book[An
     last: list[int] = []
     live: set[str] = set()
     for shard in range(metadata.shards):
-        path = folder / f"shard-{shard}.sqlite"
-        view = View(path, store_id=metadata.store_id, shard=shard, book=_book(books, metadata.book))
-        with closing(view):
-            restore_newest(store, view)
-            for entry in entries_after(log, shard, view.position.entry):
-                view.replay(entry)
+        with whole_view(log, shard, _book(books, metadata.book), folder / f"shard-{shard}.sqlite") as view:
             last.append(view.position.entry)
             with view.snapshot() as (db, _):
                 live.update(view.book.blobs(db))

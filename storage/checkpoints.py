@@ -7,15 +7,19 @@ entry. Derived as the views are: whoever finds none, or a bad one, reads the log
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from storage import frames
+from storage.book import Book
 from storage.errors import Damaged, ObjectExists, ObjectMissing
+from storage.log import Log
 from storage.objects import ObjectStore, list_all
+from storage.segments import entries_after
 from storage.view import View
 
 _FORMAT = 1
@@ -104,6 +108,16 @@ def restore_newest(store: ObjectStore, view: View) -> None:
             path.unlink(missing_ok=True)
         _logger.info("view restored", shard=view.shard, entry=view.position.entry)
         return
+
+
+@contextmanager
+def whole_view(log: Log, shard: int, book: Book[Any], path: Path) -> Iterator[View]:
+    """A view, in a new file at `path`, of all that a shard's log holds now. Raises what reading it raises."""
+    with closing(View(path, store_id=log.store_id, shard=shard, book=book)) as view:
+        restore_newest(log.store, view)
+        for entry in entries_after(log, shard, view.position.entry):
+            view.replay(entry)
+        yield view
 
 
 def superseded(found: list[Checkpoint]) -> list[Checkpoint]:

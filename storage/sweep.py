@@ -7,20 +7,19 @@ log that would refuse that commit; so it goes only where the servers are known t
 """
 
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from storage.book import Book
-from storage.checkpoints import checkpoints, restore_newest, superseded
+from storage.checkpoints import checkpoints, superseded, whole_view
 from storage.errors import ObjectMissing
 from storage.log import Backoff, Log, Metadata
 from storage.objects import ObjectInfo, ObjectStore, list_all
-from storage.segments import entries_after
 from storage.shards import blob_names
-from storage.view import View, all_changes
+from storage.view import all_changes
 
 
 @dataclass(kw_only=True)
@@ -63,15 +62,10 @@ def sweep(
     named: set[str] = set()
     needed: set[str] = set()
     for shard in range(metadata.shards):
-        path = folder / f"shard-{shard}.sqlite"
-        with closing(View(path, store_id=metadata.store_id, shard=shard, book=book)) as view:
-            restore_newest(store, view)
-            for entry in entries_after(log, shard, view.position.entry):
-                view.replay(entry)
-            with view.snapshot() as (db, _):
-                needed.update(book.blobs(db))
-                for change in all_changes(db, metadata.store_id, shard):
-                    named.update(blob_names(change.mutation.effect))
+        with whole_view(log, shard, book, folder / f"shard-{shard}.sqlite") as view, view.snapshot() as (db, _):
+            needed.update(book.blobs(db))
+            for change in all_changes(db, metadata.store_id, shard):
+                named.update(blob_names(change.mutation.effect))
     now, done = store.now(), Collection()
 
     def delete(info: ObjectInfo) -> None:
