@@ -113,6 +113,14 @@ def save(folder: Path, *, tokenizer: Any, text_encoder: Any, unet: Any, vae: Any
     index.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
+def forget_origin(folder: Path) -> None:
+    """Takes out of a checkpoint's settings where its parts were read from, which diffusers writes down."""
+    for file in folder.glob("*/config.json"):
+        settings = json.loads(file.read_text("utf-8"))
+        if settings.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a checkpoint's folder."""
     return CLIPTokenizer.from_pretrained(folder / "tokenizer")

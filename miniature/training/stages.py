@@ -145,6 +145,7 @@ def finish(work: Work) -> None:
     finished = work.folder / "finished"
     for made, name in (("model", "model"), ("clip/model", "clip")):
         shutil.copytree(work.folder / made, finished / name, dirs_exist_ok=True)
+    layout.forget_origin(finished / "model")
     Classifier.load(work.folder / "classifier").save(finished / "classifier")
     Vectors.load(work.folder / "vectors").save(finished / "vectors")
 

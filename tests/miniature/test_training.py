@@ -116,6 +116,7 @@ def test_all_stages_make_what_the_servers_and_the_measurements_load(painted: Pat
     assert result.stdout.splitlines()[-1] == str(work / "finished")
     finished = work / "finished"
     model = BaseModel.load(str(finished / "model"))
+    assert not [file for file in (finished / "model").rglob("*.json") if "_name_or_path" in file.read_text("utf-8")]
     assert (model.spec.family, model.spec.sample_size_px, model.spec.encoders[0].length) == ("miniature", 64, 32)
     pictures = [paint(random_drawing(np.random.default_rng(seed)), np.random.default_rng(seed)) for seed in range(3)]
     clip = Judge.load(finished / "clip")
