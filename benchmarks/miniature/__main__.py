@@ -12,7 +12,9 @@ import json
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from pseudoword.client import Client
 from pseudoword.sheet import Tile, contact_sheet
 
 from benchmarks.miniature import drawings, prompts, words
+from benchmarks.miniature.scores import PictureJudge
 from miniature.judges.classifier import Classifier
 from miniature.judges.clip import Judge
 from miniature.training.vectors import Vectors
@@ -37,11 +40,23 @@ class Bench:
 
     def __init__(self, model: Path, judges: Path, output: Path, client: Callable[[], Client]) -> None:
         self.model = model
-        self.clip = Judge.load(judges / "clip")
+        self._clip = judges / "clip"
         self.classifier = Classifier.load(judges / "classifier")
         self.vectors = Vectors.load(judges / "vectors").eval().requires_grad_(False)
         self.client = client
         self._output = output
+
+    @cached_property
+    def clip(self) -> Judge:
+        """The miniature CLIP. Raises SystemExit where it is not made yet."""
+        if not self._clip.exists():
+            raise SystemExit(f"there is no {self._clip}: train it with `python -m miniature train clip`")
+        return Judge.load(self._clip)
+
+    @property
+    def judges(self) -> Mapping[str, PictureJudge]:
+        """Those that there are."""
+        return {"classifier": self.classifier} | ({"CLIP": self.clip} if self._clip.exists() else {})
 
     def sheet(self, name: str, rows: Sequence[Sequence[Tile]], title: str) -> None:
         """Writes a contact sheet."""
@@ -52,10 +67,7 @@ def judges(bench: Bench) -> Mapping[str, Any]:
     """Both judges on 2,000 held-out drawings, averaged over answers; and a sheet of such drawings."""
     tiles = drawings.captioned(50)
     bench.sheet("world", [tiles[start : start + 10] for start in range(0, 50, 10)], "drawings and captions")
-    return {
-        name: drawings.judge_accuracy(judge, 2000)
-        for name, judge in (("CLIP", bench.clip), ("classifier", bench.classifier))
-    }
+    return {name: drawings.judge_accuracy(judge, 2000) for name, judge in bench.judges.items()}
 
 
 def vae(bench: Bench) -> Mapping[str, Any]:
@@ -72,13 +84,9 @@ def sentences(bench: Bench) -> Mapping[str, Any]:
     images = prompts.draw(bench.client(), [one.sentence for one in asked])
     tiles = [Tile(image=image, caption=one.sentence) for image, one in zip(images, asked, strict=True)]
     bench.sheet("prompts", [tiles[start : start + 10] for start in range(0, 50, 10)], "20 steps, guidance 4")
-    return {
-        "asked": {
-            name: sum(name in one.answers for one in asked) for name in prompts.recognised(bench.clip, images, asked)
-        },
-        "CLIP": prompts.recognised(bench.clip, images, asked),
-        "classifier": prompts.recognised(bench.classifier, images, asked),
-    }
+    counts = Counter(name for one in asked for name in one.answers)
+    seen = {name: prompts.recognised(judge, images, asked) for name, judge in bench.judges.items()}
+    return {"asked": dict(counts)} | seen
 
 
 def learned(bench: Bench) -> Mapping[str, Any]:
