@@ -22,7 +22,7 @@ from registry.rpcs.watch import WatchRpcs
 from registry.settings import RegistrySettings
 from registry.signatures import SignaturePolicy
 from rpc.server import Server
-from rpc.stores import open_fit_store, open_ledger
+from rpc.stores import end_when_replaced, open_fit_store, open_ledger
 from rpc.table import STORAGE
 from storage.blobs import Blobs
 
@@ -83,20 +83,16 @@ class Registry:
             self.server.add(add_RegistryServiceServicer_to_server, servicer, SERVICE)
             await self.server.start()
             self.server.mark_ready()
-            self._minding = asyncio.create_task(self._mind_store())
+            self._minding = asyncio.create_task(end_when_replaced(self.server, self._ledger))
         except BaseException:
             await self.__aexit__()
             raise
         return self
 
-    @property
-    def store_replaced(self) -> bool:
-        """Whether it has ended because another store was found in the place of its own."""
-        return self._ledger.replaced
-
-    async def _mind_store(self) -> None:
-        await self._ledger.until_replaced()
-        self.server.end()
+    async def run_until_signalled(self) -> None:
+        """Serves until SIGTERM. Raises StoreReplaced when its store was replaced under it."""
+        await self.server.run_until_signalled()
+        self._ledger.refuse_replaced()
 
     async def __aexit__(self, *_: object) -> None:
         if self._minding is not None:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
-from storage.errors import Closed, StorageError
+from storage.errors import Closed, StorageError, StoreReplaced
 
 T = TypeVar("T")
 
@@ -16,7 +16,7 @@ _logger = structlog.get_logger(__name__)
 
 
 async def patiently(work: Callable[[], Awaitable[T]]) -> T:
-    """Tries `work` again for as long as the store is away. Raises everything else."""
+    """Tries `work` again for as long as the store is away. Raises everything else, StoreReplaced too."""
     retrying = AsyncRetrying(
         retry=retry_if_exception(_passes),
         wait=wait_random_exponential(multiplier=0.2, max=10),
@@ -36,7 +36,7 @@ async def heard(event: asyncio.Event, longest_s: float = 5.0) -> None:
 
 
 def _passes(error: BaseException) -> bool:
-    return isinstance(error, StorageError) and error.retry and not isinstance(error, Closed)
+    return isinstance(error, StorageError) and error.retry and not isinstance(error, Closed | StoreReplaced)
 
 
 def _log_retry(state: RetryCallState) -> None:

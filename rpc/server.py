@@ -25,6 +25,7 @@ from rpc.identity import Tokens
 from rpc.interceptor import Interceptor
 from rpc.metrics import Metrics, new_registry
 from rpc.settings import ServerSettings, SettingsError, is_loopback, read_file
+from storage.errors import StoreReplaced
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -252,10 +253,11 @@ class Server:
 
 
 def run(name: str, main: Coroutine[Any, Any, None]) -> None:
-    """Runs a server's main coroutine; a SettingsError ends the process with its message and status 2."""
+    """Runs a server's main coroutine; a SettingsError, and a store that was replaced under it, end the process with the
+    message and status 2."""
     try:
         asyncio.run(main)
-    except SettingsError as error:
+    except (SettingsError, StoreReplaced) as error:
         sys.stderr.write(f"{name}: {error}\n")
         raise SystemExit(2) from None
 

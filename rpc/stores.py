@@ -4,13 +4,14 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, Field, SecretStr
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
+from rpc.server import Server
 from rpc.settings import SettingsError
 from storage.address import open_store
 from storage.book import Book
@@ -121,6 +122,13 @@ def open_ledger(
         raise SettingsError(f"the store {settings.address} cannot be used: {error.message}") from None
     except OSError as error:
         raise SettingsError(f"the views of {settings.address} cannot be kept: {error}") from None
+
+
+async def end_when_replaced(server: Server, ledger: Ledger[Any]) -> None:
+    """Lets the server end once its ledger's store is found to be another one; run it beside the server, and call the
+    ledger's refuse_replaced() after it."""
+    await ledger.until_replaced()
+    server.end()
 
 
 def _views_base(store: ObjectStore, address: str) -> Path | None:

@@ -16,7 +16,7 @@ from rpc.errors import FailedPrecondition, InvalidArgument, Unavailable
 from rpc.logs import configure
 from rpc.server import Server, run
 from rpc.settings import SettingsError
-from rpc.stores import open_fit_store, open_ledger
+from rpc.stores import end_when_replaced, open_fit_store, open_ledger
 from rpc.table import STORAGE
 from service.admission import Roster
 from service.batches.book import SHARDS, BatchBook
@@ -83,6 +83,9 @@ async def main(roster: type[Roster] = Roster) -> None:
             stack.callback(store.close)
             ledger = await asyncio.to_thread(open_ledger, store, settings.store, BatchBook(), shards=SHARDS)
             stack.push_async_callback(ledger.close)
+            minding = asyncio.create_task(end_when_replaced(server, ledger))
+            stack.push_async_callback(_ended, minding)
+            stack.callback(ledger.refuse_replaced)
             desk = Desk(ledger)
             runner = Runner(desk, store, model.spec, intake, engine, settings, TABLE)
             batches = BatchRpcs(model, desk, runner, words, store, settings, server.draining)

@@ -14,7 +14,7 @@ from diffusion.settings import load_model
 from rpc.clients import channel
 from rpc.errors import InvalidArgument
 from rpc.server import Server
-from rpc.stores import open_fit_store, open_ledger
+from rpc.stores import end_when_replaced, open_fit_store, open_ledger
 from rpc.table import STORAGE
 from storage.blobs import Blobs
 from trainer.book import SHARDS, Terms, TrainerBook
@@ -65,8 +65,10 @@ class Trainer:
         await self._stack.aclose()
 
     async def run_until_signalled(self) -> None:
-        """Serves until SIGTERM, then hands the running jobs back. Raises what the worker has died of, if it has."""
+        """Serves until SIGTERM, then hands the running jobs back. Raises what the worker has died of, if it has, and
+        StoreReplaced when its store was replaced under it."""
         await self.server.run_until_signalled(self._worker.stop)
+        self._ledger.refuse_replaced()
         await self._worker.stop()
 
     async def _open(self) -> None:
@@ -77,6 +79,7 @@ class Trainer:
         # Two workers on one log would each take the other's jobs for lost.
         kept = TrainerBook(_terms(settings))
         ledger = await asyncio.to_thread(open_ledger, store, settings.store, kept, shards=SHARDS, alone=True)
+        self._ledger = ledger
         self._stack.push_async_callback(ledger.close)
         registry = await self._stack.enter_async_context(channel(settings.registry))
         model = self._model if self._model is not None else await asyncio.to_thread(load_model, settings.model)
@@ -121,6 +124,8 @@ class Trainer:
         self._stack.push_async_callback(self._worker.stop)
         sweeping = asyncio.create_task(pictures.sweep())
         self._stack.push_async_callback(_ended, sweeping)
+        minding = asyncio.create_task(end_when_replaced(self.server, ledger))
+        self._stack.push_async_callback(_ended, minding)
         self.server.mark_ready()
 
 

@@ -102,7 +102,7 @@ async def test_the_process_ends_and_begins_anew(tmp_path: Path) -> None:
             with refused("UNAVAILABLE", "STORE_REPLACED"):
                 await stub.GetConcept(rpc.GetConceptRequest(name=REX))
         assert await asyncio.to_thread(one.wait) == 2
-        assert "was replaced: start again" in one.log_end()
+        assert "the store was replaced" in one.log_end()
         await asyncio.to_thread(one.start)
         async with grpc.aio.insecure_channel(one.address) as channel:
             found = await RegistryServiceStub(channel).GetConcept(rpc.GetConceptRequest(name=REX))

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import shutil
 import tarfile
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 from PIL import Image
+from pseudoword.channel import Endpoints
 from pseudoword.client import Client, errors
 from pseudoword.errors import PseudowordError
 from pseudoword.generation.v1 import generation_pb2, resources_pb2
@@ -23,6 +25,7 @@ from rpc.errors import FailedPrecondition
 from rpc.identity import ANONYMOUS, enter
 from service.batches.rpcs import NoBatches
 from standalone.fsck import inspect
+from tests.processes import Process
 from tests.service.conftest import Publish, System
 
 Batch = resources_pb2.Batch
@@ -276,6 +279,18 @@ def test_the_store_is_sound(system: System) -> None:
     report = inspect(str(system.store))
     assert report.sound
     assert not [finding for finding in report.findings if "no part of a store" in finding.why]
+
+
+def test_a_store_that_is_replaced_ends_the_server(system: System, tmp_path: Path) -> None:
+    arguments = ["--registry.address", system.registry.address, "--store.address", str(tmp_path / "batches")]
+    with Process("service", tmp_path, *arguments) as generation:
+        with Client(Endpoints(registry=system.registry.address, generation=generation.address)) as client:
+            batch = Batch(settings=Settings(prompt="a cat", steps=2), seeds=1)
+            client.create_batch(batch)
+            shutil.rmtree(tmp_path / "batches" / "log")
+            (tmp_path / "batches" / "store.json").unlink()
+        assert generation.wait() == 2
+        assert "the store was replaced" in generation.log_end()
 
 
 def test_without_a_store_there_are_no_batches() -> None:

@@ -1,6 +1,7 @@
 """A trainer in a process of its own, killed and stopped at the worst moments."""
 
 import re
+import shutil
 import signal
 import threading
 import time
@@ -14,9 +15,11 @@ import grpc
 import pytest
 from pseudoword.channel import Endpoints
 from pseudoword.client import Client
+from pseudoword.errors import PseudowordError
 from pseudoword.trainer.v1 import trainer_pb2
 from pseudoword.trainer.v1.resources_pb2 import Job, Recipe
 
+from storage.log import IDENTITY_FRESH_S
 from tests.processes import Process
 from tests.trainer.conftest import REX
 
@@ -199,3 +202,20 @@ def test_killed_before_the_registry_has_heard_of_the_version(serve: Serve, regis
         # Nothing was trained again: the attempt and its progress are those from before.
         assert (job.state, job.attempt, job.progress.smoothed_loss) == (Job.STATE_SUCCEEDED, 1, losses)
         assert len(list(client.versions("late"))) == 1
+
+
+def test_a_store_that_is_replaced_ends_the_trainer(serve: Serve, registry: Process, tmp_path: Path) -> None:
+    """Even in the middle of a job, which is handed to nobody: its log is gone."""
+    trainer = serve(registry.address)
+    trainer.start()
+    with client_of(trainer, registry) as client:
+        job = create(client, "lost", 10_000)
+        wait_for(client, job.name, Job.STATE_RUNNING, step=1)
+        shutil.rmtree(tmp_path / "jobs" / "log")
+        (tmp_path / "jobs" / "store.json").unlink()
+        time.sleep(2 * IDENTITY_FRESH_S)  # what was found out just now is not asked again
+        with pytest.raises(PseudowordError) as refused:  # or the trainer has ended before it could say why
+            create(client, "lost", 1)
+    assert (refused.value.code.name, refused.value.reason or "STORE_REPLACED") == ("UNAVAILABLE", "STORE_REPLACED")
+    assert trainer.wait() == 2
+    assert "the store was replaced" in trainer.log_end()
