@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from rpc.identity import current_principal
+from rpc.patience import patiently
 from storage.ledger import Ledger
 from storage.writer import Result
 
@@ -36,6 +37,26 @@ async def commit(
         on_behalf_of=None if principal.on_behalf_of is None else principal.caller.name,
         timeout_s=timeout_s,
         validate_only=getattr(request, "validate_only", False),
+    )
+
+
+async def commit_own(
+    ledger: Ledger[_C], shard: int, tenant: str, command: _C, *, actor: str, longest: timedelta
+) -> Result:
+    """Decide and keep `command`, which the server makes by itself as `actor`, tried until the store takes it; each try
+    takes no longer than `longest`. Raises what the book refuses with, Closed and StoreReplaced."""
+    request_id = str(uuid.uuid4())
+    return await patiently(
+        lambda: ledger.commit(
+            shard,
+            command,
+            request_id=request_id,
+            tenant=tenant,
+            digest=request_id,
+            actor=actor,
+            on_behalf_of=None,
+            timeout_s=longest.total_seconds(),
+        )
     )
 
 

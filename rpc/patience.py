@@ -1,8 +1,8 @@
 """Waiting: for a store that is away, and for news."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import structlog
@@ -33,6 +33,30 @@ async def heard(event: asyncio.Event, longest_s: float = 5.0) -> None:
     """Returns when `event` is set, and after `longest_s` anyway."""
     with suppress(TimeoutError):
         await asyncio.wait_for(event.wait(), longest_s)
+
+
+class Watchers:
+    """Who waits for news of a resource. Lives on one event loop."""
+
+    def __init__(self) -> None:
+        self._events: dict[str, set[asyncio.Event]] = {}
+
+    @contextmanager
+    def watching(self, name: str) -> Iterator[asyncio.Event]:
+        """An event that is set whenever there may be news of `name`; clear it before you look."""
+        event = asyncio.Event()
+        self._events.setdefault(name, set()).add(event)
+        try:
+            yield event
+        finally:
+            self._events[name].discard(event)
+            if not self._events[name]:
+                del self._events[name]
+
+    def stir(self, name: str) -> None:
+        """There may be news of `name`."""
+        for event in self._events.get(name, ()):
+            event.set()
 
 
 def _passes(error: BaseException) -> bool:

@@ -1,9 +1,7 @@
 """The jobs as the trainer's other parts use them: reading and moving rows of the ledger, and who watches a job."""
 
 import asyncio
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +10,7 @@ from pseudoword.names import JobName
 from pseudoword.trainer.v1 import resources_pb2
 
 from rpc import commits
-from rpc.patience import heard, patiently
+from rpc.patience import Watchers, heard, patiently
 from storage.entry import Revision
 from storage.errors import StorageError
 from storage.ledger import Ledger
@@ -40,7 +38,7 @@ class Desk:
         self._progress: dict[str, resources_pb2.Progress] = {}
         self.previews = Previews()
         self._shown: dict[str, resources_pb2.JobEvent.Preview] = {}
-        self._watchers: dict[str, set[asyncio.Event]] = {}
+        self.watchers = Watchers()
         self._work = asyncio.Event()
 
     async def commit(self, tenant: str, command: Command, request: Any, context: Context) -> Row:
@@ -56,24 +54,9 @@ class Desk:
 
     async def change(self, command: Command, tenant: str) -> Row:
         """As `move`, for any command."""
-        request_id = str(uuid.uuid4())
-
-        async def once() -> Row:
-            result = await self.ledger.commit(
-                SHARD,
-                command,
-                request_id=request_id,
-                tenant=tenant,
-                digest=request_id,
-                actor=_ACTOR,
-                on_behalf_of=None,
-                timeout_s=_COMMIT_TIMEOUT.total_seconds(),
-            )
-            return result.value
-
-        row = await patiently(once)
+        result = await commits.commit_own(self.ledger, SHARD, tenant, command, actor=_ACTOR, longest=_COMMIT_TIMEOUT)
         await self._changed(command)
-        return row
+        return result.value
 
     async def row(self, name: str, *, cached: bool = False) -> tuple[Row, Revision]:
         """A job's row, and the revision that shows it. Raises NotFound."""
@@ -108,7 +91,7 @@ class Desk:
     def tell(self, name: str, progress: resources_pb2.Progress) -> None:
         """A running job is a step further."""
         self._progress[name] = progress
-        self._stir(name)
+        self.watchers.stir(name)
 
     def progress(self, name: str) -> resources_pb2.Progress | None:
         """How far a running job is."""
@@ -122,23 +105,11 @@ class Desk:
     def show(self, name: str, preview: resources_pb2.JobEvent.Preview) -> None:
         """There is a new picture of how far a running job is."""
         self._shown[name] = preview
-        self._stir(name)
+        self.watchers.stir(name)
 
     def preview(self, name: str) -> resources_pb2.JobEvent.Preview | None:
         """The newest picture of a running job."""
         return self._shown.get(name)
-
-    @contextmanager
-    def watching(self, name: str) -> Iterator[asyncio.Event]:
-        """An event that is set whenever there may be news of a job; clear it before you look."""
-        event = asyncio.Event()
-        self._watchers.setdefault(name, set()).add(event)
-        try:
-            yield event
-        finally:
-            self._watchers[name].discard(event)
-            if not self._watchers[name]:
-                del self._watchers[name]
 
     async def work(self) -> None:
         """Returns when `stirred` may be true, and every few seconds."""
@@ -162,13 +133,9 @@ class Desk:
         for state, count in found.items():
             self._metrics.jobs.labels(state.lower()).set(count)
 
-    def _stir(self, name: str) -> None:
-        for event in self._watchers.get(name, ()):
-            event.set()
-
     async def _changed(self, command: Command) -> None:
         self._work.set()
         if isinstance(command, MoveJob):
-            self._stir(command.name)
+            self.watchers.stir(command.name)
         with suppress(StorageError):  # the change is made; the gauge will be right after the next one
             await self.count()

@@ -16,7 +16,7 @@ from rpc.filters import filtered
 from rpc.identity import Role, current_principal
 from rpc.pages import Cursor, fitting, page_size
 from rpc.patience import heard
-from rpc.validate import Violations
+from rpc.validate import Violations, admitted
 from trainer import book
 from trainer.book import SHARD, MoveJob, Row
 from trainer.checks import JobChecks
@@ -70,21 +70,21 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
     async def GetPicture(self, request: trainer_pb2.GetPictureRequest, context: Context) -> resources_pb2.Picture:
         """What is known of a picture."""
-        name = _admitted(PictureName, request.name, Role.READER, Violations())
+        name = admitted(Violations(), PictureName, request.name, "name", Role.READER)
         return picture_of(await self._desk.picture(str(name)))
 
     async def DeletePicture(
         self, request: trainer_pb2.DeletePictureRequest, context: Context
     ) -> trainer_pb2.DeletePictureResponse:
         """Forgets a picture and deletes its bytes."""
-        name = _admitted(PictureName, request.name, Role.WRITER, Violations())
+        name = admitted(Violations(), PictureName, request.name, "name", Role.WRITER)
         await self._pictures.delete(name, request, context)
         return trainer_pb2.DeletePictureResponse()
 
     async def CreateJob(self, request: trainer_pb2.CreateJobRequest, context: Context) -> resources_pb2.Job:
         """Checks a job, fills it in and queues it."""
         wrong = Violations()
-        tenant = _admitted(TenantName, request.parent, Role.WRITER, wrong, field="parent")
+        tenant = admitted(wrong, TenantName, request.parent, "parent", Role.WRITER)
         wrong.request_id(request)
         principal = current_principal()
         parent = await self._versions.start_of(tenant, request.job, principal.caller, wrong)
@@ -97,13 +97,13 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
     async def GetJob(self, request: trainer_pb2.GetJobRequest, context: Context) -> resources_pb2.Job:
         """A job as it is."""
-        name = _admitted(JobName, request.name, Role.READER, Violations())
+        name = admitted(Violations(), JobName, request.name, "name", Role.READER)
         return self._desk.message(*await self._desk.row(str(name)))
 
     async def ListJobs(self, request: trainer_pb2.ListJobsRequest, context: Context) -> trainer_pb2.ListJobsResponse:
         """A tenant's jobs, newest first."""
         wrong = Violations()
-        tenant = _admitted(TenantName, request.parent, Role.READER, wrong, field="parent")
+        tenant = admitted(wrong, TenantName, request.parent, "parent", Role.READER)
         size = page_size(wrong, request)
         where = filtered(wrong, request, book.FILTERS)
         wrong.raise_if_any()
@@ -126,7 +126,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         """The job, then its every change and step until it has ended. Slow readers miss steps, and never a state that
         lasts."""
         wrong = Violations()
-        name = str(_admitted(JobName, request.name, Role.READER, wrong))
+        name = str(admitted(wrong, JobName, request.name, "name", Role.READER))
         with ExitStack() as wishes:
             if request.HasField("preview_interval"):
                 interval_s = request.preview_interval.ToTimedelta().total_seconds()
@@ -140,7 +140,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         """Everything that happens to a job until it has ended."""
         etag, step, first = "", 0, True
         shown: resources_pb2.JobEvent.Preview | None = None
-        with self._desk.watching(name) as news:
+        with self._desk.watchers.watching(name) as news:
             while not self._draining.is_set():
                 news.clear()
                 row, revision = await self._desk.row(name, cached=not first)
@@ -190,7 +190,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
     async def _move(self, request: Any, move: Move, context: Context) -> Row:
         wrong = Violations()
-        name = _admitted(JobName, request.name, Role.WRITER, wrong)
+        name = admitted(wrong, JobName, request.name, "name", Role.WRITER)
         wrong.request_id(request)
         wrong.raise_if_any()
         return await self._desk.commit(
@@ -205,13 +205,6 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         finally:
             for wait in waits:
                 wait.cancel()
-
-
-def _admitted(kind: Any, value: str, role: Role, wrong: Violations, *, field: str = "name") -> Any:
-    """The resource name in `value`, whose tenant the caller may use. Raises InvalidArgument, PermissionDenied."""
-    name = wrong.name(kind, value, field)
-    current_principal().require(name.tenant, role)
-    return name
 
 
 def _event(event: resources_pb2.JobEvent) -> trainer_pb2.WatchJobResponse:

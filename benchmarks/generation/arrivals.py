@@ -27,7 +27,7 @@ from pseudoword.client import Client
 from pseudoword.errors import PseudowordError
 
 from benchmarks.generation.peer import Peer
-from benchmarks.generation.saturation import publish
+from benchmarks.generation.saturation import draw_one, publish
 from benchmarks.generation.workload import Asked, mix, vectors
 from diffusion.checkpoint import BaseModel
 from standalone.servers import Servers
@@ -122,7 +122,7 @@ def _by_clients(endpoints: Endpoints, asked: Sequence[Asked], due: Sequence[floa
         def one(one: Asked, at: float) -> Served:
             time.sleep(max(0.0, began + at - time.monotonic()))
             try:
-                _draw(client, one)
+                draw_one(client, one)
             except PseudowordError:
                 return Served(asked=one, latency_s=inf)
             return Served(asked=one, latency_s=time.monotonic() - began - at)
@@ -151,17 +151,6 @@ def _behind_a_lock(peer: Peer, asked: Sequence[Asked], due: Sequence[float]) -> 
     return served
 
 
-def _draw(client: Client, one: Asked) -> None:
-    client.draw(
-        one.prompt,
-        seed=one.seed,
-        steps=one.steps,
-        guidance_scale=one.guidance,
-        scheduler=one.scheduler,
-        exact=False,
-    )
-
-
 def _alone(client: Client, asked: Sequence[Asked]) -> dict[tuple[int, bool], float]:
     """Seconds of a request with our server for itself, by steps and whether it is guided: the median of some."""
     times: dict[tuple[int, bool], list[float]] = {}
@@ -169,7 +158,7 @@ def _alone(client: Client, asked: Sequence[Asked]) -> dict[tuple[int, bool], flo
         own = times.setdefault((one.steps, one.guidance > 1), [])
         if len(own) < 3:
             began = time.monotonic()
-            _draw(client, one)
+            draw_one(client, one)
             own.append(time.monotonic() - began)
     return {kind: float(np.median(own)) for kind, own in times.items()}
 

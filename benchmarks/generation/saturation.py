@@ -93,17 +93,19 @@ def _served(endpoints: Endpoints, stack: ExitStack) -> Callable[[list[Asked]], N
     client = stack.enter_context(Client(endpoints))
     threads = stack.enter_context(ThreadPoolExecutor(_CLIENTS))
 
-    def one(asked: Asked) -> None:
-        client.draw(
-            asked.prompt,
-            seed=asked.seed,
-            steps=asked.steps,
-            guidance_scale=asked.guidance,
-            scheduler=asked.scheduler,
-            exact=False,
-        )
+    return lambda asked: [*threads.map(lambda one: draw_one(client, one), asked)].clear()
 
-    return lambda asked: [*threads.map(one, asked)].clear()
+
+def draw_one(client: Client, asked: Asked) -> None:
+    """One request over gRPC."""
+    client.draw(
+        asked.prompt,
+        seed=asked.seed,
+        steps=asked.steps,
+        guidance_scale=asked.guidance,
+        scheduler=asked.scheduler,
+        exact=False,
+    )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,13 @@
 """The batches as Generation's other parts use them: reading and moving rows of the ledger, and who watches one."""
 
 import asyncio
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 from pseudoword.names import BatchName
 
 from rpc import commits
-from rpc.patience import heard, patiently
+from rpc.patience import Watchers, heard, patiently
 from service.batches import book
 from service.batches.book import SHARD, Command, MoveBatch, Row
 from storage.entry import Revision
@@ -27,7 +24,7 @@ class Desk:
 
     def __init__(self, ledger: Ledger[Command]) -> None:
         self.ledger = ledger
-        self._watchers: dict[str, set[asyncio.Event]] = {}
+        self.watchers = Watchers()
         self._work = asyncio.Event()
 
     async def commit(self, tenant: str, command: Command, request: Any, context: Any) -> Row:
@@ -39,24 +36,10 @@ class Desk:
     async def move(self, move: MoveBatch) -> Row:
         """A change that the server itself makes, tried until the store takes it. Raises what the book refuses with,
         and Closed."""
-        request_id = str(uuid.uuid4())
-
-        async def once() -> Row:
-            result = await self.ledger.commit(
-                SHARD,
-                move,
-                request_id=request_id,
-                tenant=BatchName.parse(move.name).tenant,
-                digest=request_id,
-                actor=_ACTOR,
-                on_behalf_of=None,
-                timeout_s=_COMMIT_TIMEOUT.total_seconds(),
-            )
-            return result.value
-
-        row = await patiently(once)
+        tenant = BatchName.parse(move.name).tenant
+        result = await commits.commit_own(self.ledger, SHARD, tenant, move, actor=_ACTOR, longest=_COMMIT_TIMEOUT)
         self._changed(move.name)
-        return row
+        return result.value
 
     async def row(self, name: str) -> Row:
         """A batch's row. Raises NotFound."""
@@ -72,23 +55,6 @@ class Desk:
         """As book.batches."""
         return await self.ledger.read(SHARD, lambda db: book.batches(db, tenant, after, limit, condition))
 
-    @contextmanager
-    def watching(self, name: str) -> Iterator[asyncio.Event]:
-        """An event that is set whenever there may be news of a batch; clear it before you look."""
-        event = asyncio.Event()
-        self._watchers.setdefault(name, set()).add(event)
-        try:
-            yield event
-        finally:
-            self._watchers[name].discard(event)
-            if not self._watchers[name]:
-                del self._watchers[name]
-
-    def stir(self, name: str) -> None:
-        """There is news of a batch."""
-        for event in self._watchers.get(name, ()):
-            event.set()
-
     async def work(self) -> None:
         """Returns when a batch may have been created or ended since this last returned, and every few seconds."""
         await heard(self._work, _LOOK_S)
@@ -100,4 +66,4 @@ class Desk:
 
     def _changed(self, name: str) -> None:
         self._work.set()
-        self.stir(name)
+        self.watchers.stir(name)

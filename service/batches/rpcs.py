@@ -120,7 +120,7 @@ class BatchRpcs:
         """Slow readers miss pictures, and never a state that lasts."""
         name = str(admitted(Violations(), BatchName, request.name, "name", Role.READER))
         told = ("", -1)
-        with self._desk.watching(name) as news:
+        with self._desk.watchers.watching(name) as news:
             while not self._draining.is_set():
                 news.clear()
                 row = await self._desk.row(name)

@@ -174,7 +174,7 @@ class Runner:
                 for item in items:
                     group.create_task(self._item(work, shard, item))
             await _stored(work.output.finish, shard)
-            self._desk.stir(name)
+            self._desk.watchers.stir(name)
         except Exception as error:
             await self._failed(row, error)
 
@@ -183,7 +183,7 @@ class Runner:
             data = await self._picture(work, item)
             await _stored(work.output.put, item, data)
         self._drawn[str(work.name), shard] += 1
-        self._desk.stir(str(work.name))
+        self._desk.watchers.stir(str(work.name))
 
     async def _picture(self, work: Work, item: Item) -> bytes:
         asked = work.order.request(f"tenants/{work.name.tenant}", item)
