@@ -70,8 +70,7 @@ class ClipLoss:
         self._model = model
         self._tokenizer = tokenizer
         self._batches = batches
-        sentences = [sentence for attribute in ATTRIBUTES.values() for sentence in attribute.sentences]
-        self._sentences = self._ids(sentences)
+        self._sentences = [sentence for attribute in ATTRIBUTES.values() for sentence in attribute.sentences]
         self._sizes = [len(attribute.sentences) for attribute in ATTRIBUTES.values()]
 
     def __call__(self, generator: torch.Generator) -> torch.Tensor:
@@ -80,8 +79,7 @@ class ClipLoss:
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
         said = [caption(self._batches.drawings.drawing(number), rng) for number in rows]
         captions = [one.with_words(style=None if one.form else "a style") for one in said]
-        ids = torch.cat([self._ids(captions), self._sentences])
-        texts = functional.normalize(self._model.text_projection(self._model.text_model(ids).pooler_output), dim=-1)
+        texts = self._read([*captions, *self._sentences])
         states = self._model.vision_model(pixel_values=pixels).pooler_output
         images = functional.normalize(self._model.visual_projection(states), dim=-1)
         scale = self._model.logit_scale.exp().clamp(max=100)
@@ -93,10 +91,12 @@ class ClipLoss:
         answered = dict(zip(ATTRIBUTES, parts, strict=True))
         return contrast + _seen_cross_entropy(answered, self._batches.answers(rows))
 
-    def _ids(self, sentences: list[str]) -> torch.Tensor:
-        read = self._tokenizer(sentences, padding="max_length", truncation=True, return_tensors="pt")
-        ids: torch.Tensor = read.input_ids.to(next(self._model.parameters()).device)
-        return ids
+    def _read(self, sentences: list[str]) -> torch.Tensor:
+        # Padding to the longest: what follows a sentence's end is never looked at.
+        read = self._tokenizer(sentences, padding=True, truncation=True, return_tensors="pt")
+        ids = read.input_ids.to(next(self._model.parameters()).device)
+        states = self._model.text_model(ids).pooler_output
+        return functional.normalize(self._model.text_projection(states), dim=-1)
 
 
 def _seen_cross_entropy(
