@@ -35,20 +35,37 @@ def new_vae() -> Any:
     )
 
 
-def new_unet() -> Any:
-    """An untrained UNet2DConditionModel over latents of 16 x 16 cells."""
+def new_unet(*, fine_attention: bool = False) -> Any:
+    """An untrained UNet2DConditionModel over latents of 16 x 16 cells.
+
+    With `fine_attention` it looks at the words at 16 x 16 too, on the way down and up.
+    """
+    down, up = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D") if fine_attention else ("DownBlock2D", "UpBlock2D")
     return UNet2DConditionModel(
         sample_size=SIZE // 4,
         in_channels=4,
         out_channels=4,
         layers_per_block=1,
         block_out_channels=(64, 128, 160),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=(down, "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", up),
         cross_attention_dim=WIDTH,
         attention_head_dim=4,
         norm_num_groups=16,
     )
+
+
+def carry_unet(unet: Any, shape: Any) -> Any:
+    """`shape`, which may have attentions that `unet` has not, computing what `unet` computes: those add nothing yet."""
+    missing, unknown = shape.load_state_dict(unet.state_dict(), strict=False)
+    if unknown:
+        raise ValueError(f"the new shape has no place for {unknown[0]}")
+    lacking = {name.rsplit(".proj_out.", 1)[0] for name in missing if ".proj_out." in name}
+    for name in lacking:
+        last = shape.get_submodule(name).proj_out
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return shape
 
 
 def new_text_encoder(tokenizer: Any) -> Any:

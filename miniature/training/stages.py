@@ -77,10 +77,10 @@ def diffusion(work: Work) -> None:
     model = BaseModel.load(str(work.model), device=work.device)
     kept = _committed(work, "vectors")
     vectors = (Vectors() if kept is None else Vectors.load(kept)).to(work.device)
-    latents = _latents(work, model)
+    known = latents(work, model)
     model.unet.to(memory_format=torch.channels_last)
     plan = Plan(steps=work.steps(2000 if work.committed else 8000), batch=64, rate=5e-4 if work.committed else 8e-4)
-    loss = DiffusionLoss(model, vectors, work.drawings, latents, Mixture(), plan.batch)
+    loss = DiffusionLoss(model, vectors, work.drawings, known, Mixture(), plan.batch)
     parts = trainable(model, vectors)
     train("diffusion", parts, plan, loss, folder)
     model.text_encoder.set_input_embeddings(model.embedding.table)
@@ -131,13 +131,13 @@ def _committed(work: Work, name: str) -> Path | None:
     return folder if folder is not None and folder.exists() else None
 
 
-def _latents(work: Work, model: BaseModel) -> torch.Tensor:
+def latents(work: Work, model: BaseModel) -> torch.Tensor:
     """Latents of all drawings, made once."""
     file = work.folder / _LATENTS
     if not file.exists():
         torch.save(latents_of(model.vae, work.drawings.pixels, work.device), file)
-    latents: torch.Tensor = torch.load(file, weights_only=True)
-    return latents
+    made: torch.Tensor = torch.load(file, weights_only=True)
+    return made
 
 
 def finish(work: Work) -> None:

@@ -1,0 +1,155 @@
+"""What makes shapes and patterns come soonest: short trainings that differ in one thing each.
+
+    python -m benchmarks.miniature.experiments --work .cache/miniature [--steps 250] [--arm NAME ...]
+
+Every arm goes on from the committed weights with the same drawings in the same order, and is measured on held-out
+drawings and by 150 sentences. An arm takes some minutes; one that was killed goes on, one that is there already is not
+trained again. Prints a table and writes docs/miniature/experiments.json.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from benchmarks.miniature.prompts import GUIDANCE, Asked, prompts, recognised
+from diffusion.checkpoint import BaseModel
+from miniature.judges.classifier import Classifier
+from miniature.training import layout, stages
+from miniature.training.diffusion import DiffusionLoss, Mixture, latents_of, trainable
+from miniature.training.drawings import HELD_OUT, Drawings
+from miniature.training.loop import Plan, train
+from miniature.training.vectors import Vectors
+from miniature.training.work import Work, pick_device
+
+_COMMITTED = Path(__file__).parents[2] / "miniature"
+_BATCH, _RATE = 64, 5e-4
+_HELD_OUT, _HELD_OUT_BATCHES = 2000, 12
+_SENTENCES, _STEPS, _AT_ONCE = 150, 10, 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One training."""
+
+    says: str
+    mixture: Mixture = field(default_factory=Mixture)
+    rate: float = _RATE
+    fine_attention: bool = False
+
+
+ARMS: Mapping[str, Arm] = {
+    "start": Arm(says="the committed weights, not trained on"),
+    "recipe": Arm(says="the recipe as it is"),
+    "photos": Arm(says="70 % of the drawings are photos", mixture=Mixture(photos=0.7)),
+    "middle": Arm(says="40 % of the timesteps from 300 to 633", mixture=Mixture(middle=0.4)),
+    "attention": Arm(says="attention at 16 x 16 too, beginning with none", fine_attention=True),
+    "plain": Arm(says="words in 20 % of the captions", mixture=Mixture(with_words=0.2)),
+    "fast": Arm(says="twice the rate", rate=2 * _RATE),
+    "slow": Arm(says="half the rate", rate=_RATE / 2),
+    "snr-1": Arm(says="min-SNR 1: noisy steps weigh more", mixture=Mixture(snr_limit=1.0)),
+    "snr-20": Arm(says="min-SNR 20: nearly clean steps weigh more", mixture=Mixture(snr_limit=20.0)),
+    "words": Arm(says="words in 70 % of the captions", mixture=Mixture(with_words=0.7)),
+}
+
+
+def run(arm: Arm, work: Work, folder: Path, steps: int) -> dict[str, float]:
+    """Trains an arm in `folder` and measures it: held-out losses, and shares of 150 sentences recognised."""
+    torch.manual_seed(0)
+    model = BaseModel.load(str(_COMMITTED / "model"), device=work.device)
+    vectors = Vectors.load(_COMMITTED / "vectors").to(work.device)
+    if arm.fine_attention:
+        model.unet = layout.carry_unet(model.unet, layout.new_unet(fine_attention=True)).to(work.device)
+    model.unet.to(memory_format=torch.channels_last)
+    parts = trainable(model, vectors)
+    latents = stages.latents(work, model)
+    loss = DiffusionLoss(model, vectors, work.drawings, latents, arm.mixture, _BATCH)
+    # The average of so few weights has to be a short one.
+    plan = Plan(steps=steps, batch=_BATCH, rate=arm.rate, warmup=30, averaging=0.98)
+    if steps:
+        train(folder.name, parts, plan, loss, folder)
+    model.text_encoder.set_input_embeddings(model.embedding.table)
+    parts.eval().requires_grad_(False)
+    held_out = Drawings(work.folder / "drawings", _HELD_OUT, HELD_OUT)
+    list(held_out.paint())
+    theirs = latents_of(model.vae, held_out.pixels, work.device)
+    of_all, of_photos = (
+        _mean_loss(DiffusionLoss(model, vectors, held_out, theirs, mixture, _BATCH))
+        for mixture in (Mixture(), Mixture(photos=1.0))
+    )
+    asked = prompts(_SENTENCES)
+    seen = recognised(Classifier.load(), _drawn(model, [one.sentence for one in asked]), asked)
+    return {"loss": of_all, "loss of photos": of_photos} | _shown(seen, asked)
+
+
+def _shown(seen: Mapping[str, float], asked: Sequence[Asked]) -> dict[str, float]:
+    return {name: share for name, share in seen.items() if any(name in one.answers for one in asked)}
+
+
+@torch.no_grad()
+def _mean_loss(loss: DiffusionLoss) -> float:
+    return float(np.mean([loss(torch.Generator().manual_seed(seed)).item() for seed in range(_HELD_OUT_BATCHES)]))
+
+
+def _drawn(model: BaseModel, sentences: Sequence[str]) -> list[Image.Image]:
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        _COMMITTED / "model", unet=model.unet, text_encoder=model.text_encoder, vae=model.vae, safety_checker=None
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    images: list[Image.Image] = []
+    for start in range(0, len(sentences), _AT_ONCE):
+        some = list(sentences[start : start + _AT_ONCE])
+        generators = [torch.Generator().manual_seed(start + place) for place in range(len(some))]
+        made = pipeline(some, num_inference_steps=_STEPS, guidance_scale=GUIDANCE, generator=generators)
+        images += made.images
+    return images
+
+
+def table(figures: Mapping[str, Mapping[str, float]]) -> str:
+    """A Markdown table, an arm a row."""
+    names = list(next(iter(figures.values())))
+    lines = ["| arm | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for arm, values in figures.items():
+        cells = [f"{values[name]:.5f}" if "loss" in name else f"{100 * values[name]:.1f} %" for name in names]
+        lines.append(f"| {ARMS[arm].says} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.miniature.experiments",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--work", type=Path, required=True, help="as `python -m miniature train --work`: has drawings")
+    parser.add_argument("--steps", type=int, default=250, help="of each arm [default: 250]")
+    parser.add_argument("--arm", action="append", choices=list(ARMS), help="only this one; may be said again")
+    parser.add_argument("--threads", type=int, help="of the processor [default: all]")
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs/miniature/experiments.json"))
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    work = Work(folder=options.work, committed=_COMMITTED, device=pick_device(None))
+    stages.run(work, ("drawings",))
+    kept: dict[str, dict[str, float]] = {}
+    if options.output.exists():
+        kept = json.loads(options.output.read_text("utf-8"))
+    for name in options.arm or ARMS:
+        arm = ARMS[name]
+        kept[name] = run(arm, work, options.work / "experiments" / name, 0 if name == "start" else options.steps)
+        shown = {arm: kept[arm] for arm in ARMS if arm in kept}
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(shown, indent=2) + "\n", "utf-8")
+        sys.stdout.write(table(shown) + "\n\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
