@@ -5,12 +5,17 @@ import uuid
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from rpc.errors import Error
 from rpc.identity import current_principal
 from rpc.patience import patiently
+from storage.errors import Contention, EntryTooLarge, NotCommitted, RequestIdReused
 from storage.ledger import Ledger
 from storage.writer import Result
 
 _C = TypeVar("_C")
+
+# Whoever hears one of these from a commit knows that nothing was committed: what was uploaded for it can go.
+UNCOMMITTED = (Error, Contention, EntryTooLarge, NotCommitted, RequestIdReused)
 
 
 async def commit(

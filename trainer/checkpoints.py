@@ -5,6 +5,7 @@ import asyncio
 import structlog
 
 from rpc.errors import FailedPrecondition
+from rpc.leftovers import discard
 from rpc.patience import patiently
 from storage.blobs import Blobs
 from storage.errors import StorageError
@@ -12,7 +13,6 @@ from storage.objects import ObjectStore
 from trainer.book import KeepCheckpoint
 from trainer.checkpoint import CheckpointInvalid, read_checkpoint, write_checkpoint
 from trainer.desk import Desk
-from trainer.leftovers import discard
 from trainer.run import RunState
 
 _logger = structlog.get_logger(__name__)

@@ -15,17 +15,17 @@ from pseudoword.trainer.v1 import trainer_pb2
 
 from diffusion.errors import PictureInvalid
 from diffusion.pictures import PictureInfo, PictureLimits, picture_info, read_picture
+from rpc.commits import UNCOMMITTED
 from rpc.errors import InvalidArgument, ResourceExhausted
 from rpc.identity import Role, current_principal
+from rpc.leftovers import discard
 from rpc.patience import patiently
 from rpc.validate import Violations
 from storage.blobs import Blobs
-from storage.errors import NotCommitted
 from storage.objects import ObjectStore
 from trainer import loans
 from trainer.book import SHARD, AddPicture, DeletePicture, Row
 from trainer.desk import Context, Desk
-from trainer.leftovers import discard
 
 MAX_CHUNK_BYTES = 2**20
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
@@ -176,7 +176,7 @@ class Pictures:
         )
         try:
             row = await self._desk.commit(tenant.tenant, command, header, context)
-        except NotCommitted:
+        except UNCOMMITTED:
             await discard(self._store, blob.name)
             raise
         if row["blob"] != blob.name:  # it was there already

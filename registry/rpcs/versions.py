@@ -15,21 +15,14 @@ from registry.catalogue.commands import ConceptFields, PublishVersion, UnyankVer
 from registry.catalogue.rows import NOW
 from registry.desk import Desk
 from registry.rpcs.base import Context, Rpcs, admitted, mutation
-from rpc.errors import Error, InvalidArgument, Unavailable
+from rpc.commits import UNCOMMITTED
+from rpc.errors import InvalidArgument, Unavailable
 from rpc.filters import Field, Kind, filtered
 from rpc.identity import Role
 from rpc.validate import Violations
 from storage.blobs import Blob
 from storage.entry import Revision
-from storage.errors import (
-    Contention,
-    Damaged,
-    EntryTooLarge,
-    NotCommitted,
-    ObjectMissing,
-    RequestIdReused,
-    TensorsInvalid,
-)
+from storage.errors import Damaged, ObjectMissing, TensorsInvalid
 from storage.tensors import Vectors, is_pickle, read_tensors, tensors_digest, write_tensors
 
 _FIELDS = {
@@ -149,8 +142,7 @@ class VersionRpcs(Rpcs):
         )
         try:
             result = await self._desk.commit(tenant, command, request, context)
-        except (Error, Contention, EntryTooLarge, NotCommitted, RequestIdReused) as error:
-            # Not committed for certain: no entry names them.
+        except UNCOMMITTED as error:
             await self._drop(blobs, request.validate_only)
             if getattr(error, "reason", "") == "BLOB_CONDEMNED":
                 raise _Condemned from error
