@@ -10,6 +10,7 @@ CACHE := $(CURDIR)/.cache
 VENV := $(CACHE)/venv
 BIN := $(VENV)/bin
 MINIO_VERSION := v0.0.0-20260212201848-7aac2a2c5b7c
+NATS_VERSION := v2.12.15
 TOXIPROXY_VERSION := v2.5.0
 UV_VERSION := 0.13.9
 OUTPUT ?= demo
@@ -32,6 +33,9 @@ setup: $(VENV)/.installed ## install everything that Python needs into .cache/ve
 minio: setup ## build the pinned MinIO that the tests of the object store need (once, some minutes)
 	@scripts/go-tool github.com/minio/minio@$(MINIO_VERSION)
 
+nats: setup ## build the pinned nats-server that the tests of the trainer's queue need (once)
+	@scripts/go-tool github.com/nats-io/nats-server/v2@$(NATS_VERSION)
+
 toxiproxy: setup ## build the pinned toxiproxy that the test of robustness needs (once)
 	@scripts/go-tool github.com/Shopify/toxiproxy/v2/cmd/server@$(TOXIPROXY_VERSION) toxiproxy
 
@@ -47,7 +51,7 @@ demo: setup ## learn a word from four pictures and draw it in six sentences
 check: setup ## formatting, lint, types, protos, generated code, manifests, Go vet
 	@scripts/check
 
-test: setup minio toxiproxy triton ## all tests but the slow ones, Python and Go
+test: setup minio nats toxiproxy triton ## all tests but the slow ones, Python and Go
 	@scripts/test
 
 miniature: setup ## train the bundled model and its judges anew, into .cache/miniature (hours; ARGS=--help)
@@ -65,4 +69,4 @@ generate: setup ## make the stubs again from protos/
 clean: ## remove everything that was set up or made
 	rm -rf $(CACHE) demo .mypy_cache .ruff_cache .pytest_cache
 
-.PHONY: help setup minio toxiproxy triton up demo check test miniature slow robustness generate clean
+.PHONY: help setup minio nats toxiproxy triton up demo check test miniature slow robustness generate clean

@@ -34,7 +34,8 @@ CREATE INDEX pictures_expiry ON pictures (expires_us);
 CREATE TABLE jobs (
     name TEXT PRIMARY KEY, tenant TEXT NOT NULL, priority INTEGER NOT NULL, spec TEXT NOT NULL, creator TEXT NOT NULL,
     principal TEXT NOT NULL, state TEXT NOT NULL, attempt INTEGER NOT NULL, losses INTEGER NOT NULL,
-    created_us INTEGER NOT NULL, started_us INTEGER, ended_us INTEGER, revision TEXT NOT NULL, detail TEXT NOT NULL);
+    handed_back INTEGER NOT NULL, created_us INTEGER NOT NULL, started_us INTEGER, ended_us INTEGER,
+    revision TEXT NOT NULL, detail TEXT NOT NULL);
 CREATE INDEX jobs_tenant ON jobs (tenant, created_us DESC, name);
 CREATE INDEX jobs_state ON jobs (state, priority DESC, created_us, name);
 CREATE TABLE job_pictures (job TEXT NOT NULL, picture TEXT NOT NULL, PRIMARY KEY (picture, job)) WITHOUT ROWID;
@@ -123,7 +124,7 @@ class TrainerBook:
     """Rules and tables of pictures and jobs; a storage.Book."""
 
     name = "trainer"
-    schema_version = 3
+    schema_version = 4
 
     def __init__(self, terms: Terms | None = None) -> None:
         self._terms = terms or Terms()
@@ -179,7 +180,7 @@ class TrainerBook:
             case "job-created":
                 db.execute(
                     "INSERT INTO jobs VALUES (:name, :tenant, :priority, :spec, :creator, :principal, 'QUEUED', 0, 0,"
-                    " :now, NULL, NULL, :revision, '{}')",
+                    " 0, :now, NULL, NULL, :revision, '{}')",
                     body | {"spec": dumps(body["spec"]), "now": change.time_us, "revision": revision},
                 )
                 rows = [(body["name"], name) for name in body["pictures"]]
@@ -323,7 +324,7 @@ def _check_room(db: sqlite3.Connection, tenant: str, terms: Terms) -> None:
 
 def life_of(row: Row) -> Life:
     """Where a job's row is in its life."""
-    return Life(state=State(row["state"]), attempt=row["attempt"], losses=row["losses"])
+    return Life(state=State(row["state"]), attempt=row["attempt"], losses=row["losses"], handed_back=row["handed_back"])
 
 
 def _apply_move(db: sqlite3.Connection, body: Row, time_us: int, revision: str) -> None:
@@ -337,12 +338,14 @@ def _apply_move(db: sqlite3.Connection, body: Row, time_us: int, revision: str) 
     elif state is not State.RUNNING:
         detail.pop("checkpoint", None)
     db.execute(
-        "UPDATE jobs SET state = ?, attempt = ?, losses = ?, started_us = ?, ended_us = ?, revision = ?, detail = ?"
-        " WHERE name = ?",
+        "UPDATE jobs SET state = ?, attempt = ?, losses = ?, handed_back = ?, started_us = ?, ended_us = ?,"
+        " revision = ?, detail = ? WHERE name = ?",
         (
             state.value,
             body["attempt"],
             body["losses"],
+            # Entries of older servers say nothing: there a hand-back took one off the attempts.
+            body.get("handed_back", 0),
             time_us if state is State.RUNNING else row["started_us"],
             time_us if state in ENDED else None,
             revision,

@@ -24,7 +24,7 @@ class Move(StrEnum):
     """What can happen to a job."""
 
     TAKE = "TAKE"  # a worker begins an attempt
-    HAND_BACK = "HAND_BACK"  # the worker is told to stop; the attempt does not count
+    HAND_BACK = "HAND_BACK"  # the worker is told to stop; for the client the attempt does not count
     LOSE = "LOSE"  # the worker is found dead
     FIX = "FIX"  # the vectors are learned, and are these for ever
     FINISH = "FINISH"  # the registry has the version
@@ -41,7 +41,8 @@ MOVES: Mapping[Move, tuple[frozenset[State], State]] = {
     Move.LOSE: (frozenset({State.RUNNING}), State.QUEUED),
     Move.FIX: (frozenset({State.RUNNING}), State.PUBLISHING),
     Move.FINISH: (frozenset({State.PUBLISHING}), State.SUCCEEDED),
-    Move.FAIL: (UNFINISHED, State.FAILED),
+    # Not from QUEUED: a worker that lost the job would end it while it waits for another one.
+    Move.FAIL: (UNFINISHED - {State.QUEUED}, State.FAILED),
     Move.CANCEL: (frozenset({State.QUEUED, State.RUNNING}), State.CANCELLED),
     Move.RETRY: (frozenset({State.FAILED}), State.QUEUED),
 }
@@ -53,26 +54,28 @@ class WrongState(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Life:
-    """`attempt` counts how often a worker has taken the job up, hand-backs left out; `losses` how many workers have
-    died of it since it was created or retried."""
+    """`attempt` counts how often a worker has taken the job up, and never falls: by it the log knows a worker that has
+    lost the job from the one that has it now. `handed_back` of these were handed back; `losses` counts the workers that
+    have died of the job since it was created or retried."""
 
     state: State = State.QUEUED
     attempt: int = 0
     losses: int = 0
+    handed_back: int = 0
 
     def after(self, move: Move) -> "Life":
         """Raises WrongState."""
         begins, state = MOVES[move]
         if self.state not in begins:
             raise WrongState(f"is {self.state}; {move} needs {' or '.join(sorted(begins))}")
-        attempt, losses = self.attempt, self.losses
+        attempt, losses, handed_back = self.attempt, self.losses, self.handed_back
         match move:
             case Move.TAKE:
                 attempt += 1
             case Move.HAND_BACK:
-                attempt -= 1
+                handed_back += 1
             case Move.LOSE:
                 losses += 1
             case Move.RETRY:
                 losses = 0
-        return Life(state=state, attempt=attempt, losses=losses)
+        return Life(state=state, attempt=attempt, losses=losses, handed_back=handed_back)

@@ -16,7 +16,7 @@ def job_of(row: Row, revision: str) -> resources_pb2.Job:
     detail = row["detail"]
     job.name = row["name"]
     job.state = resources_pb2.Job.State.Value(f"STATE_{row['state']}")
-    job.attempt = row["attempt"]
+    job.attempt = row["attempt"] - row["handed_back"]
     job.creator = row["creator"]
     job.etag = row["revision"]
     job.revision = revision

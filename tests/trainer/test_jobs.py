@@ -27,6 +27,7 @@ from trainer.book import (
     TrainerBook,
 )
 from trainer.jobs import ENDED, MOVES, Life, Move, State, WrongState
+from trainer.messages import job_of
 
 DAY_US = 86_400_000_000
 PICTURE = f"tenants/default/pictures/{'a' * 64}"
@@ -51,7 +52,7 @@ def test_whatever_happens_to_a_job(moves: list[Move]) -> None:
         if after.state is State.SUCCEEDED:
             assert life.state is State.PUBLISHING
         life = after
-        assert life.attempt == takes - handed_back >= 0
+        assert (life.attempt, life.handed_back) == (takes, handed_back)
         assert 0 <= life.losses <= life.attempt
 
 
@@ -60,8 +61,8 @@ def test_a_retry_forgets_the_workers_that_were_lost() -> None:
     for _ in range(2):
         life = life.after(Move.TAKE).after(Move.LOSE)
     assert life.losses == 2
-    life = life.after(Move.FAIL).after(Move.RETRY)
-    assert (life.losses, life.attempt) == (0, 2)
+    life = life.after(Move.TAKE).after(Move.FAIL).after(Move.RETRY)
+    assert (life.losses, life.attempt) == (0, 3)
 
 
 class Kept:
@@ -136,6 +137,24 @@ async def test_an_attempt_that_lost_its_job_cannot_speak_for_it(kept: Kept) -> N
     row = await kept.move(Move.FINISH, attempt=2, detail={"version": "v"})
     assert row["detail"] == {"embedding": "of the second", "version": "v"}
     assert row["ended_us"] >= row["started_us"] >= row["created_us"]
+
+
+async def test_an_attempt_number_is_given_once_and_a_worker_that_lost_its_job_cannot_end_it(kept: Kept) -> None:
+    await kept.commit(picture())
+    await kept.commit(job())
+    await kept.move(Move.TAKE)
+    await kept.move(Move.LOSE, attempt=1)
+    with pytest.raises(FailedPrecondition) as refused:  # it waits for another one
+        await kept.move(Move.FAIL, attempt=1)
+    assert refused.value.reason == "JOB_STATE"
+    await kept.move(Move.TAKE)
+    await kept.move(Move.HAND_BACK, attempt=2)
+    row = await kept.move(Move.TAKE)
+    assert (row["attempt"], job_of(row, "").attempt) == (3, 2)
+    for move in (Move.HAND_BACK, Move.FIX, Move.FAIL, Move.LOSE):
+        with pytest.raises(FailedPrecondition) as refused:
+            await kept.move(move, attempt=2)
+        assert refused.value.reason == "ATTEMPT_OVER"
 
 
 async def test_a_checkpoint_lasts_until_the_job_is_fixed_or_has_ended(kept: Kept) -> None:
