@@ -182,10 +182,11 @@ def test_network_policies_let_through_what_is_needed_and_no_more() -> None:
         "registry": {"client", "trainer", "generation"},
         "trainer": {"client"},
         "generation": {"client"},
-        "minio": {"registry", "trainer", "garbage-collection"},
+        "minio": {"registry", "trainer", "generation", "garbage-collection"},
     }
     # What one may send, the other may receive.
-    assert out == {"registry": {"minio"}, "trainer": {"registry", "minio"}, "generation": {"registry"}, "minio": set()}
+    peers_of_both = {"registry", "minio"}
+    assert out == {"registry": {"minio"}, "trainer": peers_of_both, "generation": peers_of_both, "minio": set()}
 
 
 def _labels(workload: Object) -> dict[str, str]:

@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pseudoword.channel import Endpoints
 from pseudoword.client import Client
 from pseudoword.errors import PseudowordError
+from pseudoword.generation.v1 import resources_pb2
 
 from rpc.identity import Role, Tokens
 from tests.deploy.rendering import DEPLOY, FOLDERS, ROOT, Container, containers, environment, files, of_kind, render
@@ -190,6 +191,9 @@ def test_a_word_is_learned_and_drawn_as_the_manifests_say(
                 assert version.creator == "client"
                 (picture,) = client.draw("a photo of <rex> on the beach", steps=4)
                 assert picture.info.record.words[0].version == version.name
+                settings = resources_pb2.PictureSettings(prompt="<rex>", steps=4)
+                *_, batch = client.watch_batch(client.create_batch(resources_pb2.Batch(settings=settings)).name)
+                assert batch.manifest_uri.startswith("s3://pseudoword/batches/batches/shop/")
 
 
 def test_a_bucket_that_is_refused_is_said(pods: dict[str, Pod], store_port: int) -> None:

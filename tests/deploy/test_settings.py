@@ -99,6 +99,10 @@ def test_peers_and_stores_are_services_of_this_kustomization(folder: str) -> Non
         endpoint = values.get("PSEUDOWORD_S3__ENDPOINT", "")
         assert endpoint in ("", "minio:9000", "s3.example.com"), found.where
         assert ("minio" in names) or not endpoint.startswith("minio"), found.where
+    # Each keeps a log of its own: no two share a place.
+    places = {values["PSEUDOWORD_STORE__ADDRESS"] for values in (environment(folder, f.spec) for f in servers(folder))}
+    assert len(places) == 3
+    assert len({place.rpartition("/")[0] for place in places}) == 1, "make-bucket makes one bucket"
 
 
 @pytest.mark.parametrize("file", sorted((DEPLOY / "containers").glob("*.Containerfile")), ids=lambda file: file.stem)
