@@ -95,7 +95,7 @@ def draw(
     click.echo(caption(drawing, rng).plain)
 
 
-_STAGES = ("drawings", "tokenizer", "vae", "classifier", "clip", "diffusion", "finish")
+_STAGES = ("drawings", "tokenizer", "vae", "classifier", "clip", "diffusion", "start", "finish")
 
 
 @main.command()
@@ -122,7 +122,8 @@ def train(
     """Train the bundled model and its judges from drawings, into WORK/finished.
 
     The stages, in order: drawings are painted; the tokenizer learns their captions; the vae learns to code them; the
-    classifier and the clip learn to judge them; diffusion trains text encoder and UNet together. Each may be killed and
+    classifier and the clip learn to judge them; diffusion trains text encoder and UNet together; start fits the
+    trainer's learned start. Each may be killed and
     started again, and goes on from its last minute; without names, stages that were finished are passed over. What a
     stage reached is drawn in WORK/<stage>/loss.png. Measure the result with `python -m benchmarks.miniature`.
     """

@@ -1,6 +1,6 @@
-"""The vocabulary's word that explains some pictures best, by a few forward passes."""
+"""The start that explains some pictures best, by a few forward passes: the vocabulary's words, or given vectors."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise
 from operator import itemgetter
@@ -16,6 +16,7 @@ from trainer.recipe import Recipe
 from trainer.starts import Starts, Words
 
 _Row = TypeVar("_Row")
+_Key = TypeVar("_Key", bound=Hashable)
 # Draws that a word has been tried on after each round.
 _ROUNDS = (4, 16, 32)
 _STEP = 2**31 - 1  # that is never trained
@@ -45,26 +46,49 @@ def best_word(
         loss = losses.of([Part(vectors=vectors, latents=latents, draws=batch)]).sum() * _SCALE
         gradient += torch.autograd.grad(loss, vectors)[0]
     rest = [word for word in starts.promising(vectors.detach()[0], gradient[0]) if word != usual]
-    sums = dict.fromkeys([usual, *rest], 0.0)
+    rows = {word: _row(starts, word) for word in (usual, *rest)}
+    sums = dict.fromkeys(rows, 0.0)
     for done, upto in pairwise((0, *_ROUNDS)):
-        rows = [(word, one) for word in (usual, *rest) for one in draws[done:upto]]
-        for tried in _batches(rows, max_rows):
-            _try(tried, latents, starts, losses, sums)
+        _try({word: rows[word] for word in (usual, *rest)}, draws[done:upto], latents, losses, sums, max_rows)
         rest = sorted(rest, key=sums.__getitem__)[: max(1, len(rest) // 4)]
     return min((usual, *rest), key=sums.__getitem__)
 
 
+def better(
+    candidates: Sequence[torch.Tensor],
+    latents: Latents,
+    templates: Sequence[Sequence[str]],
+    *,
+    recipe: Recipe,
+    seed: int,
+    losses: RowLosses,
+    max_rows: int,
+) -> int:
+    """Which of the candidates [vectors, dims] has the lowest loss on the pictures, over the same draws for all."""
+    sums = dict.fromkeys(range(len(candidates)), 0.0)
+    draws = _draws(latents, templates, recipe=recipe, seed=seed)
+    _try(dict(enumerate(candidates)), draws, latents, losses, sums, max_rows)
+    return min(sums, key=sums.__getitem__)
+
+
 @torch.no_grad()
 def _try(
-    rows: Sequence[tuple[str, Draw]], latents: Latents, starts: Starts, losses: RowLosses, sums: dict[str, float]
+    candidates: Mapping[_Key, torch.Tensor],
+    draws: Sequence[Draw],
+    latents: Latents,
+    losses: RowLosses,
+    sums: dict[_Key, float],
+    max_rows: int,
 ) -> None:
-    """Adds each word's losses to its sum."""
-    parts = [
-        Part(vectors=_row(starts, word), latents=latents, draws=[one for _, one in pairs])
-        for word, pairs in groupby(rows, key=itemgetter(0))
-    ]
-    for (word, _), loss in zip(rows, losses.of(parts).tolist(), strict=True):
-        sums[word] += loss
+    """Adds each candidate's losses to its sum."""
+    rows = [(key, one) for key in candidates for one in draws]
+    for tried in _batches(rows, max_rows):
+        parts = [
+            Part(vectors=candidates[key], latents=latents, draws=[one for _, one in pairs])
+            for key, pairs in groupby(tried, key=itemgetter(0))
+        ]
+        for (key, _), loss in zip(tried, losses.of(parts).tolist(), strict=True):
+            sums[key] += loss
 
 
 def _draws(latents: Latents, templates: Sequence[Sequence[str]], *, recipe: Recipe, seed: int) -> list[Draw]:

@@ -26,6 +26,8 @@ FILTERS: Mapping[str, Field] = {
     "creator": Field(kind=Kind.TEXT, sql="creator"),
     "create_time": Field(kind=Kind.TIME, sql="created_us"),
 }
+# Of a job's detail, what names a blob.
+_BLOBS = ("checkpoint", "embedding", "record", "first_embedding", "first_record")
 _TABLES = """
 CREATE TABLE pictures (
     name TEXT PRIMARY KEY, blob TEXT NOT NULL, media_type TEXT NOT NULL, size_bytes INTEGER NOT NULL,
@@ -102,6 +104,25 @@ class KeepCheckpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FixFirst:
+    """What a job that is RUNNING under `attempt` publishes at once is fixed, before any step: the blobs `embedding` and
+    `record`. What was fixed before stays."""
+
+    name: str
+    attempt: int
+    embedding: str
+    record: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepFirst:
+    """The registry has what was fixed at first, as `version`; whatever became of the job meanwhile."""
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Terms:
     """What is promised to tenants, and what is not. A job is unfinished until it has succeeded, failed or been
     cancelled.
@@ -117,7 +138,7 @@ class Terms:
     after_failure_us: int = 24 * 3_600_000_000
 
 
-Command = AddPicture | DeletePicture | CreateJob | MoveJob | KeepCheckpoint
+Command = AddPicture | DeletePicture | CreateJob | MoveJob | KeepCheckpoint | FixFirst | KeepFirst
 
 
 class TrainerBook:
@@ -160,6 +181,16 @@ class TrainerBook:
                     raise _wrong_state(row, f"is {row['state']}; a checkpoint needs {State.RUNNING}")
                 return [Effect(kind="checkpoint-kept", body={"name": command.name, "checkpoint": command.checkpoint})]
 
+            case FixFirst(name=name, embedding=embedding, record=record):
+                row = _held(db, name, command.attempt)
+                if row["state"] != State.RUNNING:
+                    raise _wrong_state(row, f"is {row['state']}; a first version needs {State.RUNNING}")
+                if "first_record" in row["detail"]:
+                    return Answer(value=row)
+                return [_noted(name, first_embedding=embedding, first_record=record)]
+            case KeepFirst(name=name, version=version):
+                return [_noted(name, first_version=version)]
+
     def apply(self, db: sqlite3.Connection, change: Change) -> Row:
         """Write one change into the tables; the answer is the row of the picture or the job, of a deleted picture as it
         was."""
@@ -193,6 +224,13 @@ class TrainerBook:
                 detail = job(db, body["name"])["detail"] | {"checkpoint": body["checkpoint"]}
                 db.execute("UPDATE jobs SET detail = ? WHERE name = ?", (dumps(detail), body["name"]))
                 return job(db, body["name"])
+            case "job-noted":
+                detail = job(db, body["name"])["detail"] | body["detail"]
+                db.execute(
+                    "UPDATE jobs SET detail = ?, revision = ? WHERE name = ?",
+                    (dumps(detail), revision, body["name"]),
+                )
+                return job(db, body["name"])
             case kind:
                 raise AssertionError(f"no change of this book is called {kind}")
 
@@ -202,7 +240,7 @@ class TrainerBook:
             yield row["blob"]
         for row in db.execute(f"SELECT detail FROM jobs WHERE state IN ({loans.UNFINISHED_SQL})"):
             detail = loads(row["detail"])
-            yield from (detail[key] for key in ("checkpoint", "embedding", "record") if detail.get(key))
+            yield from (detail[key] for key in _BLOBS if detail.get(key))
 
     def doomed(self, db: sqlite3.Connection, blob: str) -> bool:
         """A trainer deletes a blob when nothing refers to it any more, and uses no name twice."""
@@ -302,6 +340,10 @@ def _moved(db: sqlite3.Connection, command: MoveJob, now_us: int, terms: Terms) 
         stay_us = terms.after_success_us if life.state is State.SUCCEEDED else terms.after_failure_us
         body["pictures"] = {"expire_us": now_us + stay_us, "failures_since_us": now_us - terms.after_failure_us}
     return Effect(kind="job-moved", body=body | vars(life) | {"state": life.state.value})
+
+
+def _noted(name: str, **detail: str) -> Effect:
+    return Effect(kind="job-noted", body={"name": name, "detail": detail})
 
 
 def _check_room(db: sqlite3.Connection, tenant: str, terms: Terms) -> None:

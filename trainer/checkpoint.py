@@ -14,7 +14,7 @@ from safetensors.numpy import load, save
 
 from trainer.run import RunState
 
-_FORMAT = 1
+_FORMAT = 2
 _ARRAYS = ("vectors", "start", "first_moments", "second_moments", "gradient", "losses")
 
 

@@ -13,7 +13,7 @@ from diffusion.checkpoint import BaseModel
 from diffusion.errors import PromptTooLong
 from diffusion.messages import base_model
 from diffusion.prompt import parse
-from rpc.errors import Error, Unimplemented
+from rpc.errors import Error
 from rpc.identity import Principal, to_json
 from rpc.validate import Violations
 from trainer.book import CreateJob
@@ -49,7 +49,6 @@ class JobChecks:
 
         Raises InvalidArgument with all that is wrong, also with what `wrong` holds already, and Unimplemented.
         """
-        _refuse_unbuilt(job)
         _check_owned(ConceptName, job.concept, "job.concept", tenant, wrong)
         kind = job.kind or registry_resources.CONCEPT_KIND_OBJECT
         if kind not in registry_resources.ConceptKind.values():
@@ -65,6 +64,8 @@ class JobChecks:
         recipe = fill_in(job.recipe, kind, self._model.spec.family, wrong)
         self._check_examples(tenant, job.examples, min(max(vectors, 1), MAX_VECTORS), wrong)
         start = self._start(job, recipe.name, parent, wrong)
+        if job.word_at_once and start.WhichOneof("start") != "learned":
+            wrong.add("job.word_at_once", "needs the learned start, which says a word without training")
         wrong.raise_if_any()
         spec = resources_pb2.Job(
             concept=job.concept,
@@ -75,6 +76,7 @@ class JobChecks:
             seed=job.seed,
             recipe=recipe.message(),
             priority=job.priority,
+            word_at_once=job.word_at_once,
             description=job.description,
             labels=job.labels,
             base_model=base_model(self._model.spec),
@@ -135,7 +137,25 @@ class JobChecks:
                 return resources_pb2.Start(encoded_words=self._words("encoded_words", job.start.encoded_words, wrong))
             case "words":
                 return resources_pb2.Start(words=self._words("words", job.start.words, wrong))
+            case "learned":
+                self._check_learned(job, recipe, wrong)
+                return job.start
+        if recipe in self._engine.starts.learned_kinds:
+            return resources_pb2.Start(learned=True)
         return resources_pb2.Start(words=self._engine.starts.first_of(STARTS[recipe]))
+
+    def _check_learned(self, job: resources_pb2.Job, recipe: str, wrong: Violations) -> None:
+        known = self._engine.starts.learned_kinds
+        if not job.start.learned:
+            wrong.add("job.start.learned", "is false; leave the start out for the recipe's own")
+        elif not known:
+            wrong.add(
+                "job.start.learned",
+                f"there is none for {self._model.spec.checkpoint}; its operator makes one with"
+                " `python -m trainer fit-start`",
+            )
+        elif recipe not in known:
+            wrong.add("job.start.learned", f"knows {' and '.join(known)} concepts, not the recipe {recipe!r}")
 
     def _words(self, kind: str, text: str, wrong: Violations) -> str:
         field, words = f"job.start.{kind}", " ".join(text.split())
@@ -185,16 +205,6 @@ def _check_owned(
             wrong.add(field, f"must be of {tenant}")
     except InvalidName as error:
         wrong.add(field, str(error))
-
-
-def _refuse_unbuilt(job: resources_pb2.Job) -> None:
-    unbuilt = {
-        "learned start": job.start.WhichOneof("start") == "learned",
-        "word at once": job.word_at_once,
-    }
-    for part, asked in unbuilt.items():
-        if asked:
-            raise Unimplemented(f"{part}: not built yet", metadata={"part": part})
 
 
 def _to_json(spec: resources_pb2.Job) -> Mapping[str, Any]:

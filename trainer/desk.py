@@ -15,7 +15,7 @@ from storage.entry import Revision
 from storage.errors import StorageError
 from storage.ledger import Ledger
 from trainer import book, loans
-from trainer.book import SHARD, Command, MoveJob, Row
+from trainer.book import SHARD, Command, KeepFirst, MoveJob, Row
 from trainer.jobs import State
 from trainer.messages import job_of
 from trainer.metrics import TrainerMetrics
@@ -135,7 +135,7 @@ class Desk:
 
     async def _changed(self, command: Command) -> None:
         self._work.set()
-        if isinstance(command, MoveJob):
+        if isinstance(command, MoveJob | KeepFirst):
             self.watchers.stir(command.name)
         with suppress(StorageError):  # the change is made; the gauge will be right after the next one
             await self.count()

@@ -6,21 +6,22 @@ from typing import Any
 
 import structlog
 from google.protobuf.json_format import MessageToDict
+from pseudoword.registry.v1 import resources_pb2 as registry_resources
 
-from rpc.errors import ErrorTable, FailedPrecondition, NotFound, to_status
+from rpc.errors import Error, ErrorTable, FailedPrecondition, NotFound, to_status
 from rpc.identity import from_json
 from rpc.patience import patiently
 from storage.blobs import Blobs
 from storage.tensors import write_tensors
 from trainer.attempt import Attempt
-from trainer.book import MoveJob, Row
+from trainer.book import FixFirst, KeepFirst, MoveJob, Row
 from trainer.desk import Desk
-from trainer.jobs import Move
+from trainer.jobs import Move, State
 from trainer.messages import error_text, job_of
 from trainer.metrics import TrainerMetrics
 from trainer.publisher import Publisher
 from trainer.record import record
-from trainer.run import Run
+from trainer.run import Learned, Run
 
 # What the book refuses with when a job is no longer the attempt's.
 _OVER = {"ATTEMPT_OVER", "JOB_STATE"}
@@ -42,37 +43,70 @@ class Endings:
 
     async def fix(self, attempt: Attempt, run: Run, training_time: timedelta) -> Row:
         """From here on these vectors are the job's for ever. Raises FailedPrecondition when the job is not ours."""
-        job, learned = attempt.job, run.learned()
-        file = write_tensors({encoder.name: learned.vectors for encoder in job.base_model.encoders})
-        about = record(job, run.task.recipe, learned, training_time).SerializeToString(deterministic=True)
-        embedding = await patiently(lambda: asyncio.to_thread(self._blobs.put, attempt.tenant, file))
-        noted = await patiently(lambda: asyncio.to_thread(self._blobs.put, attempt.tenant, about))
-        detail: dict[str, Any] = {"embedding": embedding.name, "record": noted.name}
+        job = attempt.job
+        embedding, about = await self._written(attempt, run, run.learned(), training_time)
+        detail: dict[str, Any] = {"embedding": embedding, "record": about}
         progress = self._desk.progress(job.name)
         if progress is not None:
             detail["progress"] = MessageToDict(progress, preserving_proto_field_name=True)
         return await self._desk.move(attempt.move(Move.FIX, **detail))
 
+    async def at_once(self, attempt: Attempt, run: Run) -> None:
+        """Publishes the vectors as they are before the first step, unless an earlier attempt has; the job goes on
+        meanwhile, and fails where the registry refuses them."""
+        name = attempt.job.name
+        try:
+            row, _ = await self._desk.row(name, cached=True)
+            if "first_record" not in row["detail"]:
+                embedding, about = await self._written(attempt, run, run.at_once(), timedelta(0))
+                fixed = FixFirst(name=name, attempt=attempt.number, embedding=embedding, record=about)
+                row = await self._desk.change(fixed, attempt.tenant)
+            await self._publish_first(row)
+        except Exception as error:
+            if isinstance(error, FailedPrecondition) and error.reason in _OVER:
+                return
+            await self.fail(name, attempt.number, error)
+
     async def publish(self, row: Row) -> None:
-        """Brings what was fixed to the registry, however long that is away."""
+        """Brings what was fixed to the registry, however long that is away; what was fixed at first before it."""
         name, attempt = row["name"], row["attempt"]
         try:
-            about = await patiently(lambda: asyncio.to_thread(self._blobs.get, row["detail"]["record"]))
-            file = await patiently(lambda: asyncio.to_thread(self._blobs.get, row["detail"]["embedding"]))
-            job = job_of(row, row["revision"])
-            version = await self._publisher.publish(job, about, file, from_json(row["principal"]))
+            await self._publish_first(row)
+            version = await self._published(row)
             move = MoveJob(name=name, move=Move.FINISH, attempt=attempt, detail={"version": version.name})
         except Exception as error:
             await self.fail(name, attempt, error)
         else:
             await self.say(move, "published")
 
+    async def _publish_first(self, row: Row) -> None:
+        """Does nothing where nothing was fixed at first, or the registry is known to have it."""
+        detail = row["detail"]
+        if "first_record" in detail and "first_version" not in detail:
+            version = await self._published(row, "first_")
+            await self._desk.change(KeepFirst(name=row["name"], version=version.name), row["tenant"])
+
+    async def _published(self, row: Row, which: str = "") -> registry_resources.Version:
+        detail = row["detail"]
+        about = await patiently(lambda: asyncio.to_thread(self._blobs.get, detail[f"{which}record"]))
+        file = await patiently(lambda: asyncio.to_thread(self._blobs.get, detail[f"{which}embedding"]))
+        job = job_of(row, row["revision"])
+        return await self._publisher.publish(job, about, file, from_json(row["principal"]), first=bool(which))
+
+    async def _written(self, attempt: Attempt, run: Run, learned: Learned, training_time: timedelta) -> tuple[str, str]:
+        """The blobs of the embedding and of what is written down about it."""
+        job = attempt.job
+        file = write_tensors({encoder.name: learned.vectors for encoder in job.base_model.encoders})
+        about = record(job, run.task.recipe, learned, training_time).SerializeToString(deterministic=True)
+        embedding = await patiently(lambda: asyncio.to_thread(self._blobs.put, attempt.tenant, file))
+        noted = await patiently(lambda: asyncio.to_thread(self._blobs.put, attempt.tenant, about))
+        return embedding.name, noted.name
+
     async def fail(self, name: str, attempt: int, error: Exception) -> None:
         """The job has failed, unless it is not the attempt's any more."""
         failure = self._table.translate(error)
         if failure.reason in _OVER:
-            _logger.info("attempt is over", job=name, attempt=attempt, why=failure.message)
-            self._metrics.ended.labels("cancelled").inc()
+            self._over(name, attempt, failure)
             return
         if isinstance(failure, NotFound):  # a picture that went since; what the job needs is its state, not a request
             failure = FailedPrecondition(failure.message, reason=failure.reason, metadata=failure.metadata)
@@ -81,12 +115,16 @@ class Endings:
         await self.say(MoveJob(name=name, move=Move.FAIL, attempt=attempt, detail=detail), "failed")
 
     async def say(self, move: MoveJob, how: str) -> bool:
-        """A last word about an attempt, which nobody hears (False) if the job was cancelled meanwhile."""
+        """A last word about an attempt, which nobody hears (False) if the job was cancelled, or lost, meanwhile."""
         try:
             await self._desk.move(move)
         except FailedPrecondition as error:
-            _logger.info("attempt is over", job=move.name, attempt=move.attempt, why=error.message)
-            self._metrics.ended.labels("cancelled").inc()
+            self._over(move.name, move.attempt, error)
             return False
         self._metrics.ended.labels(how).inc()
         return True
+
+    def _over(self, name: str, attempt: int | None, error: Error) -> None:
+        _logger.info("attempt is over", job=name, attempt=attempt, why=error.message)
+        cancelled = error.metadata.get("state") == State.CANCELLED
+        self._metrics.ended.labels("cancelled" if cancelled else "lost").inc()

@@ -18,11 +18,12 @@ from diffusion.decode import decode
 from diffusion.denoise import Denoising, step
 from diffusion.encoder import PromptEncoder
 from diffusion.prompt import Prompt
-from trainer.best import best_word
-from trainer.latents import encode_pictures
+from trainer.best import best_word, better
+from trainer.latents import Latents, encode_pictures
+from trainer.learned.network import StartNetwork
 from trainer.losses import Part, RowLosses, sentence
 from trainer.run import Learned, Run, RunState, Step, Task, Unit
-from trainer.starts import BestWord, Starts, Words
+from trainer.starts import BestWord, LearnedStart, Starts, Words
 
 _WORD = WordRef(None, "w")  # how a template's word is called while its length is checked
 _PREVIEW_STEPS = 10
@@ -45,14 +46,21 @@ class Ticked:
 class Engine:
     """Learns words on one frozen model. Called by one thread."""
 
-    def __init__(self, model: BaseModel, *, max_rows: int = 64, checkpoint_activations: bool = False) -> None:
+    def __init__(
+        self,
+        model: BaseModel,
+        *,
+        max_rows: int = 64,
+        checkpoint_activations: bool = False,
+        learned_start: StartNetwork | None = None,
+    ) -> None:
         """At most `max_rows` rows in a tick; fewer once the device's memory was too small for as many.
         `checkpoint_activations` computes the UNet's activations anew in the backward pass: less memory, more time."""
         self._model = model
         self._encoder = PromptEncoder(model)
         self._losses = RowLosses(model, self._encoder)
         self.max_rows = max_rows
-        self.starts = Starts(model, self._encoder)
+        self.starts = Starts(model, self._encoder, learned_start)
         table = self.starts.table
         self.unit = Unit(rms=table.square().mean().sqrt().item(), norm=table.norm(dim=-1).mean().item())
         if checkpoint_activations:
@@ -64,28 +72,48 @@ class Engine:
 
     def prepare(self, task: Task, state: RunState | None = None) -> Run:
         """Everything of a job that is computed once; it goes on from `state`, or begins."""
-        half = self._model.dtype == torch.float16
         latents = encode_pictures(self._model, task.pictures, task.masks, flips=task.recipe.flips)
-        if state is not None:
-            start = torch.from_numpy(state.start).to(self._model.device)
-        elif isinstance(task.start, BestWord):
-            word = best_word(
-                task.start.usual,
-                latents,
-                task.templates,
-                recipe=task.recipe,
-                seed=task.seed,
-                starts=self.starts,
-                losses=self._losses,
-                max_rows=self.max_rows,
-            )
-            start = self.starts.vectors(Words(words=word), task.vectors)
-        else:
-            start = self.starts.vectors(task.start, task.vectors)
-        run = Run(task, latents, start, self.unit, half=half)
-        if state is not None:
-            run.restore(state)
+        half = self._model.dtype == torch.float16
+        if state is None:
+            start, chosen = self._start(task, latents)
+            return Run(task, latents, start, self.unit, half=half, chosen=chosen)
+        start = torch.from_numpy(state.start).to(self._model.device)
+        run = Run(task, latents, start, self.unit, half=half, chosen=state.chosen)
+        run.restore(state)
         return run
+
+    def _start(self, task: Task, latents: Latents) -> tuple[torch.Tensor, str]:
+        """fp32 [vectors, dims], and what was chosen where there was a choice."""
+        match task.start:
+            case BestWord(usual=usual):
+                word = best_word(
+                    usual,
+                    latents,
+                    task.templates,
+                    recipe=task.recipe,
+                    seed=task.seed,
+                    starts=self.starts,
+                    losses=self._losses,
+                    max_rows=self.max_rows,
+                )
+                return self.starts.vectors(Words(words=word), task.vectors), word
+            case LearnedStart(kind=kind, usual=usual):
+                candidates = [
+                    self.starts.vectors(Words(words=usual), task.vectors),
+                    self.starts.learned(kind, latents.means, task.vectors),
+                ]
+                chosen = better(
+                    candidates,
+                    latents,
+                    task.templates,
+                    recipe=task.recipe,
+                    seed=task.seed,
+                    losses=self._losses,
+                    max_rows=self.max_rows,
+                )
+                return candidates[chosen], (usual, "learned")[chosen]
+            case start:
+                return self.starts.vectors(start, task.vectors), ""
 
     def tick(self, grants: Sequence[tuple[Run, int]]) -> list[Ticked]:
         """Trains the next rows of some jobs, so many of each, in one pass.

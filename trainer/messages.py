@@ -21,6 +21,7 @@ def job_of(row: Row, revision: str) -> resources_pb2.Job:
     job.etag = row["revision"]
     job.revision = revision
     job.version = detail.get("version", "")
+    job.first_version = detail.get("first_version", "")
     if "error" in detail:
         job.error.ParseFromString(base64.b64decode(detail["error"]))
     if "progress" in detail:

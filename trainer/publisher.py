@@ -24,9 +24,10 @@ class Publisher:
         self._internal_tries = internal_tries
 
     async def publish(
-        self, job: resources_pb2.Job, record: bytes, embedding: bytes, principal: Principal
+        self, job: resources_pb2.Job, record: bytes, embedding: bytes, principal: Principal, *, first: bool = False
     ) -> registry_resources.Version:
-        """Publishes `embedding` (safetensors) with its `record` (a serialised Version) as the job's version.
+        """Publishes `embedding` (safetensors) with its `record` (a serialised Version) as the job's version; `first`:
+        as the one that it publishes at once.
 
         The registry returns the same version for the same job for ever, so trying again is harmless; while it is away
         this tries on. Raises what it refuses with, and FailedPrecondition (PUBLISH_FAILED) when it says again and again
@@ -40,7 +41,7 @@ class Publisher:
             embedding=embedding,
             create_concept=True,
             concept=registry_resources.Concept(name=str(name), kind=job.kind),
-            request_id=job.name.rsplit("/", 1)[1],
+            request_id=job.name.rsplit("/", 1)[1] + ("-first" if first else ""),
         )
         retrying = AsyncRetrying(
             retry=retry_if_exception(_Patience(self._internal_tries).allows),

@@ -63,7 +63,7 @@ class Recipe:
 
 
 # Measured on the bundled miniature: docs/training.md says how. One RMS of its vocabulary is 0.05.
-_OBJECT = Recipe(
+OBJECT = Recipe(
     name="object",
     steps=50,
     rows=8,
@@ -85,7 +85,7 @@ _OBJECT = Recipe(
 # What holds for a family other than the miniature's is the paper's (arXiv 2208.01618, section 4: AdamW, 5,000 steps of
 # 4 rows, a rate of 0.005 times batch and devices) in units of Stable Diffusion 1.5's vocabulary, whose RMS is 0.0139.
 _PUBLISHED = replace(
-    _OBJECT,
+    OBJECT,
     steps=5000,
     rows=4,
     learning_rate=1.44,
@@ -108,7 +108,7 @@ def _of_each_kind(usual: Recipe) -> Mapping[str, Recipe]:
 
 
 _FALLBACK = _of_each_kind(_PUBLISHED)
-_RECIPES: Mapping[str, Mapping[str, Recipe]] = {"miniature": _of_each_kind(_OBJECT)}
+_RECIPES: Mapping[str, Mapping[str, Recipe]] = {"miniature": _of_each_kind(OBJECT)}
 
 
 def recipes(family: str) -> Mapping[str, Recipe]:
@@ -166,7 +166,9 @@ _RANGES: Mapping[str, tuple[float, float]] = {
 _OPTIONAL = (*_RANGES, "flips", "progressive", "early_stopping")
 
 
-def to_json(recipe: Recipe, start: resources_pb2.Start) -> str:
-    """The recipe as protobuf's JSON and, under `start`, where the vectors started; for a version's provenance."""
+def to_json(recipe: Recipe, start: resources_pb2.Start, chosen: str = "") -> str:
+    """The recipe as protobuf's JSON and, under `start`, where the vectors started; for a version's provenance.
+    `chosen` is what was chosen where the start left a choice."""
     found = MessageToDict(recipe.message(), preserving_proto_field_name=True)
-    return dumps(found | {"start": MessageToDict(start, preserving_proto_field_name=True)}, sort_keys=True)
+    began = MessageToDict(start, preserving_proto_field_name=True)
+    return dumps(found | {"start": began | ({"chosen": chosen} if chosen else {})}, sort_keys=True)

@@ -11,6 +11,7 @@ from pseudoword.trainer.v1 import resources_pb2
 
 from trainer.recipe import Recipe, to_json
 from trainer.run import Learned
+from trainer.schedule import StopReason
 
 MAX_POINTS = 1_000
 _PROGRAMS = ("pseudoword", "diffusers", "transformers")
@@ -27,10 +28,11 @@ def record(
         provenance=registry_resources.Provenance(
             origin=registry_resources.Provenance.ORIGIN_LEARNED,
             job=job.name,
-            recipe_json=to_json(recipe, job.start),
+            recipe_json=to_json(recipe, job.start, learned.chosen),
             seed=job.seed,
             steps=len(learned.losses),
             stop_reason=learned.stop_reason,
+            at_once=learned.stop_reason == StopReason.AT_ONCE,
             loss_curve=curve(learned.losses),
             parents=[job.start.version] if job.start.version else [],
             picture_digests=[PictureName.parse(example.picture).picture for example in job.examples],

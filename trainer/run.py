@@ -58,11 +58,13 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """`vectors` is fp32 [vectors, dims]; `losses` holds one loss a step."""
+    """`vectors` is fp32 [vectors, dims]; `losses` holds one loss a step; `chosen` is the start that was chosen, where
+    there was a choice: a word, or "learned"."""
 
     vectors: np.ndarray
     losses: Sequence[float]
     stop_reason: str
+    chosen: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,17 +88,21 @@ class RunState:
     recent: Sequence[float]
     converged: int | None
     trained_s: float
+    chosen: str
 
 
 class Run:
     """Owned by the engine's thread. Everything here is this job's own; the model is everybody's and never changes."""
 
-    def __init__(self, task: Task, latents: Latents, start: torch.Tensor, unit: Unit, *, half: bool) -> None:
+    def __init__(
+        self, task: Task, latents: Latents, start: torch.Tensor, unit: Unit, *, half: bool, chosen: str = ""
+    ) -> None:
         """`start` is fp32 [vectors, dims]; `half`: the model's gradients are fp16, which a loss scale keeps from
-        vanishing."""
+        vanishing; `chosen` is which start it is, where there was a choice."""
         self.task = task
         self.latents = latents
         self._unit = unit
+        self._chosen = chosen
         self._start = start.detach().clone()
         # One leaf a vector. AdamW leaves those alone that have no gradient yet.
         self.leaves = [row[None].clone().requires_grad_(True) for row in self._start]
@@ -199,6 +205,7 @@ class Run:
             recent=list(self.rule.recent),
             converged=self._converged,
             trained_s=trained_s,
+            chosen=self._chosen,
         )
 
     def restore(self, state: RunState) -> None:
@@ -226,7 +233,17 @@ class Run:
         """The vectors as they are."""
         vectors = torch.cat([leaf.detach() for leaf in self.leaves])
         reason = StopReason.STEPS if self._converged is None else StopReason.CONVERGED
-        return Learned(vectors=vectors.cpu().numpy().copy(), losses=list(self.losses), stop_reason=reason.value)
+        return Learned(
+            vectors=vectors.cpu().numpy().copy(),
+            losses=list(self.losses),
+            stop_reason=reason.value,
+            chosen=self._chosen,
+        )
+
+    def at_once(self) -> Learned:
+        """The vectors before the first step."""
+        vectors = self._start.cpu().numpy().copy()
+        return Learned(vectors=vectors, losses=[], stop_reason=StopReason.AT_ONCE.value, chosen=self._chosen)
 
     def _advance(self, loss: float, gradients: Sequence[torch.Tensor]) -> Step:
         recipe, active = self.task.recipe, self.active

@@ -11,6 +11,7 @@ class StopReason(StrEnum):
 
     STEPS = "steps"  # the recipe's limit
     CONVERGED = "converged"  # the stopping rule
+    AT_ONCE = "learned-start"  # a first version, as the start was
 
 
 def cooling_steps(recipe: Recipe) -> int:

@@ -7,13 +7,15 @@ from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from pseudoword.trainer.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
 
 from diffusion import errors as diffusion_errors
-from diffusion.checkpoint import BaseModel
+from diffusion.checkpoint import BaseModel, ModelSpec
+from diffusion.errors import CheckpointInvalid
 from diffusion.messages import base_model
 from diffusion.pictures import PictureLimits
 from diffusion.settings import load_model
 from rpc.clients import channel
 from rpc.errors import InvalidArgument
 from rpc.server import Server
+from rpc.settings import SettingsError
 from rpc.stores import end_when_replaced, open_fit_store, open_ledger
 from rpc.table import STORAGE
 from storage.blobs import Blobs
@@ -23,6 +25,7 @@ from trainer.checks import JobChecks
 from trainer.desk import Desk
 from trainer.endings import Endings
 from trainer.engine import Engine
+from trainer.learned.network import StartNetwork, beside, load
 from trainer.metrics import TrainerMetrics
 from trainer.pictures import LoanTerms, Pictures
 from trainer.publisher import Publisher
@@ -97,6 +100,7 @@ class Trainer:
             model,
             max_rows=settings.engine.max_rows,
             checkpoint_activations=settings.engine.checkpoint_activations,
+            learned_start=_learned_start(settings, model.spec),
         )
         versions = Versions(RegistryServiceStub(registry))
         publisher = Publisher(RegistryServiceStub(registry), internal_tries=settings.publish_tries)
@@ -139,6 +143,14 @@ def _terms(settings: TrainerSettings) -> Terms:
         after_success_us=round(pictures.after_success.total_seconds() * 1e6),
         after_failure_us=round(pictures.after_failure.total_seconds() * 1e6),
     )
+
+
+def _learned_start(settings: TrainerSettings, spec: ModelSpec) -> StartNetwork | None:
+    folder = settings.engine.learned_start or beside(settings.model.source)
+    try:
+        return None if folder is None else load(folder, spec)
+    except CheckpointInvalid as error:
+        raise SettingsError(error.message) from None
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -59,6 +59,10 @@ class EngineSettings(BaseModel, frozen=True, extra="forbid"):
         ge=timedelta(0),
         description="How often a job is saved, to go on from there should the server be killed",
     )
+    learned_start: Path | None = Field(
+        default=None,
+        description="Folder of a learned start for the checkpoint; absent: learned_start beside it, where there is one",
+    )
     checkpoint_activations: bool = Field(
         default=False, description="Compute activations anew in the backward pass: less memory, more time"
     )

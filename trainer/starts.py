@@ -10,6 +10,7 @@ from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
 from diffusion.prompt import Prompt
 from rpc.errors import InvalidArgument
+from trainer.learned.network import StartNetwork
 
 CANDIDATES = 24  # words of the vocabulary that are looked at more closely
 
@@ -37,15 +38,26 @@ class BestWord:
     usual: str
 
 
-Start = Words | Given | BestWord
+@dataclass(frozen=True, kw_only=True)
+class LearnedStart:
+    """What the checkpoint's learned start says of the pictures, as a thing of `kind`; the word `usual` where that
+    explains them better."""
+
+    kind: str
+    usual: str
+
+
+Start = Words | Given | BestWord | LearnedStart
 
 
 class Starts:
     """The starts that one frozen model has to offer."""
 
-    def __init__(self, model: BaseModel, encoder: PromptEncoder) -> None:
+    def __init__(self, model: BaseModel, encoder: PromptEncoder, network: StartNetwork | None = None) -> None:
+        """`network` is the checkpoint's learned start, where it has one."""
         self._model = model
         self._encoder = encoder
+        self._network = None if network is None else network.to(model.device)
         self.table: torch.Tensor = encoder.vocabulary.detach().float()
 
     def ids(self, words: str) -> list[int]:
@@ -84,6 +96,20 @@ class Starts:
             case Words(words=words):
                 rows = self._encoded(words)
         return rows if len(rows) == count else rows.mean(dim=0, keepdim=True).expand(count, -1)
+
+    @property
+    def learned_kinds(self) -> Sequence[str]:
+        """Kinds of concepts that the checkpoint has a learned start for."""
+        return () if self._network is None else self._network.kinds
+
+    @torch.no_grad()
+    def learned(self, kind: str, latents: torch.Tensor, count: int) -> torch.Tensor:
+        """fp32 [count, dims], all alike: what the learned start says of scaled latents [pictures, channels, h, w]."""
+        if self._network is None:
+            raise ValueError("the checkpoint has no learned start")
+        rms = self.table.square().mean().sqrt()
+        vectors: torch.Tensor = self._network([latents], kind) * rms
+        return vectors.expand(count, -1)
 
     @torch.no_grad()
     def _encoded(self, words: str) -> torch.Tensor:

@@ -36,7 +36,7 @@ from trainer.pictures import Pictures
 from trainer.queue import LogQueue
 from trainer.recipe import fill_in
 from trainer.run import Run, RunState, Step, Task
-from trainer.starts import BestWord, Given, Start, Words
+from trainer.starts import BestWord, Given, LearnedStart, Start, Words
 from trainer.templates import STARTS
 from trainer.turns import Entry, Turns
 from trainer.versions import Versions
@@ -188,6 +188,8 @@ class Worker:
             return
         if run is not None and not attempt.over:
             attempt.run = run
+            if attempt.job.word_at_once and not attempt.job.first_version:
+                self._start(self._endings.at_once(attempt, run), self._beside)
             attempt.began = attempt.stepped = attempt.saved = time.monotonic()
             attempt.first_step = run.step
             entry = Entry(tenant=attempt.tenant, priority=attempt.job.priority, order=attempt.created_us)
@@ -228,6 +230,9 @@ class Worker:
                 return Given(vectors=await self._versions.vectors(job.start.version, principal))
             case "best_of_vocabulary":
                 return BestWord(usual=self._engine.starts.first_of(STARTS[job.recipe.name]))
+            case "learned":
+                usual = self._engine.starts.first_of(STARTS[job.recipe.name])
+                return LearnedStart(kind=job.recipe.name, usual=usual)
             case "encoded_words":
                 return Words(words=job.start.encoded_words, encoded=True)
         return Words(words=job.start.words)

@@ -21,11 +21,11 @@ from PIL import Image
 
 from benchmarks.miniature.prompts import GUIDANCE, Asked, prompts, recognised
 from diffusion.checkpoint import BaseModel
+from diffusion.fitting import Plan, train
 from miniature.judges.classifier import Classifier
 from miniature.training import layout, stages
 from miniature.training.diffusion import DiffusionLoss, Mixture, latents_of, trainable
 from miniature.training.drawings import HELD_OUT, Drawings
-from miniature.training.loop import Plan, train
 from miniature.training.vectors import Vectors
 from miniature.training.work import Work, pick_device
 

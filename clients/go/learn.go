@@ -9,8 +9,8 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -18,17 +18,15 @@ import (
 	trainerv1 "github.com/pseudoword/pseudoword/clients/go/gen/pseudoword/trainer/v1"
 )
 
-const (
-	chunkBytes = 256 << 10
-	// patience is how long a trainer that is away is waited for; pause is between two tries.
-	patience = time.Minute
-	pause    = 500 * time.Millisecond
-)
+const chunkBytes = 256 << 10
 
 // LearnOptions says how a word is learned; the zero value is a good choice.
 type LearnOptions struct {
 	// Start is what the learning starts from, words of the vocabulary such as "dog". Empty: the recipe's default.
 	Start string
+	// AtOnce publishes what the learned start says of the pictures as a first version before any training, which OnEvent
+	// is told as the job's first_version; the refined one follows and is returned.
+	AtOnce bool
 	// Kind is what sort of thing the pictures show. Unspecified: an object.
 	Kind registryv1.ConceptKind
 	// Vectors is the number of vectors of the word, 1 to 16; 0: 1.
@@ -46,10 +44,11 @@ func (c *Client) Learn(
 	ctx context.Context, concept string, pictures [][]byte, options LearnOptions,
 ) (*registryv1.Version, error) {
 	job := &trainerv1.Job{
-		Concept: c.concept(concept),
-		Kind:    options.Kind,
-		Vectors: options.Vectors,
-		Seed:    options.Seed,
+		Concept:    c.concept(concept),
+		Kind:       options.Kind,
+		Vectors:    options.Vectors,
+		Seed:       options.Seed,
+		WordAtOnce: options.AtOnce,
 	}
 	if options.Start != "" {
 		job.Start = &trainerv1.Start{Start: &trainerv1.Start_Words{Words: options.Start}}
@@ -120,61 +119,25 @@ func uploadMessages(tenant string, picture []byte) iter.Seq[*trainerv1.UploadPic
 	}
 }
 
-// await watches a job until it has ended. A watch that breaks off is opened again; quiet is not away, so patience is
-// counted from the first failure in a row.
+// await watches a job until it has ended.
 func (c *Client) await(
 	ctx context.Context, name string, onEvent func(*trainerv1.JobEvent),
 ) (*trainerv1.Job, error) {
-	var awaySince time.Time
-	for {
-		job, err := c.watch(ctx, name, func(event *trainerv1.JobEvent) {
-			awaySince = time.Time{}
+	var job *trainerv1.Job
+	err := follow(
+		ctx,
+		func(ctx context.Context) (grpc.ServerStreamingClient[trainerv1.WatchJobResponse], error) {
+			return c.Trainer.WatchJob(ctx, &trainerv1.WatchJobRequest{Name: name})
+		},
+		func(message *trainerv1.WatchJobResponse) bool {
 			if onEvent != nil {
-				onEvent(event)
+				onEvent(message.GetEvent())
 			}
-		})
-		if job != nil {
-			return job, nil
-		}
-		if err != nil {
-			if awaySince.IsZero() {
-				awaySince = time.Now()
-			}
-			if status.Code(err) != codes.Unavailable || time.Since(awaySince) > patience {
-				return nil, FromCall(err)
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return nil, FromCall(status.FromContextError(ctx.Err()).Err())
-		case <-time.After(pause):
-		}
-	}
-}
-
-// watch returns the job once it has ended, or neither a job nor an error when the stream ended before.
-func (c *Client) watch(
-	ctx context.Context, name string, onEvent func(*trainerv1.JobEvent),
-) (*trainerv1.Job, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stream, err := c.Trainer.WatchJob(ctx, &trainerv1.WatchJobRequest{Name: name})
-	if err != nil {
-		return nil, err
-	}
-	for {
-		message, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		onEvent(message.GetEvent())
-		if job := message.GetEvent().GetJob(); hasEnded(job) {
-			return job, nil
-		}
-	}
+			job = message.GetEvent().GetJob()
+			return hasEnded(job)
+		},
+	)
+	return job, err
 }
 
 func hasEnded(job *trainerv1.Job) bool {

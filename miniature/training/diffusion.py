@@ -39,7 +39,7 @@ class Mixture:
 
 
 class DiffusionLoss:
-    """The loss of one batch, as `loop.train` asks for it."""
+    """The loss of one batch, as `fitting.train` asks for it."""
 
     def __init__(
         self,

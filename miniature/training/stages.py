@@ -11,17 +11,19 @@ from rich.progress import Progress
 from transformers import CLIPModel, CLIPTextModel
 
 from diffusion.checkpoint import BaseModel
+from diffusion.fitting import Plan, train
 from miniature.judges.classifier import Classifier
 from miniature.judges.clip import new_clip, new_processor
 from miniature.training import layout
 from miniature.training.diffusion import DiffusionLoss, Mixture, latents_of, trainable
 from miniature.training.judging import Batches, ClassifierLoss, ClipLoss
-from miniature.training.loop import Plan, train
+from miniature.training.start import StartLoss
 from miniature.training.tokenizer import train_tokenizer
 from miniature.training.vae import VaeLoss, settle
 from miniature.training.vae import trainable as trainable_vae
 from miniature.training.vectors import Vectors
 from miniature.training.work import Work
+from trainer.learned import network as learned_start
 
 _LATENTS = "latents.pt"
 _CAPTIONED = 6000  # drawings whose captions the tokenizer is learned from
@@ -87,6 +89,19 @@ def diffusion(work: Work) -> None:
     vectors.save(work.folder / "vectors")
     model.text_encoder.half().save_pretrained(work.model / "text_encoder")
     model.unet.to(memory_format=torch.contiguous_format).half().save_pretrained(work.model / "unet")
+
+
+def start(work: Work) -> None:
+    """Fits the trainer's learned start to the vectors that the networks of toys and styles make."""
+    model = BaseModel.load(str(work.model), device=work.device)
+    folder = work.folder / "start"
+    torch.manual_seed(3)
+    network = learned_start.StartNetwork(model.spec.latent_channels, model.spec.encoders[0].dims).to(work.device)
+    vectors = Vectors.load(work.folder / "vectors").to(work.device).requires_grad_(False)
+    plan = Plan(steps=work.steps(3000), batch=64, rate=2e-3, warmup=100, averaging=0.998)
+    loss = StartLoss(model, network, vectors, work.drawings, latents(work, model), plan.batch)
+    train("learned start", network, plan, loss, folder)
+    learned_start.save(network, model.spec, work.model / learned_start.FOLDER)
 
 
 def classifier(work: Work) -> None:
@@ -157,6 +172,7 @@ STAGES: Mapping[str, Callable[[Work], None]] = {
     "classifier": classifier,
     "clip": clip,
     "diffusion": diffusion,
+    "start": start,
     "finish": finish,
 }
 

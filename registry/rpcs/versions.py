@@ -133,7 +133,7 @@ class VersionRpcs(Rpcs):
             concept=publication.parent,
             create=publication.create,
             summary=messages.to_json(_summary(described)),
-            job=described.provenance.job,
+            job=_publication_of(described.provenance),
             blob=blobs[0].name,
             blob_digest=blobs[0].sha256,
             size=blobs[0].size,
@@ -245,6 +245,11 @@ def _described(given: resources_pb2.Version) -> resources_pb2.Version:
         labels=given.labels,
         signatures=given.signatures,
     )
+
+
+def _publication_of(provenance: resources_pb2.Provenance) -> str:
+    """What is published once for ever: a job's word, and before it what it says at once."""
+    return f"{provenance.job}#at-once" if provenance.job and provenance.at_once else provenance.job
 
 
 def _has_record(described: resources_pb2.Version) -> bool:

@@ -17,7 +17,7 @@ from miniature.judges.clip import Judge
 from miniature.paint import paint
 from miniature.training import layout
 from miniature.training.drawings import HELD_OUT, TRAINING, Drawings
-from miniature.training.loop import Plan, train
+from diffusion.fitting import Plan, train
 from miniature.training.stages import STAGES
 from miniature.training.tokenizer import train_tokenizer
 from miniature.training.vectors import Vectors
@@ -54,7 +54,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path: Path, monkeypa
     plan = Plan(steps=30, batch=16, rate=0.2, warmup=3, averaging=0.6)
     whole = untrained()
     train("whole", whole, plan, Regression(whole), tmp_path / "whole")
-    monkeypatch.setattr("miniature.training.loop._SAVE_EVERY_S", 0)  # after each step
+    monkeypatch.setattr("diffusion.fitting._SAVE_EVERY_S", 0)  # after each step
     for until in (8, 5, None):
         broken = untrained()
         try:

@@ -355,20 +355,6 @@ async def test_more_than_32_pictures(trainer: Running) -> None:
     assert states(await trainer.watch(job.name))[-1] == "SUCCEEDED"
 
 
-@pytest.mark.parametrize(
-    ("change", "part"),
-    [
-        ({"start": Start(learned=True)}, "learned start"),
-        ({"word_at_once": True}, "word at once"),
-    ],
-)
-async def test_what_is_not_built_says_which_part(trainer: Running, change: dict[str, Any], part: str) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await trainer.create(await trainer.job(**change))
-    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert refusal(refused.value).metadata == {"part": part}
-
-
 async def test_lists_are_filtered(start: StartTrainer) -> None:
     trainer = await start(engine=ONE_AT_A_TIME)
     running = await trainer.create(await trainer.job("one", steps=10_000))

@@ -115,12 +115,14 @@ class Client:
         seed: int = 0,
         recipe: trainer_resources.Recipe | None = None,
         masks: Iterable[Path | bytes | None] = (),
+        at_once: bool = False,
         request_id: str | None = None,
     ) -> trainer_resources.Job:
         """Uploads the pictures and creates the job that learns `<concept>` from them.
 
         `start` is a word of the vocabulary to start from, such as "dog", or any other Start; `vectors` 0: one, or as
-        many as the version to start from has. `masks`, one a picture or none at all, are white where the thing is.
+        many as the version to start from has. `masks`, one a picture or none at all, are white where the thing is. With
+        `at_once` the learned start is published as a first version before any training, the refined one after it.
         Repeating with the same `request_id` is harmless.
         """
         examples = [
@@ -137,6 +139,7 @@ class Client:
             vectors=vectors,
             seed=seed,
             recipe=recipe,
+            word_at_once=at_once,
         )
         request = trainer_pb2.CreateJobRequest(
             parent=str(self.tenant), job=job, request_id=request_id or str(uuid.uuid4())
@@ -168,11 +171,21 @@ class Client:
         seed: int = 0,
         recipe: trainer_resources.Recipe | None = None,
         masks: Iterable[Path | bytes | None] = (),
+        at_once: bool = False,
         on_event: Callable[[trainer_resources.JobEvent], None] | None = None,
     ) -> registry_resources.Version:
-        """Learns `<concept>` and returns its new version; a job that fails or is cancelled is a PseudowordError too."""
+        """Learns `<concept>` and returns its new version; a job that fails or is cancelled is a PseudowordError too.
+        With `at_once` an event's job tells its first version as soon as that is there."""
         job = self.create_job(
-            concept, pictures, kind=kind, start=start, vectors=vectors, seed=seed, recipe=recipe, masks=masks
+            concept,
+            pictures,
+            kind=kind,
+            start=start,
+            vectors=vectors,
+            seed=seed,
+            recipe=recipe,
+            masks=masks,
+            at_once=at_once,
         )
         for event in self.watch_job(job.name):
             if on_event is not None:

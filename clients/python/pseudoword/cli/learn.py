@@ -32,6 +32,14 @@ _State = resources_pb2.Job.State
 @click.option("--init", "start", metavar="WORD", help="Word of the model's vocabulary to start from, such as dog.")
 @click.option("--init-version", metavar="VERSION", help="Version to start from: tenants/T/concepts/C/versions/N.")
 @click.option("--init-best", is_flag=True, help="Start from the vocabulary's word that explains the pictures best.")
+@click.option(
+    "--init-learned",
+    is_flag=True,
+    help="Start from what the learned start says of the pictures.  [default, where it is]",
+)
+@click.option(
+    "--at-once", is_flag=True, help="Publish the learned start as a first version within a second; the refined follows."
+)
 @click.option("--style", is_flag=True, help="The pictures share a style, not a thing.")
 @click.option("--face", is_flag=True, help="The pictures show a person's face.")
 @click.option(
@@ -58,6 +66,8 @@ def learn(
     start: str | None,
     init_version: str | None,
     init_best: bool,
+    init_learned: bool,
+    at_once: bool,
     style: bool,
     face: bool,
     masks: tuple[Path, ...],
@@ -79,11 +89,12 @@ def learn(
         concept,
         pictures,
         kind=_KINDS["style" if style else "face" if face else "object"],
-        start=_start(start, init_version, init_best),
+        start=_start(start, init_version, best=init_best, learned=init_learned),
         vectors=vectors or 0,
         seed=seed,
         recipe=_recipe(steps, early_stop),
         masks=masks,
+        at_once=at_once,
     )
     columns = (
         TextColumn("{task.description}"),
@@ -99,6 +110,8 @@ def learn(
                 if output.as_json:
                     output.result(event)
                 if event.WhichOneof("event") == "job":
+                    if event.job.first_version and not job.first_version:
+                        bars.console.print(f"{event.job.first_version}  (at once; training goes on)", markup=False)
                     job = event.job
                     bars.update(bar, description=f"<{concept}> {_State.Name(job.state)[6:].lower()}")
                 elif event.WhichOneof("event") == "progress":
@@ -118,9 +131,11 @@ def learn(
     )
 
 
-def _start(words: str | None, version: str | None, best: bool) -> resources_pb2.Start | None:
-    if sum((words is not None, version is not None, best)) > 1:
-        raise click.UsageError("--init, --init-version and --init-best exclude each other")
+def _start(words: str | None, version: str | None, *, best: bool, learned: bool) -> resources_pb2.Start | None:
+    if sum((words is not None, version is not None, best, learned)) > 1:
+        raise click.UsageError("--init, --init-version, --init-best and --init-learned exclude each other")
+    if learned:
+        return resources_pb2.Start(learned=True)
     if version is not None:
         return resources_pb2.Start(version=version)
     if best:

@@ -463,10 +463,13 @@ class Provenance(_message.Message):
     TRAINING_TIME_FIELD_NUMBER: _builtins.int
     SOFTWARE_FIELD_NUMBER: _builtins.int
     IMPORTED_FORMAT_FIELD_NUMBER: _builtins.int
+    AT_ONCE_FIELD_NUMBER: _builtins.int
     origin: Global___Provenance.Origin.ValueType
     """Where the vectors come from."""
     job: _builtins.str
-    """The training job: `tenants/{tenant}/jobs/{job}`. Publishing the same job again returns the same version for ever."""
+    """The training job: `tenants/{tenant}/jobs/{job}`. Publishing the same job again returns the same version for ever, once
+    for its word at once and once for the refined one.
+    """
     recipe_json: _builtins.str
     """The recipe as JSON, every default filled in."""
     seed: _builtins.int
@@ -477,6 +480,10 @@ class Provenance(_message.Message):
     """Why training ended: `steps`, `converged`, `learned-start`, ..."""
     imported_format: _builtins.str
     """Layout of the file that was imported: `diffusers`, `a1111`, `comfyui`, `kohya`, `onetrainer`."""
+    at_once: _builtins.bool
+    """The job's word at once: what the learned start says of the pictures, before any training. The refined one is another
+    version of the same job.
+    """
     @_builtins.property
     def loss_curve(self) -> _containers.RepeatedCompositeFieldContainer[Global___LossPoint]:
         """Loss by step; at most 1,000 points."""
@@ -512,10 +519,11 @@ class Provenance(_message.Message):
         training_time: _duration_pb2.Duration | None = ...,
         software: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         imported_format: _builtins.str = ...,
+        at_once: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["training_time", b"training_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["imported_format", b"imported_format", "job", b"job", "loss_curve", b"loss_curve", "origin", b"origin", "parents", b"parents", "picture_digests", b"picture_digests", "recipe_json", b"recipe_json", "seed", b"seed", "software", b"software", "steps", b"steps", "stop_reason", b"stop_reason", "training_time", b"training_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_once", b"at_once", "imported_format", b"imported_format", "job", b"job", "loss_curve", b"loss_curve", "origin", b"origin", "parents", b"parents", "picture_digests", b"picture_digests", "recipe_json", b"recipe_json", "seed", b"seed", "software", b"software", "steps", b"steps", "stop_reason", b"stop_reason", "training_time", b"training_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

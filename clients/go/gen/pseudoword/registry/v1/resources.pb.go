@@ -913,7 +913,8 @@ type Provenance struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Where the vectors come from.
 	Origin Provenance_Origin `protobuf:"varint,1,opt,name=origin,proto3,enum=pseudoword.registry.v1.Provenance_Origin" json:"origin,omitempty"`
-	// The training job: `tenants/{tenant}/jobs/{job}`. Publishing the same job again returns the same version for ever.
+	// The training job: `tenants/{tenant}/jobs/{job}`. Publishing the same job again returns the same version for ever, once
+	// for its word at once and once for the refined one.
 	Job string `protobuf:"bytes,2,opt,name=job,proto3" json:"job,omitempty"`
 	// The recipe as JSON, every default filled in.
 	RecipeJson string `protobuf:"bytes,3,opt,name=recipe_json,json=recipeJson,proto3" json:"recipe_json,omitempty"`
@@ -935,8 +936,11 @@ type Provenance struct {
 	Software map[string]string `protobuf:"bytes,11,rep,name=software,proto3" json:"software,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Layout of the file that was imported: `diffusers`, `a1111`, `comfyui`, `kohya`, `onetrainer`.
 	ImportedFormat string `protobuf:"bytes,12,opt,name=imported_format,json=importedFormat,proto3" json:"imported_format,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The job's word at once: what the learned start says of the pictures, before any training. The refined one is another
+	// version of the same job.
+	AtOnce        bool `protobuf:"varint,13,opt,name=at_once,json=atOnce,proto3" json:"at_once,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Provenance) Reset() {
@@ -1051,6 +1055,13 @@ func (x *Provenance) GetImportedFormat() string {
 		return x.ImportedFormat
 	}
 	return ""
+}
+
+func (x *Provenance) GetAtOnce() bool {
+	if x != nil {
+		return x.AtOnce
+	}
+	return false
 }
 
 // One point of a loss curve.
@@ -1969,7 +1980,7 @@ const file_pseudoword_registry_v1_resources_proto_rawDesc = "" +
 	"\bencoders\x18\x02 \x03(\v2#.pseudoword.registry.v1.EncoderSpecB\x04\xe2A\x01\x02R\bencoders\x12$\n" +
 	"\n" +
 	"checkpoint\x18\x03 \x01(\tB\x04\xe2A\x01\x01R\n" +
-	"checkpoint\"\xef\x05\n" +
+	"checkpoint\"\x8e\x06\n" +
 	"\n" +
 	"Provenance\x12G\n" +
 	"\x06origin\x18\x01 \x01(\x0e2).pseudoword.registry.v1.Provenance.OriginB\x04\xe2A\x01\x01R\x06origin\x12\x16\n" +
@@ -1987,7 +1998,8 @@ const file_pseudoword_registry_v1_resources_proto_rawDesc = "" +
 	"\rtraining_time\x18\n" +
 	" \x01(\v2\x19.google.protobuf.DurationB\x04\xe2A\x01\x01R\ftrainingTime\x12R\n" +
 	"\bsoftware\x18\v \x03(\v20.pseudoword.registry.v1.Provenance.SoftwareEntryB\x04\xe2A\x01\x01R\bsoftware\x12-\n" +
-	"\x0fimported_format\x18\f \x01(\tB\x04\xe2A\x01\x01R\x0eimportedFormat\x1a;\n" +
+	"\x0fimported_format\x18\f \x01(\tB\x04\xe2A\x01\x01R\x0eimportedFormat\x12\x1d\n" +
+	"\aat_once\x18\r \x01(\bB\x04\xe2A\x01\x01R\x06atOnce\x1a;\n" +
 	"\rSoftwareEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"_\n" +

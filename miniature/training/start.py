@@ -1,0 +1,57 @@
+"""The learned start of the bundled model: from drawings to the vectors that diffusion was trained with."""
+
+from typing import Any
+
+import torch
+
+from diffusion.checkpoint import BaseModel
+from miniature.training.drawings import Drawings
+from miniature.training.vectors import Vectors
+from trainer.learned.fit import SHAKE
+from trainer.learned.network import KINDS, StartNetwork
+
+
+class StartLoss:
+    """The squared distance from the known vectors over their variance, as `fitting.train` asks for it.
+
+    Things are learned from photos of a single sort of toy, styles from drawings in any style; each drawing by itself,
+    so what holds for several pictures is the mean of what is seen in each.
+    """
+
+    def __init__(
+        self,
+        model: BaseModel,
+        network: StartNetwork,
+        vectors: Vectors,
+        drawings: Drawings,
+        latents: torch.Tensor,
+        batch: int,
+    ) -> None:
+        """`latents` [drawings, channels, cells, cells] are scaled; a batch has `batch` drawings of each kind."""
+        self._network = network
+        self._latents = latents
+        self._batch = batch
+        shown = [drawings.drawing(number) for number in range(drawings.count)]
+        photos = [number for number, one in enumerate(shown) if one.style.name == "photo" and one.other is None]
+        styled = [number for number, one in enumerate(shown) if one.style.name != "photo"]
+        self._numbers = {"object": torch.tensor(photos), "style": torch.tensor(styled)}
+        with torch.no_grad():
+            made: dict[str, Any] = {
+                "object": vectors.of_toys([shown[number].toy for number in photos]),
+                "style": vectors.of_styles([shown[number].style for number in styled]),
+            }
+        rms = model.embedding.table.weight.detach().float().square().mean().sqrt()
+        self._targets = {kind: target / rms for kind, target in made.items()}
+        self._spread = {kind: target.var(dim=0).mean() for kind, target in self._targets.items()}
+
+    def __call__(self, generator: torch.Generator) -> torch.Tensor:
+        """The loss of one batch: 1 a kind for a network that says the mean."""
+        losses = []
+        for kind in KINDS:
+            numbers, targets = self._numbers[kind], self._targets[kind]
+            rows = torch.randint(len(numbers), (self._batch,), generator=generator)
+            shown = self._latents[numbers[rows]].float()
+            shown = (shown + SHAKE * torch.randn(shown.shape, generator=generator)).to(targets.device)
+            said = self._network(list(torch.split(shown, 1)), kind)
+            losses.append((said - targets[rows.to(targets.device)]).square().mean() / self._spread[kind])
+        return torch.stack(losses).sum()

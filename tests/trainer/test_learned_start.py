@@ -1,0 +1,226 @@
+"""The learned start: fitted from a folder, used where it is better than a word, published at once where asked."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+import torch
+from click.testing import CliRunner
+from pseudoword.registry.v1 import registry_pb2
+from pseudoword.registry.v1 import resources_pb2 as registry_resources
+from pseudoword.trainer.v1.resources_pb2 import Job, Recipe, Start
+
+from diffusion.checkpoint import BaseModel
+from diffusion.errors import CheckpointInvalid
+from storage.tensors import read_tensors, write_tensors
+from tests.trainer.conftest import REX, Running, fields, states
+from tests.trainer.conftest import Start as StartTrainer
+from trainer.learned.command import fit_start
+from trainer.learned.network import FOLDER, StartNetwork, beside, load, save
+
+
+@pytest.fixture(scope="module")
+def vector(model: BaseModel) -> torch.Tensor:
+    """What is to be said of rex: a word near "toy", longer."""
+    (row,) = model.tokenizer("toy", add_special_tokens=False).input_ids
+    return model.embedding.table.weight[row].detach().float() * 2
+
+
+@pytest.fixture(scope="module")
+def fitted(vector: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A learned start that was fitted to one thing with a word; it says that word of any picture."""
+    folder = tmp_path_factory.mktemp("things")
+    (folder / "rex").mkdir()
+    for number, picture in enumerate(REX):
+        (folder / "rex" / f"{number}.png").write_bytes(picture)
+    (folder / "rex" / "rex.safetensors").write_bytes(write_tensors({"<rex>": vector[None].numpy()}))
+    out = folder / "out"
+    told = _fit(
+        "--objects", str(folder), "--steps", "150", "--batch", "2", "--work", str(folder / "work"), "-o", str(out)
+    )
+    assert told == f"objects: 1, with a word: 1\n{out}\n"
+    assert (folder / "work" / "loss.png").exists()
+    return out
+
+
+def _fit(*arguments: str) -> str:
+    result = CliRunner().invoke(fit_start, [*arguments, "--threads", "1"])
+    assert result.exit_code == 0, result.output
+    return "\n".join(line for line in result.output.splitlines() if "learned start" not in line) + "\n"
+
+
+def test_fitted_to_words_it_says_them(fitted: Path, model: BaseModel, vector: torch.Tensor) -> None:
+    network = load(fitted, model.spec)
+    rms = model.embedding.table.weight.float().square().mean().sqrt()
+    with torch.no_grad():
+        latents = model.vae.encode(torch.zeros(1, 3, 64, 64)).latent_dist.mean
+        said = network([latents], "object")[0] * rms
+    assert torch.nn.functional.cosine_similarity(said, vector, dim=0) > 0.9
+
+
+def test_fitted_to_pictures_alone(tmp_path: Path, model: BaseModel) -> None:
+    for number, picture in enumerate(REX[:2]):
+        (tmp_path / f"{number}.png").write_bytes(picture)
+    out = tmp_path / "out"
+    _fit("--styles", str(tmp_path), "--steps", "3", "--batch", "2", "--work", str(tmp_path / "work"), "-o", str(out))
+    assert load(out, model.spec).kinds == ("style",)
+    assert not (
+        tmp_path / "work" / "checkpoint.pt"
+    ).exists()  # what a killed run goes on from is gone once it has ended
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        ({}, "has no pictures"),
+        ({"a.png": b"no picture"}, "a.png"),
+        ({"rex/a.png": REX[0], "rex/a.safetensors": b"no word"}, "is no word"),
+        (
+            {"rex/a.png": REX[0], "rex/a.safetensors": write_tensors({"w": torch.ones(1, 5).numpy()})},
+            "vectors of 5 dimensions; the model's have 128",
+        ),
+    ],
+)
+def test_folders_that_nothing_can_be_learned_from(files: dict[str, bytes], why: str, tmp_path: Path) -> None:
+    for name, data in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    result = CliRunner().invoke(fit_start, ["--objects", str(tmp_path), "-o", str(tmp_path / "out"), "--threads", "1"])
+    assert (result.exit_code, why in result.output) == (1, True), result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_no_learned_start(fitted: Path, model: BaseModel, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointInvalid, match="no learned start"):
+        load(tmp_path, model.spec)
+    (tmp_path / "start.safetensors").write_bytes(write_tensors({"a": torch.ones(1, 5).numpy()}))
+    with pytest.raises(CheckpointInvalid, match="no learned start of this format"):
+        load(tmp_path, model.spec)
+    whole = (fitted / "start.safetensors").read_bytes()
+    (tmp_path / "start.safetensors").write_bytes(whole[:-1])
+    with pytest.raises(CheckpointInvalid, match="no learned start"):
+        load(tmp_path, model.spec)
+    digest = model.spec.encoders[0].vocabulary_digest.encode()
+    (tmp_path / "start.safetensors").write_bytes(whole.replace(digest, b"0" * 64))
+    with pytest.raises(CheckpointInvalid, match=r"another base model.*fit-start"):
+        load(tmp_path, model.spec)
+
+
+def test_where_it_lies(tmp_path: Path, model: BaseModel) -> None:
+    assert beside(str(tmp_path)) is None
+    save(StartNetwork(4, 128), model.spec, tmp_path / FOLDER)
+    assert beside(str(tmp_path)) == tmp_path / FOLDER
+    assert beside("somebody/something") is None
+
+
+async def _version(words: Any, name: str) -> registry_resources.Version:
+    version: registry_resources.Version = await words.GetVersion(registry_pb2.GetVersionRequest(name=name))
+    return version
+
+
+async def _vector(words: Any, name: str) -> torch.Tensor:
+    request = registry_pb2.GetEmbeddingRequest(name=name, format=registry_pb2.EMBEDDING_FORMAT_NATIVE)
+    (found,) = read_tensors((await words.GetEmbedding(request)).data).values()
+    return torch.from_numpy(found)
+
+
+def _began(version: registry_resources.Version) -> dict[str, Any]:
+    began: dict[str, Any] = json.loads(version.provenance.recipe_json)["start"]
+    return began
+
+
+async def test_it_is_used_where_nobody_says_otherwise(start: StartTrainer, words: Any, fitted: Path) -> None:
+    trainer = await start(engine={"learned_start": str(fitted)})
+    # A rate of almost nothing publishes the start.
+    still = Recipe(steps=1, rows=2, learning_rate=1e-6)
+    job = await trainer.create(await trainer.job("begun", recipe=still))
+    assert job.start == Start(learned=True)
+    ended = (await trainer.watch(job.name))[-1].job
+    version = await _version(words, ended.version)
+    began = _began(version)
+    assert began["learned"] is True
+    assert began["chosen"] in ("learned", "toy")
+    # Said by somebody, or of another kind, it is not used.
+    assert (await trainer.create(await trainer.job("said", start=Start(words="toy")))).start.words == "toy"
+    style = await trainer.job("styled", kind=registry_resources.CONCEPT_KIND_STYLE)
+    assert (await trainer.create(style)).start.words == "painting"
+
+
+async def test_a_start_that_explains_the_pictures_worse_is_not_taken(
+    start: StartTrainer, words: Any, model: BaseModel, tmp_path: Path
+) -> None:
+    network = StartNetwork(4, 128)
+    for name, values in network.named_parameters():
+        if name.endswith("2.bias") and name.startswith("heads"):
+            torch.nn.init.constant_(values, 100.0)  # a hundred times as long as any word
+    save(network, model.spec, tmp_path / "wild")
+    trainer = await start(engine={"learned_start": str(tmp_path / "wild")})
+    recipe = Recipe(steps=1, rows=2, learning_rate=1e-6)
+    job = await trainer.create(await trainer.job("tame", recipe=recipe, word_at_once=True))
+    ended = (await trainer.watch(job.name))[-1].job
+    assert _began(await _version(words, ended.version)) == {"learned": True, "chosen": "toy"}
+    (row,) = model.tokenizer("toy", add_special_tokens=False).input_ids
+    first = await _vector(words, ended.first_version)
+    assert torch.equal(first[0], model.embedding.table.weight[row].detach().float())
+
+
+async def test_a_word_at_once(start: StartTrainer, words: Any, fitted: Path) -> None:
+    trainer = await start(engine={"learned_start": str(fitted)})
+    job = await trainer.create(await trainer.job("quick", steps=40, word_at_once=True))
+    events = await trainer.watch(job.name)
+    told = [event.job for event in events if event.WhichOneof("event") == "job"]
+    early = next(one for one in told if one.first_version)
+    assert early.state == Job.STATE_RUNNING
+    ended = told[-1]
+    concept = "tenants/default/concepts/quick/versions"
+    assert (ended.first_version, ended.version) == (f"{concept}/1", f"{concept}/2")
+    first, refined = [await _version(words, name) for name in (ended.first_version, ended.version)]
+    assert (first.provenance.at_once, first.provenance.steps, first.provenance.stop_reason) == (
+        True,
+        0,
+        "learned-start",
+    )
+    assert (refined.provenance.at_once, refined.provenance.steps, refined.provenance.stop_reason) == (
+        False,
+        40,
+        "steps",
+    )
+    assert first.provenance.job == refined.provenance.job == job.name
+    assert first.tensors_digest != refined.tensors_digest
+
+
+async def test_both_versions_come_in_their_order_whenever_the_registry_comes(
+    start: StartTrainer, words: Any, fitted: Path
+) -> None:
+    engine = {"learned_start": str(fitted)}
+    trainer = await start(engine=engine, registry="127.0.0.1:1", server={"drain_s": 1})
+    job = await trainer.create(await trainer.job("late", word_at_once=True))
+    await trainer.reaches(job.name, Job.STATE_PUBLISHING)
+    trainer = await start(engine=engine)
+    assert states(await trainer.watch(job.name))[-1] == "SUCCEEDED"
+    ended = await trainer.get(job.name)
+    concept = "tenants/default/concepts/late/versions"
+    assert (ended.first_version, ended.version) == (f"{concept}/1", f"{concept}/2")
+    assert (await _version(words, ended.first_version)).provenance.at_once
+
+
+async def test_what_cannot_start_from_it(start: StartTrainer, fitted: Path, tmp_path: Path) -> None:
+    trainer = await start(engine={"learned_start": str(fitted)})
+    await _refused(
+        trainer, {"job.start.learned"}, kind=registry_resources.CONCEPT_KIND_STYLE, start=Start(learned=True)
+    )
+    await _refused(trainer, {"job.start.learned"}, start=Start(learned=False))
+    await _refused(trainer, {"job.word_at_once"}, start=Start(words="toy"), word_at_once=True)
+    # A checkpoint that has none.
+    trainer = await start(model={"source": str(tmp_path)})
+    assert (await trainer.create(await trainer.job("plain"))).start.words == "toy"
+    await _refused(trainer, {"job.start.learned"}, start=Start(learned=True))
+    await _refused(trainer, {"job.word_at_once"}, word_at_once=True)
+
+
+async def _refused(trainer: Running, wrong: set[str], **job: Any) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await trainer.create(await trainer.job("refused", **job))
+    assert fields(refused.value) == wrong

@@ -1,0 +1,77 @@
+"""`python -m trainer fit-start`."""
+
+from pathlib import Path
+
+import click
+
+from diffusion.fitting import Plan
+from diffusion.pictures import PictureLimits
+from diffusion.settings import ModelSettings, load_model
+from rpc.settings import SettingsError
+from trainer.learned.concepts import Concept, FolderInvalid, read_concepts
+from trainer.learned.fit import fit
+from trainer.learned.network import place, save
+
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+@click.command("fit-start")
+@click.option("--objects", type=_FOLDER, help="Folder of things; each subfolder is one, each picture beside them too.")
+@click.option("--styles", type=_FOLDER, help="Folder of styles, in the same way.")
+@click.option("--model", help="Folder or hub id of the checkpoint; absent: the bundled miniature.")
+@click.option("--device", default="auto", show_default=True, help="As torch names it.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of the processor; absent: torch decides.")
+@click.option("--steps", type=click.IntRange(min=1), default=3000, show_default=True, help="Optimiser steps.")
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Concepts of each kind a step."
+)
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=2e-3, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--work", type=_FOLDER, default=Path(".cache/fit-start"), show_default=True, help="A killed run goes on from here."
+)
+@click.option("-o", "--output", type=_FOLDER, help="Absent: learned_start beside the checkpoint, where it is a folder.")
+def fit_start(
+    *,
+    objects: Path | None,
+    styles: Path | None,
+    model: str | None,
+    device: str,
+    threads: int | None,
+    steps: int,
+    batch: int,
+    rate: float,
+    seed: int,
+    work: Path,
+    output: Path | None,
+) -> None:
+    """Fit a learned start for a checkpoint: a small network that looks at a word's pictures and says where to begin.
+
+    It is fitted to words that were learned before, where a subfolder of --objects or --styles holds one beside its
+    pictures (a safetensors file, as `pseudoword export` writes it), and by the denoising loss on the pictures
+    elsewhere; so any folder of pictures will do, the more the better. The trainer uses what lies beside its checkpoint.
+    """
+    given = {"object": objects, "style": styles}
+    if not any(given.values()):
+        raise click.UsageError("give --objects, --styles or both")
+    target = output or _beside(model)
+    try:
+        base = load_model(ModelSettings(source=model, device=device, threads=threads))
+        concepts: dict[str, list[Concept]] = {}
+        for kind, folder in given.items():
+            if folder is not None:
+                concepts[kind] = list(read_concepts(folder, base, PictureLimits()))
+                known = sum(one.vector is not None for one in concepts[kind])
+                click.echo(f"{kind}s: {len(concepts[kind])}, with a word: {known}", err=True)
+        network = fit(base, concepts, Plan(steps=steps, batch=batch, rate=rate, warmup=100, seed=seed), work)
+    except (FolderInvalid, SettingsError) as error:
+        raise click.ClickException(str(error)) from None
+    save(network, base.spec, target)
+    (work / "checkpoint.pt").unlink(missing_ok=True)
+    click.echo(target)
+
+
+def _beside(model: str | None) -> Path:
+    if model is not None and not Path(model).expanduser().is_dir():
+        raise click.UsageError(f"{model} is no folder; say with -o where the learned start is to lie")
+    return place(model)
