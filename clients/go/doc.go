@@ -9,6 +9,11 @@
 //	drawn, err := client.Draw(ctx, "a photo of <rex> on the beach", pseudoword.DrawOptions{Exact: true})
 //	os.WriteFile("rex.png", drawn[0].Data, 0o644)
 //
+// Many pictures, drawn behind everybody else into the server's object store:
+//
+//	batch, err := client.CreateBatch(ctx, &generationv1.Batch{Prompts: sentences, Seeds: 4})
+//	batch, err = client.AwaitBatch(ctx, batch.GetName(), nil) // batch.GetManifestUri()
+//
 // The zero Options are those of `pseudoword up`: three servers on loopback, tenant "default", no token.
 //
 // Every call takes its time-out and its cancellation from the context; cancelling Draw frees the work on the server

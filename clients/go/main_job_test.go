@@ -19,6 +19,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 
 	generationv1 "github.com/pseudoword/pseudoword/clients/go/gen/pseudoword/generation/v1"
 	trainerv1 "github.com/pseudoword/pseudoword/clients/go/gen/pseudoword/trainer/v1"
@@ -50,7 +51,10 @@ func TestMainJob(t *testing.T) {
 		t, python, root, data, "trainer",
 		"--store.address", filepath.Join(data, "jobs"), "--registry.address", registry,
 	)
-	generation := startServer(t, python, root, data, "service", "--registry.address", registry)
+	generation := startServer(
+		t, python, root, data, "service",
+		"--store.address", filepath.Join(data, "batches"), "--registry.address", registry,
+	)
 
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
@@ -124,6 +128,23 @@ func TestMainJob(t *testing.T) {
 	}
 	if versions, err := client.Versions(ctx, "rex"); err != nil || len(versions) != 1 {
 		t.Errorf("versions: %v, %v", versions, err)
+	}
+
+	batch, err := client.CreateBatch(ctx, &generationv1.Batch{
+		Settings: &generationv1.PictureSettings{Prompt: prompt, Steps: proto.Int32(4)}, Seeds: 3,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if batch, err = client.AwaitBatch(ctx, batch.GetName(), nil); err != nil || batch.GetDone() != 3 {
+		t.Fatalf("a batch: %v, %v", batch, err)
+	}
+	manifest, err := os.ReadFile(strings.TrimPrefix(batch.GetManifestUri(), "file://"))
+	if err != nil || bytes.Count(manifest, []byte("\n")) != 3 {
+		t.Errorf("the manifest of a batch: %q, %v", manifest, err)
+	}
+	if batches, err := client.Batches(ctx, "state = SUCCEEDED"); err != nil || len(batches) != 1 {
+		t.Errorf("batches: %v, %v", batches, err)
 	}
 
 	var failure *Error

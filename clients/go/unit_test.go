@@ -9,11 +9,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -124,11 +126,13 @@ type flaky struct {
 	generationv1.UnimplementedGenerationServiceServer
 	registryv1.UnimplementedRegistryServiceServer
 	watches   int
+	filters   []string
 	requests  []string
 	tokens    []string
 	omitDone  bool
 	wrongByte bool
 	shift     int32
+	ends      generationv1.Batch_State
 }
 
 func (f *flaky) UploadPicture(stream trainerv1.TrainerService_UploadPictureServer) error {
@@ -158,6 +162,47 @@ func (f *flaky) WatchJob(_ *trainerv1.WatchJobRequest, stream trainerv1.TrainerS
 		return status.Error(codes.Unavailable, "the server is stopping")
 	}
 	return nil
+}
+
+func (f *flaky) CreateBatch(
+	_ context.Context, request *generationv1.CreateBatchRequest,
+) (*generationv1.Batch, error) {
+	f.requests = append(f.requests, request.GetRequestId())
+	if len(f.requests) == 1 {
+		return nil, status.Error(codes.Unavailable, "not now")
+	}
+	return &generationv1.Batch{Name: request.GetParent() + "/batches/b", Total: int64(request.GetBatch().GetSeeds())}, nil
+}
+
+func (f *flaky) WatchBatch(
+	request *generationv1.WatchBatchRequest, stream generationv1.GenerationService_WatchBatchServer,
+) error {
+	f.watches++
+	state := generationv1.Batch_STATE_ACTIVE
+	if f.watches == 3 {
+		state = f.ends
+	}
+	batch := &generationv1.Batch{Name: request.GetName(), State: state, Done: int64(f.watches)}
+	if state == generationv1.Batch_STATE_FAILED {
+		batch.Error = &spb.Status{Code: int32(codes.InvalidArgument), Message: "no such word"}
+	}
+	if err := stream.Send(&generationv1.WatchBatchResponse{Batch: batch}); err != nil {
+		return err
+	}
+	if f.watches == 1 {
+		return status.Error(codes.Unavailable, "the server is stopping")
+	}
+	return nil
+}
+
+func (f *flaky) ListBatches(
+	_ context.Context, request *generationv1.ListBatchesRequest,
+) (*generationv1.ListBatchesResponse, error) {
+	f.filters = append(f.filters, request.GetFilter()+"/"+request.GetPageToken())
+	if request.GetPageToken() == "" {
+		return &generationv1.ListBatchesResponse{Batches: []*generationv1.Batch{{Name: "b2"}}, NextPageToken: "next"}, nil
+	}
+	return &generationv1.ListBatchesResponse{Batches: []*generationv1.Batch{{Name: "b1"}}}, nil
 }
 
 func (f *flaky) GetVersion(
@@ -234,6 +279,44 @@ func TestLearnOutlivesAServerThatGoesAway(t *testing.T) {
 	}
 	if len(served.tokens) != 1 || served.tokens[0] != "Bearer secret" {
 		t.Errorf("the token: %q", served.tokens)
+	}
+}
+
+func TestABatchIsAwaitedWhileItsServerGoesAway(t *testing.T) {
+	served := &flaky{ends: generationv1.Batch_STATE_SUCCEEDED}
+	client := serve(t, served)
+	batch, err := client.CreateBatch(t.Context(), &generationv1.Batch{Seeds: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if batch.GetName() != "tenants/default/batches/b" || batch.GetTotal() != 3 {
+		t.Errorf("created: %v", batch)
+	}
+	if len(served.requests) != 2 || served.requests[0] == "" || served.requests[0] != served.requests[1] {
+		t.Errorf("the repeated CreateBatch carries the same request id: %q", served.requests)
+	}
+	var told []int64
+	ended, err := client.AwaitBatch(t.Context(), batch.GetName(), func(now *generationv1.Batch) {
+		told = append(told, now.GetDone())
+	})
+	if err != nil || ended.GetDone() != 3 || !slices.Equal(told, []int64{1, 2, 3}) {
+		t.Errorf("ended as %v (%v) after %v", ended, err, told)
+	}
+	batches, err := client.Batches(t.Context(), "state = ACTIVE")
+	if err != nil || len(batches) != 2 || !slices.Equal(served.filters, []string{"state = ACTIVE/", "state = ACTIVE/next"}) {
+		t.Errorf("batches: %v, %v, asked by %q", batches, err, served.filters)
+	}
+}
+
+func TestABatchThatDoesNotSucceedIsAnError(t *testing.T) {
+	for state, code := range map[generationv1.Batch_State]codes.Code{
+		generationv1.Batch_STATE_FAILED: codes.InvalidArgument, generationv1.Batch_STATE_CANCELLED: codes.Canceled,
+	} {
+		var failure *Error
+		_, err := serve(t, &flaky{ends: state}).AwaitBatch(t.Context(), "tenants/default/batches/b", nil)
+		if !errors.As(err, &failure) || failure.Code != code {
+			t.Errorf("%v: %v", state, err)
+		}
 	}
 }
 
