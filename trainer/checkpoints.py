@@ -48,12 +48,18 @@ class Checkpoints:
             await self._desk.change(command, tenant)
         except FailedPrecondition as error:
             _logger.info("attempt is over", job=command.name, attempt=command.attempt, why=error.message)
-            await self.delete(command.checkpoint)
+            await discard(self._store, command.checkpoint)
             return before
-        await self.delete(before)
+        if before:
+            await discard(self._store, before)
         return command.checkpoint
 
-    async def delete(self, blob: str) -> None:
-        """Removes a blob that no entry names any more, if there is one."""
-        if blob:
-            await discard(self._store, blob)
+    async def clear(self, job: str, *blobs: str) -> None:
+        """Removes those of an attempt's blobs that the log does not name for its job: another worker may go on from the
+        one that it names."""
+        written = [blob for blob in blobs if blob]
+        if written:
+            row, _ = await patiently(lambda: self._desk.row(job))
+            for blob in written:
+                if blob != row["detail"].get("checkpoint"):
+                    await discard(self._store, blob)

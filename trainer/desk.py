@@ -1,6 +1,7 @@
 """The jobs as the trainer's other parts use them: reading and moving rows of the ledger, and who watches a job."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -40,6 +41,7 @@ class Desk:
         self._shown: dict[str, resources_pb2.JobEvent.Preview] = {}
         self.watchers = Watchers()
         self._work = asyncio.Event()
+        self._told: list[Callable[[str], None]] = []
 
     async def commit(self, tenant: str, command: Command, request: Any, context: Context) -> Row:
         """A change that a client asks for. Raises what the book refuses with, and StorageErrors."""
@@ -97,6 +99,10 @@ class Desk:
         """How far a running job is."""
         return self._progress.get(name)
 
+    def when_moved(self, tell: Callable[[str], None]) -> None:
+        """`tell` is called with the name of every job whose state has changed, when the view shows it."""
+        self._told.append(tell)
+
     def forget(self, name: str) -> None:
         """An attempt is over: what of its progress lasts is in the row."""
         self._progress.pop(name, None)
@@ -137,5 +143,7 @@ class Desk:
         self._work.set()
         if isinstance(command, MoveJob | KeepFirst):
             self.watchers.stir(command.name)
+            for tell in self._told:
+                tell(command.name)
         with suppress(StorageError):  # the change is made; the gauge will be right after the next one
             await self.count()

@@ -15,7 +15,7 @@ class TrainerMetrics:
         )
         self.ended = Counter(
             "pseudoword_trainer_jobs_ended_total",
-            "Attempts that ended, by how: published, failed, cancelled, handed_back.",
+            "Attempts that ended, by how: published, failed, cancelled, handed_back, lost to another worker.",
             ("how",),
             registry=registry,
         )

@@ -27,7 +27,6 @@ from trainer.metrics import TrainerMetrics
 from trainer.pictures import Pictures
 from trainer.recipe import recipes
 from trainer.versions import Versions
-from trainer.worker import Worker
 
 # Shortest and longest time between two previews of a job.
 _PREVIEW_INTERVALS_S = (1.0, 3600.0)
@@ -43,7 +42,6 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         pictures: Pictures,
         checks: JobChecks,
         versions: Versions,
-        worker: Worker,
         metrics: TrainerMetrics,
         draining: asyncio.Event,
     ) -> None:
@@ -52,7 +50,6 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._pictures = pictures
         self._checks = checks
         self._versions = versions
-        self._worker = worker
         self._metrics = metrics
         self._draining = draining
 
@@ -164,7 +161,6 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     async def CancelJob(self, request: trainer_pb2.CancelJobRequest, context: Context) -> resources_pb2.Job:
         """Ends a job that waits or is trained."""
         row = await self._move(request, Move.CANCEL, context)
-        self._worker.cancelled(row["name"])
         return self._desk.message(row, row["revision"])
 
     async def RetryJob(self, request: trainer_pb2.RetryJobRequest, context: Context) -> resources_pb2.Job:

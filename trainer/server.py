@@ -29,7 +29,7 @@ from trainer.learned.network import StartNetwork, beside, load
 from trainer.metrics import TrainerMetrics
 from trainer.pictures import LoanTerms, Pictures
 from trainer.publisher import Publisher
-from trainer.queue import LogQueue
+from trainer.queue.log_queue import LogQueue
 from trainer.rpcs import TrainerServicer
 from trainer.settings import TrainerSettings
 from trainer.versions import Versions
@@ -104,14 +104,20 @@ class Trainer:
         )
         versions = Versions(RegistryServiceStub(registry))
         publisher = Publisher(RegistryServiceStub(registry), internal_tries=settings.publish_tries)
+        endings = Endings(desk, Blobs(store), publisher, metrics, TABLE)
         self._worker = Worker(
             desk,
-            LogQueue(desk, max_per_tenant=settings.engine.max_running_per_tenant, max_losses=settings.max_losses),
+            LogQueue(
+                desk,
+                endings,
+                max_per_tenant=settings.engine.max_running_per_tenant,
+                max_losses=settings.max_losses,
+            ),
             pictures,
             Checkpoints(desk, store),
             engine,
             versions,
-            Endings(desk, Blobs(store), publisher, metrics, TABLE),
+            endings,
             metrics,
             base_model=base_model(model.spec),
             max_running=settings.engine.max_running,
@@ -119,7 +125,7 @@ class Trainer:
             checkpoint_every=settings.engine.checkpoint_every,
         )
         servicer = TrainerServicer(
-            model, desk, pictures, JobChecks(model, engine), versions, self._worker, metrics, self.server.draining
+            model, desk, pictures, JobChecks(model, engine), versions, metrics, self.server.draining
         )
         self.server.add(add_TrainerServiceServicer_to_server, servicer, SERVICE)
         await self.server.start()

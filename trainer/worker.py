@@ -22,7 +22,7 @@ from rpc.identity import Principal, from_json
 from rpc.patience import patiently
 from rpc.validate import Violations
 from trainer.attempt import Attempt
-from trainer.book import KeepCheckpoint
+from trainer.book import KeepCheckpoint, Row
 from trainer.checkpoints import Checkpoints
 from trainer.checks import templates
 from trainer.desk import Desk
@@ -33,7 +33,7 @@ from trainer.messages import job_of
 from trainer.metrics import TrainerMetrics
 from trainer.pace import Pace
 from trainer.pictures import Pictures
-from trainer.queue import LogQueue
+from trainer.queue.job_queue import JobQueue
 from trainer.recipe import fill_in
 from trainer.run import Run, RunState, Step, Task
 from trainer.starts import BestWord, Given, LearnedStart, Start, Words
@@ -51,7 +51,7 @@ class Worker:
     def __init__(
         self,
         desk: Desk,
-        queue: LogQueue,
+        queue: JobQueue,
         pictures: Pictures,
         checkpoints: Checkpoints,
         engine: Engine,
@@ -91,10 +91,8 @@ class Worker:
     async def start(self) -> None:
         """Takes up what an earlier server left, then works until stop()."""
         await patiently(self._desk.count)
-        for row, error in await self._queue.recover():
-            await self._endings.fail(row["name"], row["attempt"], error)
-        for row in await self._desk.in_state(State.PUBLISHING):
-            self._start(self._endings.publish(row), self._beside)
+        self._desk.when_moved(self._moved)
+        await self._queue.open()
         self._loop = self._begin(self._run())
 
     async def stop(self) -> None:
@@ -116,6 +114,7 @@ class Worker:
             for attempt in list(self._attempts.values()):
                 self._let_go(attempt)
                 await self._hand_back(attempt)
+            await self._queue.close()
         except asyncio.CancelledError:  # no time left
             if self._loop is not None:
                 self._loop.cancel()
@@ -124,12 +123,6 @@ class Worker:
             self._thread.shutdown(wait=False)
         if self._crash is not None:
             raise self._crash
-
-    def cancelled(self, name: str) -> None:
-        """A job was cancelled: if it is trained here, that ends with the tick."""
-        attempt = self._attempts.get(name)
-        if attempt is not None:
-            self._drop(attempt)
 
     async def _run(self) -> None:
         while not self._stopping.is_set():
@@ -162,6 +155,9 @@ class Worker:
                 created_us=row["created_us"],
                 checkpoint=row["detail"].get("checkpoint", ""),
             )
+            if row["state"] == State.PUBLISHING:
+                self._start(self._publish(attempt, row), self._beside)
+                continue
             self._attempts[attempt.job.name] = attempt
             self._start(self._prepare(attempt), self._beside)
 
@@ -199,10 +195,10 @@ class Worker:
     async def _run_of(self, attempt: Attempt) -> Run | None:
         """None for one that was cancelled before it was known to be ours. Raises whatever makes the job impossible."""
         job = attempt.job
-        row, _ = await self._desk.row(job.name, cached=True)
-        if row["state"] != State.RUNNING:
-            self._drop(attempt)
+        await self._look(job.name)
+        if attempt.over:
             return None
+        row, _ = await self._desk.row(job.name, cached=True)
         if job.base_model != self._base_model:
             raise FailedPrecondition(
                 f"the job was made for the base model {job.base_model.checkpoint}, and the trainer has"
@@ -306,8 +302,9 @@ class Worker:
         if attempt.run is not None and attempt.run.step > attempt.first_step:
             state = attempt.run.state(attempt.trained(time.monotonic()).total_seconds())
             detail = {"checkpoint": await self._checkpoints.write(attempt.tenant, state)}
-        if await self._endings.say(attempt.move(Move.HAND_BACK, **detail), "handed_back") and detail:
-            await self._checkpoints.delete(attempt.checkpoint)
+        await self._endings.say(attempt.move(Move.HAND_BACK, **detail), "handed_back")
+        await self._checkpoints.clear(attempt.job.name, attempt.checkpoint, *detail.values())
+        await self._queue.release(attempt)
 
     def _tell(self, attempt: Attempt, step: Step, now: float) -> None:
         self._metrics.steps.observe(now - attempt.stepped)
@@ -331,26 +328,44 @@ class Worker:
         self._turns.leave(attempt.job.name)
         self._desk.wake()
 
-    def _drop(self, attempt: Attempt) -> None:
-        """Nothing comes of an attempt."""
+    def _moved(self, name: str) -> None:
+        if name in self._attempts:
+            self._start(self._look(name), self._ending)
+
+    async def _look(self, name: str) -> None:
+        """If a job that is held has become another worker's, or nobody's, it is trained no longer than the tick."""
+        attempt = self._attempts.get(name)
+        row, _ = await patiently(lambda: self._desk.row(name, cached=True))
+        if attempt is None or attempt.over or (row["state"], row["attempt"]) == (State.RUNNING, attempt.number):
+            return
         self._let_go(attempt)
-        self._desk.forget(attempt.job.name)
-        self._start(self._clear(attempt), self._ending)
-        self._metrics.ended.labels("cancelled").inc()
+        self._desk.forget(name)
+        cancelled = row["state"] == State.CANCELLED
+        self._metrics.ended.labels("cancelled" if cancelled else "lost").inc()
+        _logger.info("attempt is over", job=name, attempt=attempt.number, state=row["state"])
+        self._start(self._settle(attempt), self._ending)
 
     def _give_up(self, attempt: Attempt, error: Exception) -> None:
         """The job is impossible."""
         if not attempt.over:
             self._let_go(attempt)
             self._desk.forget(attempt.job.name)
-            self._start(self._endings.fail(attempt.job.name, attempt.number, error), self._ending)
-            self._start(self._clear(attempt), self._ending)
+            self._start(self._fail(attempt, error), self._ending)
+
+    async def _fail(self, attempt: Attempt, error: Exception) -> None:
+        await self._endings.fail(attempt.job.name, attempt.number, error)
+        await self._settle(attempt)
+
+    async def _settle(self, attempt: Attempt) -> None:
+        """Nothing more comes of an attempt."""
+        await self._clear(attempt)
+        await self._queue.release(attempt)
 
     async def _clear(self, attempt: Attempt) -> None:
         """A checkpoint is of no use to a job that has ended, or whose vectors are fixed."""
         if attempt.saving is not None:
             await asyncio.wait({attempt.saving})
-        await self._checkpoints.delete(attempt.checkpoint)
+        await self._checkpoints.clear(attempt.job.name, attempt.checkpoint)
 
     async def _finish(self, attempt: Attempt, run: Run, training_time: timedelta) -> None:
         """From vectors that are learned to a version on its way."""
@@ -358,12 +373,17 @@ class Worker:
         try:
             row = await self._endings.fix(attempt, run, training_time)
         except Exception as error:
-            await self._endings.fail(attempt.job.name, attempt.number, error)
-        else:
-            self._start(self._endings.publish(row), self._beside)
-        finally:
             self._desk.forget(attempt.job.name)
+            await self._fail(attempt, error)
+        else:
+            self._desk.forget(attempt.job.name)
+            self._start(self._publish(attempt, row), self._beside)
             await self._clear(attempt)
+
+    async def _publish(self, attempt: Attempt, row: Row) -> None:
+        """From vectors that are fixed, by this attempt or an earlier worker's, to the registry's version."""
+        await self._endings.publish(row)
+        await self._queue.release(attempt)
 
     def _start(self, work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> asyncio.Task[None]:
         """Has `work` done beside the ticks; its task is in `among` until it has ended."""

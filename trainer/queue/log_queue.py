@@ -1,0 +1,58 @@
+"""Which job is trained next, where one process has the log for itself: the queue is the log."""
+
+from collections import deque
+
+from rpc.errors import FailedPrecondition
+from trainer.attempt import Attempt
+from trainer.book import MoveJob, Row
+from trainer.desk import Desk
+from trainer.endings import Endings
+from trainer.jobs import Move, State
+from trainer.queue.job_queue import workers_lost
+
+
+class LogQueue:
+    """A JobQueue: what is QUEUED in the log waits; there is nothing else to lose."""
+
+    def __init__(self, desk: Desk, endings: Endings, *, max_per_tenant: int, max_losses: int) -> None:
+        """A tenant has at most `max_per_tenant` jobs trained at once; `max_losses` workers may die of a job."""
+        self._desk = desk
+        self._endings = endings
+        self._max_per_tenant = max_per_tenant
+        self._max_losses = max_losses
+        self._fixed: deque[Row] = deque()
+
+    async def open(self) -> None:
+        """Whoever was RUNNING was killed with its server: it waits again, or has FAILED when too many were killed with
+        it."""
+        self._fixed.extend(await self._desk.in_state(State.PUBLISHING))
+        for row in await self._desk.in_state(State.RUNNING):
+            name, attempt = row["name"], row["attempt"]
+            if row["losses"] + 1 < self._max_losses:
+                await self._desk.move(MoveJob(name=name, move=Move.LOSE, attempt=attempt))
+            else:
+                await self._endings.fail(name, attempt, workers_lost(name, self._max_losses))
+        self._desk.wake()
+
+    async def next(self) -> Row | None:
+        """As JobQueue.next."""
+        return await self._desk.next_queued(self._max_per_tenant)
+
+    async def take(self, *, alone: bool) -> Row | None:
+        """As JobQueue.take."""
+        if self._fixed:
+            return self._fixed.popleft()
+        while (row := await self.next()) is not None:
+            if row["losses"] and not alone:
+                return None
+            try:
+                return await self._desk.move(MoveJob(name=row["name"], move=Move.TAKE))
+            except FailedPrecondition:
+                continue  # cancelled in between
+        return None
+
+    async def release(self, attempt: Attempt) -> None:
+        """The log knows it already."""
+
+    async def close(self) -> None:
+        """The log has everything."""
