@@ -15,6 +15,7 @@ from torch import nn
 
 from diffusion.denoiser import Denoiser, LocalDenoiser
 from diffusion.errors import CheckpointInvalid
+from diffusion.graphs import Captured
 from diffusion.words import WordEmbedding
 
 BUNDLED = Path(__file__).parents[1] / "miniature" / "model"
@@ -65,6 +66,7 @@ class BaseModel:
         dtype: torch.dtype,
         denoiser: Denoiser | None = None,
         row_buckets: Sequence[int] = (),
+        graphs: bool = False,
     ) -> None:
         self.spec = spec
         self.device = device
@@ -72,7 +74,8 @@ class BaseModel:
         self.tokenizer: Any = pipeline.tokenizer
         self.text_encoder: Any = _frozen(pipeline.text_encoder, device, dtype)
         self.unet: Any = None if denoiser is not None else _frozen(pipeline.unet, device, dtype)
-        self.denoiser: Denoiser = LocalDenoiser(self.unet, row_buckets) if denoiser is None else denoiser
+        record = Captured(device) if graphs else None
+        self.denoiser: Denoiser = LocalDenoiser(self.unet, row_buckets, record) if denoiser is None else denoiser
         self.vae: Any = _frozen(pipeline.vae, device, dtype)
         self.scheduler_config: dict[str, Any] = dict(pipeline.scheduler.config)
         self.embedding = WordEmbedding(self.text_encoder.get_input_embeddings())
@@ -88,11 +91,12 @@ class BaseModel:
         revision: str | None = None,
         denoiser: Callable[[ModelSpec], Denoiser] | None = None,
         row_buckets: Sequence[int] = (),
+        graphs: bool = False,
     ) -> Self:
         """Load a folder or a hub id; None: the bundled miniature.
 
         `denoiser` makes one for this checkpoint; then the UNet is read for the digest only, and not kept.
-        `row_buckets`: see LocalDenoiser.
+        `row_buckets`: see LocalDenoiser; `graphs`, on a CUDA device: their calls are captured as CUDA graphs.
         Only safetensors are read. Raises CheckpointInvalid when there is no such checkpoint, or it is of another kind.
         """
         place = str(BUNDLED) if source is None else source
@@ -119,7 +123,15 @@ class BaseModel:
         _refuse_other_kinds(pipeline, place)
         spec = _describe(pipeline, place, _family(place, revision, pipeline))
         other = None if denoiser is None else denoiser(spec)
-        return cls(pipeline, spec, device=torch.device(device), dtype=dtype, denoiser=other, row_buckets=row_buckets)
+        return cls(
+            pipeline,
+            spec,
+            device=torch.device(device),
+            dtype=dtype,
+            denoiser=other,
+            row_buckets=row_buckets,
+            graphs=graphs,
+        )
 
     @cached_property
     def latent_rgb(self) -> torch.Tensor:

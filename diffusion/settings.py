@@ -33,7 +33,17 @@ class ModelSettings(Table, frozen=True, extra="forbid"):
         description="Numbers of rows, such as 2,4,8,16: a call of the denoiser is filled up to the next of them, so "
         "that a device sees few shapes; absent: calls have as many rows as they need",
     )
+    graphs: bool = Field(
+        default=False,
+        description="On a CUDA device: calls of row_buckets are captured as CUDA graphs, one for each size of picture",
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads of the model; absent: all cores")
+
+    @model_validator(mode="after")
+    def _has_buckets(self) -> Self:
+        if self.graphs and not self.row_buckets:
+            raise ValueError("graphs needs row_buckets")
+        return self
 
 
 class DenoiserSettings(Table, frozen=True, extra="forbid"):
@@ -96,6 +106,8 @@ def load_model(settings: ModelSettings, denoiser: DenoiserSettings | None = None
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if settings.graphs and not device.startswith("cuda"):
+        raise SettingsError(f"model.graphs needs a CUDA device; this one is {device}")
     dtype: torch.dtype = getattr(torch, settings.dtype)
     try:
         return BaseModel.load(
@@ -105,6 +117,7 @@ def load_model(settings: ModelSettings, denoiser: DenoiserSettings | None = None
             revision=settings.revision,
             denoiser=_elsewhere(denoiser),
             row_buckets=settings.row_buckets,
+            graphs=settings.graphs,
         )
     except CheckpointInvalid as error:
         raise SettingsError(error.message) from None

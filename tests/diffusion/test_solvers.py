@@ -1,11 +1,12 @@
 """Pictures that step together: the same bits as their schedulers give alone, and nothing that a device waits for."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import torch
 from pseudoword.names import WordRef
+from pydantic import ValidationError
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion import decode, denoise
@@ -13,9 +14,12 @@ from diffusion.checkpoint import BaseModel
 from diffusion.denoise import Denoising
 from diffusion.denoiser import LocalDenoiser
 from diffusion.encoder import PromptEncoder
+from diffusion.graphs import called
 from diffusion.prompt import parse
 from diffusion.schedulers import SCHEDULERS, make_scheduler
+from diffusion.settings import ModelSettings, load_model
 from diffusion.solvers import solver_of
+from rpc.settings import SettingsError
 
 TOGETHER = ("ddim", "euler", "dpm++-2m", "dpm++-2m-karras")
 
@@ -41,6 +45,7 @@ class Stub:
 
 def begun(model: Any, scheduler: str, steps: int, guidance: float, seed: int) -> Denoising:
     hidden = torch.randn(2, 32, model.spec.encoders[0].dims, generator=torch.Generator().manual_seed(seed))
+    hidden = hidden.to(model.device)
     return Denoising(
         model,
         embeds=hidden[:1],
@@ -153,6 +158,78 @@ def test_rows_are_filled_up_to_a_bucket(model: BaseModel) -> None:
     assert (found - filled.predict(inputs, times, hidden, alone=True)).abs().max() < 1e-3 * span
     filled.predict(*(torch.cat([rows] * 3) for rows in (inputs, times, hidden)))
     assert [shape[0] for shape in seen] == [4, 3, 9]
+
+
+@torch.inference_mode()
+def test_recorded_runs_give_the_same_bits(model: BaseModel) -> None:
+    """All of what CUDA graphs need but the capture itself: tensors of a run's own, copied into and out of."""
+    plain, recorded = LocalDenoiser(model.unet, (2, 4)), LocalDenoiser(model.unet, (2, 4), called)
+    generator = torch.Generator().manual_seed(1)
+
+    def drawn(rows: int, cells: int) -> tuple[torch.Tensor, ...]:
+        latents = torch.randn(rows, 4, cells, cells, generator=generator)
+        hidden = torch.randn(rows, 32, model.spec.encoders[0].dims, generator=generator)
+        return latents, torch.full((rows,), 10.0 * rows), hidden
+
+    asked = [drawn(rows, cells) for rows, cells in ((2, 16), (3, 16), (2, 24), (2, 16), (4, 16))]
+    found = [recorded.predict(*one) for one in asked]
+    # Compared after all were made: no result is written over by a later run.
+    for one, result in zip(asked, found, strict=True):
+        assert torch.equal(result, plain.predict(*one))
+
+
+def test_runs_are_recorded_once_and_only_of_a_buckets_size(model: BaseModel) -> None:
+    made, played = 0, 0
+
+    def record(run: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
+        nonlocal made
+        made += 1
+        play, output = called(run)
+
+        def counted() -> None:
+            nonlocal played
+            played += 1
+            play()
+
+        return counted, output
+
+    def unet(latents: torch.Tensor, *_: Any, **__: Any) -> Any:
+        return (latents + 1,)
+
+    denoiser = LocalDenoiser(unet, (2, 4), record)
+    for rows, alone in ((1, False), (2, False), (3, False), (2, True), (5, False), (4, False)):
+        tensors = torch.zeros(rows, 4, 8, 8), torch.zeros(rows), torch.zeros(rows, 32, 128)
+        assert torch.equal(denoiser.predict(*tensors, alone=alone), tensors[0] + 1)
+    assert (made, played) == (2, 4)
+    for cells in range(1, 40):  # sizes of pictures without an end
+        denoiser.predict(torch.zeros(2, 4, 8, cells), torch.zeros(2), torch.zeros(2, 32, 128))
+    before = made
+    denoiser.predict(torch.zeros(2, 4, 8, 39), torch.zeros(2), torch.zeros(2, 32, 128))
+    assert made == before
+    denoiser.predict(torch.zeros(2, 4, 8, 1), torch.zeros(2), torch.zeros(2, 32, 128))
+    assert made == before + 1
+
+
+def test_graphs_are_for_cuda() -> None:
+    with pytest.raises(ValidationError, match="needs row_buckets"):
+        ModelSettings(graphs=True)
+    with pytest.raises(SettingsError, match="needs a CUDA device"):
+        load_model(ModelSettings(graphs=True, row_buckets=(2,), device="cpu"))
+
+
+@pytest.mark.gpu
+def test_cuda_graphs_draw_what_calls_draw() -> None:
+    graphs = BaseModel.load(None, device="cuda", row_buckets=(2, 4), graphs=True)
+    calls = BaseModel.load(None, device="cuda", row_buckets=(2, 4))
+    for rows in (3, 4, 3):
+        both = []
+        for one in (graphs, calls):
+            pictures = [begun(one, "euler", 4, 1.0, seed) for seed in range(rows)]
+            with torch.inference_mode():
+                while not pictures[0].done:
+                    denoise.step(one, pictures)
+            both.append(torch.cat([picture.latents for picture in pictures]))
+        assert torch.allclose(*both, atol=1e-5)
 
 
 @pytest.mark.slow
