@@ -28,11 +28,11 @@ _TOY, _OTHER, _STYLE = "toy", "other", "style"
 class Mixture:
     """What is trained on: shares of the batch, and how timesteps weigh."""
 
-    with_words: float = 0.45
+    with_words: float = 0.35
     """Of the captions have a word in the place of a toy, a style or several of them, where they could do without."""
     empty: float = 0.1
-    photos: float | None = None
-    """Share of photo-style drawings; None: as they are painted."""
+    photos: float | None = 0.65
+    """Share of photo-style drawings, in which patterns can be seen; None: as they are painted."""
     snr_limit: float = 5.0
     middle: float = 0.0
     """Share of the timesteps drawn from the third between 300 and 633, where shapes are decided."""
