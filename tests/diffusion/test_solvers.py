@@ -229,7 +229,7 @@ def test_cuda_graphs_draw_what_calls_draw() -> None:
                 while not pictures[0].done:
                     denoise.step(one, pictures)
             both.append(torch.cat([picture.latents for picture in pictures]))
-        assert torch.allclose(*both, atol=1e-5)
+        assert torch.allclose(both[0], both[1], atol=1e-5)
 
 
 @pytest.mark.slow
