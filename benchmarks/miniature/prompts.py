@@ -82,7 +82,7 @@ def _asked(rng: np.random.Generator) -> Asked:
         answers={
             name: attribute.truth(drawing)[0]
             for name, attribute in ATTRIBUTES.items()
-            if name in says and attribute.seen(drawing)
+            if name in says and attribute.seen(drawing) and len(set(attribute.truth(drawing))) == 1
         },
     )
 

@@ -21,7 +21,7 @@ class PictureJudge(Protocol):
 def by_answer(judge: PictureJudge, images: Sequence[Image.Image], drawings: Sequence[Drawing]) -> dict[str, float]:
     """For each attribute the share of right answers, averaged over answers, where one can be seen.
 
-    Drawings of two toys with different answers are left out.
+    Drawings with several different answers are left out.
     """
     found: dict[str, torch.Tensor] = {}
     parts = [judge.judge(list(images[start : start + 100])) for start in range(0, len(images), 100)]

@@ -22,13 +22,22 @@ class Attribute:
     sentences: tuple[str, ...]
     """What says each answer, for a judge that reads."""
     truth: Callable[[Drawing], tuple[str, ...]]
-    """The answer, or the answers for each of two toys."""
+    """The answer, or the answers for each of two toys, or of two that cannot be told apart."""
     seen: Callable[[Drawing], bool]
     """Whether the answer can be seen."""
 
 
 def _far(one: Colour, other: Colour) -> bool:
     return float(np.linalg.norm(np.subtract(one.rgb, other.rgb))) >= _TOLD_APART
+
+
+def _colours(drawing: Drawing) -> tuple[str, ...]:
+    """A striped or checkered toy is as much of its second colour as of the one that captions name."""
+    return tuple(
+        colour.name
+        for toy in drawing.toys
+        for colour in ((toy.colour, toy.second) if toy.pattern in ("striped", "checkered") else (toy.colour,))
+    )
 
 
 def _single(drawing: Drawing) -> bool:
@@ -60,7 +69,7 @@ ATTRIBUTES: Mapping[str, Attribute] = {
             name="colour",
             answers=COLOURS,
             sentences=tuple(f"a {colour} toy" for colour in COLOURS),
-            truth=lambda drawing: tuple(toy.colour.name for toy in drawing.toys),
+            truth=_colours,
             seen=lambda drawing: drawing.style.name in ("photo", "pixel art", "watercolor", "van gogh"),
         ),
         Attribute(
@@ -133,7 +142,7 @@ ATTRIBUTES: Mapping[str, Attribute] = {
 def targets(drawings: list[Drawing], attribute: Attribute) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Shares [drawings, answers] of the true answers, each row's sum 1, and whether each can be seen [drawings].
 
-    Two toys with different answers have half a share each.
+    Several different answers share equally.
     """
     shares = np.zeros((len(drawings), len(attribute.answers)), np.float32)
     seen = np.zeros(len(drawings), bool)
