@@ -10,18 +10,19 @@ from torch import nn
 from transformers import CLIPTextModel
 
 from diffusion.checkpoint import BUNDLED, BaseModel
+from diffusion.fitting import Plan, train
 from miniature.__main__ import main
-from miniature.judges.attributes import ATTRIBUTES
+from miniature.judges.attributes import ATTRIBUTES, targets
 from miniature.judges.classifier import Classifier
 from miniature.judges.clip import Judge
 from miniature.paint import paint
 from miniature.training import layout
 from miniature.training.drawings import HELD_OUT, TRAINING, Drawings
-from diffusion.fitting import Plan, train
 from miniature.training.stages import STAGES
 from miniature.training.tokenizer import train_tokenizer
 from miniature.training.vectors import Vectors
-from miniature.world import random_drawing
+from miniature.world import Drawing, Pattern, random_colour, random_drawing, random_toy
+from trainer.learned.network import FOLDER, KINDS, load
 
 
 class Killed(Exception):
@@ -108,6 +109,19 @@ def test_a_new_vocabulary_reads_old_sentences_as_before(tmp_path: Path) -> None:
         assert torch.allclose(before[:, :8], after[:, :8], atol=1e-5)
 
 
+def test_attention_that_is_added_adds_nothing_yet() -> None:
+    torch.manual_seed(0)
+    before = layout.new_unet().eval()
+    after = layout.carry_unet(before, layout.new_unet(fine_attention=True)).eval()
+    assert sum(values.numel() for values in after.parameters()) > sum(one.numel() for one in before.parameters())
+    latents, hidden = torch.randn(2, 4, 16, 16), torch.randn(2, 32, layout.WIDTH)
+    with torch.no_grad():
+        old, new = (unet(latents, torch.tensor([3, 700]), hidden).sample for unet in (before, after))
+    assert torch.allclose(old, new, atol=1e-6)
+    with pytest.raises(ValueError, match="no place for"):
+        layout.carry_unet(after, layout.new_unet())
+
+
 def test_all_stages_make_what_the_servers_and_the_measurements_load(painted: Path) -> None:
     work = painted.parent
     options = ["train", "--work", str(work), "--from-committed", "--share", "0.0005", "--threads", "2"]
@@ -127,6 +141,7 @@ def test_all_stages_make_what_the_servers_and_the_measurements_load(painted: Pat
             name: (3, len(attribute.answers)) for name, attribute in ATTRIBUTES.items()
         }
     Vectors.load(finished / "vectors")
+    assert load(finished / "model" / FOLDER, model.spec).kinds == KINDS
     before = (finished / "model" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
     assert CliRunner().invoke(main, options, catch_exceptions=False).exit_code == 0
     after = (finished / "model" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
@@ -136,3 +151,15 @@ def test_all_stages_make_what_the_servers_and_the_measurements_load(painted: Pat
 def test_the_command_names_the_stages_in_their_order() -> None:
     arguments = main.commands["train"].params[0].type
     assert tuple(arguments.choices) == tuple(STAGES)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "answers"),
+    [("plain", ("red",)), ("dotted", ("red",)), ("striped", ("red", "blue")), ("checkered", ("red", "blue"))],
+)
+def test_which_colours_a_toy_is_said_to_have(pattern: Pattern, answers: tuple[str, ...]) -> None:
+    toy = random_toy(np.random.default_rng(0), colour="red", second="blue", pattern=pattern)
+    drawing = Drawing(toy=toy, background=random_colour(np.random.default_rng(1), "white"))
+    assert ATTRIBUTES["colour"].truth(drawing) == answers
+    shares, seen = targets([drawing], ATTRIBUTES["colour"])
+    assert (seen.tolist(), shares.sum(), shares.max()) == ([True], 1, 1 / len(answers))
