@@ -84,6 +84,11 @@ class BatchSettings(BaseModel):
     in_flight: int = Field(
         default=16, ge=1, description="Most pictures of batches that the engine has at once, of limits.max-pictures."
     )
+    lease: timedelta = Field(
+        default=timedelta(seconds=30),
+        ge=timedelta(seconds=3),  # a store's clock counts whole seconds
+        description="A server of the same store that was silent for so long is taken for dead: others draw its shards.",
+    )
 
 
 class GenerationSettings(Settings):

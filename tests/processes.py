@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
@@ -58,6 +59,13 @@ class Process:
         addresses = json.loads(self._file.read_text())
         self.address, self.metrics_address = addresses["grpc"], addresses["metrics"]
         self._port = int(self.address.rpartition(":")[2])
+
+    def metric(self, name: str) -> float:
+        """A metric without labels, as Prometheus sees it."""
+        with urllib.request.urlopen(f"http://{self.metrics_address}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        (value,) = (line.split()[1] for line in lines if line.startswith(f"{name} "))
+        return float(value)
 
     def signal(self, number: int) -> None:
         assert self._process is not None

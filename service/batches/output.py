@@ -5,9 +5,10 @@
     parts/<shard>.jsonl          the shard is whole; these lines are its part of the manifest
     manifest.jsonl               layout WEBDATASET, at the end: the parts one after the other, which are then removed
     metadata.jsonl               the same of layout FOLDER, under the name by which `datasets` knows it
+    claims/                      which server draws a shard (`Claims`); removed at the end
 
-Every name is created only if it is absent, so servers that share a store do each other no harm, and one that was killed
-goes on with what is missing.
+Every name is created only if it is absent, so servers that share a store do each other no harm, whatever each of them
+slept through, and one that was killed goes on with what is missing.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from pseudoword.names import BatchName
 
 from service.batches.plan import Item, Plan
 from service.record import from_file, to_json
-from storage.errors import ObjectExists
+from storage.errors import ObjectExists, ObjectMissing
 from storage.objects import ObjectStore, list_all
 
 _PART = re.compile(r"parts/([0-9]{6})\.jsonl")
@@ -41,13 +42,11 @@ class Output:
 
     def missing(self, shard: int) -> Sequence[Item] | None:
         """The pictures of a shard that are not there; None when it is whole."""
-        items = self._plan.items(shard)
-        first = f"{self._folder}/pictures/{items[0].key}"
-        there = {info.name for info in self._store.list(f"{self._folder}/pictures/", start_after=first, limit=1000)}
+        there = self._there(shard)
         # Looked at last: its pictures are removed only after it.
-        if self._store.list(self._part(shard), limit=1):
+        if self._is_whole(shard):
             return None
-        return [item for item in items if self._picture(item) not in there]
+        return [item for item in self._plan.items(shard) if self._picture(item) not in there]
 
     def put(self, item: Item, data: bytes) -> None:
         """Keeps a picture, unless it is there already."""
@@ -55,10 +54,43 @@ class Output:
             self._store.put_if_absent(self._picture(item), data)
 
     def finish(self, shard: int) -> None:
-        """Makes a shard of its pictures, which are all there."""
-        items = self._plan.items(shard)
+        """Makes a shard of its pictures. One that is whole already stays as it is; one that lacks a picture is left for
+        the next time."""
+        if not self._is_whole(shard):
+            with suppress(ObjectMissing):  # another server has made the shard meanwhile, and removed its pictures
+                self._pack(shard)
+        self.tidy(shard)
+
+    def tidy(self, shard: int) -> None:
+        """Removes what this server has made of a shard that others had finished."""
+        if self._webdataset and self._is_whole(shard):
+            for name in self._there(shard):
+                self._store.delete(name)
+        if self._is_closed():
+            self._store.delete(self._part(shard))
+
+    def close(self) -> None:
+        """Writes the manifest of a batch whose shards are all there, and removes what only led to it."""
+        if not self._is_closed():
+            try:
+                parts = b"".join(self._store.get(self._part(shard)) for shard in range(self._plan.shards))
+                with suppress(ObjectExists):
+                    self._store.put_if_absent(self.manifest, parts)
+            except ObjectMissing:
+                if not self._is_closed():  # nor has another server closed it meanwhile
+                    raise
+        for kind in ("parts", "claims", "pictures") if self._webdataset else ("parts", "claims"):
+            for info in list_all(self._store, f"{self._folder}/{kind}/"):
+                self._store.delete(info.name)
+
+    @property
+    def manifest(self) -> str:
+        """The manifest's name in the store."""
+        return f"{self._folder}/{manifest_name(webdataset=self._webdataset)}"
+
+    def _pack(self, shard: int) -> None:
         lines, files = [], []
-        for item in items:
+        for item in self._plan.items(shard):
             data = self._store.get(self._picture(item))
             files.append((item, data))
             lines.append(self._line(shard, item, data))
@@ -67,24 +99,19 @@ class Output:
                 self._store.put_if_absent(f"{self._folder}/{_shard(shard)}", self._tar(files))
         with suppress(ObjectExists):
             self._store.put_if_absent(self._part(shard), "".join(lines).encode())
-        if self._webdataset:
-            for item in items:
-                self._store.delete(self._picture(item))
 
-    def close(self) -> None:
-        """Writes the manifest of a batch whose shards are all there, and removes what only led to it."""
-        if not self._store.list(self.manifest, limit=1):
-            parts = b"".join(self._store.get(self._part(shard)) for shard in range(self._plan.shards))
-            with suppress(ObjectExists):
-                self._store.put_if_absent(self.manifest, parts)
-        for kind in ("parts", "pictures") if self._webdataset else ("parts",):
-            for info in list_all(self._store, f"{self._folder}/{kind}/"):
-                self._store.delete(info.name)
+    def _there(self, shard: int) -> set[str]:
+        """Names of a shard's pictures that are there."""
+        names = [self._picture(item) for item in self._plan.items(shard)]
+        before = names[0].removesuffix(f".{self._ending}")
+        listed = self._store.list(f"{self._folder}/pictures/", start_after=before, limit=len(names))
+        return {info.name for info in listed}.intersection(names)
 
-    @property
-    def manifest(self) -> str:
-        """The manifest's name in the store."""
-        return f"{self._folder}/{manifest_name(webdataset=self._webdataset)}"
+    def _is_whole(self, shard: int) -> bool:
+        return bool(self._store.list(self._part(shard), limit=1)) or self._is_closed()
+
+    def _is_closed(self) -> bool:
+        return bool(self._store.list(self.manifest, limit=1))
 
     def _picture(self, item: Item) -> str:
         return f"{self._folder}/pictures/{item.key}.{self._ending}"

@@ -11,9 +11,11 @@ from pseudoword.names import BatchName, TenantName, WordRef
 from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
 from diffusion.errors import PromptTooLong
+from rpc.commits import UNCOMMITTED
 from rpc.errors import FailedPrecondition, InvalidArgument, Unavailable
 from rpc.filters import Field, Kind, filtered
 from rpc.identity import Role, current_principal, to_json
+from rpc.leftovers import discard
 from rpc.pages import Cursor, fitting, page_size
 from rpc.patience import heard
 from rpc.validate import Violations, admitted
@@ -58,6 +60,7 @@ class BatchRpcs:
         self._desk = desk
         self._runner = runner
         self._words = words
+        self._store = store
         self._blobs = Blobs(store)
         self._place = store_uri(settings.store.address)
         self._settings = settings
@@ -89,9 +92,15 @@ class BatchRpcs:
             principal=to_json(caller),
             max_active=self._settings.batches.max_active,
         )
-        row = await self._desk.commit(tenant, command, request, context)
+        try:
+            row = await self._desk.commit(tenant, command, request, context)
+        except UNCOMMITTED:
+            await self._discard(blob)
+            raise
         if request.validate_only:
             return self._message(row, 0, made.batch)
+        if row["blob"] != blob:  # the request had its answer already
+            await self._discard(blob)
         # A repeated request gets its batch as it is by now.
         return await self._whole(await self._desk.row(row["name"]))
 
@@ -178,11 +187,15 @@ class BatchRpcs:
                 ) from None
 
     async def _kept(self, tenant: str, made: Order, validate_only: bool) -> str:
+        """The blob of a batch, written before the log names it; empty where nothing is to be changed."""
         if validate_only:
             return ""
-        # A batch that the log then refuses leaves its blob behind; fsck names it.
         data = made.batch.SerializeToString(deterministic=True)
         return (await asyncio.to_thread(self._blobs.put, tenant, data)).name
+
+    async def _discard(self, blob: str) -> None:
+        if blob:
+            await discard(self._store, blob)
 
     async def _whole(self, row: Row) -> resources_pb2.Batch:
         return self._message(row, await self._runner.done(row), await self._runner.spec(row))

@@ -1,7 +1,7 @@
 """Draws the batches: a shard at a time, fair between tenants, behind everybody else, into the store.
 
 It keeps nothing that matters: what is to be drawn is in the log, and what is drawn is in the store. So a server that is
-killed, or joins others on the same store, takes up what is missing.
+killed, or joins others on the same store, takes up what is missing and what no other one has claimed.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from rpc.identity import Principal, from_json
 from rpc.patience import patiently
 from service.batches.book import MoveBatch, Row
 from service.batches.checks import Order, order
+from service.batches.claims import Claim, Claims
 from service.batches.desk import Desk
 from service.batches.life import Move
 from service.batches.messages import error_text
@@ -34,6 +35,7 @@ from service.mailbox import Drawn
 from service.record import ENDINGS, to_file
 from service.settings import GenerationSettings
 from storage.blobs import Blobs
+from storage.errors import StorageError
 from storage.objects import ObjectStore
 
 _SHARDS_AT_ONCE = 2  # so that there is something to draw while the other one is packed
@@ -131,52 +133,64 @@ class Runner:
         waiting = [row for row in rows.values() if self._rest_until.get(row["name"], 0.0) <= now]
         while waiting and len(self._shards) < _SHARDS_AT_ONCE:
             row = min(waiting, key=lambda row: (self._turns.get(row["tenant"], 0), self._turns.get(row["name"], 0)))
-            shard = await self._next_shard(row)
-            if shard is None:
+            claims = Claims(self._store, BatchName.parse(row["name"]), self._settings.batches.lease)
+            claim = await self._claimed(row, claims)
+            if claim is None:
                 waiting.remove(row)
                 continue
             turn = max(self._turns.values(), default=0) + 1
             self._turns[row["tenant"]] = self._turns[row["name"]] = turn
-            task = asyncio.create_task(self._shard(row, shard))
-            self._shards[task] = (row["name"], shard)
+            task = asyncio.create_task(self._shard(row, claims, claim))
+            self._shards[task] = (row["name"], claim.shard)
             task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._drawn.pop(self._shards.pop(task), None)
         self._desk.wake()
 
-    async def _next_shard(self, row: Row) -> int | None:
-        """A shard that is neither whole nor drawn here; the number of shards where all are whole, for the manifest."""
+    async def _claimed(self, row: Row, claims: Claims) -> Claim | None:
+        """A shard that is neither whole nor drawn by any server; the number of shards where all are whole, for the
+        manifest."""
         name, shards = row["name"], _shards(row)
         here = {shard for batch, shard in self._shards.values() if batch == name}
         whole = await patiently(lambda: self._whole(row))
-        if len(whole) == shards:
-            return None if here else shards
         left = [shard for shard in range(shards) if shard not in whole and shard not in here]
-        # At random, so that servers which share a store seldom meet.
-        return random.choice(left) if left else None
+        # At random, so that servers which share a store seldom want the same one.
+        random.shuffle(left)
+        if len(whole) == shards and not here:
+            left = [shards]
+        return await _stored(claims.take, left) if left else None
 
     async def _whole(self, row: Row) -> set[int]:
         return await asyncio.to_thread(finished, self._store, BatchName.parse(row["name"]), _shards(row))
 
-    async def _shard(self, row: Row, shard: int) -> None:
-        name = row["name"]
+    async def _shard(self, row: Row, claims: Claims, claim: Claim) -> None:
         try:
-            work = await self._work(row)
-            if shard == work.order.plan.shards:
-                await self._close(row, work)
-                return
-            items = await _stored(work.output.missing, shard)
-            if items is None:
-                return
-            self._drawn[name, shard] = len(work.order.plan.items(shard)) - len(items)
+            async with claims.held(claim):
+                work = await self._work(row)
+                if claim.shard == work.order.plan.shards:
+                    await self._close(row, work)
+                else:
+                    await self._draw(work, claim.shard)
+        except Exception as error:
+            await self._failed(row, error)
+
+    async def _draw(self, work: Work, shard: int) -> None:
+        name = str(work.name)
+        items = await _stored(work.output.missing, shard)
+        if items is None:
+            return
+        self._drawn[name, shard] = len(work.order.plan.items(shard)) - len(items)
+        try:
             async with asyncio.TaskGroup() as group:
                 for item in items:
                     group.create_task(self._item(work, shard, item))
             await _stored(work.output.finish, shard)
-            self._desk.watchers.stir(name)
-        except Exception as error:
-            await self._failed(row, error)
+        except asyncio.CancelledError:
+            with suppress(StorageError):
+                await asyncio.to_thread(work.output.tidy, shard)
+            raise
+        self._desk.watchers.stir(name)
 
     async def _item(self, work: Work, shard: int, item: Item) -> None:
         async with self._places:

@@ -1,6 +1,5 @@
 """A registry and a Generation server, and words in them."""
 
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +35,7 @@ class System:
 
     def waiting(self) -> float:
         """Pictures that wait or are being drawn, as Prometheus sees it."""
-        with urllib.request.urlopen(f"http://{self.generation.metrics_address}/metrics") as answer:
-            lines = answer.read().decode().splitlines()
-        line = next(line for line in lines if line.startswith("pseudoword_generation_pictures_waiting "))
-        return float(line.split()[1])
+        return self.generation.metric("pseudoword_generation_pictures_waiting")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,150 @@
+"""A batch's objects and claims, as several servers of one store make them: whatever one of them slept through."""
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+
+import numpy as np
+import pytest
+from pseudoword.generation.v1 import generation_pb2, resources_pb2
+from pseudoword.names import BatchName
+
+from diffusion.checkpoint import BaseModel
+from service.batches.claims import Claims
+from service.batches.output import Output, finished
+from service.batches.plan import Item, Plan
+from service.drawing import check
+from service.record import to_file
+from service.settings import Defaults, Limits
+from storage.errors import ObjectMissing
+from storage.objects import ObjectStore, list_all
+
+NAME = BatchName("default", "b1")
+PLAN = Plan(prompts=["a dog", "a cat"], seeds=3, seed=0, shard_pictures=4)
+LEASE = timedelta(seconds=3)
+
+
+def output(store: ObjectStore, *, webdataset: bool = True) -> Output:
+    return Output(store, NAME, PLAN, ending="png", webdataset=webdataset)
+
+
+def objects(store: ObjectStore) -> set[str]:
+    return {info.name.removeprefix("batches/default/b1/") for info in list_all(store, "batches/")}
+
+
+@pytest.fixture
+def file(model: BaseModel) -> "Files":
+    return Files(model)
+
+
+class Files:
+    """Files that no server would draw alike: `who` is the colour."""
+
+    def __init__(self, model: BaseModel) -> None:
+        request = generation_pb2.GenerateRequest(parent="tenants/default")
+        request.settings.prompt = "a dog"
+        self._drawing = check(request, model.spec, Defaults(), Limits())
+
+    def __call__(self, who: int) -> bytes:
+        data, _ = to_file(np.full((8, 8, 3), who, np.uint8), self._drawing, resources_pb2.PictureRecord())
+        return data
+
+
+def put(to: Output, items: Sequence[Item], data: bytes) -> None:
+    for item in items:
+        to.put(item, data)
+
+
+def test_one_that_slept_finds_its_shard_done_by_another(store: ObjectStore, file: Files) -> None:
+    slow, quick = output(store), output(store)
+    items = PLAN.items(0)
+    put(slow, items[:1], file(1))
+    assert quick.missing(0) == items[1:]
+    put(quick, items[1:], file(2))
+    quick.finish(0)
+    tar = store.get("batches/default/b1/shards/000000.tar")
+    # It goes on to draw what it was about to draw, which is no longer there.
+    put(slow, items[1:], file(1))
+    slow.finish(0)
+    assert objects(store) == {"shards/000000.tar", "parts/000000.jsonl"}
+    assert store.get("batches/default/b1/shards/000000.tar") == tar
+
+    assert slow.missing(0) is None
+    put(quick, PLAN.items(1), file(2))
+    quick.finish(1)
+    assert finished(store, NAME, PLAN.shards) == {0, 1}
+    quick.close()
+    put(slow, PLAN.items(1), file(1))
+    slow.finish(1)
+    slow.close()
+    assert objects(store) == {"manifest.jsonl", "shards/000000.tar", "shards/000001.tar"}
+    lines = [json.loads(line) for line in store.get(slow.manifest).splitlines()]
+    assert [(line["text"], line["seed"]) for line in lines] == [(t, s) for t in ("a dog", "a cat") for s in range(3)]
+
+
+def test_one_that_slept_while_it_packed(store: ObjectStore, file: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one removes the pictures while this one reads them."""
+    slow, quick = output(store), output(store)
+    put(slow, PLAN.items(0), file(1))
+    get = store.get
+
+    def late(name: str) -> bytes:
+        monkeypatch.setattr(store, "get", get)
+        quick.finish(0)
+        return get(name)
+
+    monkeypatch.setattr(store, "get", late)
+    slow.finish(0)
+    assert objects(store) == {"shards/000000.tar", "parts/000000.jsonl"}
+
+
+def test_a_picture_that_was_lost_is_drawn_again(store: ObjectStore, file: Files) -> None:
+    one = output(store, webdataset=False)
+    items = PLAN.items(0)
+    put(one, items, file(1))
+    store.delete("batches/default/b1/pictures/00000002.png")
+    one.finish(0)
+    assert finished(store, NAME, PLAN.shards) == set()
+    assert one.missing(0) == [items[2]]
+
+
+def test_a_part_that_was_lost_loses_no_other(store: ObjectStore, file: Files) -> None:
+    one = output(store)
+    for shard in range(PLAN.shards):
+        put(one, PLAN.items(shard), file(1))
+        one.finish(shard)
+    store.delete("batches/default/b1/parts/000001.jsonl")
+    with pytest.raises(ObjectMissing):
+        one.close()
+    assert "parts/000000.jsonl" in objects(store)
+
+
+async def test_a_claim_is_one_servers_until_it_is_silent(store: ObjectStore) -> None:
+    mine, yours = Claims(store, NAME, LEASE), Claims(store, NAME, LEASE)
+    first = mine.take([0, 1])
+    second = yours.take([0, 1])
+    assert first is not None
+    assert second is not None
+    assert (first.shard, second.shard) == (0, 1)
+    assert mine.take([0, 1]) is None
+    end = time.monotonic() + 30
+    async with mine.held(first):  # the other one has fallen silent
+        while (third := await asyncio.to_thread(mine.take, [0, 1])) is None:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.2)
+        assert third.shard == 1
+        assert third.name != second.name
+    again = yours.take([0, 1])
+    assert again is not None
+    assert again.shard == 0
+
+
+def test_of_many_that_claim_at_once_one_wins(store: ObjectStore) -> None:
+    async def run() -> list[int]:
+        claims = [Claims(store, NAME, LEASE) for _ in range(8)]
+        found = await asyncio.gather(*(asyncio.to_thread(one.take, [0, 1, 2]) for one in claims))
+        return sorted(claim.shard for claim in found if claim is not None)
+
+    assert asyncio.run(run()) == [0, 1, 2]
