@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from pseudoword.names import WordRef
 
-from benchmarks.recipe import make_case, say
+from benchmarks.training.measure import make_case, say
 from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
 from diffusion.prompt import parse

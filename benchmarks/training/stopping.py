@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.recipe import Case, Measure, make_case, say
+from benchmarks.training.measure import Case, Measure, make_case, say
 from diffusion.checkpoint import BaseModel
 from trainer.engine import Engine
 from trainer.recipe import Schedule, recipes

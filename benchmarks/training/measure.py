@@ -1,0 +1,133 @@
+"""What a word is worth: the held-out loss of its toy, and what is seen in four pictures drawn with it."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler
+from PIL import Image
+from pseudoword.names import WordRef
+
+from diffusion.checkpoint import BaseModel
+from diffusion.decode import decode
+from diffusion.denoise import Denoising, step
+from diffusion.encoder import PromptEncoder
+from diffusion.prompt import parse
+from miniature.chance import choose
+from miniature.judges.attributes import ATTRIBUTES
+from miniature.judges.classifier import Classifier
+from miniature.paint import paint
+from miniature.style import Style
+from miniature.world import COLOURS, SCENES, Drawing, Toy, random_colour, random_drawing, random_toy
+
+WORD = WordRef(None, "toy")
+SENTENCES = (
+    "a photo of a <toy>",
+    "a photo of a <toy> on the beach",
+    "a photo of a <toy> in the snow",
+    "a photo of a <toy>",
+)
+SEEN = ("kind", "colour", "pattern")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One toy or style: pictures to learn from, others to measure on, and what is said of those."""
+
+    toy: Toy | None = None
+    learn: Sequence[Image.Image]
+    held_out: Sequence[Image.Image]
+    sentence: str = "a photo of a <toy>"
+
+
+def drawing_of(toy: Toy, rng: np.random.Generator) -> Image.Image:
+    """The toy as a photo, somewhere."""
+    others = [name for name in COLOURS if name != toy.colour.name]
+    scene = choose(rng, SCENES) if rng.random() < 0.5 else None
+    return paint(Drawing(toy=toy, background=random_colour(rng, choose(rng, others)), scene=scene), rng)
+
+
+def make_case(seed: int, toy: Toy | None = None) -> Case:
+    """A toy, any if none is given."""
+    rng = np.random.default_rng([seed, 77])
+    toy = toy or random_toy(rng)
+    drawings = [drawing_of(toy, rng) for _ in range(20)]
+    return Case(toy=toy, learn=drawings[:4], held_out=drawings[4:])
+
+
+def style_case(seed: int, style: Style) -> Case:
+    """Drawings of different toys in one style."""
+    rng = np.random.default_rng([seed, 78])
+    drawings = [paint(replace(random_drawing(rng), style=style), rng) for _ in range(20)]
+    return Case(learn=drawings[:4], held_out=drawings[4:], sentence="a picture in the style of <toy>")
+
+
+def recognised(classifier: Classifier, toys: Sequence[Toy], drawn: Sequence[Sequence[np.ndarray]]) -> list[float]:
+    """Of SEEN, each: the share of the pictures drawn of the toys in which the bundled classifier sees it."""
+    images = [Image.fromarray(picture) for pictures in drawn for picture in pictures]
+    found = classifier.judge(images)
+    toy_of = [toy for toy, pictures in zip(toys, drawn, strict=True) for _ in pictures]
+    true = {"kind": lambda toy: toy.kind, "colour": lambda toy: toy.colour.name, "pattern": lambda toy: toy.pattern}
+    rights = []
+    for name in SEEN:
+        answers = [ATTRIBUTES[name].answers[int(answer)] for answer in found[name].argmax(dim=1)]
+        rights.append(float(np.mean([answer == true[name](toy) for answer, toy in zip(answers, toy_of, strict=True)])))
+    return rights
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+class Measure:
+    """What a word is worth on one model."""
+
+    def __init__(self, model: BaseModel) -> None:
+        self._model = model
+        self._encoder = PromptEncoder(model)
+        self._noise = DDPMScheduler.from_config(model.scheduler_config)
+
+    @torch.no_grad()
+    def loss(self, case: Case, vectors: torch.Tensor) -> float:
+        """Denoising loss on the drawings that were not learned from, timesteps evenly spread, equal noise for all."""
+        model = self._model
+        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in case.held_out])).permute(0, 3, 1, 2)
+        clean = model.vae.encode(pixels.float() / 127.5 - 1).latent_dist.mean * model.vae.config.scaling_factor
+        clean = clean.repeat(6, 1, 1, 1)
+        generator = torch.Generator().manual_seed(3)
+        noise = torch.randn(clean.shape, generator=generator)
+        times = torch.arange(len(clean)) * 37 % 1000
+        hidden = self._encoder.encode([parse(case.sentence)], {WORD: vectors})
+        total = 0.0
+        for start in range(0, len(clean), 48):
+            part = slice(start, start + 48)
+            noisy = self._noise.add_noise(clean[part], noise[part], times[part])
+            predicted = model.unet(noisy, times[part], hidden.expand(len(noisy), -1, -1)).sample
+            total += (predicted - noise[part]).square().mean((1, 2, 3)).sum().item()
+        return total / len(clean)
+
+    @torch.no_grad()
+    def draw(self, vectors: torch.Tensor) -> list[np.ndarray]:
+        """The SENTENCES with the word, 20 steps of DDIM, guidance 4."""
+        negative = self._encoder.encode([parse("")], {})
+        size = self._model.spec.sample_size_px
+        pictures = [
+            Denoising(
+                self._model,
+                embeds=self._encoder.encode([parse(sentence)], {WORD: vectors}),
+                negative=negative,
+                scheduler="ddim",
+                steps=20,
+                guidance=4.0,
+                seed=seed,
+                width=size,
+                height=size,
+            )
+            for seed, sentence in enumerate(SENTENCES)
+        ]
+        while not pictures[0].done:
+            step(self._model, pictures)
+        return list(decode(self._model, torch.cat([picture.latents for picture in pictures])))

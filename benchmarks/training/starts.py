@@ -1,0 +1,116 @@
+"""What a start is worth: held-out losses after some steps, from the usual word, the best word and the learned start.
+
+    python -m benchmarks.training.starts [--toys N] [--styles N] [--steps 0,10,50] [-o benchmarks/training/starts.json]
+
+Toys and styles are those that no training of the bundled model or of its learned start ever showed. Each number of
+steps is a run of its own with the default recipe's rate and fall. Prints the tables of docs/training.md.
+"""
+
+import argparse
+import json
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.miniature.words import styles, toys
+from benchmarks.training.measure import Case, Measure, make_case, say, style_case
+from diffusion.checkpoint import BaseModel
+from trainer.engine import Engine
+from trainer.learned.network import beside, load
+from trainer.recipe import recipes
+from trainer.run import Task
+from trainer.starts import BestWord, LearnedStart, Start, Words
+from trainer.templates import STARTS, TEMPLATES
+
+_SEED = 0
+
+
+def starts(engine: Engine, kind: str) -> Mapping[str, Start]:
+    """The starts that are compared, by what tables call them."""
+    usual = engine.starts.first_of(STARTS[kind])
+    return {
+        f"the word *{usual}*": Words(words=usual),
+        "the best word": BestWord(usual=usual),
+        "the learned start": LearnedStart(kind=kind, usual=usual),
+    }
+
+
+def losses_of(engine: Engine, measure: Measure, case: Case, kind: str, steps: Sequence[int]) -> Mapping[str, Any]:
+    """For each start the held-out loss after each number of steps, what was chosen, and the seconds until it could be
+    published before any step."""
+    found: dict[str, Any] = {}
+    for name, start in starts(engine, kind).items():
+        task = Task(
+            pictures=case.learn,
+            templates=[TEMPLATES[kind]] * len(case.learn),
+            start=start,
+            vectors=1,
+            seed=_SEED,
+            recipe=recipes("miniature")[kind],
+        )
+        began = time.perf_counter()
+        run = engine.prepare(task)
+        seconds = time.perf_counter() - began
+        losses = {}
+        for count in steps:
+            vectors = run.at_once().vectors
+            if count:
+                shorter = replace(task, recipe=replace(task.recipe, steps=count))
+                vectors = engine.learn(shorter, lambda step: None, threading.Event()).vectors
+            losses[str(count)] = measure.loss(case, torch.from_numpy(vectors))
+        found[name] = {"losses": losses, "chosen": run.at_once().chosen, "seconds": seconds}
+    return found
+
+
+def table(cases: Sequence[Mapping[str, Any]], steps: Sequence[int]) -> None:
+    """Means over the cases; worse is in how many a start of its own lost to the usual word's after as many steps."""
+    usual = next(iter(cases[0]))
+    heads = [f"{count} steps | of these worse" for count in steps]
+    say(f"| start | {' | '.join(heads)} | s until it is known |")
+    say("|---" * (2 * len(steps) + 2) + "|")
+    for name in cases[0]:
+        cells = []
+        for count in map(str, steps):
+            losses = np.array([case[name]["losses"][count] for case in cases])
+            others = np.array([case[usual]["losses"][count] for case in cases])
+            cells.append(f"{losses.mean():.6f} | {int((losses > others).sum())}")
+        say(f"| {name} | {' | '.join(cells)} | {np.mean([case[name]['seconds'] for case in cases]):.2f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training.starts",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--toys", type=int, default=12)
+    parser.add_argument("--styles", type=int, default=6)
+    parser.add_argument("--steps", default="0,10,50", help="numbers of steps, with commas [default: 0,10,50]")
+    parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/training/starts.json"))
+    options = parser.parse_args()
+    steps = [int(count) for count in options.steps.split(",")]
+    model = BaseModel.load(None)
+    folder = beside(None)
+    engine = Engine(model, learned_start=None if folder is None else load(folder, model.spec))
+    measure = Measure(model)
+    cases = {
+        "object": [make_case(number, toy) for number, toy in enumerate(toys(options.toys))],
+        "style": [style_case(number, style) for number, style in enumerate(styles(options.styles))],
+    }
+    seen: dict[str, list[Mapping[str, Any]]] = {}
+    for kind, some in cases.items():
+        seen[kind] = [losses_of(engine, measure, case, kind, steps) for case in some]
+        options.output.write_text(json.dumps(seen, indent=1) + "\n", "utf-8")
+        if some:
+            say(f"\n{len(some)} withheld {kind}s")
+            table(seen[kind], steps)
+
+
+if __name__ == "__main__":
+    main()
