@@ -48,14 +48,13 @@ def main() -> None:
     model = BaseModel.load(None)
     engine, measure = Engine(model), Measure(model)
     cases = [make_case(arguments.seed + index) for index in range(arguments.toys)]
+    toys = [case.toy for case in cases if case.toy is not None]
     say("| recipe | seconds | held-out loss | worst | kind / colour / pattern |\n|---|---|---|---|---|")
 
     def row(name: str, words: Sequence[torch.Tensor], seconds: str) -> None:
         losses = [measure.loss(case, vectors) for case, vectors in zip(cases, words, strict=True)]
         drawn = [measure.draw(vectors) for vectors in words]
-        right = " / ".join(
-            f"{share:.2f}" for share in recognised(judge, [case.toy for case in cases if case.toy is not None], drawn)
-        )
+        right = " / ".join(f"{share:.2f}" for share in recognised(judge, toys, drawn))
         say(f"| {name} | {seconds} | {np.mean(losses):.4f} | {max(losses):.4f} | {right} |")
         if arguments.out is not None:
             arguments.out.mkdir(parents=True, exist_ok=True)
@@ -65,7 +64,7 @@ def main() -> None:
 
     table = model.embedding.weight.detach()
     row("the word `toy`", [table[engine.starts.ids("toy")]] * len(cases), "-")
-    row("the kind's word", [table[engine.starts.ids(case.toy.kind)] for case in cases], "-")
+    row("the kind's word", [table[engine.starts.ids(toy.kind)] for toy in toys], "-")
     for name, recipe in RECIPES.items():
         words, began = [], time.monotonic()
         for case in cases:

@@ -96,7 +96,11 @@ def start(work: Work) -> None:
     model = BaseModel.load(str(work.model), device=work.device)
     folder = work.folder / "start"
     torch.manual_seed(3)
-    network = learned_start.StartNetwork(model.spec.latent_channels, model.spec.encoders[0].dims).to(work.device)
+    network = learned_start.StartNetwork(model.spec.latent_channels, model.spec.encoders[0].dims)
+    kept = _committed(work, f"model/{learned_start.FOLDER}")
+    if kept is not None:
+        network.load_state_dict(learned_start.weights(kept))
+    network.to(work.device)
     vectors = Vectors.load(work.folder / "vectors").to(work.device).requires_grad_(False)
     plan = Plan(steps=work.steps(3000), batch=64, rate=2e-3, warmup=100, averaging=0.998)
     loss = StartLoss(model, network, vectors, work.drawings, latents(work, model), plan.batch)

@@ -7,6 +7,7 @@ thing instead of a large one for a domain.
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -90,18 +91,16 @@ def save(network: StartNetwork, spec: ModelSpec, folder: Path) -> None:
     beside_it.replace(folder / _FILE)
 
 
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The fp32 weights of a learned start, whatever it was made for. Raises CheckpointInvalid."""
+    return _read(folder / _FILE)[1]
+
+
 def load(folder: Path, spec: ModelSpec) -> StartNetwork:
     """What `save` wrote, frozen, on the CPU. Raises CheckpointInvalid where it is none, or was made for another
     vocabulary."""
     file = folder / _FILE
-    try:
-        with safe_open(file, "pt") as opened:
-            made_for = json.loads((opened.metadata() or {}).get("start", "{}"))
-            weights = {key: opened.get_tensor(key).float() for key in opened.keys()}  # noqa: SIM118, it is no mapping
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointInvalid(f"{file} is no learned start: {error}", source=str(file)) from error
-    if made_for.get("format") != _FORMAT:
-        raise CheckpointInvalid(f"{file} is no learned start of this format", source=str(file))
+    made_for, found = _read(file)
     if made_for["vocabulary"] != spec.encoders[0].vocabulary_digest or made_for["channels"] != spec.latent_channels:
         raise CheckpointInvalid(
             f"{file} was made for another base model than {spec.checkpoint}: make it again with"
@@ -110,7 +109,20 @@ def load(folder: Path, spec: ModelSpec) -> StartNetwork:
         )
     network = StartNetwork(made_for["channels"], made_for["dims"], made_for["kinds"])
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(found)
     except RuntimeError as error:
         raise CheckpointInvalid(f"{file} is no learned start: {error}", source=str(file)) from error
     return network.eval().requires_grad_(False)
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What it was made for, and its weights."""
+    try:
+        with safe_open(file, "pt") as opened:
+            made_for: dict[str, Any] = json.loads((opened.metadata() or {}).get("start", "{}"))
+            found = {key: opened.get_tensor(key).float() for key in opened.keys()}  # noqa: SIM118, it is no mapping
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointInvalid(f"{file} is no learned start: {error}", source=str(file)) from error
+    if made_for.get("format") != _FORMAT:
+        raise CheckpointInvalid(f"{file} is no learned start of this format", source=str(file))
+    return made_for, found
