@@ -5,15 +5,19 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:  # slow to import, and other commands need not wait for it
+    from diffusion.checkpoint import BaseModel
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _MODEL = Path(__file__).parent / "triton_model.py"
 _CONFIG = """\
 # Written by `pseudoword export-triton` from {checkpoint}.
 name: "{name}"
-backend: "python"
+backend: "{backend}"
 max_batch_size: {max_batch}
 input [
   {{ name: "latents" data_type: {kind} dims: [{channels}, -1, -1] }},
@@ -50,6 +54,13 @@ parameters {{ key: "checkpoint" value {{ string_value: {checkpoint} }} }}
 @click.option("--revision", help="Revision of a hub id.")
 @click.option("--name", default="denoiser", show_default=True, help="Name of the model on Triton.")
 @click.option(
+    "--backend",
+    type=click.Choice(["python", "onnx"]),
+    default="python",
+    show_default=True,
+    help="What runs it on Triton: torch in its Python backend, or its ONNX Runtime backend.",
+)
+@click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16"]),
     default="fp32",
@@ -82,6 +93,7 @@ def export_triton(
     model: str | None,
     revision: str | None,
     name: str,
+    backend: str,
     precision: str,
     max_batch: int,
     queue_delay: float,
@@ -95,6 +107,8 @@ def export_triton(
     if _NAME.fullmatch(name) is None:
         raise click.BadParameter(f"{name!r} is no name of a model", param_hint="--name")
     place = folder / name
+    if backend == "onnx" and precision == "bf16":
+        raise click.BadParameter("ONNX Runtime has no bf16 for most of a UNet; use fp16", param_hint="--precision")
     if place.exists():
         raise click.ClickException(f"{place} exists already: remove it, or give another --name")
     # Slow to import, and the other commands need not wait for them; what the two have to say is of no use here.
@@ -115,6 +129,7 @@ def export_triton(
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     config = _CONFIG.format(
         name=name,
+        backend={"python": "python", "onnx": "onnxruntime"}[backend],
         max_batch=max_batch,
         kind=f"TYPE_{precision.upper()}",
         channels=base.spec.latent_channels,
@@ -129,8 +144,24 @@ def export_triton(
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as work:
         whole = Path(work) / name
         version = whole / "1"
-        base.unet.to(dtype).save_pretrained(version / "unet", safe_serialization=True)
-        shutil.copyfile(_MODEL, version / "model.py")
+        base.unet.to(dtype)
+        if backend == "onnx":
+            version.mkdir(parents=True)
+            _write_onnx(base, version)
+        else:
+            base.unet.save_pretrained(version / "unet", safe_serialization=True)
+            shutil.copyfile(_MODEL, version / "model.py")
         (whole / "config.pbtxt").write_text(config, "utf-8")
         whole.rename(place)
     click.echo(f"{place}: {base.spec.checkpoint}, {precision}, {max_batch} rows at most, digest {base.spec.digest}")
+
+
+def _write_onnx(base: "BaseModel", version: Path) -> None:
+    from standalone.export_onnx import write_onnx
+
+    try:
+        write_onnx(base.unet, version, length=base.spec.encoders[0].length)
+    except ModuleNotFoundError as error:  # torch asks for its helpers when they are needed
+        raise click.ClickException(
+            f"--backend onnx needs {error.name}: install pseudoword-server[torch,onnx]"
+        ) from None
