@@ -32,7 +32,7 @@ from service.policy import Policy
 from service.safety import Safety, SafetyPolicy
 from service.server import GenerationServicer
 from service.settings import GenerationSettings
-from service.vectors import VectorCache
+from service.tensors import TensorCache
 from service.watch import RegistryWatch
 from service.words import Words
 
@@ -72,7 +72,8 @@ async def main(roster: type[Roster] = Roster) -> None:
         metrics.waiting.set_function(engine.waiting)
         stub = RegistryServiceStub(registry)
         meanings: Meanings[Version] = Meanings(settings.words.max_meanings)
-        words = Words(stub, model, meanings, VectorCache(settings.words.cache_bytes), metrics, settings.words)
+        vectors: TensorCache[str] = TensorCache(settings.words.cache_bytes)
+        words = Words(stub, model, meanings, vectors, metrics, settings.words)
         watch = asyncio.create_task(RegistryWatch(stub, meanings).run())
         stack.push_async_callback(_ended, watch)
         intake = Intake(model, words)

@@ -73,6 +73,7 @@ class Intake:
         request = Request(
             drawing=drawing,
             vectors=vectors,
+            digests={word.ref: word.use.tensors_digest for word in words},
             mailbox=Mailbox(asyncio.get_running_loop()),
             beginning=beginning,
             arrived=arrived,

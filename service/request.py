@@ -26,12 +26,14 @@ class Request:
 
     drawing: Drawing
     vectors: Mapping[WordRef, torch.Tensor]
+    digests: Mapping[WordRef, str] = field(default_factory=dict)  # of the vectors, as far as they are known
     mailbox: Mailbox
     beginning: Beginning | None = None
     deadline: float = inf
     arrived: float = field(default_factory=time.monotonic)
     gone: threading.Event = field(default_factory=threading.Event)
     calls_made: int = 0
+    told_at: float = -inf  # when it last heard how far it is
 
     @cached_property
     def ask(self) -> Ask:

@@ -21,7 +21,7 @@ from rpc.settings import SettingsError
 from service.meanings import Key, Meanings
 from service.metrics import EngineMetrics
 from service.settings import WordSettings
-from service.vectors import VectorCache
+from service.tensors import TensorCache
 from storage.signatures import Keys, KeysInvalid
 from storage.tensors import read_tensors, tensors_digest
 
@@ -50,11 +50,11 @@ class Words:
         registry: "registry_pb2_grpc.RegistryServiceAsyncStub",
         model: BaseModel,
         meanings: Meanings[registry_resources.Version],
-        vectors: VectorCache,
+        vectors: TensorCache[str],
         metrics: EngineMetrics,
         settings: WordSettings,
     ) -> None:
-        """Raises SettingsError for a key file that cannot be used."""
+        """`vectors` are kept by their digest. Raises SettingsError for a key file that cannot be used."""
         self._registry = registry
         self._model = model
         self._meanings = meanings

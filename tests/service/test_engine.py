@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,11 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 from pseudoword.generation.v1 import generation_pb2, resources_pb2
+from pseudoword.names import WordRef
 
 from diffusion.checkpoint import BaseModel
+from diffusion.encoder import PromptEncoder
+from diffusion.prompt import Prompt
 from rpc.errors import Cancelled, DeadlineExceeded, ResourceExhausted
 from service.admission import Roster, Ticket
 from service.drawing import check
@@ -22,7 +25,7 @@ from service.pace import Pace
 from service.policy import Policy
 from service.request import Request
 from service.settings import Defaults, Limits
-from service.vectors import VectorCache
+from service.tensors import TensorCache
 
 
 class Counting(Roster):
@@ -48,11 +51,12 @@ async def running(model: BaseModel) -> AsyncIterator[tuple[Engine, Counting]]:
     await asyncio.to_thread(engine.stop)
 
 
-def request(model: BaseModel, steps: int, **how: Any) -> Request:
-    settings = resources_pb2.PictureSettings(prompt="a dog", steps=steps, seed=1)
+def request(model: BaseModel, steps: int, *, prompt: str = "a dog", **how: Any) -> Request:
+    settings = resources_pb2.PictureSettings(prompt=prompt, steps=steps, seed=1)
     asked = generation_pb2.GenerateRequest(parent="tenants/a", settings=settings, preview_every=how.pop("preview", 0))
     drawing = check(asked, model.spec, Defaults(), Limits(max_steps=1000))
-    return Request(drawing=drawing, vectors={}, mailbox=Mailbox(asyncio.get_running_loop()), **how)
+    how.setdefault("vectors", {})
+    return Request(drawing=drawing, mailbox=Mailbox(asyncio.get_running_loop()), **how)
 
 
 async def test_who_goes_away_takes_part_in_one_more_call_at_most(
@@ -120,9 +124,44 @@ async def test_a_slow_reader_holds_little_and_nobody_up(model: BaseModel, runnin
     assert not any(isinstance(event, Failed) for event in kept)
 
 
+async def test_a_prompt_with_the_same_words_is_encoded_once(
+    model: BaseModel, running: tuple[Engine, Counting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _ = running
+    encoded: list[Prompt] = []
+    encode = PromptEncoder.encode
+
+    def counted(self: PromptEncoder, prompts: Sequence[Prompt], *arguments: Any, **named: Any) -> torch.Tensor:
+        encoded.extend(prompts)
+        return encode(self, prompts, *arguments, **named)
+
+    monkeypatch.setattr(PromptEncoder, "encode", counted)
+    rex = WordRef(None, "rex")
+
+    async def drawn(seed: int, digest: str) -> bytes:
+        generator = torch.Generator().manual_seed(seed)
+        vectors = {rex: torch.randn(1, model.spec.encoders[0].dims, generator=generator) * 0.1}
+        digests = {rex: digest} if digest else {}
+        asked = request(model, 2, prompt="a <rex>", vectors=vectors, digests=digests)
+        engine.submit(asked)
+        async for event in asked.mailbox.events():
+            if isinstance(event, Drawn):
+                return event.pixels.tobytes()
+        raise AssertionError
+
+    one = await drawn(1, "one")
+    assert await drawn(1, "one") == one
+    assert len(encoded) == 2  # it and the empty one
+    assert await drawn(2, "two") != one
+    assert len(encoded) == 3
+    for _ in range(2):  # of whose word nothing is known is kept for nobody
+        assert await drawn(2, "") != one
+    assert len(encoded) == 5
+
+
 def test_ten_thousand_words_are_resident() -> None:
     """Four vectors of 768 dimensions each, as Stable Diffusion has them, in 128 MiB; the next one drops the oldest."""
-    cache = VectorCache(10_000 * 4 * 768 * 4)
+    cache: TensorCache[str] = TensorCache(10_000 * 4 * 768 * 4)
     for number in range(10_000):
         cache.put(str(number), torch.full((4, 768), float(number)))
     assert len(cache) == 10_000

@@ -267,6 +267,31 @@ def test_aliases_move_and_numbers_stay(
     eventually(lambda: used("moving", None) == one.name)
 
 
+def test_a_request_in_flight_keeps_the_version_that_it_began_with(
+    system: System, publish: Publish, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    client = system.client
+    one, two = publish("flying", seed=1), publish("flying", seed=2)
+
+    def used() -> str:
+        """As clients ask who do not say how fresh a word must be."""
+        (picture,) = client.draw("<flying>", steps=1)
+        return picture.info.record.words[0].version
+
+    client.set_alias("flying", "production", 1)
+    eventually(lambda: used() == one.name)
+    settings = Settings(prompt="<flying>", seed=5, steps=100, guidance_scale=1, exact=True)
+    events = client.generate(settings)
+    begun = [next(events), next(events)]
+    client.set_alias("flying", "production", 2)
+    eventually(lambda: used() == two.name)
+    (picture,) = pictures([*begun, *events])
+    assert picture.info.record.words[0].version == one.name
+    settings.prompt = "<flying@1>"
+    (pinned,) = pictures([*client.generate(settings)])
+    assert np.array_equal(pixels(picture), pixels(pinned))
+
+
 def test_another_tenants_word_needs_its_grant(system: System, publish: Publish) -> None:
     with system.client_of("shop") as shop, system.client_of("guest") as guest:
         publish("mascot", client=shop)
@@ -293,6 +318,11 @@ def test_going_away_frees_the_places(system: System, eventually: Callable[[Calla
         if event.WhichOneof("event") == "progress":
             break
     assert system.waiting() == 16
+    behind = system.client.generate(Settings(prompt="a cat", steps=2))
+    accepted = next(behind).accepted
+    assert accepted.queue_position == 16
+    assert accepted.predicted_start.ToTimedelta() > timedelta(0)
+    behind.close()  # type: ignore[attr-defined]
     events.close()  # type: ignore[attr-defined]
     eventually(lambda: system.waiting() == 0)
 

@@ -1,0 +1,120 @@
+"""Words from a registry that is not to be trusted, or not there."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import grpc.aio
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+from pseudoword.names import WordRef
+from pseudoword.registry.v1 import registry_pb2, registry_pb2_grpc, resources_pb2
+
+from diffusion.checkpoint import BaseModel
+from diffusion.messages import base_model
+from rpc.errors import DataLoss, Unavailable
+from rpc.identity import ANONYMOUS
+from service.meanings import Meanings
+from service.metrics import EngineMetrics
+from service.settings import WordSettings
+from service.tensors import TensorCache
+from service.words import Words
+from storage.tensors import tensors_digest, write_tensors
+
+REX = WordRef(None, "rex")
+
+
+@dataclass(kw_only=True)
+class Registry(registry_pb2_grpc.RegistryServiceServicer):
+    """Says that <rex> has the digest of `named`, and gives `given`."""
+
+    base: resources_pb2.BaseModel
+    named: np.ndarray
+    given: np.ndarray
+    address: str = ""
+    server: Any = None
+    asked: list[str] = field(default_factory=list)
+
+    async def ResolveWords(
+        self, request: registry_pb2.ResolveWordsRequest, context: Any
+    ) -> registry_pb2.ResolveWordsResponse:
+        version = resources_pb2.Version(
+            name="tenants/default/concepts/rex/versions/1",
+            base_model=self.base,
+            tensors_digest=tensors_digest({"text_encoder": self.named}),
+        )
+        return registry_pb2.ResolveWordsResponse(
+            words=[registry_pb2.ResolvedWord(word=word, version=version) for word in request.words]
+        )
+
+    async def GetEmbedding(
+        self, request: registry_pb2.GetEmbeddingRequest, context: Any
+    ) -> registry_pb2.GetEmbeddingResponse:
+        self.asked.append(request.name)
+        return registry_pb2.GetEmbeddingResponse(data=write_tensors({"text_encoder": self.given}))
+
+
+@pytest.fixture
+async def registry(model: BaseModel) -> AsyncIterator[Registry]:
+    dims = model.spec.encoders[0].dims
+    one, other = (np.full((1, dims), value, np.float32) for value in (0.1, 0.2))
+    served = Registry(base=base_model(model.spec), named=one, given=other)  # type: ignore[abstract]
+    served.server = grpc.aio.server()
+    registry_pb2_grpc.add_RegistryServiceServicer_to_server(served, served.server)
+    served.address = f"127.0.0.1:{served.server.add_insecure_port('127.0.0.1:0')}"
+    await served.server.start()
+    yield served
+    await served.server.stop(0)
+
+
+@pytest.fixture
+async def words(model: BaseModel, registry: Registry) -> AsyncIterator[Callable[..., Words]]:
+    """words(...settings) are a Generation server's, whose watch has just spoken."""
+    async with grpc.aio.insecure_channel(registry.address) as channel:
+
+        def make(**settings: Any) -> Words:
+            meanings: Meanings[resources_pb2.Version] = Meanings(10)
+            meanings.hear(time.monotonic())
+            stub: Any = registry_pb2_grpc.RegistryServiceStub(channel)
+            metrics = EngineMetrics(CollectorRegistry())
+            return Words(stub, model, meanings, TensorCache(2**20), metrics, WordSettings(**settings))
+
+        yield make
+
+
+async def attached(words: Words) -> float:
+    """What the vectors of <rex> are full of."""
+    (word,) = await words.attach("default", [REX], ANONYMOUS, field="prompt")
+    return float(word.vectors[0, 0])
+
+
+async def test_vectors_that_are_not_those_of_the_digest_are_never_used(
+    registry: Registry, words: Callable[..., Words]
+) -> None:
+    server = words()
+    for _ in range(2):  # and are not kept either
+        with pytest.raises(DataLoss) as caught:
+            await attached(server)
+        assert caught.value.reason == "DIGEST_MISMATCH"
+    registry.given = registry.named
+    assert await attached(server) == pytest.approx(0.1)
+    assert await attached(server) == pytest.approx(0.1)
+    assert len(registry.asked) == 3  # what is right is fetched once
+
+
+@pytest.mark.parametrize(("offline", "served"), [(timedelta(hours=1), True), (timedelta(0), False)])
+async def test_how_long_words_outlive_the_registry_is_the_operators_choice(
+    registry: Registry, words: Callable[..., Words], offline: timedelta, served: bool
+) -> None:
+    registry.given = registry.named
+    server = words(offline=offline, max_staleness=timedelta(0))
+    assert await attached(server) == pytest.approx(0.1)
+    await registry.server.stop(0)
+    if served:
+        assert await attached(server) == pytest.approx(0.1)
+    else:
+        with pytest.raises(Unavailable):
+            await attached(server)
