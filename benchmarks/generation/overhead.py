@@ -1,10 +1,12 @@
-"""Where the engine's time goes when there is always work, and what attaching a word that is in memory costs.
+"""Where the engine's time goes when there is always work, what attaching a word that is in memory costs, and how long
+an alias that was moved goes on meaning what it did.
 
 python -m benchmarks.generation.overhead --help
 """
 
 import asyncio
 import json
+import random
 import tempfile
 import time
 from collections import defaultdict
@@ -19,31 +21,28 @@ import grpc.aio
 import numpy as np
 from prometheus_client import CollectorRegistry
 from pseudoword.client import Client
-from pseudoword.generation.v1 import generation_pb2, resources_pb2
 from pseudoword.names import WordRef
 from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 
+from benchmarks.generation.engine import checked, drawn, make
 from benchmarks.generation.saturation import publish
 from benchmarks.generation.workload import mix, vectors
 from diffusion import decode, denoise
 from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
 from rpc.identity import ANONYMOUS
-from service.admission import Roster
-from service.drawing import check
-from service.engine import Engine
 from service.intake import Intake
-from service.mailbox import Drawn
 from service.meanings import Meanings
 from service.metrics import EngineMetrics
-from service.pace import Pace
-from service.policy import Policy
 from service.request import Request
-from service.settings import Defaults, Limits, WordSettings
-from service.vectors import VectorCache
+from service.settings import WordSettings
+from service.tensors import TensorCache
 from service.watch import RegistryWatch
 from service.words import Words
 from standalone.servers import Servers
+
+MOVING = "moving"
+_MOVES = 40
 
 
 @click.command()
@@ -52,31 +51,39 @@ from standalone.servers import Servers
 @click.option("--requests", default=64, show_default=True, help="Pictures that are drawn.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the figures as JSON.")
 def main(model: str | None, device: str, requests: int, output: Path | None) -> None:
-    """Draw the benchmark's mix in this process, a stopwatch around each part, and attach words a thousand times."""
+    """Draw the benchmark's mix in this process, a stopwatch around each part, attach words a thousand times, and move
+    an alias again and again."""
     loaded = BaseModel.load(model, device=device)
     words = vectors(loaded.spec.encoders[0].dims)
-    with tempfile.TemporaryDirectory() as folder, Servers(Path(folder), model=model) as servers:
-        with Client(servers.endpoints) as client:
-            publish(client, loaded, words)
-        found = asyncio.run(_measured(loaded, servers.endpoints.registry, requests))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Servers(Path(folder), model=model) as servers,
+        Client(servers.endpoints) as client,
+    ):
+        for some in (words, {MOVING: words["word0"]}, {MOVING: words["word1"]}):
+            publish(client, loaded, some)
+        found = asyncio.run(_measured(loaded, client, servers.endpoints.registry, requests))
     for part, share in found["shares"].items():
         click.echo(f"{part:<32} {100 * share:5.1f} %")
     click.echo(f"attaching a word: p50 {found['attach_ms']['p50']:.3f} ms, p99 {found['attach_ms']['p99']:.3f} ms")
+    moved = found["moved_s"]
+    click.echo(f"a moved alias is used after: p50 {moved['p50']:.2f} s, at most {moved['most']:.2f} s")
     if output is not None:
         output.write_text(json.dumps(found, indent=1) + "\n")
 
 
-async def _measured(model: BaseModel, registry: str, requests: int) -> dict[str, Any]:
+async def _measured(model: BaseModel, client: Client, registry: str, requests: int) -> dict[str, Any]:
     async with grpc.aio.insecure_channel(registry) as channel:
         stub: Any = RegistryServiceStub(channel)
         meanings: Meanings[Any] = Meanings(1000)
         metrics = EngineMetrics(CollectorRegistry())
-        cache = VectorCache(2**28)
+        cache: TensorCache[str] = TensorCache(2**28)
         words = Words(stub, model, meanings, cache, metrics, WordSettings())
         watch = asyncio.create_task(RegistryWatch(stub, meanings).run())
         await asyncio.sleep(2.5)  # until the watch has spoken
         attach = await _attach(words)
-        engine = Engine(model, Policy(Roster(max_pictures=10_000, max_rows=32), Pace((64, 64))), metrics)
+        moved = [await _moved(words, client, 1 + number % 2) for number in range(_MOVES)]
+        engine = make(model)
         taken = [await _taken(Intake(model, words), model, number) for number in range(requests)]
         for one in taken:
             engine.submit(one)
@@ -84,7 +91,7 @@ async def _measured(model: BaseModel, registry: str, requests: int) -> dict[str,
             await asyncio.to_thread(engine.start)
             spent.clear()  # the warm-up
             began = time.perf_counter()
-            await asyncio.gather(*(_drawn(one) for one in taken))
+            await asyncio.gather(*map(drawn, taken))
             whole = time.perf_counter() - began
         await asyncio.to_thread(engine.stop)
         watch.cancel()
@@ -100,6 +107,7 @@ async def _measured(model: BaseModel, registry: str, requests: int) -> dict[str,
         "pictures_a_second": requests / whole,
         "shares": {part: seconds / whole for part, seconds in parts.items()},
         "attach_ms": {f"p{q}": float(np.percentile(attach, q) * 1000) for q in (50, 99)},
+        "moved_s": {"p50": float(np.median(moved)), "most": max(moved)},
     }
 
 
@@ -114,20 +122,21 @@ async def _attach(words: Words) -> list[float]:
     return times[8:]
 
 
+async def _moved(words: Words, client: Client, version: int) -> float:
+    """Seconds from the answer to a move of an alias until a request means the new version."""
+    await asyncio.sleep(random.uniform(0, 1))  # the watch speaks once a second
+    await asyncio.to_thread(client.set_alias, MOVING, "production", version)
+    began = time.perf_counter()
+    while True:
+        (word,) = await words.attach("default", [WordRef(None, MOVING)], ANONYMOUS, field="prompt")
+        if word.use.version.endswith(f"/versions/{version}"):
+            return time.perf_counter() - began
+        await asyncio.sleep(0.005)
+
+
 async def _taken(intake: Intake, model: BaseModel, number: int) -> Request:
-    one = mix(number + 1, seed=3)[-1]
-    settings = resources_pb2.PictureSettings(
-        prompt=one.prompt, seed=one.seed, steps=one.steps, guidance_scale=one.guidance, scheduler=one.scheduler
-    )
-    asked = generation_pb2.GenerateRequest(parent="tenants/default", settings=settings)
-    drawing = check(asked, model.spec, Defaults(), Limits())
+    settings, drawing = checked(mix(number + 1, seed=3)[-1], model)
     return (await intake.take(drawing, settings, ANONYMOUS, arrived=time.monotonic())).request
-
-
-async def _drawn(request: Request) -> None:
-    async for event in request.mailbox.events():
-        if isinstance(event, Drawn):
-            return
 
 
 @contextmanager

@@ -24,7 +24,7 @@ class Asked:
     seed: int
 
 
-def mix(count: int, seed: int = 0) -> Sequence[Asked]:
+def mix(count: int, seed: int = 0, steps: Sequence[int] = _STEPS) -> Sequence[Asked]:
     """`count` requests; the same for the same seed."""
     draw = np.random.default_rng(seed)
 
@@ -34,7 +34,7 @@ def mix(count: int, seed: int = 0) -> Sequence[Asked]:
             word=word,
             prompt=str(draw.choice(_SENTENCES)).format(word),
             scheduler=str(draw.choice(_SCHEDULERS)),
-            steps=int(draw.choice(_STEPS)),
+            steps=int(draw.choice(steps)),
             guidance=float(draw.choice(_GUIDANCE)),
             seed=number,
         )
