@@ -1,4 +1,5 @@
-"""`python -m trainer`: the trainer. `python -m trainer fit-start` fits a learned start for its checkpoint."""
+"""`python -m trainer`: the trainer. `python -m trainer worker`: a worker of its own for one that has its jobs trained
+elsewhere. `python -m trainer fit-start` fits a learned start for its checkpoint."""
 
 import sys
 
@@ -9,15 +10,17 @@ from trainer.server import Trainer
 from trainer.settings import TrainerSettings
 
 
-async def serve(settings: TrainerSettings) -> None:
+async def serve(settings: TrainerSettings, *, worker: bool) -> None:
     """Serves until SIGTERM."""
-    async with Trainer(settings) as trainer:
+    async with Trainer(settings, worker=worker) as trainer:
         await trainer.run_until_signalled()
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [fit_start.name]:
         fit_start(sys.argv[2:], prog_name=f"python -m trainer {fit_start.name}")
-    loaded = TrainerSettings.load("trainer")
-    configure("trainer", loaded.server.log_level, loaded.server.log_format)
-    run("trainer", serve(loaded))
+    named = sys.argv[1:2] == ["worker"]
+    name = "worker" if named else "trainer"
+    loaded = TrainerSettings.load("trainer worker", sys.argv[2:]) if named else TrainerSettings.load("trainer")
+    configure(name, loaded.server.log_level, loaded.server.log_format)
+    run(name, serve(loaded, worker=named))

@@ -293,6 +293,12 @@ def in_state(db: sqlite3.Connection, state: State) -> list[Row]:
     return [_job_row(row) for row in rows]
 
 
+def unfinished(db: sqlite3.Connection) -> list[Row]:
+    """All jobs that have not ended, oldest first."""
+    rows = db.execute(f"SELECT * FROM jobs WHERE state IN ({loans.UNFINISHED_SQL}) ORDER BY created_us, name")
+    return [_job_row(row) for row in rows]
+
+
 def counts(db: sqlite3.Connection) -> dict[State, int]:
     """How many jobs are in each state that is not an end."""
     found = dict.fromkeys(sorted(UNFINISHED), 0)

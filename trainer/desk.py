@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -16,7 +17,7 @@ from storage.entry import Revision
 from storage.errors import StorageError
 from storage.ledger import Ledger
 from trainer import book, loans
-from trainer.book import SHARD, Command, KeepFirst, MoveJob, Row
+from trainer.book import SHARD, AddPicture, Command, DeletePicture, MoveJob, Row
 from trainer.jobs import State
 from trainer.messages import job_of
 from trainer.metrics import TrainerMetrics
@@ -25,9 +26,13 @@ from trainer.previews import Previews
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _COMMIT_TIMEOUT = timedelta(seconds=30)
-# All changes of jobs are made by this process, so its own view misses none of them.
+# A cached read shows at least what this process has changed itself or heard of. Where others change jobs too, `follow`
+# hears of it.
 _CACHED = timedelta.max
+_POLL = timedelta(seconds=0.3)
 _ACTOR = "trainer"
+# What watchers of a running job hear of.
+News = resources_pb2.Progress | resources_pb2.JobEvent.Preview
 
 
 class Desk:
@@ -41,7 +46,9 @@ class Desk:
         self._shown: dict[str, resources_pb2.JobEvent.Preview] = {}
         self.watchers = Watchers()
         self._work = asyncio.Event()
-        self._told: list[Callable[[str], None]] = []
+        self._when_moved: list[Callable[[str], None]] = []
+        self._when_changed_here: list[Callable[[str], None]] = []
+        self._when_told_here: list[Callable[[str, int, News], None]] = []
 
     async def commit(self, tenant: str, command: Command, request: Any, context: Context) -> Row:
         """A change that a client asks for. Raises what the book refuses with, and StorageErrors."""
@@ -85,15 +92,29 @@ class Desk:
         rows, _ = await patiently(lambda: self.ledger.read(SHARD, lambda db: book.in_state(db, state)))
         return rows
 
+    async def unfinished(self) -> list[Row]:
+        """Rows of all jobs that have not ended, oldest first."""
+        rows, _ = await patiently(lambda: self.ledger.read(SHARD, book.unfinished))
+        return rows
+
     async def picture(self, name: str) -> Row:
         """A picture's row. Raises NotFound."""
         row, _ = await self.ledger.read(SHARD, lambda db: loans.picture(db, name))
         return row
 
-    def tell(self, name: str, progress: resources_pb2.Progress) -> None:
-        """A running job is a step further."""
-        self._progress[name] = progress
+    def tell(self, name: str, news: News) -> None:
+        """A running job is a step further, or there is a new picture of how far it is."""
+        if isinstance(news, resources_pb2.Progress):
+            self._progress[name] = news
+        else:
+            self._shown[name] = news
         self.watchers.stir(name)
+
+    def tell_all(self, name: str, attempt: int, news: News) -> None:
+        """As `tell`, of an attempt of this process: others hear of it too."""
+        self.tell(name, news)
+        for tell in self._when_told_here:
+            tell(name, attempt, news)
 
     def progress(self, name: str) -> resources_pb2.Progress | None:
         """How far a running job is."""
@@ -101,25 +122,41 @@ class Desk:
 
     def when_moved(self, tell: Callable[[str], None]) -> None:
         """`tell` is called with the name of every job whose state has changed, when the view shows it."""
-        self._told.append(tell)
+        self._when_moved.append(tell)
+
+    def when_changed_here(self, tell: Callable[[str], None]) -> None:
+        """`tell` is called with the name of every job that this process has changed."""
+        self._when_changed_here.append(tell)
+
+    def when_told_here(self, tell: Callable[[str, int, News], None]) -> None:
+        """`tell` is called with what `tell_all` is called with."""
+        self._when_told_here.append(tell)
+
+    async def follow(self) -> None:
+        """Hears of what other processes change, for ever: to all who wait here it is as if it had been done here."""
+        _, after = await patiently(lambda: self.ledger.read(SHARD, lambda db: None))
+        while True:
+            found, after = await patiently(partial(self.ledger.changes, SHARD, after, max_staleness=_POLL))
+            for change in found:
+                name = change.mutation.effect["name"]
+                self._stir(name, moved=change.mutation.kind == "job-moved")
+            if found:
+                await self._count()
+            else:
+                await self.ledger.wait_for_changes({SHARD}, _POLL)
 
     def forget(self, name: str) -> None:
         """An attempt is over: what of its progress lasts is in the row."""
         self._progress.pop(name, None)
         self._shown.pop(name, None)
 
-    def show(self, name: str, preview: resources_pb2.JobEvent.Preview) -> None:
-        """There is a new picture of how far a running job is."""
-        self._shown[name] = preview
-        self.watchers.stir(name)
-
     def preview(self, name: str) -> resources_pb2.JobEvent.Preview | None:
         """The newest picture of a running job."""
         return self._shown.get(name)
 
-    async def work(self) -> None:
-        """Returns when `stirred` may be true, and every few seconds."""
-        await heard(self._work)
+    async def work(self, longest_s: float = 5.0) -> None:
+        """Returns when `stirred` may be true, and after `longest_s` anyway."""
+        await heard(self._work, longest_s)
         # A commit whose outcome was not known may have come true without anybody being told.
         self._work.set()
 
@@ -140,10 +177,19 @@ class Desk:
             self._metrics.jobs.labels(state.lower()).set(count)
 
     async def _changed(self, command: Command) -> None:
-        self._work.set()
-        if isinstance(command, MoveJob | KeepFirst):
-            self.watchers.stir(command.name)
-            for tell in self._told:
+        self._stir(command.name, moved=isinstance(command, MoveJob))
+        if not isinstance(command, AddPicture | DeletePicture):
+            for tell in self._when_changed_here:
                 tell(command.name)
+        await self._count()
+
+    def _stir(self, name: str, *, moved: bool) -> None:
+        self._work.set()
+        self.watchers.stir(name)
+        if moved:
+            for tell in self._when_moved:
+                tell(name)
+
+    async def _count(self) -> None:
         with suppress(StorageError):  # the change is made; the gauge will be right after the next one
             await self.count()

@@ -19,6 +19,11 @@ class TrainerMetrics:
             ("how",),
             registry=registry,
         )
+        self.dispatches = Gauge(
+            "pseudoword_trainer_dispatches",
+            "1 on the server that hands out the jobs to workers, else 0.",
+            registry=registry,
+        )
         self.steps = Histogram(
             "pseudoword_trainer_step_seconds",
             "Time from one optimiser step of a job to its next.",

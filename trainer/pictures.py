@@ -5,6 +5,7 @@ import hashlib
 import re
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -16,7 +17,7 @@ from pseudoword.trainer.v1 import trainer_pb2
 from diffusion.errors import PictureInvalid
 from diffusion.pictures import PictureInfo, PictureLimits, picture_info, read_picture
 from rpc.commits import UNCOMMITTED
-from rpc.errors import InvalidArgument, ResourceExhausted
+from rpc.errors import InvalidArgument, NotFound, ResourceExhausted
 from rpc.identity import Role, current_principal
 from rpc.leftovers import discard
 from rpc.patience import patiently
@@ -91,9 +92,10 @@ class Pictures:
             names = await patiently(self._expired)
             for name in names:
                 tenant = PictureName.parse(name).tenant
-                row = await self._desk.change(DeletePicture(name=name, expired=True), tenant)
-                if row:
-                    await discard(self._store, row["blob"])
+                with suppress(NotFound):  # another server sweeps too
+                    row = await self._desk.change(DeletePicture(name=name, expired=True), tenant)
+                    if row:
+                        await discard(self._store, row["blob"])
             if len(names) < _SWEPT_AT_ONCE:
                 await asyncio.sleep(_SWEEP.total_seconds())
 

@@ -3,7 +3,7 @@
 A preview takes the device from every job, so all of them together get a tenth of its time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 _SHARE = 0.1  # of the device's time
@@ -28,6 +28,10 @@ class Previews:
             if not self._wanted[job]:
                 del self._wanted[job]
                 self._drawn_at.pop(job, None)
+
+    def intervals(self) -> Mapping[str, float]:
+        """Which jobs somebody wants to see, and how often."""
+        return {job: min(intervals) for job, intervals in self._wanted.items()}
 
     def due(self, job: str, now: float) -> bool:
         """Whether `job`'s next preview should be drawn now: the first one at once."""

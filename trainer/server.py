@@ -1,8 +1,11 @@
 """The trainer's life, from an unproven store to a job handed back and a closed ledger."""
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
 
+from google.protobuf.json_format import MessageToDict
 from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from pseudoword.trainer.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
 
@@ -29,11 +32,16 @@ from trainer.learned.network import StartNetwork, beside, load
 from trainer.metrics import TrainerMetrics
 from trainer.pictures import LoanTerms, Pictures
 from trainer.publisher import Publisher
+from trainer.queue.job_queue import JobQueue
 from trainer.queue.log_queue import LogQueue
 from trainer.rpcs import TrainerServicer
 from trainer.settings import TrainerSettings
 from trainer.versions import Versions
 from trainer.worker import Worker
+
+if TYPE_CHECKING:
+    from trainer.queue.broker import Broker
+    from trainer.queue.dispatcher import Dispatcher
 
 SERVICE = "pseudoword.trainer.v1.TrainerService"
 TABLE = STORAGE.extended(
@@ -42,18 +50,28 @@ TABLE = STORAGE.extended(
 
 
 class Trainer:
-    """A trainer on its store.
+    """A trainer on its store; or, with the queue in NATS, one of several processes on one: servers, which take jobs and
+    hand them out, and workers, which train them.
 
     async with Trainer(settings) as trainer:
         await trainer.run_until_signalled()         # it serves at trainer.server.address
     """
 
-    def __init__(self, settings: TrainerSettings, model: BaseModel | None = None) -> None:
-        """`model` is one that is loaded already. Raises SettingsError."""
+    def __init__(self, settings: TrainerSettings, model: BaseModel | None = None, *, worker: bool = False) -> None:
+        """`model` is one that is loaded already. A `worker` serves no clients, only health and metrics. Raises
+        SettingsError."""
+        if worker and settings.queue.kind != "jetstream":
+            raise SettingsError(
+                "a worker of its own needs queue.kind jetstream: with the log, the server is the worker"
+            )
         self._settings = settings
         self._model = model
+        self._serves = not worker
+        self._trains = worker or settings.queue.kind == "log"
+        self._worker: Worker | None = None
+        self._dispatcher: Dispatcher | None = None
         self._stack = AsyncExitStack()
-        self.server = Server(settings.server, name="trainer", table=TABLE)
+        self.server = Server(settings.server, name="worker" if worker else "trainer", table=TABLE)
 
     async def __aenter__(self) -> "Trainer":
         """Opens the store, loads the model, takes up what an earlier server left, serves. Raises SettingsError."""
@@ -70,73 +88,127 @@ class Trainer:
     async def run_until_signalled(self) -> None:
         """Serves until SIGTERM, then hands the running jobs back. Raises what the worker has died of, if it has, and
         StoreReplaced when its store was replaced under it."""
-        await self.server.run_until_signalled(self._worker.stop)
+        await self.server.run_until_signalled(self._stop)
         self._ledger.refuse_replaced()
-        await self._worker.stop()
+        await self._stop()
+
+    async def _stop(self) -> None:
+        if self._dispatcher is not None:
+            await self._dispatcher.stop()
+        if self._worker is not None:
+            await self._worker.stop()
 
     async def _open(self) -> None:
-        settings, limits = self._settings, self._settings.pictures
+        settings = self._settings
         # Entered here, left in the opposite order: the ledger closes when nobody uses it any more.
         store = await asyncio.to_thread(open_fit_store, settings.store, settings.s3)
         self._stack.callback(store.close)
-        # Two workers on one log would each take the other's jobs for lost.
+        # Where the queue is the log, a second worker on it would take the first one's jobs for lost.
+        alone = settings.queue.kind == "log"
         kept = TrainerBook(_terms(settings))
-        ledger = await asyncio.to_thread(open_ledger, store, settings.store, kept, shards=SHARDS, alone=True)
+        ledger = await asyncio.to_thread(open_ledger, store, settings.store, kept, shards=SHARDS, alone=alone)
         self._ledger = ledger
         self._stack.push_async_callback(ledger.close)
-        registry = await self._stack.enter_async_context(channel(settings.registry))
-        model = self._model if self._model is not None else await asyncio.to_thread(load_model, settings.model)
+        registry = RegistryServiceStub(await self._stack.enter_async_context(channel(settings.registry)))
+        model = self._model
+        if model is None:
+            model = await asyncio.to_thread(load_model, settings.model, prompts_only=not self._trains)
         metrics = TrainerMetrics(self.server.metrics)
         desk = Desk(ledger, metrics)
-        terms = LoanTerms(
-            limits=PictureLimits(
-                max_bytes=limits.max_bytes, max_pixels=limits.max_pixels, min_side_px=limits.min_side_px
-            ),
-            lifetime=limits.lifetime,
-            max_receiving_bytes=limits.max_receiving_bytes,
-        )
-        pictures = Pictures(desk, store, terms)
+        pictures = Pictures(desk, store, _loan_terms(settings))
         engine = Engine(
             model,
             max_rows=settings.engine.max_rows,
             checkpoint_activations=settings.engine.checkpoint_activations,
             learned_start=_learned_start(settings, model.spec),
         )
-        versions = Versions(RegistryServiceStub(registry))
-        publisher = Publisher(RegistryServiceStub(registry), internal_tries=settings.publish_tries)
-        endings = Endings(desk, Blobs(store), publisher, metrics, TABLE)
-        self._worker = Worker(
-            desk,
-            LogQueue(
+        versions = Versions(registry)
+        broker = None if alone else _broker(settings)
+        if self._trains:
+            publisher = Publisher(registry, internal_tries=settings.publish_tries)
+            endings = Endings(desk, Blobs(store), publisher, metrics, TABLE)
+            self._worker = Worker(
                 desk,
+                _queue(settings, desk, endings, broker, model.spec),
+                pictures,
+                Checkpoints(desk, store),
+                engine,
+                versions,
                 endings,
-                max_per_tenant=settings.engine.max_running_per_tenant,
-                max_losses=settings.max_losses,
-            ),
-            pictures,
-            Checkpoints(desk, store),
-            engine,
-            versions,
-            endings,
-            metrics,
-            base_model=base_model(model.spec),
-            max_running=settings.engine.max_running,
-            quantum_rows=settings.engine.quantum_rows,
-            checkpoint_every=settings.engine.checkpoint_every,
-        )
-        servicer = TrainerServicer(
-            model, desk, pictures, JobChecks(model, engine), versions, metrics, self.server.draining
-        )
-        self.server.add(add_TrainerServiceServicer_to_server, servicer, SERVICE)
+                metrics,
+                base_model=base_model(model.spec),
+                max_running=settings.engine.max_running,
+                quantum_rows=settings.engine.quantum_rows,
+                checkpoint_every=settings.engine.checkpoint_every,
+            )
+        if broker is not None:
+            await self._share(broker, desk, metrics)
+        if self._serves:
+            checks = JobChecks(model, engine)
+            servicer = TrainerServicer(model, desk, pictures, checks, versions, metrics, self.server.draining)
+            self.server.add(add_TrainerServiceServicer_to_server, servicer, SERVICE)
         await self.server.start()
         self._stack.push_async_callback(self.server.stop, grace_s=0)
-        await self._worker.start()
-        self._stack.push_async_callback(self._worker.stop)
-        sweeping = asyncio.create_task(pictures.sweep())
-        self._stack.push_async_callback(_ended, sweeping)
-        minding = asyncio.create_task(end_when_replaced(self.server, ledger))
-        self._stack.push_async_callback(_ended, minding)
+        self._stack.push_async_callback(self._stop)
+        if self._worker is not None:
+            await self._worker.start()
+        if self._dispatcher is not None:
+            await self._dispatcher.start()
+        if self._serves:
+            self._beside(pictures.sweep())
+        self._beside(end_when_replaced(self.server, ledger))
         self.server.mark_ready()
+
+    async def _share(self, broker: "Broker", desk: Desk, metrics: TrainerMetrics) -> None:
+        """Reaches the other processes, now or when NATS is there."""
+        from trainer.queue.dispatcher import Dispatcher
+        from trainer.queue.hints import Hints
+        from trainer.queue.leadership import Leadership
+
+        queue = self._settings.queue
+        hints = Hints(broker, desk, trains=self._trains)
+        if self._serves:
+            leadership = Leadership(broker, "dispatcher", queue.dispatcher_lease)
+            self._dispatcher = Dispatcher(broker, desk, leadership, metrics, ahead=queue.ahead)
+        broker.open()
+        self._stack.push_async_callback(broker.close)
+        await self._stack.enter_async_context(hints.told())
+        self._beside(desk.follow())
+
+    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does `work` until everything that was opened before it is closed."""
+        self._stack.push_async_callback(_ended, asyncio.create_task(work))
+
+
+def _broker(settings: TrainerSettings) -> "Broker":
+    try:
+        from trainer.queue.broker import Broker  # nats-py is an extra
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"queue.kind jetstream needs {error.name}: install pseudoword-server[nats]") from None
+    return Broker(settings.nats, ack_wait=settings.queue.ack_wait)
+
+
+def _queue(
+    settings: TrainerSettings, desk: Desk, endings: Endings, broker: "Broker | None", spec: ModelSpec
+) -> JobQueue:
+    """Where the worker gets its jobs."""
+    if broker is None:
+        per_tenant = settings.engine.max_running_per_tenant
+        return LogQueue(desk, endings, max_per_tenant=per_tenant, max_losses=settings.max_losses)
+    from trainer.queue.broker import token_of
+    from trainer.queue.jetstream_queue import JetStreamQueue
+
+    base = token_of(MessageToDict(base_model(spec), preserving_proto_field_name=True))
+    return JetStreamQueue(broker, desk, endings, base=base, max_losses=settings.max_losses)
+
+
+def _loan_terms(settings: TrainerSettings) -> LoanTerms:
+    limits = settings.pictures
+    return LoanTerms(
+        limits=PictureLimits(max_bytes=limits.max_bytes, max_pixels=limits.max_pixels, min_side_px=limits.min_side_px),
+        lifetime=limits.lifetime,
+        max_receiving_bytes=limits.max_receiving_bytes,
+    )
 
 
 def _terms(settings: TrainerSettings) -> Terms:

@@ -9,6 +9,7 @@ from diffusion.settings import ModelSettings
 from rpc.clients import Peer
 from rpc.settings import ServerSettings, Settings
 from rpc.stores import S3Settings, StoreSettings
+from trainer.queue.settings import NatsSettings, QueueSettings
 
 
 class PictureSettings(BaseModel, frozen=True, extra="forbid"):
@@ -36,13 +37,6 @@ class PictureSettings(BaseModel, frozen=True, extra="forbid"):
     max_receiving_bytes: int = Field(
         default=256 * 2**20, ge=2**20, description="Most bytes of all uploads together that are on their way"
     )
-
-
-class QueueSettings(BaseModel, frozen=True, extra="forbid"):
-    """How many jobs may be unfinished: waiting, trained or on their way to the registry."""
-
-    max_unfinished: int = Field(default=1_000, ge=1, description="Most unfinished jobs of all tenants")
-    max_unfinished_per_tenant: int = Field(default=100, ge=1, description="Most unfinished jobs of one tenant")
 
 
 class EngineSettings(BaseModel, frozen=True, extra="forbid"):
@@ -78,10 +72,11 @@ class TrainerSettings(Settings):
     model: ModelSettings = ModelSettings()
     pictures: PictureSettings = PictureSettings()
     queue: QueueSettings = QueueSettings()
+    nats: NatsSettings = NatsSettings()
     engine: EngineSettings = EngineSettings()
     publish_tries: int = Field(
         default=8, ge=1, description="A job is given up when the registry has answered INTERNAL to so many publishings"
     )
     max_losses: int = Field(
-        default=3, ge=1, description="A job is given up when so many servers were killed while they trained it"
+        default=3, ge=1, description="A job is given up when so many workers were killed while they trained it"
     )

@@ -286,7 +286,8 @@ class Worker:
         png = await asyncio.to_thread(_png, pixels)
         prompt = sentence.replace("{}", f"<{ConceptName.parse(attempt.job.concept).concept}>")
         if not attempt.over:
-            self._desk.show(name, resources_pb2.JobEvent.Preview(step=run.step, png=png, prompt=prompt))
+            preview = resources_pb2.JobEvent.Preview(step=run.step, png=png, prompt=prompt)
+            self._desk.tell_all(name, attempt.number, preview)
 
     async def _save(self, attempt: Attempt, state: RunState) -> None:
         """Keeps a checkpoint, if the attempt still holds its job then."""
@@ -319,7 +320,7 @@ class Worker:
         elapsed = timedelta(seconds=now - attempt.began)
         progress.elapsed.FromTimedelta(elapsed)
         progress.remaining.FromTimedelta(elapsed * (step.steps - step.step) / (step.step - attempt.first_step))
-        self._desk.tell(attempt.job.name, progress)
+        self._desk.tell_all(attempt.job.name, attempt.number, progress)
 
     def _let_go(self, attempt: Attempt) -> None:
         """An attempt is not trained any more, and its place is free."""

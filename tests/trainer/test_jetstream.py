@@ -1,0 +1,373 @@
+"""The queue in NATS piece by piece: a real nats-server, and several sides of one log in this process."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+from prometheus_client import CollectorRegistry
+from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
+from pseudoword.trainer.v1 import resources_pb2
+
+from rpc.errors import FailedPrecondition
+from storage.blobs import Blobs
+from storage.disk import DiskStore
+from storage.ledger import Ledger
+from tests.conftest import need_program
+from tests.trainer.nats import Nats
+from trainer.attempt import Attempt
+from trainer.book import SHARDS, AddPicture, CreateJob, MoveJob, TrainerBook
+from trainer.desk import Desk
+from trainer.endings import Endings
+from trainer.jobs import Move, State
+from trainer.messages import job_of
+from trainer.metrics import TrainerMetrics
+from trainer.publisher import Publisher
+from trainer.queue.broker import Broker, token_of
+from trainer.queue.dispatcher import Dispatcher
+from trainer.queue.hints import Hints
+from trainer.queue.jetstream_queue import JetStreamQueue
+from trainer.queue.leadership import Leadership
+from trainer.queue.settings import NatsSettings
+from trainer.server import TABLE
+
+ACK_WAIT = timedelta(seconds=1.2)
+LEASE = timedelta(seconds=1)
+BASE_MODEL = {"family": "miniature", "checkpoint": "miniature"}
+BASE = token_of(BASE_MODEL)
+PICTURE = f"tenants/default/pictures/{'a' * 64}"
+
+
+@dataclass(kw_only=True)
+class Side:
+    """A process's part in the queue."""
+
+    desk: Desk
+    metrics: TrainerMetrics
+    broker: Broker
+    queue: JetStreamQueue
+    dispatcher: Dispatcher
+    leadership: Leadership
+
+    async def create(self, name: str, tenant: str = "default", **more: Any) -> str:
+        spec = {
+            "concept": f"tenants/{tenant}/concepts/rex",
+            "examples": [{"picture": PICTURE}],
+            "recipe": {"steps": 3, "rows": 2},
+            "base_model": BASE_MODEL,
+        }
+        name = f"tenants/{tenant}/jobs/{name}"
+        fields: dict[str, Any] = {"priority": 0, "creator": "ann", "principal": "{}"}
+        await self.desk.change(CreateJob(name=name, tenant=tenant, spec=spec, **(fields | more)), tenant)
+        return name
+
+    async def state(self, name: str) -> tuple[State, int]:
+        row, _ = await self.desk.row(name)
+        return State(row["state"]), row["attempt"]
+
+    async def take(self, *, alone: bool = True) -> Attempt:
+        """The next job, waited for."""
+        found: list[Any] = []
+
+        async def came() -> bool:
+            row = await self.queue.take(alone=alone)
+            found.extend([] if row is None else [row])
+            return bool(found)
+
+        await until(came)
+        (row,) = found
+        return Attempt(
+            job=job_of(row, ""),
+            tenant=row["tenant"],
+            number=row["attempt"],
+            losses=row["losses"],
+            created_us=row["created_us"],
+        )
+
+    async def end(self, attempt: Attempt) -> None:
+        """As a worker that has brought a job to its end."""
+        for move in (Move.FIX, Move.FINISH):
+            await self.desk.move(attempt.move(move))
+        await self.queue.release(attempt)
+
+
+MakeSide = Callable[..., Awaitable[Side]]
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    for _ in range(3_000):
+        if await holds():
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it did not come about within a minute")
+
+
+@pytest.fixture
+def nats(tmp_path: Path) -> Iterator[Nats]:
+    (tmp_path / "nats").mkdir()
+    server = Nats(
+        need_program("nats-server", "nothing was tested of the queue in NATS", target="nats"), tmp_path / "nats"
+    )
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+async def side(tmp_path: Path, nats: Nats) -> AsyncIterator[MakeSide]:
+    """Makes one more side; with `dispatches`, one that hands jobs out when it is its turn."""
+    number = itertools.count()
+    async with AsyncExitStack() as stack:
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel("127.0.0.1:1"))
+
+        async def make(*, dispatches: bool = False, max_losses: int = 3, ahead: int = 4) -> Side:
+            folder = tmp_path / f"view{next(number)}"
+            store = DiskStore(tmp_path / "jobs")
+            ledger = Ledger.open(store, TrainerBook(), shards=SHARDS, view_folder=folder)
+            stack.push_async_callback(ledger.close)
+            metrics = TrainerMetrics(CollectorRegistry())
+            desk = Desk(ledger, metrics)
+            publisher = Publisher(RegistryServiceStub(channel), internal_tries=1)
+            endings = Endings(desk, Blobs(store), publisher, metrics, TABLE)
+            broker = Broker(NatsSettings(servers=nats.url), ack_wait=ACK_WAIT)
+            queue = JetStreamQueue(broker, desk, endings, base=BASE, max_losses=max_losses)
+            leadership = Leadership(broker, "dispatcher", LEASE)
+            dispatcher = Dispatcher(broker, desk, leadership, metrics, ahead=ahead)
+            hints = Hints(broker, desk, trains=not dispatches)
+            broker.open()
+            stack.push_async_callback(broker.close)
+            await stack.enter_async_context(hints.told())
+            following = asyncio.create_task(desk.follow())
+            stack.push_async_callback(ended, following)
+            if dispatches:
+                await dispatcher.start()
+                stack.push_async_callback(dispatcher.stop)
+                picture = AddPicture(
+                    name=PICTURE, blob="b", media_type="image/png", size_bytes=3, width=8, height=8, lifetime_us=10**12
+                )
+                await desk.change(picture, "default")
+            else:
+                await queue.open()
+                stack.push_async_callback(queue.close)
+            return Side(
+                desk=desk, metrics=metrics, broker=broker, queue=queue, dispatcher=dispatcher, leadership=leadership
+            )
+
+        yield make
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def nothing_with(nats: Side) -> None:
+    """NATS has no message any more."""
+
+    async def empty() -> bool:
+        return not await nats.broker.sent()
+
+    await until(empty)
+
+
+async def test_a_job_from_the_log_to_a_worker_and_back(side: MakeSide) -> None:
+    server, worker = await side(dispatches=True), await side()
+    name = await server.create("j1")
+    attempt = await worker.take()
+    assert (attempt.job.name, attempt.number) == (name, 1)
+    assert await server.state(name) == (State.RUNNING, 1)
+    await asyncio.sleep(2 * ACK_WAIT.total_seconds())  # the lease is renewed
+    assert await server.broker.sent() == {name}
+    await worker.end(attempt)
+    await nothing_with(server)
+    assert await server.state(name) == (State.SUCCEEDED, 1)
+
+
+async def test_what_is_handed_back_goes_to_the_next_worker_at_once_and_counts_as_no_loss(side: MakeSide) -> None:
+    server, first = await side(dispatches=True), await side()
+    name = await server.create("j1")
+    attempt = await first.take()
+    await first.desk.move(attempt.move(Move.HAND_BACK))
+    await first.queue.release(attempt)
+    await first.queue.close()
+    second = await side()
+    attempt = await second.take(alone=False)
+    assert (attempt.job.name, attempt.number, attempt.losses, attempt.job.attempt) == (name, 2, 0, 1)
+
+
+async def test_a_worker_that_is_not_heard_of_loses_its_job_and_can_say_nothing_more(side: MakeSide) -> None:
+    server, first = await side(dispatches=True), await side()
+    name = await server.create("j1")
+    stale = await first.take()
+    for task in first.queue._tasks:  # as if it were stopped
+        task.cancel()
+    lease = first.queue._leases.pop(name)
+    second = await side()
+    attempt = await second.take()
+    assert (attempt.number, attempt.losses) == (2, 1)
+    for move in (Move.FIX, Move.FAIL, Move.HAND_BACK):
+        with pytest.raises(FailedPrecondition) as refused:
+            await first.desk.move(stale.move(move))
+        assert refused.value.reason == "ATTEMPT_OVER"
+    # It wakes up, and NATS takes its acknowledgement for the new holder's: the job is sent again, and who is given it
+    # hears that it is held.
+    first.queue._leases[name] = lease
+    await lease.message.ack()
+    await first.queue.close()
+    third = await side()
+
+    async def sent_again() -> bool:
+        return await server.broker.sent() == {name}
+
+    await until(sent_again)
+    await asyncio.sleep(ACK_WAIT.total_seconds())
+    assert await third.queue.take(alone=True) is None
+    assert await server.state(name) == (State.RUNNING, 2)
+    await second.end(attempt)
+    await nothing_with(server)
+    assert await server.state(name) == (State.SUCCEEDED, 2)
+
+
+async def test_what_has_lost_a_worker_is_given_to_one_that_has_nothing_else(side: MakeSide) -> None:
+    server, first = await side(dispatches=True, max_losses=2), await side(max_losses=2)
+    name = await server.create("j1")
+    await first.take()
+    for task in first.queue._tasks:
+        task.cancel()
+    first.queue._leases.clear()
+    second = await side(max_losses=2)
+
+    async def lost() -> bool:
+        return await server.state(name) == (State.QUEUED, 1)
+
+    await second.queue.take(alone=False)
+    await until(lost)
+    assert await second.queue.take(alone=False) is None
+    attempt = await second.take(alone=True)
+    assert attempt.number == 2
+    # The second worker is lost too, which is one too many.
+    for task in second.queue._tasks:
+        task.cancel()
+    second.queue._leases.clear()
+    third = await side(max_losses=2)
+    other = await server.create("j2")
+    assert (await third.take()).job.name == other
+
+    async def failed() -> bool:
+        assert await third.queue.take(alone=False) is None  # a worker with a place asks again and again
+        return await server.state(name) == (State.FAILED, 2)
+
+    await until(failed)
+    row, _ = await server.desk.row(name)
+    assert "2 workers have died" in job_of(row, "").error.message
+
+
+async def test_who_is_cancelled_while_it_waits_is_trained_by_nobody(side: MakeSide) -> None:
+    server = await side(dispatches=True)
+    name = await server.create("j1")
+
+    async def sent() -> bool:
+        return await server.broker.sent() == {name}
+
+    await until(sent)
+    await server.desk.move(MoveJob(name=name, move=Move.CANCEL))
+    worker = await side()
+    other = await server.create("j2")
+    assert (await worker.take()).job.name == other
+    assert await server.broker.sent() == {other}
+
+
+async def test_few_jobs_are_with_nats_so_that_who_is_next_is_decided_late(side: MakeSide) -> None:
+    server = await side(dispatches=True, ahead=2)
+    many = [await server.create(f"many{index}", "many") for index in range(6)]
+
+    async def two_sent() -> bool:
+        return await server.broker.sent() == set(many[:2])
+
+    await until(two_sent)
+    few = await server.create("few", "few")
+    worker = await side()
+    order = []
+    for _ in range(7):
+        attempt = await worker.take()
+        order.append(attempt.job.name)
+        await worker.end(attempt)
+    assert order.index(few) == 2
+    assert [name for name in order if name != few] == many
+
+
+async def test_nats_that_begins_anew_without_its_store_costs_nothing(
+    side: MakeSide, nats: Nats, tmp_path: Path
+) -> None:
+    server, worker = await side(dispatches=True), await side()
+    held = await server.create("held")
+    attempt = await worker.take()
+    waiting = await server.create("waiting")
+    nats.kill()
+    (tmp_path / "nats" / "store").rename(tmp_path / "lost")
+    nats.start()
+    other = await side()
+    assert (await other.take()).job.name == waiting
+    await asyncio.sleep(ACK_WAIT.total_seconds())
+    # Its message was sent again too, and nobody took it from the worker that has it.
+    assert await server.state(held) == (State.RUNNING, 1)
+    await worker.end(attempt)
+    assert await server.state(held) == (State.SUCCEEDED, 1)
+
+
+async def test_one_dispatcher_at_a_time_and_another_when_it_is_gone(side: MakeSide) -> None:
+    first = await side(dispatches=True)
+
+    async def first_leads() -> bool:
+        return first.leadership.held
+
+    await until(first_leads)
+    second = await side(dispatches=True)
+    await asyncio.sleep(2 * LEASE.total_seconds())
+    assert (first.leadership.held, second.leadership.held) == (True, False)
+    await first.dispatcher.stop()
+
+    async def second_leads() -> bool:
+        return second.leadership.held
+
+    await until(second_leads)
+    await second.create("j1")
+    worker = await side()
+    assert (await worker.take()).number == 1
+
+
+async def test_progress_is_heard_of_the_attempt_that_has_the_job_only(side: MakeSide) -> None:
+    server, worker = await side(dispatches=True), await side()
+    name = await server.create("j1")
+    attempt = await worker.take()
+    for number, step in ((attempt.number, 1), (attempt.number + 1, 7)):
+        worker.desk.tell_all(name, number, resources_pb2.Progress(step=step, steps=9))
+    preview = resources_pb2.JobEvent.Preview(step=1, png=b"p" * 10)
+
+    async def seen() -> bool:
+        worker.desk.tell_all(name, attempt.number, preview)
+        return server.desk.preview(name) == preview
+
+    await until(seen)
+    progress = server.desk.progress(name)
+    assert progress is not None
+    assert progress.step == 1
+
+
+async def test_workers_hear_who_wants_to_see_a_job(side: MakeSide) -> None:
+    server, worker = await side(dispatches=True), await side()
+    name = await server.create("j1")
+    await worker.take()
+
+    async def wanted() -> bool:
+        return worker.desk.previews.intervals() == {name: 2.5}
+
+    with server.desk.previews.wanted(name, 2.5):
+        await until(wanted)

@@ -1,0 +1,89 @@
+"""Whose waiting job is handed out next."""
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.queue.line import Line
+
+
+def job(name: str, tenant: str, *, steps: int = 50, rows: int = 8, priority: int = 0, created_us: int = 0) -> Any:
+    recipe = {"steps": steps, "rows": rows}
+    return {
+        "name": name,
+        "tenant": tenant,
+        "priority": priority,
+        "created_us": created_us,
+        "spec": {"recipe": recipe},
+    }
+
+
+def order(line: Line, jobs: list[Any]) -> list[str]:
+    """The names in the order in which they are handed out, one after the other."""
+    found = []
+    left = {one["name"]: one for one in jobs}
+    while left:
+        line.wait(list(left.values()))
+        found.append(line.first())
+        del left[found[-1]]
+    return found
+
+
+def test_a_tenant_with_few_jobs_does_not_wait_for_one_with_many() -> None:
+    many = [job(f"many{index:02}", "many", created_us=index) for index in range(20)]
+    few = [job(f"few{index}", "few", created_us=100 + index) for index in range(2)]
+    found = order(Line(), many + few)
+    assert found.index("few1") <= 4
+    assert [name for name in found if name.startswith("many")] == [one["name"] for one in many]
+
+
+def test_long_jobs_cost_more_than_short_ones() -> None:
+    long = [job(f"long{index}", "long", steps=1_000) for index in range(3)]
+    short = [job(f"short{index:02}", "short", steps=50) for index in range(30)]
+    found = order(Line(), long + short)
+    # A long one has 8,000 rows, a short one 400.
+    between = found[found.index("long0") + 1 : found.index("long1")]
+    assert len(between) in {19, 20, 21}
+
+
+def test_who_comes_is_served_before_those_that_have_had_a_turn() -> None:
+    line = Line()
+    waiting = [job(f"{tenant}{index}", tenant) for tenant in ("ann", "bea") for index in range(9)]
+    line.wait(waiting)
+    gone = {line.first() for _ in range(6)}
+    line.wait([one for one in waiting if one["name"] not in gone] + [job("new", "cid")])
+    assert line.first() == "new"
+
+
+def test_priorities_order_a_tenants_own_jobs_and_below_zero_wait_for_everybody() -> None:
+    jobs = [
+        job("old", "ann", created_us=1),
+        job("high", "ann", priority=5, created_us=2),
+        job("low", "ann", priority=-1, created_us=0),
+        job("other", "bea", created_us=3),
+    ]
+    found = order(Line(), jobs)
+    assert found.index("high") < found.index("old")
+    assert found[-1] == "low"
+
+
+jobs = st.lists(
+    st.builds(
+        job,
+        st.uuids().map(str),
+        st.sampled_from(["ann", "bea", "cid"]),
+        steps=st.integers(1, 5_000),
+        rows=st.integers(1, 64),
+        priority=st.integers(-9, 9),
+        created_us=st.integers(0, 100),
+    ),
+    max_size=20,
+    unique_by=lambda one: one["name"],
+)
+
+
+@given(jobs)
+def test_everybody_is_handed_out_once(waiting: list[Any]) -> None:
+    found = order(Line(), waiting)
+    assert sorted(found) == sorted(one["name"] for one in waiting)

@@ -1,0 +1,269 @@
+"""Servers and workers of one trainer as processes of their own, with a real NATS between them; killed, stopped and cut
+off at the worst moments."""
+
+import re
+import signal
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from pseudoword.channel import Endpoints
+from pseudoword.client import Client
+from pseudoword.registry.v1 import resources_pb2 as registry_resources
+from pseudoword.trainer.v1 import trainer_pb2
+from pseudoword.trainer.v1.resources_pb2 import Job, Recipe, Start
+
+from tests.conftest import need_program
+from tests.processes import Process
+from tests.trainer.conftest import REX
+from tests.trainer.nats import Nats
+from tests.trainer.zygote import Forked, Zygote
+
+pytestmark = pytest.mark.timeout(400)  # on a machine that does much else
+
+MOMENT_S = 120.0
+STEPS = 40
+NOBODY = "127.0.0.1:1"
+
+
+class Cluster:
+    """The processes of one trainer on one store."""
+
+    def __init__(self, folder: Path, registry: Process, nats: Nats, zygote: Zygote, stack: ExitStack) -> None:
+        self.nats = nats
+        self._folder = folder
+        self._registry = registry
+        self._zygote = zygote
+        self._stack = stack
+        self._workers: list[Forked] = []
+        self._count = 0
+
+    def server(self) -> Forked:
+        """A new server; it trains nothing."""
+        return self._start("server", [], self._registry.address, [])
+
+    def worker(self, *settings: str, registry: str | None = None) -> Forked:
+        worker = self._start("worker", ["worker"], registry or self._registry.address, list(settings))
+        self._workers.append(worker)
+        return worker
+
+    def kill_workers(self) -> None:
+        for worker in self._workers:
+            worker.kill()
+        self._workers.clear()
+
+    def client(self, server: Forked) -> Client:
+        endpoints = Endpoints(trainer=server.address, registry=self._registry.address)
+        return self._stack.enter_context(Client(endpoints))
+
+    def _start(self, name: str, command: list[str], registry: str, settings: list[str]) -> Forked:
+        self._count += 1
+        arguments = [
+            *command,
+            *("--store.address", str(self._folder / "jobs"), "--registry.address", registry, "--model.threads", "1"),
+            *("--queue.kind", "jetstream", "--nats.servers", self.nats.url, "--queue.ack-wait", "PT2S"),
+            *("--queue.dispatcher-lease", "PT2S", "--engine.checkpoint-every", "PT0.2S", *settings),
+        ]
+        process = Forked(self._zygote, f"{name}-{self._count}", self._folder, *arguments)
+        self._stack.callback(process.__exit__)
+        process.start()
+        return process
+
+
+@pytest.fixture(scope="module")
+def nats_binary() -> Path:
+    return need_program("nats-server", "nothing was tested of the queue across machines", target="nats")
+
+
+@pytest.fixture(scope="module")
+def cluster(nats_binary: Path, registry: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("cluster")
+    (folder / "nats").mkdir()
+    nats = Nats(nats_binary, folder / "nats")
+    with ExitStack() as stack:
+        zygote = stack.enter_context(Zygote())
+        stack.callback(nats.kill)
+        nats.start()
+        yield Cluster(folder, registry, nats, zygote, stack)
+
+
+@pytest.fixture(autouse=True)
+def no_workers(cluster: Cluster) -> Iterator[None]:
+    """Each test begins without workers."""
+    cluster.kill_workers()
+    yield
+    cluster.kill_workers()
+
+
+@pytest.fixture(scope="module")
+def server(cluster: Cluster) -> Forked:
+    return cluster.server()
+
+
+@pytest.fixture(scope="module")
+def client(cluster: Cluster, server: Forked) -> Client:
+    return cluster.client(server)
+
+
+@pytest.fixture(scope="module")
+def unbroken(cluster: Cluster, client: Client) -> registry_resources.Version:
+    """What `create` without more learns when nothing happens."""
+    worker = cluster.worker()
+    job = succeeded(client, create(client, "unbroken"))
+    worker.kill()
+    return client.version(job.version)
+
+
+def create(client: Client, concept: str, steps: int = STEPS, start: Start | None = None) -> str:
+    return client.create_job(concept, REX[:2], recipe=Recipe(steps=steps, rows=1), start=start).name
+
+
+def get(client: Client, name: str) -> Job:
+    job: Job = client.trainer.GetJob(trainer_pb2.GetJobRequest(name=name))
+    return job
+
+
+def until(holds: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + MOMENT_S
+    while not holds():
+        assert time.monotonic() < end, f"after {MOMENT_S:g} s not yet: {what}"
+        time.sleep(0.05)
+
+
+def reaches(client: Client, name: str, state: "Job.State.ValueType", *, step: int = 0, attempt: int = 0) -> None:
+    """Returns when the job is in `state`, has made `step` steps, under `attempt` or a later one."""
+
+    def there() -> bool:
+        job = get(client, name)
+        return job.state == state and job.progress.step >= step and job.attempt >= attempt
+
+    until(there, f"{name} is {Job.State.Name(state)} at step {step} of attempt {attempt}")
+
+
+def ended(client: Client, name: str) -> Job:
+    *_, last = client.watch_job(name)
+    return last.job
+
+
+def succeeded(client: Client, name: str) -> Job:
+    """The job, which has succeeded and published one version."""
+    job = ended(client, name)
+    assert job.state == Job.STATE_SUCCEEDED, job.error
+    versions = [client.version(version.name) for version in client.versions(job.concept.rsplit("/", 1)[1])]
+    assert [version.name for version in versions if version.provenance.job == name] == [job.version]
+    return job
+
+
+def ends(worker: Forked) -> dict[str, float]:
+    """How attempts of a worker have ended, as Prometheus sees it."""
+    with urllib.request.urlopen(f"http://{worker.metrics_address}/metrics") as answer:
+        found = re.findall(r'^pseudoword_trainer_jobs_ended_total\{how="(\w+)"\} (\S+)$', answer.read().decode(), re.M)
+    return {how: float(count) for how, count in found}
+
+
+def test_a_worker_is_killed_with_jobs_in_every_state(
+    cluster: Cluster, client: Client, unbroken: registry_resources.Version
+) -> None:
+    # A registry that does not answer holds one job before its first step, and another one after its last.
+    first = cluster.worker("--engine.max-running", "2", registry=NOBODY)
+    publishing = create(client, "publishing", steps=3)
+    reaches(client, publishing, Job.STATE_PUBLISHING)
+    preparing = create(client, "preparing", steps=3, start=Start(version=unbroken.name))
+    reaches(client, preparing, Job.STATE_RUNNING)
+    training = create(client, "training")
+    reaches(client, training, Job.STATE_RUNNING, step=15)
+    queued = create(client, "queued", steps=3)
+    first.kill()
+    assert get(client, queued).state == Job.STATE_QUEUED
+    assert get(client, preparing).progress.step == 0
+
+    cluster.worker()
+    attempts = {name: succeeded(client, name).attempt for name in (publishing, preparing, training, queued)}
+    assert attempts == {publishing: 1, preparing: 2, training: 2, queued: 1}
+    version = client.version(get(client, training).version)
+    assert version.tensors_digest == unbroken.tensors_digest
+    assert list(version.provenance.loss_curve) == list(unbroken.provenance.loss_curve)
+
+
+def test_a_worker_that_stalls_past_its_lease_and_comes_back_changes_nothing(
+    cluster: Cluster, client: Client, unbroken: registry_resources.Version
+) -> None:
+    first = cluster.worker()
+    job = create(client, "stalled")
+    reaches(client, job, Job.STATE_RUNNING, step=5)
+    first.signal(signal.SIGSTOP)
+    second = cluster.worker()
+    reaches(client, job, Job.STATE_RUNNING, attempt=2)
+    first.signal(signal.SIGCONT)  # in the middle of the other one's work
+    done = succeeded(client, job)
+    assert done.attempt == 2
+    assert client.version(done.version).tensors_digest == unbroken.tensors_digest
+    until(lambda: ends(first) == {"lost": 1}, "the first worker knows that it has lost the job")
+    assert ends(second) == {"published": 1}
+    second.kill()
+    # It works on.
+    assert succeeded(client, create(client, "stalled", steps=3)).attempt == 1
+    assert get(client, job).etag == done.etag
+
+
+def test_nats_is_killed_and_comes_back(cluster: Cluster, client: Client) -> None:
+    worker = cluster.worker()
+    running = create(client, "outage", steps=120)
+    reaches(client, running, Job.STATE_RUNNING, step=3)
+    cluster.nats.kill()
+    created = create(client, "outage", steps=3)  # the log is there
+    step = get_step(worker)
+    until(lambda: get_step(worker) > step + 2, "training goes on")
+    assert get(client, created).state == Job.STATE_QUEUED
+    cluster.nats.start()
+    for name in (created, running):
+        assert succeeded(client, name).attempt == 1
+    assert ends(worker) == {"published": 2}
+
+
+def test_a_cancelled_job_leaves_its_worker(cluster: Cluster, client: Client) -> None:
+    worker = cluster.worker()
+    job = create(client, "cancelled", steps=100_000)
+    reaches(client, job, Job.STATE_RUNNING, step=2)
+    assert client.cancel_job(job).state == Job.STATE_CANCELLED
+    until(lambda: ends(worker) == {"cancelled": 1}, "the worker lets go")
+    step = get_step(worker)
+    time.sleep(0.5)
+    assert get_step(worker) <= step + 1  # the tick that it was in
+    assert list(client.versions("cancelled")) == []
+
+
+def test_a_job_that_kills_its_workers_fails_and_the_rest_go_on(cluster: Cluster, client: Client) -> None:
+    doomed = create(client, "poison", steps=100_000)
+    other = create(client, "poison", steps=60)
+    for attempt in (1, 2):
+        worker = cluster.worker("--max-losses", "2")
+        reaches(client, doomed, Job.STATE_RUNNING, step=2, attempt=attempt)
+        worker.kill()
+    cluster.worker("--max-losses", "2")
+    assert succeeded(client, other).attempt <= 2
+    job = ended(client, doomed)
+    assert (job.state, job.attempt) == (Job.STATE_FAILED, 2)
+    assert "2 workers have died" in job.error.message
+
+
+def test_another_server_hands_the_jobs_out_when_the_one_that_did_is_killed(
+    cluster: Cluster, client: Client, server: Forked
+) -> None:
+    other = cluster.server()
+    cluster.worker()
+    assert (server.metric("pseudoword_trainer_dispatches"), other.metric("pseudoword_trainer_dispatches")) == (1, 0)
+    job = create(client, "dispatched", steps=3)
+    server.kill()
+    client = cluster.client(other)
+    assert succeeded(client, job).attempt == 1
+    assert succeeded(client, create(client, "dispatched", steps=3)).attempt == 1
+    assert other.metric("pseudoword_trainer_dispatches") == 1
+
+
+def get_step(worker: Forked) -> float:
+    """Steps that a worker has made since its start, of whatever jobs."""
+    return worker.metric("pseudoword_trainer_step_seconds_count")

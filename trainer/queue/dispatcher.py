@@ -1,0 +1,84 @@
+"""Hands the waiting jobs out to NATS, fair between tenants, by comparing what the log says with what NATS has."""
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import structlog
+
+from trainer.book import Row
+from trainer.desk import Desk
+from trainer.jobs import State
+from trainer.metrics import TrainerMetrics
+from trainer.queue.broker import AWAY, Broker, token_of
+from trainer.queue.leadership import Leadership
+from trainer.queue.line import Line
+
+_LONGEST_S = 1.0  # between two looks: what NATS has lost is told by nobody
+_logger = structlog.get_logger(__name__)
+
+
+class Dispatcher:
+    """Keeps no state but whose turn it is: a new one goes on where another was killed, and two at once do no harm,
+    since NATS takes a job once."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        desk: Desk,
+        leadership: Leadership,
+        metrics: TrainerMetrics,
+        *,
+        ahead: int,
+    ) -> None:
+        """At most `ahead` jobs of a base model wait with NATS."""
+        self._broker = broker
+        self._desk = desk
+        self._leadership = leadership
+        self._ahead = ahead
+        self._lines: dict[str, Line] = {}
+        self._running: asyncio.Task[None] | None = None
+        self._stack = AsyncExitStack()
+        metrics.dispatches.set_function(lambda: leadership.held)
+
+    async def start(self) -> None:
+        """Begins. Does not wait for NATS."""
+        await self._stack.enter_async_context(self._leadership.sought())
+        self._running = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Another one may begin."""
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.wait({self._running})
+        await self._stack.aclose()
+
+    async def _run(self) -> None:
+        while True:
+            if self._leadership.held:
+                try:
+                    await self._look()
+                except AWAY as error:
+                    _logger.warning("jobs wait for NATS", error=f"{type(error).__name__}: {error}")
+            await self._desk.work(_LONGEST_S)
+            self._desk.stirred()
+
+    async def _look(self) -> None:
+        # In this order: a message goes after its job's end is in the log, so what is missing here and unfinished there
+        # is lost, not done.
+        sent = await self._broker.sent()
+        waiting: dict[str, list[Row]] = {}
+        for row in await self._desk.unfinished():
+            base = token_of(row["spec"]["base_model"])
+            if row["state"] == State.QUEUED:
+                waiting.setdefault(base, [])
+                if row["name"] not in sent:
+                    waiting[base].append(row)
+            elif row["name"] not in sent:
+                _logger.warning("sent again: NATS has lost its message", job=row["name"])
+                await self._broker.send(base, row["name"])
+        for base, rows in waiting.items():
+            line = self._lines.setdefault(base, Line())
+            line.wait(rows)
+            room = self._ahead - await self._broker.untaken(base) if rows else 0
+            for _ in range(min(room, len(rows))):
+                await self._broker.send(base, line.first())

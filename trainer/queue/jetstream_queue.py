@@ -1,0 +1,193 @@
+"""Jobs from NATS JetStream, for workers in processes of their own."""
+
+import asyncio
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+
+import structlog
+from nats.aio.msg import Msg
+from nats.errors import TimeoutError as NothingCame
+from pseudoword.names import InvalidName
+
+from rpc.errors import FailedPrecondition, NotFound
+from rpc.patience import patiently
+from trainer.attempt import Attempt
+from trainer.book import MoveJob, Row
+from trainer.desk import Desk
+from trainer.endings import Endings
+from trainer.jobs import ENDED, Move, State
+from trainer.queue.broker import AWAY, Broker
+from trainer.queue.job_queue import workers_lost
+
+_PULL_S = 5.0  # for how long one request for a job waits
+_PAUSE_S = 1.0  # before NATS is asked again when something was wrong
+_ASK_S = 5.0  # longest that the holder of a job is waited for to say so
+_BEATS = 3  # within ack_wait
+_logger = structlog.get_logger(__name__)
+
+
+@dataclass(kw_only=True)
+class Lease:
+    """A job's message while it is ours to acknowledge; `attempt` is 0 until the job is taken."""
+
+    message: Msg
+    attempt: int = 0
+
+
+class JetStreamQueue:
+    """A JobQueue: one base model's jobs, pulled one at a time when this worker has a place.
+
+    A message is a lease: it is renewed until the attempt is over, and given to another worker when it was not for
+    `ack_wait`. Who is given one looks into the log: a job that is RUNNING there has lost its worker, unless that one
+    still answers (NATS may have been away, or have lost its store). Every word about the attempt goes to the log first,
+    the message is acknowledged after it.
+    """
+
+    def __init__(self, broker: Broker, desk: Desk, endings: Endings, *, base: str, max_losses: int) -> None:
+        """`base` is the base model's token; `max_losses` workers may die of a job. Before broker.open()."""
+        self._broker = broker
+        self._desk = desk
+        self._endings = endings
+        self._base = base
+        self._max_losses = max_losses
+        self._leases: dict[str, Lease] = {}
+        # A job that is held and not taken yet, while this worker makes up its mind.
+        self._offered: Row | None = None
+        self._wanted = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        broker.hear("held", self._answer)
+
+    async def open(self) -> None:
+        """As JobQueue.open. Does not wait for NATS."""
+        self._tasks = {asyncio.create_task(self._pull()), asyncio.create_task(self._beat())}
+        self._wanted.set()
+
+    async def next(self) -> Row | None:
+        """Not known: what waits is with NATS, and whose turn it is was decided by the dispatcher."""
+        return None
+
+    async def take(self, *, alone: bool) -> Row | None:
+        """As JobQueue.take."""
+        row = self._offered
+        if row is None:
+            self._wanted.set()
+            return None
+        if row["state"] == State.QUEUED and row["losses"] and not alone:
+            return None
+        self._offered = None
+        lease = self._leases[row["name"]]
+        try:
+            if row["state"] == State.QUEUED:
+                row = await self._desk.move(MoveJob(name=row["name"], move=Move.TAKE))
+        except FailedPrecondition:  # cancelled in between, or another one's since we were not heard of
+            await self._let_go(row["name"])
+            self._wanted.set()
+            return None
+        lease.attempt = row["attempt"]
+        return row
+
+    async def release(self, attempt: Attempt) -> None:
+        """As JobQueue.release. The message goes where the log says that its job needs none, or another one; else it is
+        another worker's, or will be."""
+        if attempt.job.name in self._leases:
+            await self._let_go(attempt.job.name, handed_back=(attempt.number, attempt.losses))
+
+    async def close(self) -> None:
+        """As JobQueue.close."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._offered = None
+        for lease in self._leases.values():
+            with suppress(*AWAY):
+                await lease.message.nak()
+        self._leases.clear()
+
+    async def _pull(self) -> None:
+        """Gets a job whenever one is wanted, for ever."""
+        jobs = None
+        while True:
+            await self._wanted.wait()
+            try:
+                jobs = jobs or await self._broker.pull(self._base)
+                (message,) = await jobs.fetch(1, timeout=_PULL_S)
+            except NothingCame:
+                continue
+            except AWAY as error:
+                _logger.warning("no job from NATS", error=f"{type(error).__name__}: {error}")
+                jobs = None
+                await asyncio.sleep(_PAUSE_S)
+                continue
+            await self._receive(message)
+
+    async def _receive(self, message: Msg) -> None:
+        """Offers the job, or says what becomes of its message."""
+        try:
+            name = self._broker.job_of(message.subject)
+            row, _ = await patiently(lambda: self._desk.row(name))
+        except (InvalidName, NotFound):
+            _logger.warning("a message of no job", subject=message.subject)
+            with suppress(*AWAY):
+                await message.term()
+            return
+        if name in self._leases:  # it was not heard that we have it
+            self._leases[name].message = message
+            return
+        if row["state"] in {State.RUNNING, State.PUBLISHING} and await self._is_held(row):
+            _logger.info("its worker still has it", job=name, attempt=row["attempt"])
+            with suppress(*AWAY):
+                await message.nak(delay=self._broker.ack_wait_s)
+            return
+        self._leases[name] = Lease(message=message)
+        if row["state"] == State.RUNNING:
+            row = await self._lose(row)
+        if row["state"] in {State.QUEUED, State.PUBLISHING}:
+            self._wanted.clear()
+            self._offered = row
+            self._desk.wake()
+        else:
+            await self._let_go(name)
+
+    async def _lose(self, row: Row) -> Row:
+        """What becomes of a job whose worker is not heard of any more."""
+        name, attempt = row["name"], row["attempt"]
+        if row["losses"] + 1 >= self._max_losses:
+            await self._endings.fail(name, attempt, workers_lost(name, self._max_losses))
+        else:
+            _logger.warning("a worker is lost", job=name, attempt=attempt)
+            with suppress(FailedPrecondition):  # it has ended by itself just now
+                await self._desk.move(MoveJob(name=name, move=Move.LOSE, attempt=attempt))
+        row, _ = await patiently(lambda: self._desk.row(name))
+        return row
+
+    async def _let_go(self, name: str, *, handed_back: tuple[int, int] | None = None) -> None:
+        """Acknowledges a job's message if the log has its end, or it waits again because the attempt and losses in
+        `handed_back` were: then the dispatcher sends it once more, when its turn comes."""
+        lease = self._leases.pop(name)
+        row, _ = await patiently(lambda: self._desk.row(name))
+        waits = row["state"] == State.QUEUED and (row["attempt"], row["losses"]) == handed_back
+        if row["state"] in ENDED or waits:
+            with suppress(*AWAY):  # whoever is given it next finds the same in the log
+                await lease.message.ack()
+
+    async def _beat(self) -> None:
+        """Renews every lease, for ever."""
+        while True:
+            await asyncio.sleep(self._broker.ack_wait_s / _BEATS)
+            for lease in list(self._leases.values()):
+                with suppress(*AWAY):
+                    await lease.message.in_progress()
+
+    async def _is_held(self, row: Row) -> bool:
+        """Whether another worker says that it is at the attempt that the log has."""
+        question = json.dumps([row["name"], row["attempt"]]).encode()
+        return await self._broker.ask("held", question, min(_ASK_S, self._broker.ack_wait_s / _BEATS))
+
+    async def _answer(self, message: Msg) -> None:
+        name, attempt = json.loads(message.data)
+        lease = self._leases.get(name)
+        if lease is not None and lease.attempt == attempt:
+            with suppress(*AWAY):
+                await message.respond(b"")

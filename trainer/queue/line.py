@@ -1,0 +1,44 @@
+"""Whose waiting job is handed out next. Pure: no torch, no grpc, no clock.
+
+Start-time fair queueing between tenants (Goyal, Vin and Cheng 1996): a job begins, in rows, where its tenant's last one
+ended or where the others are by now, whichever is later; the one that begins first is next. So a tenant that comes is
+next at once and is owed nothing for the time before, and long jobs cost what they take. Deficit round robin, which
+shares out a tick's rows (trainer.turns), would need a quantum that the longest job fits into.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from trainer.book import Row
+
+
+class Line:
+    """Those that wait for one base model."""
+
+    def __init__(self) -> None:
+        self._jobs: Mapping[str, Row] = {}
+        # Where the last job of a tenant ends, and where the newest job that was handed out began; in rows.
+        self._ends: dict[str, int] = {}
+        self._now = 0
+
+    def wait(self, jobs: Sequence[Row]) -> None:
+        """These wait, and no others."""
+        self._jobs = {job["name"]: job for job in jobs}
+
+    def first(self) -> str:
+        """The next one, which waits no more: of the tenant that is first, the oldest of the highest priority;
+        priorities below 0 only when no other waits. There must be one."""
+        ordinary = [job for job in self._jobs.values() if job["priority"] >= 0]
+        job = min(ordinary or self._jobs.values(), key=self._rank)
+        tenant, recipe = job["tenant"], job["spec"]["recipe"]
+        self._now = self._begin(tenant)
+        self._ends = {other: end for other, end in self._ends.items() if end > self._now}
+        self._ends[tenant] = self._now + recipe["steps"] * recipe["rows"]
+        self._jobs = {name: other for name, other in self._jobs.items() if other is not job}
+        name: str = job["name"]
+        return name
+
+    def _begin(self, tenant: str) -> int:
+        return max(self._now, self._ends.get(tenant, 0))
+
+    def _rank(self, job: Row) -> tuple[int, int, int, str]:
+        return self._begin(job["tenant"]), -job["priority"], job["created_us"], job["name"]
