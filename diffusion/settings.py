@@ -11,7 +11,7 @@ from pydantic import BaseModel as Table
 from pydantic import Field, model_validator
 
 from diffusion.checkpoint import BaseModel, ModelSpec
-from diffusion.denoiser import Denoiser
+from diffusion.denoiser import Denoiser, NoDenoiser
 from diffusion.errors import CheckpointInvalid
 from rpc.settings import SettingsError
 
@@ -90,8 +90,13 @@ class DenoiserSettings(Table, frozen=True, extra="forbid"):
         return self
 
 
-def load_model(settings: ModelSettings, denoiser: DenoiserSettings | None = None) -> BaseModel:
+def load_model(
+    settings: ModelSettings, denoiser: DenoiserSettings | None = None, *, prompts_only: bool = False
+) -> BaseModel:
     """Loads the model that `settings` name; takes seconds to minutes. Raises SettingsError when it is of no use.
+
+    `prompts_only`: for a process that reads prompts and computes nothing; whatever the device, the model lies in memory
+    without its UNet.
 
     With a `denoiser` of kind triton the UNet is not kept, and SettingsError also means that no Triton server answers,
     or that one serves another checkpoint.
@@ -103,10 +108,11 @@ def load_model(settings: ModelSettings, denoiser: DenoiserSettings | None = None
         library.enable_propagation()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    device = settings.device
+    device = "cpu" if prompts_only else settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if settings.graphs and not device.startswith("cuda"):
+    graphs = settings.graphs and not prompts_only
+    if graphs and not device.startswith("cuda"):
         raise SettingsError(f"model.graphs needs a CUDA device; this one is {device}")
     dtype: torch.dtype = getattr(torch, settings.dtype)
     try:
@@ -115,9 +121,9 @@ def load_model(settings: ModelSettings, denoiser: DenoiserSettings | None = None
             device=device,
             dtype=dtype,
             revision=settings.revision,
-            denoiser=_elsewhere(denoiser),
+            denoiser=(lambda spec: NoDenoiser()) if prompts_only else _elsewhere(denoiser),
             row_buckets=settings.row_buckets,
-            graphs=settings.graphs,
+            graphs=graphs,
         )
     except CheckpointInvalid as error:
         raise SettingsError(error.message) from None

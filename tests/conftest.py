@@ -102,21 +102,26 @@ class Place:
 
 def find_program(name: str) -> Path | None:
     """A program that the project has installed: $PSEUDOWORD_<NAME>, `.cache/bin/<name>`, or one on the PATH."""
-    for place in (os.environ.get(f"PSEUDOWORD_{name.upper()}"), str(ROOT / ".cache/bin" / name), shutil.which(name)):
+    for place in (os.environ.get(_variable(name)), str(ROOT / ".cache/bin" / name), shutil.which(name)):
         if place and os.access(place, os.X_OK):
             return Path(place)
     return None
 
 
-def need_program(name: str, want: str) -> Path:
-    """find_program; without one, the test fails in CI and skips elsewhere, saying that `want` was not tested."""
+def need_program(name: str, want: str, *, target: str = "") -> Path:
+    """find_program; without one, the test fails in CI and skips elsewhere, saying that `want` was not tested. The
+    Makefile's `target` is its name, unless given."""
     found = find_program(name)
     if found is not None:
         return found
-    missing = f"NO {name.upper()}: {want}. Run `make {name}`, or set PSEUDOWORD_{name.upper()} to the binary"
+    missing = f"NO {name.upper()}: {want}. Run `make {target or name}`, or set {_variable(name)} to the binary"
     if os.environ.get("CI"):
         pytest.fail(missing)
     pytest.skip(missing)
+
+
+def _variable(name: str) -> str:
+    return f"PSEUDOWORD_{name.upper().replace('-', '_')}"
 
 
 @pytest.fixture(scope="session")
