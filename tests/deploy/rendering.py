@@ -48,8 +48,8 @@ class Container:
 
     @property
     def server(self) -> bool:
-        """Whether it is one of our three servers."""
-        return not self.init and self.spec["name"] in ("registry", "trainer", "generation")
+        """Whether it is one of our servers, or a worker, which serves health and metrics."""
+        return not self.init and self.spec["name"] in ("registry", "trainer", "worker", "generation")
 
 
 def workloads(objects: tuple[Object, ...]) -> list[Object]:

@@ -1,6 +1,7 @@
 """Every combination renders, is valid by Kubernetes' own schemas, and keeps the rules that schemas cannot say."""
 
 import json
+import re
 import tomllib
 from functools import cache
 
@@ -83,11 +84,13 @@ def test_resources_are_bounded(folder: str) -> None:
 @every_folder
 def test_images_are_pinned_to_this_version(folder: str) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    minio = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("MINIO_VERSION"))
+    pins = dict(re.findall(r"^(MINIO|NATS)_VERSION := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for found in containers(folder):
         name, _, tag = found.spec["image"].partition(":")
         if name == "pseudoword/minio":
-            assert f"-{tag}-" in minio, f"{found.where}: {tag} is not the version that the tests run against"
+            assert f"-{tag}-" in pins["MINIO"], f"{found.where}: {tag} is not the version that the tests run against"
+        elif name == "pseudoword/nats":
+            assert f"v{tag}" == pins["NATS"], f"{found.where}: {tag} is not the version that the tests run against"
         else:
             assert tag == version, found.where
 
@@ -95,7 +98,8 @@ def test_images_are_pinned_to_this_version(folder: str) -> None:
 @every_folder
 def test_servers_are_probed_by_name_and_have_time_to_drain(folder: str) -> None:
     servers = [found for found in containers(folder) if found.server]
-    assert {found.spec["name"] for found in servers} == {"registry", "trainer", "generation"}
+    workers = {"worker"} if "workers" in folder else set()
+    assert {found.spec["name"] for found in servers} == {"registry", "trainer", "generation"} | workers
     for found in servers:
         ports = {port["name"]: port["containerPort"] for port in found.spec["ports"]}
         assert set(ports) == {"grpc", "health", "metrics"}, found.where
@@ -153,10 +157,17 @@ def test_every_server_has_a_budget_and_is_spread(folder: str) -> None:
         assert spread["matchLabelKeys"] == ["pod-template-hash"]
 
 
-def test_gpus_are_asked_for_by_those_that_use_them() -> None:
-    for found in containers("tests/gpu"):
+@pytest.mark.parametrize(
+    ("folder", "users"),
+    [
+        ("tests/gpu", {"trainer", "generation"}),
+        ("tests/workers+gpu+monitoring+network-policies", {"worker", "generation"}),
+    ],
+)
+def test_gpus_are_asked_for_by_those_that_use_them(folder: str, users: set[str]) -> None:
+    for found in containers(folder):
         wants = found.spec["resources"]["limits"].get("nvidia.com/gpu")
-        assert wants == ("1" if found.spec["name"] in ("trainer", "generation") else None), found.where
+        assert wants == ("1" if found.spec["name"] in users else None), found.where
         if wants:
             (toleration,) = found.pod["tolerations"]
             assert toleration == {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
@@ -179,14 +190,44 @@ def test_network_policies_let_through_what_is_needed_and_no_more() -> None:
     into = {name: peers(policies[name]["ingress"], "from") for name in ("registry", "trainer", "generation", "minio")}
     out = {name: peers(policies[name].get("egress", []), "to") for name in into}
     assert into == {
-        "registry": {"client", "trainer", "generation"},
+        "registry": {"client", "trainer", "worker", "generation"},
         "trainer": {"client"},
         "generation": {"client"},
-        "minio": {"registry", "trainer", "generation", "garbage-collection"},
+        "minio": {"registry", "trainer", "worker", "generation", "garbage-collection"},
     }
     # What one may send, the other may receive.
     peers_of_both = {"registry", "minio"}
-    assert out == {"registry": {"minio"}, "trainer": peers_of_both, "generation": peers_of_both, "minio": set()}
+    assert out == {
+        "registry": {"minio"},
+        "trainer": peers_of_both | {"nats"},
+        "generation": peers_of_both,
+        "minio": set(),
+    }
+
+
+def test_workers_and_nats_reach_what_they_need() -> None:
+    policies = {item["metadata"]["name"]: item["spec"] for item in of_kind(render("tests/workers"), "NetworkPolicy")}
+    assert set(policies) == {"worker", "nats"}
+    reached = {
+        peer["podSelector"]["matchLabels"].get("app.kubernetes.io/name", "dns")
+        for rule in policies["worker"]["egress"]
+        for peer in rule["to"]
+    }
+    assert reached == {"registry", "minio", "nats", "dns"}
+    (into,) = policies["nats"]["ingress"]
+    assert {peer["podSelector"]["matchLabels"]["app.kubernetes.io/name"] for peer in into["from"]} == {
+        "trainer",
+        "worker",
+    }
+    assert into["ports"] == [{"port": "client"}]
+    assert "egress" not in policies["nats"]
+
+
+def test_servers_of_the_trainer_are_several_where_workers_train() -> None:
+    (trainer,) = (item for item in workloads(render("tests/workers")) if item["metadata"]["name"] == "trainer")
+    assert (trainer["spec"]["replicas"], trainer["spec"]["strategy"]["type"]) == (2, "RollingUpdate")
+    (alone,) = (item for item in workloads(render("base")) if item["metadata"]["name"] == "trainer")
+    assert (alone["spec"]["replicas"], alone["spec"]["strategy"]["type"]) == (1, "Recreate")
 
 
 def _labels(workload: Object) -> dict[str, str]:

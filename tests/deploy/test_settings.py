@@ -19,10 +19,11 @@ from service.settings import GenerationSettings
 from tests.deploy.rendering import DEPLOY, FOLDERS, ROOT, Container, containers, environment, files
 from trainer.settings import TrainerSettings
 
-MODULES = {"registry": "registry", "trainer": "trainer", "generation": "service"}
+MODULES = {"registry": "registry", "trainer": "trainer", "worker": "trainer", "generation": "service"}
 SETTINGS: dict[str, type[Settings]] = {
     "registry": RegistrySettings,
     "trainer": TrainerSettings,
+    "worker": TrainerSettings,
     "generation": GenerationSettings,
 }
 
@@ -54,7 +55,7 @@ def loaded(folder: str, found: Container, monkeypatch: pytest.MonkeyPatch) -> Se
 @every_folder
 def test_every_variable_is_a_setting_of_its_server(folder: str) -> None:
     for found in containers(folder):
-        if found.spec["image"].startswith("pseudoword/minio:"):
+        if found.spec["image"].startswith(("pseudoword/minio:", "pseudoword/nats:")):
             continue
         known = set(variables(SETTINGS[found.spec["image"].split("/")[1].split(":")[0]]))
         used = environment(folder, found.spec)
@@ -99,7 +100,7 @@ def test_peers_and_stores_are_services_of_this_kustomization(folder: str) -> Non
         endpoint = values.get("PSEUDOWORD_S3__ENDPOINT", "")
         assert endpoint in ("", "minio:9000", "s3.example.com"), found.where
         assert ("minio" in names) or not endpoint.startswith("minio"), found.where
-    # Each keeps a log of its own: no two share a place.
+    # Each keeps a log of its own, but for the workers, which share the trainer's: no others share a place.
     places = {values["PSEUDOWORD_STORE__ADDRESS"] for values in (environment(folder, f.spec) for f in servers(folder))}
     assert len(places) == 3
     assert len({place.rpartition("/")[0] for place in places}) == 1, "make-bucket makes one bucket"
@@ -115,13 +116,14 @@ def test_containerfiles(file: Path) -> None:
     for name, value in instructions:
         if name in ("FROM", "ARG"):
             assert ":latest" not in value and "latest" not in value
-    if file.stem == "minio":
-        version = re.search(r"^MINIO_VERSION := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        assert version is not None and f"ARG MINIO_VERSION={version[1]}" in text
+    if file.stem in ("minio", "nats"):
+        name = f"{file.stem.upper()}_VERSION"
+        version = re.search(rf"^{name} := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert version is not None and f"ARG {name}={version[1]}" in text
         return
     (install,) = (value for name, value in instructions if name == "RUN" and "pip install" in value)
     assert "--constraint constraints.txt" in install
-    extras = {"registry": [], "trainer": ["[torch]"], "generation": ["[torch,triton]"]}
+    extras = {"registry": [], "trainer": ["[nats,torch]"], "generation": ["[torch,triton]"]}
     assert re.findall(r"'\.(\[.*?\])'", install) == extras[file.stem]
     module = re.fullmatch(r'\["python", "-m", "(\w+)"\]', last["ENTRYPOINT"])
     assert module is not None and module[1] == MODULES[file.stem]
