@@ -60,7 +60,9 @@ class Piece:
 @click.option(
     "--loads", default="0.3,0.6,1.0,1.5", show_default=True, help="Times the saturated throughput of the lock."
 )
-@click.option("--requests", default=150, show_default=True, help="Requests at each load.")
+@click.option(
+    "--requests", default="150", show_default=True, help="Requests at each load; one number for all, or each."
+)
 @click.option("--steps", default="10,15,20", show_default=True, help="Steps that requests ask for.")
 @click.option("--capacity-requests", default=24, show_default=True, help="Requests that measure the lock's capacity.")
 @click.option("--seed", default=0, show_default=True, help="Another one for each piece.")
@@ -75,7 +77,7 @@ def main(
     model: str | None,
     device: str,
     loads: str,
-    requests: int,
+    requests: str,
     steps: str,
     capacity_requests: int,
     seed: int,
@@ -97,6 +99,10 @@ def main(
     }
     pieces = _read(output, about)
     choice = [int(text) for text in steps.split(",")]
+    shares = [float(text) for text in loads.split(",")]
+    counts = [int(text) for text in requests.split(",")]
+    if len(counts) not in (1, len(shares)):
+        raise click.BadParameter("is one number, or one for each load", param_hint="--requests")
     loaded = BaseModel.load(model, device="cpu")
     words = vectors(loaded.spec.encoders[0].dims)
     peer = Peer(model, device, words)
@@ -117,10 +123,10 @@ def main(
             WHOLE: lambda asked, due: _by_clients(whole, asked, due),
             OURS: lambda asked, due: _by_clients(servers.endpoints, asked, due),
         }
-        for number, load in enumerate(float(text) for text in loads.split(",")):
+        for number, (load, count) in enumerate(zip(shares, counts * len(shares), strict=False)):
             draw = np.random.default_rng([seed, number])
-            due = np.cumsum(draw.exponential(1 / (load * capacity), requests)).tolist()
-            asked = mix(requests, seed=100 * seed + number, steps=choice)
+            due = np.cumsum(draw.exponential(1 / (load * capacity), count)).tolist()
+            asked = mix(count, seed=100 * seed + number, steps=choice)
             latency_s, took_s = {}, {}
             for name, contender in contenders.items():
                 began = time.monotonic()
