@@ -100,11 +100,11 @@ def learn_toys(
             name: draw(client, [sentence.format(word, other=other)] * _EACH) for name, (sentence, _) in EDITS.items()
         }
         true = judge.look(pictures[PICTURES:])
-        of = [_alike(true, judge.look(images)) for images in (plain, told)]
-        kept = {"plain": _kept(classifier, plain, toy, {})}
-        kept |= {name: _kept(classifier, edits[name], toy, wanted) for name, (_, wanted) in EDITS.items()}
+        of = [alike(true, judge.look(images)) for images in (plain, told)]
+        shares = {"plain": kept(classifier, plain, toy, {})}
+        shares |= {name: kept(classifier, edits[name], toy, wanted) for name, (_, wanted) in EDITS.items()}
         scores.append(
-            ToyScore(toy=toy, floor=_alike(true, floor), ceiling=_others(true), learned=of[0], oracle=of[1], kept=kept)
+            ToyScore(toy=toy, floor=alike(true, floor), ceiling=_others(true), learned=of[0], oracle=of[1], kept=shares)
         )
         rows.append(
             [
@@ -184,7 +184,7 @@ def _in_style(toy: Toy, style: Style, rng: np.random.Generator) -> Image.Image:
     return paint(Drawing(toy=toy, background=background, style=style), rng)
 
 
-def _kept(classifier: PictureJudge, images: list[Image.Image], toy: Toy, wanted: Mapping[str, str]) -> float:
+def kept(classifier: PictureJudge, images: list[Image.Image], toy: Toy, wanted: Mapping[str, str]) -> float:
     """Share of the images in which the toy's kind and colour are seen, among the two likeliest, and what is wanted.
 
     The two likeliest, since a banded toy has two colours, and a pair two kinds.
@@ -204,7 +204,8 @@ def _kept(classifier: PictureJudge, images: list[Image.Image], toy: Toy, wanted:
     return float(np.mean(hits))
 
 
-def _alike(one: torch.Tensor, other: torch.Tensor) -> float:
+def alike(one: torch.Tensor, other: torch.Tensor) -> float:
+    """CLIP-I of two sets of pictures' unit vectors, or CLIP-T of pictures' and sentences': the mean product."""
     return float((one @ other.T).mean())
 
 

@@ -110,8 +110,8 @@ class Measure:
         return total / len(clean)
 
     @torch.no_grad()
-    def draw(self, vectors: torch.Tensor) -> list[np.ndarray]:
-        """The SENTENCES with the word, 20 steps of DDIM, guidance 4."""
+    def draw(self, vectors: torch.Tensor, sentences: Sequence[str] = SENTENCES) -> list[np.ndarray]:
+        """The sentences with the word `<toy>`, 20 steps of DDIM, guidance 4, seeds 0, 1 and so on."""
         negative = self._encoder.encode([parse("")], {})
         size = self._model.spec.sample_size_px
         pictures = [
@@ -126,7 +126,7 @@ class Measure:
                 width=size,
                 height=size,
             )
-            for seed, sentence in enumerate(SENTENCES)
+            for seed, sentence in enumerate(sentences)
         ]
         while not pictures[0].done:
             step(self._model, pictures)

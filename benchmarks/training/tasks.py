@@ -1,0 +1,198 @@
+"""The paper's tasks on the miniature: a toy drawn again, in other styles, and in other places and company.
+
+    python -m benchmarks.training.tasks [--toys N] [-o docs]
+
+Four pictures of a toy that no training showed, and three ways to draw it (the comparison of arXiv 2208.01618, section
+5): a learned word (the service's default recipe), the whole model fine-tuned on the same pictures and steps, and
+retrieval: of 2,000 drawings of other toys, the one most like the pictures and the sentence. Fidelity: CLIP-I of "a photo
+of" it with further true drawings, and how often kind and colours are seen. Editability: CLIP-T, and how often an edit is.
+Prints the table of docs/training.md and writes the sheet (training-tasks.png).
+"""
+
+import argparse
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from pseudoword.sheet import Tile, contact_sheet
+
+from benchmarks.miniature.words import alike, kept, toys
+from benchmarks.training.measure import Case, Measure, make_case, say
+from diffusion.checkpoint import BaseModel
+from diffusion.encoder import PromptEncoder
+from miniature.judges.classifier import Classifier
+from miniature.judges.clip import Judge
+from miniature.paint import paint
+from miniature.training.drawings import HELD_OUT, Drawings
+from trainer.draws import draw
+from trainer.engine import Engine
+from trainer.latents import encode_pictures
+from trainer.learned.network import beside, load
+from trainer.losses import Part, RowLosses
+from trainer.recipe import recipes
+from trainer.run import Task
+from trainer.starts import LearnedStart, Start, Words
+from trainer.templates import OBJECT
+
+_RECIPE = recipes("miniature")["object"]
+_FINE_TUNING_RATE = 1e-4  # of AdamW, for all weights of text encoder and UNet
+_BANK = 2000
+_EACH = 2  # pictures of each sentence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A sentence with `{}` in the toy's place, which of the paper's tasks it is, and what should be seen beside it."""
+
+    task: str
+    sentence: str
+    wanted: Mapping[str, str]
+
+
+ASKED = (
+    Asked(task="reconstruction", sentence="a photo of a {}", wanted={}),
+    Asked(task="style transfer", sentence="a sketch of a {}", wanted={"style": "sketch"}),
+    Asked(task="style transfer", sentence="a {} in the style of van gogh", wanted={"style": "van gogh"}),
+    Asked(task="style transfer", sentence="a watercolor painting of a {}", wanted={"style": "watercolor"}),
+    Asked(task="composition", sentence="a photo of a {} on the beach", wanted={"scene": "beach"}),
+    Asked(task="composition", sentence="a photo of a {} with sunglasses", wanted={"accessory": "sunglasses"}),
+    Asked(task="composition", sentence="a photo of two {}", wanted={"count": "two"}),
+)
+_SENTENCES = tuple(asked.sentence.format("<toy>") for asked in ASKED for _ in range(_EACH))
+Method = Callable[[Case], Sequence[Image.Image]]
+
+
+def learned_word(model: BaseModel) -> Method:
+    """Textual inversion by the trainer's own engine."""
+    folder = beside(None)
+    engine = Engine(model, learned_start=None if folder is None else load(folder, model.spec))
+    measure = Measure(model)
+    start: Start = Words(words="toy") if folder is None else LearnedStart(kind="object", usual="toy")
+
+    def method(case: Case) -> Sequence[Image.Image]:
+        templates = [OBJECT] * len(case.learn)
+        task = Task(pictures=case.learn, templates=templates, start=start, vectors=1, seed=0, recipe=_RECIPE)
+        vectors = engine.learn(task, lambda step: None, threading.Event()).vectors
+        return _images(measure.draw(torch.from_numpy(vectors), _SENTENCES))
+
+    return method
+
+
+def fine_tuned(steps: int) -> Method:
+    """All weights of text encoder and UNet, trained on the pictures under the word "toy", anew for each toy."""
+
+    def method(case: Case) -> Sequence[Image.Image]:
+        model = BaseModel.load(None)
+        encoder = PromptEncoder(model)
+        word = model.embedding.table.weight[Engine(model).starts.ids("toy")].detach().clone()
+        weights = [*model.unet.parameters(), *model.text_encoder.parameters()]
+        for weight in weights:
+            weight.requires_grad_(True)
+        optimiser = torch.optim.AdamW(weights, lr=_FINE_TUNING_RATE, weight_decay=0.01)
+        latents = encode_pictures(model, case.learn, [], flips=False)
+        losses = RowLosses(model, encoder)
+        for step in range(steps):
+            draws = [
+                draw(
+                    _RECIPE,
+                    seed=0,
+                    step=step,
+                    row=row,
+                    latents=len(latents.means),
+                    templates=[OBJECT],
+                    shape=tuple(latents.means.shape[1:]),
+                )
+                for row in range(_RECIPE.rows)
+            ]
+            loss = losses.of([Part(vectors=word, latents=latents, draws=draws)]).mean()
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        for weight in weights:
+            weight.requires_grad_(False)
+        return _images(Measure(model).draw(word, _SENTENCES))
+
+    return method
+
+
+def retrieval(judge: Judge, bank: Sequence[Image.Image]) -> Method:
+    """Of the bank the drawings that are most like the pictures and most like the sentence, by the sum of the two."""
+    seen = torch.cat([judge.look(bank[start : start + 100]) for start in range(0, len(bank), 100)])
+    said = judge.read([asked.sentence.format("toy") for asked in ASKED])
+
+    def method(case: Case) -> Sequence[Image.Image]:
+        like = seen @ judge.look(case.learn).mean(dim=0)
+        best = [(like + seen @ sentence).topk(_EACH).indices.tolist() for sentence in said]
+        return [bank[place] for places in best for place in places]
+
+    return method
+
+
+def _images(pixels: Sequence[np.ndarray]) -> list[Image.Image]:
+    return [Image.fromarray(one) for one in pixels]
+
+
+def scores(judge: Judge, classifier: Classifier, case: Case, drawn: Sequence[Image.Image]) -> Mapping[str, float]:
+    """One toy's figures; `drawn` has _EACH pictures of each of ASKED."""
+    if case.toy is None:
+        raise ValueError("a style is drawn by nobody here")
+    by_asked = [list(drawn[place * _EACH : (place + 1) * _EACH]) for place in range(len(ASKED))]
+    found: dict[str, list[float]] = {}
+    for asked, images in zip(ASKED, by_asked, strict=True):
+        looked, said = judge.look(images), judge.read([asked.sentence.format("toy")])
+        if not asked.wanted:
+            found["CLIP-I"] = [alike(looked, judge.look(case.held_out))]
+            found["kind and colours kept"] = [kept(classifier, images, case.toy, {})]
+            continue
+        found.setdefault("CLIP-T of the edits", []).append(alike(looked, said))
+        found.setdefault(f"{asked.task}, all kept", []).append(kept(classifier, images, case.toy, asked.wanted))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training.tasks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--toys", type=int, default=6)
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs"))
+    options = parser.parse_args()
+    judge, classifier = Judge.load(), Classifier.load()
+    others = Drawings(Path(), _BANK, HELD_OUT)
+    bank = [paint(others.drawing(number), np.random.default_rng((HELD_OUT, number, 1))) for number in range(_BANK)]
+    methods = {
+        "a learned word": learned_word(BaseModel.load(None)),
+        "the whole model fine-tuned": fine_tuned(_RECIPE.steps),
+        "retrieval": retrieval(judge, bank),
+    }
+    cases = [make_case(number, toy) for number, toy in enumerate(toys(options.toys))]
+    names: Sequence[str] = ()
+    rows: list[list[Tile]] = []
+    lines = []
+    for method_name, method in methods.items():
+        began = time.monotonic()
+        drawn = [method(case) for case in cases]
+        seconds = (time.monotonic() - began) / len(cases)
+        each = [scores(judge, classifier, case, images) for case, images in zip(cases, drawn, strict=True)]
+        names = list(each[0])
+        means = [float(np.mean([one[name] for one in each])) for name in names]
+        lines.append(f"| {method_name} | {' | '.join(f'{mean:.3f}' for mean in means)} | {seconds:.1f} |")
+        for case, images in zip(cases[:3], drawn, strict=False):
+            tiles = [Tile(image=images[place * _EACH], caption=asked.sentence) for place, asked in enumerate(ASKED)]
+            rows.append([Tile(image=case.learn[0], caption=method_name), *tiles])
+    say(f"| {len(cases)} withheld toys | {' | '.join(names)} | seconds a toy |")
+    say("|---" * (len(names) + 2) + "|")
+    for line in lines:
+        say(line)
+    sheet = contact_sheet(rows, tile_px=96, title="true, then drawn")
+    sheet.save(options.output / "training-tasks.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()
