@@ -127,7 +127,7 @@ def classifier(work: Work) -> None:
 def clip(work: Work) -> None:
     """Trains the miniature CLIP, with a text encoder of its own."""
     tokenizer = layout.load_tokenizer(work.model)
-    plan = Plan(steps=work.steps(2400), batch=128, rate=1e-3, warmup=100, averaging=0.995)
+    plan = Plan(steps=work.steps(6000), batch=64, rate=1e-3, warmup=200, averaging=0.997)
     torch.manual_seed(2)
     kept = _committed(work, "clip")
     judge = (new_clip(tokenizer) if kept is None else CLIPModel.from_pretrained(kept, dtype=torch.float32)).to(
