@@ -5,6 +5,7 @@ from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from google.protobuf.json_format import MessageToDict
 from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from pseudoword.trainer.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
@@ -41,7 +42,8 @@ from trainer.worker import Worker
 
 if TYPE_CHECKING:
     from trainer.queue.broker import Broker
-    from trainer.queue.dispatcher import Dispatcher
+
+_logger = structlog.get_logger(__name__)
 
 SERVICE = "pseudoword.trainer.v1.TrainerService"
 TABLE = STORAGE.extended(
@@ -69,7 +71,7 @@ class Trainer:
         self._serves = not worker
         self._trains = worker or settings.queue.kind == "log"
         self._worker: Worker | None = None
-        self._dispatcher: Dispatcher | None = None
+        self._crash: BaseException | None = None
         self._stack = AsyncExitStack()
         self.server = Server(settings.server, name="worker" if worker else "trainer", table=TABLE)
 
@@ -91,10 +93,10 @@ class Trainer:
         await self.server.run_until_signalled(self._stop)
         self._ledger.refuse_replaced()
         await self._stop()
+        if self._crash is not None:
+            raise self._crash
 
     async def _stop(self) -> None:
-        if self._dispatcher is not None:
-            await self._dispatcher.stop()
         if self._worker is not None:
             await self._worker.stop()
 
@@ -152,8 +154,6 @@ class Trainer:
         self._stack.push_async_callback(self._stop)
         if self._worker is not None:
             await self._worker.start()
-        if self._dispatcher is not None:
-            await self._dispatcher.start()
         if self._serves:
             self._beside(pictures.sweep())
         self._beside(end_when_replaced(self.server, ledger))
@@ -165,19 +165,28 @@ class Trainer:
         from trainer.queue.hints import Hints
         from trainer.queue.leadership import Leadership
 
-        queue = self._settings.queue
         hints = Hints(broker, desk, trains=self._trains)
-        if self._serves:
-            leadership = Leadership(broker, "dispatcher", queue.dispatcher_lease)
-            self._dispatcher = Dispatcher(broker, desk, leadership, metrics, ahead=queue.ahead)
         broker.open()
         self._stack.push_async_callback(broker.close)
-        await self._stack.enter_async_context(hints.told())
+        self._beside(hints.run())
         self._beside(desk.follow())
+        if self._serves:
+            queue = self._settings.queue
+            leadership = Leadership(broker, "dispatcher", queue.dispatcher_lease)
+            self._beside(Dispatcher(broker, desk, leadership, metrics, ahead=queue.ahead).run())
 
     def _beside(self, work: Coroutine[Any, Any, None]) -> None:
-        """Does `work` until everything that was opened before it is closed."""
-        self._stack.push_async_callback(_ended, asyncio.create_task(work))
+        """Does `work` until everything that was opened before it is closed. Its death ends the server."""
+        task = asyncio.create_task(work)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                _logger.critical("the server cannot go on", exc_info=error)
+                self._crash = error
+                self.server.end()
+
+        task.add_done_callback(ended)
+        self._stack.push_async_callback(_ended, task)
 
 
 def _broker(settings: TrainerSettings) -> "Broker":

@@ -86,6 +86,7 @@ class Worker:
         self._ending: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
+        self._pulling: asyncio.Task[None] | None = None
         self._crash: BaseException | None = None
 
     async def start(self) -> None:
@@ -93,6 +94,7 @@ class Worker:
         await patiently(self._desk.count)
         self._desk.when_moved(self._moved)
         await self._queue.open()
+        self._pulling = self._begin(self._queue.run())
         self._loop = self._begin(self._run())
 
     async def stop(self) -> None:
@@ -114,6 +116,9 @@ class Worker:
             for attempt in list(self._attempts.values()):
                 self._let_go(attempt)
                 await self._hand_back(attempt)
+            if self._pulling is not None:
+                self._pulling.cancel()
+                await asyncio.wait({self._pulling})
             await self._queue.close()
         except asyncio.CancelledError:  # no time left
             if self._loop is not None:

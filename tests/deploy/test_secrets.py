@@ -1,5 +1,6 @@
 """make-secrets gives everything that the manifests refer to; with it, MinIO and the registry run as they say."""
 
+import asyncio
 import base64
 import json
 import os
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,11 @@ from pseudoword.errors import PseudowordError
 from pseudoword.generation.v1 import resources_pb2
 
 from rpc.identity import Role, Tokens
+from tests.conftest import need_program
 from tests.deploy.rendering import DEPLOY, FOLDERS, ROOT, Container, containers, environment, files, of_kind, render
 from tests.processes import Process
+from trainer.queue.broker import Broker
+from trainer.queue.settings import NatsSettings
 
 NAMESPACE = "pseudoword"
 FULL = "tests/garbage-collection+network-policies"
@@ -157,6 +162,53 @@ def test_the_bucket_is_made_and_the_registry_serves(
     done = subprocess.run([program, *command[1:]], env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["seen"] == 0
+
+
+@pytest.fixture
+def nats_address(secrets: Secrets, tmp_path: Path) -> Iterator[str]:
+    """NATS as components/workers starts it, but for the ports and the places."""
+    binary = need_program("nats-server", "the manifests' NATS was not tried", target="nats")
+    (found,) = (one for one in containers("tests/workers") if one.spec["name"] == "nats")
+    pod, address = Pod(found, secrets, tmp_path / "nats"), f"localhost:{free_port()}"
+    (config,) = (
+        item["data"]["nats.conf"]
+        for item in of_kind(render("tests/workers"), "ConfigMap")
+        if item["metadata"]["name"].startswith("nats-config")
+    )
+    places = {"0.0.0.0:4222": address, "0.0.0.0:8222": f"localhost:{free_port()}"}
+    places |= {place: str(pod.folder / place[1:]) for place in ("/data", "/etc/nats/certs")}
+    for place, other in places.items():
+        assert place in config
+        config = config.replace(place, other)
+    file = tmp_path / "nats.conf"
+    file.write_text(config)
+    with (tmp_path / "nats.log").open("wb") as log:
+        server = subprocess.Popen([binary, "--config", file], env=pod.environment, stdout=log, stderr=log)
+    try:
+        yield address
+    finally:
+        server.kill()
+        server.wait()
+
+
+async def test_nats_lets_the_worker_in_and_nobody_else(secrets: Secrets, tmp_path: Path, nats_address: str) -> None:
+    (found,) = (one for one in containers("tests/workers") if one.spec["name"] == "worker")
+    worker = Pod(found, secrets, tmp_path / "worker")
+    ca, token = (Path(worker.environment[f"PSEUDOWORD_NATS__{name}"]) for name in ("CA", "TOKEN_FILE"))
+    stranger = tmp_path / "token"
+    stranger.write_text("stranger")
+    for file, comes_in in ((token, True), (stranger, False)):
+        settings = NatsSettings(servers=f"tls://{nats_address}", ca=ca, token_file=file)
+        broker = Broker(settings, ack_wait=timedelta(seconds=1))
+        broker.open()
+        try:
+            await asyncio.wait_for(broker.connected(), 30 if comes_in else 2)
+            assert comes_in
+            assert await broker.sent() == set()
+        except TimeoutError:
+            assert not comes_in, (tmp_path / "nats.log").read_text()
+        finally:
+            await broker.close()
 
 
 @pytest.mark.slow

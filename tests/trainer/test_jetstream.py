@@ -52,8 +52,14 @@ class Side:
     metrics: TrainerMetrics
     broker: Broker
     queue: JetStreamQueue
-    dispatcher: Dispatcher
     leadership: Leadership
+    # Of the queue, or where it hands jobs out, of the dispatcher.
+    running: asyncio.Task[None]
+
+    async def stall(self) -> None:
+        """From here on it is as if the process had been stopped."""
+        await ended(self.running)
+        self.queue._leases.clear()
 
     async def create(self, name: str, tenant: str = "default", **more: Any) -> str:
         spec = {
@@ -142,22 +148,16 @@ async def side(tmp_path: Path, nats: Nats) -> AsyncIterator[MakeSide]:
             hints = Hints(broker, desk, trains=not dispatches)
             broker.open()
             stack.push_async_callback(broker.close)
-            await stack.enter_async_context(hints.told())
-            following = asyncio.create_task(desk.follow())
-            stack.push_async_callback(ended, following)
+            for work in (hints.run(), desk.follow()):
+                stack.push_async_callback(ended, asyncio.create_task(work))
+            running = asyncio.create_task(dispatcher.run() if dispatches else queue.run())
+            stack.push_async_callback(ended, running)
             if dispatches:
-                await dispatcher.start()
-                stack.push_async_callback(dispatcher.stop)
                 picture = AddPicture(
                     name=PICTURE, blob="b", media_type="image/png", size_bytes=3, width=8, height=8, lifetime_us=10**12
                 )
                 await desk.change(picture, "default")
-            else:
-                await queue.open()
-                stack.push_async_callback(queue.close)
-            return Side(
-                desk=desk, metrics=metrics, broker=broker, queue=queue, dispatcher=dispatcher, leadership=leadership
-            )
+            return Side(desk=desk, metrics=metrics, broker=broker, queue=queue, leadership=leadership, running=running)
 
         yield make
 
@@ -196,7 +196,7 @@ async def test_what_is_handed_back_goes_to_the_next_worker_at_once_and_counts_as
     attempt = await first.take()
     await first.desk.move(attempt.move(Move.HAND_BACK))
     await first.queue.release(attempt)
-    await first.queue.close()
+    await first.stall()
     second = await side()
     attempt = await second.take(alone=False)
     assert (attempt.job.name, attempt.number, attempt.losses, attempt.job.attempt) == (name, 2, 0, 1)
@@ -206,9 +206,8 @@ async def test_a_worker_that_is_not_heard_of_loses_its_job_and_can_say_nothing_m
     server, first = await side(dispatches=True), await side()
     name = await server.create("j1")
     stale = await first.take()
-    for task in first.queue._tasks:  # as if it were stopped
-        task.cancel()
-    lease = first.queue._leases.pop(name)
+    lease = first.queue._leases[name]
+    await first.stall()
     second = await side()
     attempt = await second.take()
     assert (attempt.number, attempt.losses) == (2, 1)
@@ -218,9 +217,7 @@ async def test_a_worker_that_is_not_heard_of_loses_its_job_and_can_say_nothing_m
         assert refused.value.reason == "ATTEMPT_OVER"
     # It wakes up, and NATS takes its acknowledgement for the new holder's: the job is sent again, and who is given it
     # hears that it is held.
-    first.queue._leases[name] = lease
     await lease.message.ack()
-    await first.queue.close()
     third = await side()
 
     async def sent_again() -> bool:
@@ -239,9 +236,7 @@ async def test_what_has_lost_a_worker_is_given_to_one_that_has_nothing_else(side
     server, first = await side(dispatches=True, max_losses=2), await side(max_losses=2)
     name = await server.create("j1")
     await first.take()
-    for task in first.queue._tasks:
-        task.cancel()
-    first.queue._leases.clear()
+    await first.stall()
     second = await side(max_losses=2)
 
     async def lost() -> bool:
@@ -253,9 +248,7 @@ async def test_what_has_lost_a_worker_is_given_to_one_that_has_nothing_else(side
     attempt = await second.take(alone=True)
     assert attempt.number == 2
     # The second worker is lost too, which is one too many.
-    for task in second.queue._tasks:
-        task.cancel()
-    second.queue._leases.clear()
+    await second.stall()
     third = await side(max_losses=2)
     other = await server.create("j2")
     assert (await third.take()).job.name == other
@@ -332,7 +325,7 @@ async def test_one_dispatcher_at_a_time_and_another_when_it_is_gone(side: MakeSi
     second = await side(dispatches=True)
     await asyncio.sleep(2 * LEASE.total_seconds())
     assert (first.leadership.held, second.leadership.held) == (True, False)
-    await first.dispatcher.stop()
+    await ended(first.running)
 
     async def second_leads() -> bool:
         return second.leadership.held

@@ -211,7 +211,7 @@ def test_a_worker_that_stalls_past_its_lease_and_comes_back_changes_nothing(
 
 def test_nats_is_killed_and_comes_back(cluster: Cluster, client: Client) -> None:
     worker = cluster.worker()
-    running = create(client, "outage", steps=120)
+    running = create(client, "outage", steps=60)
     reaches(client, running, Job.STATE_RUNNING, step=3)
     cluster.nats.kill()
     created = create(client, "outage", steps=3)  # the log is there
@@ -226,7 +226,7 @@ def test_nats_is_killed_and_comes_back(cluster: Cluster, client: Client) -> None
 
 def test_a_cancelled_job_leaves_its_worker(cluster: Cluster, client: Client) -> None:
     worker = cluster.worker()
-    job = create(client, "cancelled", steps=100_000)
+    job = create(client, "cancelled", steps=10_000)
     reaches(client, job, Job.STATE_RUNNING, step=2)
     assert client.cancel_job(job).state == Job.STATE_CANCELLED
     until(lambda: ends(worker) == {"cancelled": 1}, "the worker lets go")
@@ -237,7 +237,7 @@ def test_a_cancelled_job_leaves_its_worker(cluster: Cluster, client: Client) -> 
 
 
 def test_a_job_that_kills_its_workers_fails_and_the_rest_go_on(cluster: Cluster, client: Client) -> None:
-    doomed = create(client, "poison", steps=100_000)
+    doomed = create(client, "poison", steps=10_000)
     other = create(client, "poison", steps=60)
     for attempt in (1, 2):
         worker = cluster.worker("--max-losses", "2")

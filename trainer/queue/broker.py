@@ -48,6 +48,7 @@ class Broker:
         self.ack_wait_s = ack_wait.total_seconds()
         self.client = Client()
         self._connecting: asyncio.Task[None] | None = None
+        self._said = ""
         self._heard: dict[str, Callable[[Msg], Awaitable[None]]] = {}
 
     @property
@@ -183,17 +184,19 @@ class Broker:
             reconnect_time_wait=_RECONNECT_S,  # type: ignore[arg-type]
             max_reconnect_attempts=-1,
             no_echo=True,
-            error_cb=_log_error,
-            disconnected_cb=_log_disconnected,
+            error_cb=self._log_error,
+            reconnected_cb=self._log_back,
         )
         for topic, told in self._heard.items():
             await self.client.subscribe(f"{self._stream}.{topic}", cb=told)
+        await self._log_back()
+
+    async def _log_back(self) -> None:
+        self._said = ""
         _logger.info("NATS is there", version=str(self.client.connected_server_version))
 
-
-async def _log_error(error: Exception) -> None:
-    _logger.warning("NATS", error=f"{type(error).__name__}: {error}")
-
-
-async def _log_disconnected() -> None:
-    _logger.info("no connection to NATS")
+    async def _log_error(self, error: Exception) -> None:
+        said = f"{type(error).__name__}: {error}"
+        if said != self._said:  # not for each of many tries
+            self._said = said
+            _logger.warning("NATS is tried again", error=said)

@@ -1,7 +1,6 @@
 """Hands the waiting jobs out to NATS, fair between tenants, by comparing what the log says with what NATS has."""
 
 import asyncio
-from contextlib import AsyncExitStack
 
 import structlog
 
@@ -36,23 +35,15 @@ class Dispatcher:
         self._leadership = leadership
         self._ahead = ahead
         self._lines: dict[str, Line] = {}
-        self._running: asyncio.Task[None] | None = None
-        self._stack = AsyncExitStack()
         metrics.dispatches.set_function(lambda: leadership.held)
 
-    async def start(self) -> None:
-        """Begins. Does not wait for NATS."""
-        await self._stack.enter_async_context(self._leadership.sought())
-        self._running = asyncio.create_task(self._run())
+    async def run(self) -> None:
+        """Hands jobs out whenever it is this process's turn, until it is cancelled; then another one may begin."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._leadership.seek())
+            tasks.create_task(self._hand_out())
 
-    async def stop(self) -> None:
-        """Another one may begin."""
-        if self._running is not None:
-            self._running.cancel()
-            await asyncio.wait({self._running})
-        await self._stack.aclose()
-
-    async def _run(self) -> None:
+    async def _hand_out(self) -> None:
         while True:
             if self._leadership.held:
                 try:

@@ -5,8 +5,8 @@ who wants to see it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 
 import structlog
 from nats.aio.msg import Msg
@@ -46,16 +46,11 @@ class Hints:
             broker.hear("progress.*.*", self._hear_news)
             broker.hear("preview.*.*", self._hear_news)
 
-    @asynccontextmanager
-    async def told(self) -> AsyncIterator[None]:
-        """Hints leave until the end of the context."""
-        tasks = {asyncio.create_task(self._send()), asyncio.create_task(self._wish())}
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+    async def run(self) -> None:
+        """Hints leave until this is cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._send())
+            tasks.create_task(self._wish())
 
     def _tell(self, what: str, name: str, data: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
         with suppress(asyncio.QueueFull):

@@ -4,6 +4,7 @@ import asyncio
 import json
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 from nats.aio.msg import Msg
@@ -55,13 +56,16 @@ class JetStreamQueue:
         # A job that is held and not taken yet, while this worker makes up its mind.
         self._offered: Row | None = None
         self._wanted = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
         broker.hear("held", self._answer)
 
     async def open(self) -> None:
-        """As JobQueue.open. Does not wait for NATS."""
-        self._tasks = {asyncio.create_task(self._pull()), asyncio.create_task(self._beat())}
-        self._wanted.set()
+        """What was left is with NATS."""
+
+    async def run(self) -> None:
+        """As JobQueue.run."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._pull())
+            tasks.create_task(self._beat())
 
     async def next(self) -> Row | None:
         """Not known: what waits is with NATS, and whose turn it is was decided by the dispatcher."""
@@ -74,7 +78,9 @@ class JetStreamQueue:
             self._wanted.set()
             return None
         if row["state"] == State.QUEUED and row["losses"] and not alone:
-            return None
+            now, _ = await patiently(partial(self._desk.row, row["name"], cached=True))
+            if now["state"] == State.QUEUED:
+                return None
         self._offered = None
         lease = self._leases[row["name"]]
         try:
@@ -95,10 +101,6 @@ class JetStreamQueue:
 
     async def close(self) -> None:
         """As JobQueue.close."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
         self._offered = None
         for lease in self._leases.values():
             with suppress(*AWAY):

@@ -12,7 +12,11 @@ class JobQueue(Protocol):
     it refuses the words of an attempt that is over. Lives on the worker's event loop."""
 
     async def open(self) -> None:
-        """Before anything else. Whenever `take` may have something, the desk is woken from now on."""
+        """Before anything else: takes up what was left."""
+        ...
+
+    async def run(self) -> None:
+        """Beside the worker until it is cancelled; the desk is woken whenever `take` may have something."""
         ...
 
     async def next(self) -> Row | None:

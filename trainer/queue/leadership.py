@@ -2,8 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from datetime import timedelta
 
 import structlog
@@ -35,15 +34,11 @@ class Leadership:
         """Whether this process has the lease, as far as it knows."""
         return self._revision > 0
 
-    @asynccontextmanager
-    async def sought(self) -> AsyncIterator[None]:
-        """The lease is taken whenever nobody has it, and given up at the end."""
-        seeking = asyncio.create_task(self._seek())
+    async def seek(self) -> None:
+        """Takes the lease whenever nobody has it, for ever; gives it up when cancelled."""
         try:
-            yield
+            await self._seek()
         finally:
-            seeking.cancel()
-            await asyncio.wait({seeking})
             if self.held:
                 self._revision = 0
                 with suppress(*AWAY):

@@ -34,6 +34,9 @@ class LogQueue:
                 await self._endings.fail(name, attempt, workers_lost(name, self._max_losses))
         self._desk.wake()
 
+    async def run(self) -> None:
+        """The desk is woken by every change of the log."""
+
     async def next(self) -> Row | None:
         """As JobQueue.next."""
         return await self._desk.next_queued(self._max_per_tenant)

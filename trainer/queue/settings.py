@@ -1,5 +1,6 @@
 """Who hands out the jobs, and how NATS is reached."""
 
+import re
 import ssl
 from datetime import timedelta
 from pathlib import Path
@@ -59,8 +60,15 @@ class NatsSettings(BaseModel, frozen=True, extra="forbid"):
     cert: Path | None = Field(default=None, description="PEM file of the certificate chain shown to NATS")
     key: Path | None = Field(default=None, description="PEM file of that certificate's private key")
 
+    @property
+    def addresses(self) -> list[str]:
+        """Each server."""
+        return [one.strip() for one in self.servers.split(",") if one.strip()]
+
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
+        if not self.addresses or any(not re.match(r"(nats|tls)://[^/]+$", one) for one in self.addresses):
+            raise ValueError("servers must be nats://HOST:PORT or tls://HOST:PORT, with commas between several")
         if (self.user is None) != (self.password_file is None):
             raise ValueError("user and password_file are given together or not at all")
         if self.user is not None and self.token_file is not None:
@@ -73,7 +81,7 @@ class NatsSettings(BaseModel, frozen=True, extra="forbid"):
 
     def options(self) -> dict[str, Any]:
         """What nats.connect is told. Raises SettingsError when a file is of no use."""
-        found: dict[str, Any] = {"servers": [one.strip() for one in self.servers.split(",") if one.strip()]}
+        found: dict[str, Any] = {"servers": self.addresses}
         if self.user is not None and self.password_file is not None:
             found |= {"user": self.user, "password": read_file(self.password_file).decode().strip()}
         if self.token_file is not None:
