@@ -2,10 +2,11 @@
 
     python -m benchmarks.training.tasks [--toys N] [-o docs]
 
-Four pictures of a toy that no training showed, and three ways to draw it, as in section 5 of arXiv 2208.01618: a learned
-word (the service's default recipe), the whole model fine-tuned on the same pictures for as many steps, and retrieval (of
-2,000 drawings of other toys, the one most like the pictures and the sentence). Fidelity: CLIP-I of "a photo of" it with
-further true drawings, and how often kind and colours are seen. Editability: CLIP-T, and how often an edit is seen.
+Four pictures of a toy that no training showed, and three ways to draw it, as in section 5 of arXiv 2208.01618: a
+learned word (the service's default recipe), the whole model fine-tuned on the same pictures for as many steps, and
+retrieval (of 2,000 drawings of other toys, the one most like the pictures and the sentence). Fidelity: CLIP-I of "a
+photo of" it with further true drawings, and how often kind and colours are seen. Editability: CLIP-T, and how often an
+edit is seen.
 Prints the table of docs/training.md and writes the sheet (training-tasks.png).
 """
 
