@@ -51,6 +51,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         settings = ["--registry.address", registry.address, "--limits.max-pictures", str(MAX_PICTURES)]
         settings += ["--store.address", str(folder / "batches"), "--batches.max-pictures", "100"]
         settings += ["--batches.shard-pictures", str(SHARD_PICTURES), "--batches.max-active", "3"]
+        settings += ["--batches.lease", "PT3S"]  # one that is killed finds what it had claimed free again soon
         with (
             Process("service", folder, *settings) as generation,
             Client(Endpoints(registry=registry.address, generation=generation.address)) as client,
