@@ -60,9 +60,9 @@ class Desk:
         """`fn` of one moment of the tenant's view, and that moment's revision; see Ledger.read."""
         return await self.ledger.read(self.shard(tenant), fn, max_staleness=max_staleness)
 
-    async def revision(self, tenant: str, max_staleness: timedelta | None = None) -> Revision:
-        """What a read begun now would show; see Ledger.revision."""
-        return await self.ledger.revision(self.shard(tenant), max_staleness=max_staleness)
+    async def still_at(self, revisions: list[Revision], max_staleness: timedelta | None = None) -> bool:
+        """Whether reads begun now, of each revision's shard, would show just that revision; see Ledger.revision."""
+        return [await self.ledger.revision(at.shard, max_staleness=max_staleness) for at in revisions] == revisions
 
     async def page(
         self,

@@ -5,8 +5,7 @@ import inspect
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
 import grpc.aio
@@ -27,8 +26,17 @@ _OPEN = frozenset(
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Rpc:
+class _Method(NamedTuple):
+    """A method of a service, found once; `wrap` and `make` are those of its kind."""
+
+    service: str
+    name: str
+    metrics: MethodMetrics
+    wrap: Callable[..., Any]
+    make: Callable[..., Any]
+
+
+class _Rpc(NamedTuple):
     """One rpc that is running."""
 
     service: str
@@ -48,7 +56,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self._table = table
         self._tokens = tokens
         self._metrics = metrics
-        self._log = structlog.get_logger("rpc")
+        # Bound here: the lazy proxy would bind anew for every line.
+        self._log = structlog.get_logger("rpc").bind()
+        self._methods: dict[str, _Method] = {}
         self._running: set[asyncio.Task[Any]] = set()
         self._stopping = False
 
@@ -64,10 +74,23 @@ class Interceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         handler = await continuation(handler_call_details)
-        service, _, method = handler_call_details.method.lstrip("/").rpartition("/")
-        if handler is None or service in _OPEN:
+        if handler is None:
+            return None
+        path = handler_call_details.method
+        # Only methods that there are get here, so there is no end of them to keep.
+        method = self._methods.get(path) or self._methods.setdefault(path, self._method(path, handler))
+        if method.service in _OPEN:
             return handler
         metadata = dict(handler_call_details.invocation_metadata or ())
+        rpc = _Rpc(method.service, method.name, metadata, method.metrics)
+        return method.make(
+            method.wrap(rpc, handler),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _method(self, path: str, handler: Any) -> _Method:
+        service, _, name = path.lstrip("/").rpartition("/")
         kinds = {
             (False, False): ("unary", self._unary_unary, grpc.unary_unary_rpc_method_handler),
             (False, True): ("server_stream", self._unary_stream, grpc.unary_stream_rpc_method_handler),
@@ -75,13 +98,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             (True, True): ("bidi_stream", self._stream_stream, grpc.stream_stream_rpc_method_handler),
         }
         kind, wrap, make = kinds[handler.request_streaming, handler.response_streaming]
-        metrics = self._metrics.of(kind, service, method)
-        rpc = _Rpc(service=service, method=method, metadata=metadata, metrics=metrics)
-        return make(
-            wrap(rpc, handler),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        return _Method(service, name, self._metrics.of(kind, service, name), wrap, make)
 
     # The four kinds. Responses are written from here, not yielded: so a cancellation arrives in this frame, and the
     # handler's generator is closed before the rpc's task ends.

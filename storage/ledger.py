@@ -234,10 +234,10 @@ class Ledger(Generic[C]):
         """The shard's writer, once its view is as new as it must be."""
         writer = self._writer(shard)
         if max_staleness is None or writer.age_s() > max_staleness.total_seconds():
-            self._metrics.reads.labels("strong").inc()
+            self._metrics.strong.inc()
             await self._checked(writer)
         else:
-            self._metrics.reads.labels("cached").inc()
+            self._metrics.cached.inc()
         if self._closed:
             raise Closed("the ledger is closed")
         self.refuse_replaced()

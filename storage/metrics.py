@@ -29,9 +29,11 @@ class LedgerMetrics:
         self.replayed = Counter(
             "pseudoword_log_replayed_total", "Entries read from the log into a view.", registry=registry
         )
-        self.reads = Counter(
+        reads = Counter(
             "pseudoword_view_reads_total", "Reads of a view: strong, or cached.", ("kind",), registry=registry
         )
+        # Found once: finding them costs more than counting.
+        self.strong, self.cached = reads.labels("strong"), reads.labels("cached")
         self.lag = Gauge(
             "pseudoword_view_lag_seconds",
             "Time since the view was last known to be at the log's end; grows while nobody reads or writes.",

@@ -15,22 +15,23 @@ from registry import checks, messages
 from registry.catalogue.words import Meaning, resolve
 from registry.rpcs.base import Context, Rpcs, admitted
 from rpc.errors import Error, NotFound, PermissionDenied, to_status
-from rpc.identity import Role
+from rpc.identity import Role, current_principal
 from rpc.validate import Violations
 from storage.entry import Revision
 
 MAX_WORDS = 64
 _KEPT = 4096  # answers of some kilobytes each
 
+# The request's parent and words.
 _Key: TypeAlias = tuple[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Answer:
-    """`revisions` of the owners' shards, in order of the `owners`."""
+    """What the tenant `asking` was answered from what its words' owners' shards showed at `revisions`."""
 
-    owners: Sequence[str]
-    revisions: Sequence[Revision]
+    asking: str
+    revisions: list[Revision]
     response: registry_pb2.ResolveWordsResponse
 
 
@@ -49,15 +50,19 @@ class ResolveRpcs(Rpcs):
         self, request: registry_pb2.ResolveWordsRequest, context: Context
     ) -> registry_pb2.ResolveWordsResponse:
         found = Violations()
-        asking = admitted(found, TenantName, request.parent, "parent", Role.READER).tenant
+        key = (request.parent, tuple(request.words))
+        kept = self._answers.get(key)
+        if kept is None:
+            asking = admitted(found, TenantName, request.parent, "parent", Role.READER).tenant
+        else:
+            asking = kept.asking
+            current_principal().require(asking, Role.READER)
         age = checks.staleness(found, request)
         found.raise_if_any()
-        key = (asking, tuple(request.words))
-        kept = self._answers.get(key)
         if kept is not None:
-            now = [await self._desk.revision(owner, age) for owner in kept.owners]
-            if kept.revisions == now:
-                self._answers.move_to_end(key)
+            if await self._desk.still_at(kept.revisions, age):
+                if self._answers.get(key) is kept:
+                    self._answers.move_to_end(key)
                 return kept.response
             age = timedelta.max  # as new as it must be already
         refs = _refs(found, request.words)
@@ -82,7 +87,8 @@ class ResolveRpcs(Rpcs):
                     answer.alias = meaning.alias
                 answers[index] = answer
         response = registry_pb2.ResolveWordsResponse(words=[answers[index] for index in range(len(refs))])
-        self._answers[key] = _Answer(owners=owners, revisions=read, response=response)
+        self._answers[key] = _Answer(asking=asking, revisions=read, response=response)
+        self._answers.move_to_end(key)
         if len(self._answers) > _KEPT:
             self._answers.popitem(last=False)
         return response

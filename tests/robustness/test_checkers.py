@@ -80,16 +80,16 @@ async def test_a_registry_that_is_sound_passes_and_a_watch_that_tells_wrongly_do
 
 def _stale(patch: Patch) -> None:
     """Strong reads are answered from a view as it is; watches are sound."""
-    read, revision = Desk.read, Desk.revision
+    read, still_at = Desk.read, Desk.still_at
 
     async def old_read(self: Desk, tenant: str, fn: Any, max_staleness: Any = None) -> Any:
         return await read(self, tenant, fn, _LONG_AGO)
 
-    async def old_revision(self: Desk, tenant: str, max_staleness: Any = None) -> Any:
-        return await revision(self, tenant, _LONG_AGO)
+    async def still_old(self: Desk, revisions: Any, max_staleness: Any = None) -> Any:
+        return await still_at(self, revisions, _LONG_AGO)
 
     patch.setattr(Desk, "read", old_read)
-    patch.setattr(Desk, "revision", old_revision)
+    patch.setattr(Desk, "still_at", still_old)
 
 
 def _no_etags(patch: Patch) -> None:
