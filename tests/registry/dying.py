@@ -72,8 +72,8 @@ class Dying(DiskStore):
         return None
 
 
-async def _ask(stub: Any) -> list[Any]:
-    """One request of each kind, under request ids, so that they can be asked again."""
+async def _ask(stub: Any, count: int | None) -> list[Any]:
+    """One request of each kind, the first `count` of them, under request ids, so that they can be asked again."""
     described = version()
     described.provenance.recipe_json = "{}"
     requests = [
@@ -87,12 +87,12 @@ async def _ask(stub: Any) -> list[Any]:
         ("DeleteConcept", rpc.DeleteConceptRequest(name=f"{REX}2", request_id="eight")),
         ("PurgeConcept", rpc.PurgeConceptRequest(name=f"{REX}2", force=True, request_id="nine")),
     ]
-    answers = [await getattr(stub, name)(request) for name, request in requests]
+    answers = [await getattr(stub, name)(request) for name, request in requests[:count]]
     return [getattr(answer, "name", "") or getattr(answer, "version", "") for answer in answers]
 
 
-async def _live(root: Path, store: ObjectStore) -> list[Any]:
-    """A registry's life on `store`, and two runs of the collector."""
+async def live(root: Path, store: ObjectStore, requests: int | None = None) -> list[Any]:
+    """A registry's life on `store`, and two runs of the collector; what the first `requests` (all) were answered."""
 
     def opened(*_: object) -> ObjectStore:
         return store
@@ -100,14 +100,14 @@ async def _live(root: Path, store: ObjectStore) -> list[Any]:
     stores.open_store = opened  # type: ignore[attr-defined, assignment]
     place = Place(address=str(root), access=None)
     async with Registry(settings_of(place)) as registry, grpc.aio.insecure_channel(registry.server.address) as channel:
-        answers = await _ask(RegistryServiceStub(channel))
+        answers = await _ask(RegistryServiceStub(channel), requests)
     Blobs(DiskStore(root)).put("shop", b"of a publisher that died long ago")
     for _ in range(2):
         await _collect(store, timedelta(0), dry_run=False)
     return answers
 
 
-def _forked(work: Callable[[], Any]) -> int:
+def forked(work: Callable[[], Any]) -> int:
     """The exit status of a process that does `work`; negative: the signal that killed it."""
     sys.stdout.flush()
     pid = os.fork()
@@ -135,17 +135,17 @@ def _inspect(root: Path) -> list[list[str]]:
 
 def _death(root: Path, at: int, *, after: bool) -> dict[str, Any] | None:
     """What came of a death; None when there is no such write."""
-    status = _forked(lambda: asyncio.run(_live(root, Dying(root, at, after=after))))
+    status = forked(lambda: asyncio.run(live(root, Dying(root, at, after=after))))
     if status == 0:
         return None
     told = root.with_suffix(".json")
 
     def again() -> None:
-        answers = asyncio.run(_live(root, DiskStore(root)))
+        answers = asyncio.run(live(root, DiskStore(root)))
         told.write_text(json.dumps(answers))
 
     left = _inspect(root)
-    recovered = _forked(again)
+    recovered = forked(again)
     answers = json.loads(told.read_text()) if told.exists() else None
     found = {"at": at, "after": after, "status": status, "left": left, "recovered": recovered}
     return found | {"answers": answers, "then": _inspect(root)}

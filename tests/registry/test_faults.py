@@ -133,6 +133,52 @@ def test_killed_at_every_write(tmp_path: Path) -> None:
         assert death["then"] == [], death
 
 
+@pytest.mark.timeout(600)
+def test_commands_killed_at_every_write(tmp_path: Path) -> None:
+    """SIGKILL at each write of a backup, a second one into the same place, a restore, a fold, and of what a replica
+    does beside its work: segments and checkpoints."""
+    command = [sys.executable, "-m", "tests.registry.dying_commands", str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=560, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    deaths: dict[str, list[dict[str, Any]]] = {}
+    for line in ended.stdout.splitlines():
+        deaths.setdefault(json.loads(line)["command"], []).append(json.loads(line))
+    # Eleven entries in one segment, three blobs, backup.json; what is new in a second backup. In a new store: metadata,
+    # eleven entries or the nine that still show, blobs, a checkpoint, metadata. Three segments, a checkpoint, and one
+    # that it supersedes.
+    assert {name: len(found) - 1 for name, found in deaths.items()} == {
+        "backup": 1 + 3 + 1,
+        "backup again": 1 + 1,
+        "restore": 1 + 11 + 3 + 1 + 1,
+        "fold": 1 + 9 + 3 + 1 + 1,
+        "upkeep": 3 + 1 + 1,
+    }
+    for name, found in deaths.items():
+        assert {death["status"] for death in found} == {-9}, found
+        # What was begun can be ended, and is then as good as any.
+        assert all(death["then"]["findings"] == [] for death in found), found
+        assert len({json.dumps(death["then"]["counts"]) for death in found}) == 1, found
+        *cut, whole = found
+        if name == "backup":
+            assert {death["left"] for death in cut} == {"no object 'backup.json'"}
+        elif name == "backup again":
+            # The older backup stays good until the new one is whole.
+            assert [death["left"]["findings"] for death in cut] == [[]] * len(cut)
+            assert {death["left"]["counts"]["entries"] for death in cut} == {4}
+        elif name in ("restore", "fold"):
+            none, *begun = cut
+            assert (none["left"], none["again"]) == ("no object 'store.json'", "")
+            # Servers refuse it, and say what to do about it.
+            assert all("empty it and begin anew" in death["left"] for death in begun), begun
+            assert all("empty it and begin anew" in death["again"] for death in [*begun, whole]), begun
+            assert whole["left"] == whole["then"] | {"counts": whole["left"]["counts"]}
+        else:
+            assert all(death["left"]["findings"] == [] for death in cut), cut
+        if "emptied" not in whole:
+            assert {death["again"] for death in found} == {""}
+        assert {death.get("emptied", "") for death in found} == {""}
+
+
 async def test_the_store_goes_away_and_comes_back(minio_binary: Path, tmp_path: Path) -> None:
     minio = Minio(minio_binary, tmp_path)
     try:
