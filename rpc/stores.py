@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,6 +52,12 @@ class S3Settings(BaseModel, frozen=True, extra="forbid"):
     region: str = Field(default="us-east-1", description="Region; MinIO's is us-east-1 unless configured")
     secure: bool = Field(default=True, description="Whether to speak TLS")
     ca_file: Path | None = Field(default=None, description="PEM file of authorities to trust instead of the system's")
+    connect_timeout: timedelta = Field(
+        default=timedelta(seconds=5), gt=timedelta(0), description="How long a connection may take to be made"
+    )
+    read_timeout: timedelta = Field(
+        default=timedelta(seconds=15), gt=timedelta(0), description="How long the store may say nothing in an answer"
+    )
 
     def access(self) -> S3Access | None:
         """None where no endpoint is set. Raises storage's BadAddress."""
@@ -63,6 +70,8 @@ class S3Settings(BaseModel, frozen=True, extra="forbid"):
             region=self.region,
             secure=self.secure,
             ca_file=self.ca_file,
+            connect_timeout_s=self.connect_timeout.total_seconds(),
+            read_timeout_s=self.read_timeout.total_seconds(),
         )
 
 

@@ -28,13 +28,19 @@ class Minio:
 
     bucket = "words"
 
-    def __init__(self, binary: Path, folder: Path) -> None:
+    def __init__(self, binary: Path, folder: Path, certificates: Path | None = None) -> None:
+        """`certificates`: a folder with public.crt and private.key, for TLS; the first is the only one trusted."""
         self._folder = folder
-        port = free_port()
         self.access = S3Access(
-            endpoint=f"127.0.0.1:{port}", access_key="test-access", secret_key=secrets.token_hex(16), secure=False
+            endpoint=f"127.0.0.1:{free_port()}",
+            access_key="test-access",
+            secret_key=secrets.token_hex(16),
+            secure=certificates is not None,
+            ca_file=None if certificates is None else certificates / "public.crt",
         )
         self._command = [str(binary), "server", "--quiet", "--address", self.access.endpoint, str(folder / "data")]
+        if certificates is not None:
+            self._command += ["--certs-dir", str(certificates)]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -52,12 +58,13 @@ class Minio:
             self._process.wait()
 
     def _make_bucket(self) -> None:
-        pool = urllib3.PoolManager(retries=False, timeout=5)
+        trusted = None if self.access.ca_file is None else str(self.access.ca_file)
+        pool = urllib3.PoolManager(retries=False, timeout=5, ca_certs=trusted)
         client = minio.Minio(
             endpoint=self.access.endpoint,
             access_key=self.access.access_key,
             secret_key=self.access.secret_key,
-            secure=False,
+            secure=self.access.secure,
             region=self.access.region,
             http_client=pool,
         )

@@ -1,10 +1,21 @@
 """What both stores promise, as storage/objects.py says it."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
+from threading import Barrier
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from pydantic import SecretStr
 
+from rpc.stores import S3Settings
 from storage.address import open_store
 from storage.blobs import Blobs
 from storage.disk import DiskStore, refuse_network_filesystem
@@ -99,13 +110,104 @@ def test_blobs_are_checked_when_read(store: ObjectStore) -> None:
         blobs.get("store.json")
 
 
-def test_a_store_that_ignores_the_condition_is_unfit(tmp_path: Path) -> None:
-    class Careless(DiskStore):
-        def put_if_absent(self, name: str, data: bytes) -> None:
-            self.put(name, data)
+class _Careless(DiskStore):
+    """Ignores the condition."""
 
-    with pytest.raises(StoreUnfit, match="If-None-Match is ignored"):
-        probe(Careless(tmp_path))
+    def put_if_absent(self, name: str, data: bytes) -> None:
+        self.put(name, data)
+
+
+class _Racing(DiskStore):
+    """Looks first, and writes when all have looked."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._looked = Barrier(8)
+
+    def put_if_absent(self, name: str, data: bytes) -> None:
+        if "/race" not in name:
+            return super().put_if_absent(name, data)
+        self._looked.wait()
+        return self.put(name, data)
+
+
+class _Lagging(DiskStore):
+    """Lists what it has stored a while later."""
+
+    def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> Sequence[ObjectInfo]:
+        return super().list(prefix, start_after=start_after, limit=limit)[:-1]
+
+
+class _Undead(DiskStore):
+    """Keeps what was deleted."""
+
+    def delete(self, name: str) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "check"),
+    [
+        (_Careless, "'create if absent': an object that existed was written over: If-None-Match is ignored"),
+        (_Racing, "'concurrent create if absent': 8 of 8 writers"),
+        (_Lagging, "'list after write': 3 objects were written, 2 are listed"),
+        (_Undead, "'get after delete': an object that does not exist"),
+    ],
+)
+def test_a_store_that_is_unfit_is_told_why(kind: type[DiskStore], check: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreUnfit, match=check):
+        probe(kind(tmp_path))
+
+
+def test_minio_over_tls(minio_binary: Path, tmp_path: Path) -> None:
+    """With an authority of one's own, and never without it; from the servers' settings."""
+    certificates = tmp_path / "certificates"
+    _certify(certificates)
+    server = Minio(minio_binary, tmp_path, certificates)
+    try:
+        server.start()
+        settings = S3Settings(
+            endpoint=server.access.endpoint,
+            access_key=server.access.access_key,
+            secret_key=SecretStr(str(server.access.secret_key)),
+            ca_file=certificates / "public.crt",
+            read_timeout=timedelta(seconds=7),
+        )
+        access = settings.access()
+        assert access is not None
+        assert (access.secure, access.connect_timeout_s, access.read_timeout_s) == (True, 5, 7)
+        store = S3Store(access, server.bucket)
+        probe(store)
+        store.close()
+        stranger = S3Store(replace(access, ca_file=None), server.bucket)
+        with pytest.raises(StoreUnavailable, match="certificate"):
+            stranger.put_if_absent("a", b"")
+        stranger.close()
+    finally:
+        server.kill()
+
+
+def _certify(folder: Path) -> None:
+    """A certificate for 127.0.0.1, signed by itself."""
+    folder.mkdir()
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "minio")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "public.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    private = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (folder / "private.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, *private))
 
 
 def test_a_disk_leaves_no_file_half_written_and_no_rubbish(tmp_path: Path) -> None:
