@@ -124,7 +124,9 @@ def decode(data: bytes, *, store_id: str, shard: int, number: int) -> Entry:
     try:
         body = json.loads(data)
         digest = body.pop("digest")
-        if digest != hashlib.sha256(_compact(body)).hexdigest():
+        # As `encode` writes it: the digest is the first of the names, and the rest is what it is of.
+        head = _compact({"digest": digest})[:-1] + b","
+        if not data.startswith(head) or digest != hashlib.sha256(b"{" + data[len(head) :]).hexdigest():
             raise Damaged(name, "its digest does not match")
         if body.pop("format") != FORMAT:
             raise Damaged(name, "it has a format that this version does not know")

@@ -19,7 +19,7 @@ from storage.book import Book, Change
 from storage.entry import Entry, Mutation, Revision
 from storage.errors import Damaged, RequestIdReused
 
-FORMAT = 1
+FORMAT = 2
 # Request ids are remembered for so long, by the log's time.
 REQUEST_MEMORY_US = 7 * 24 * 3600 * 1_000_000
 
@@ -30,8 +30,8 @@ CREATE TABLE ledger_view (
 CREATE TABLE ledger_history (
     entry INTEGER NOT NULL, idx INTEGER NOT NULL, time_us INTEGER NOT NULL, kind TEXT NOT NULL, tenant TEXT NOT NULL,
     request_id TEXT NOT NULL, request_digest TEXT NOT NULL, actor TEXT NOT NULL, on_behalf_of TEXT NOT NULL,
-    effect TEXT NOT NULL, result TEXT NOT NULL, PRIMARY KEY (entry, idx)) WITHOUT ROWID;
-CREATE INDEX ledger_requests ON ledger_history (tenant, request_id);
+    effect TEXT NOT NULL, result TEXT NOT NULL, PRIMARY KEY (entry, idx));
+CREATE INDEX ledger_requests ON ledger_history (tenant, request_id, entry, idx);
 CREATE INDEX ledger_tenants ON ledger_history (tenant, entry, idx);
 """
 
@@ -113,6 +113,12 @@ class View:
             copy.row_factory = sqlite3.Row
             return self._position(copy)
 
+    def changes_since(self, entry: int) -> int:
+        """How many changes the view shows that came after `entry`; any thread may ask."""
+        with self.snapshot() as (db, _):
+            count = db.execute("SELECT count(*) FROM ledger_history WHERE entry > ?", (entry,)).fetchone()[0]
+        return int(count)
+
     def begin(self) -> None:
         """Start a transaction, which nobody else sees before `keep`."""
         self._db.execute("BEGIN IMMEDIATE")
@@ -122,8 +128,8 @@ class View:
         """The connection of the transaction."""
         return self._db
 
-    def write(self, change: Change) -> dict[str, Any]:
-        """Apply one change within the transaction; returns the book's answer as it will be read back."""
+    def write(self, change: Change) -> str:
+        """Apply one change within the transaction; returns the book's answer, a JSON object, as it is kept."""
         result = dumps(self.book.apply(self._db, change), allow_nan=False)
         mutation = change.mutation
         self._db.execute(
@@ -141,8 +147,7 @@ class View:
                 result,
             ),
         )
-        answer: dict[str, Any] = loads(result)
-        return answer
+        return result
 
     def keep(self, entry: Entry) -> None:
         """End the transaction, which holds all of `entry`."""

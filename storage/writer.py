@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum, auto
+from json import loads
 from pathlib import Path
 from threading import Condition, Event, Lock, Thread
 from typing import Any
@@ -26,7 +27,7 @@ from storage.errors import Closed, Contention, Damaged, OutcomeUnknown, ViewFail
 from storage.log import Backoff, Log, new_write_id, now_us
 from storage.metrics import LedgerMetrics
 from storage.segments import RUN, entries_after
-from storage.upkeep import Upkeep
+from storage.upkeep import CHANGES, Upkeep
 from storage.view import View
 
 _MAX_ROUNDS = 100
@@ -171,6 +172,8 @@ class ShardWriter:
         self._won_at = float("-inf")
         self._put_s = 0.0
         self._rounds = 0
+        # Changes shown since the upkeep was told of this shard.
+        self._changes = 0
         self._view: View | None = None
         self._end_checked = False
         metrics.lag.labels(shard).set_function(self.age_s)
@@ -269,13 +272,12 @@ class ShardWriter:
                 view.close()
                 raise
             self._view = view
-        before = self.view.position.entry
         self._catch_up()
         self._log.check_end(self._shard, self.view.position.entry)
         self._end_checked = True
-        if self.view.position.entry - before >= RUN:
-            # Nobody has made a checkpoint where one would have helped.
-            self._upkeep.due(self.view)
+        if self.view.position.entry:
+            # Nobody may have made a checkpoint where one would have helped: who was to make it was killed, perhaps.
+            self._report()
 
     def _begin(self, view: View) -> None:
         restore_newest(self._log.store, view)
@@ -303,6 +305,7 @@ class ShardWriter:
         if entry.time_us <= self.view.position.time_us:
             raise Damaged(entry_name(self._shard, entry.number), "its time is not after that of the entry before")
         self.view.replay(entry)
+        self._changes += len(entry.mutations)
         self._metrics.replayed.inc()
         self._rival_at = time.monotonic()
 
@@ -370,8 +373,13 @@ class ShardWriter:
             _logger.error("view not written", shard=self._shard, error=repr(error))
             self.view.drop()
             raise OutcomeUnknown("the change is made, but the view could not be written: ask again") from error
-        if entry.number % RUN == 0:
-            self._upkeep.due(self.view)
+        self._changes += len(entry.mutations)
+        if entry.number % RUN == 0 or self._changes >= CHANGES:
+            self._report()
+
+    def _report(self) -> None:
+        self._changes = 0
+        self._upkeep.due(self.view)
 
     def _show(self) -> None:
         self._metrics.entry.labels(self._shard).set(self.view.position.entry)
@@ -430,13 +438,13 @@ class ShardWriter:
         if isinstance(decision, Answer):
             at = view.position
             return Result(value=canonical(decision.value), revision=self._revision(at.entry, at.index))
-        value: dict[str, Any] = {}
+        answer = ""
         for effect in decision:
             revision = self._revision(batch.number, len(batch.mutations) + len(mutations))
             mutation = pending.mutation(effect.kind, effect.body)
-            value = view.write(Change(revision=revision, time_us=batch.time_us, mutation=mutation))
+            answer = view.write(Change(revision=revision, time_us=batch.time_us, mutation=mutation))
             mutations.append(mutation)
-        return Result(value=value, revision=revision)
+        return Result(value=loads(answer), revision=revision)
 
     def _revision(self, entry: int, index: int) -> Revision:
         return Revision(store_id=self._log.store_id, shard=self._shard, entry=entry, index=index)

@@ -24,25 +24,16 @@ from typing import Any
 
 import click
 import grpc.aio
-from pseudoword.names import ConceptName
 from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 
 from benchmarks.registry.echo import METHOD
-from registry.catalogue.book import RegistryBook
-from registry.catalogue.commands import ConceptFields, PublishVersion, Quotas
-from registry.server import SHARDS
 from storage.address import open_store
-from storage.checkpoints import checkpoints, write_checkpoint
-from storage.ledger import Ledger, shard_of
 from storage.objects import list_all
 from tests.conftest import Minio, Place, find_program
+from tests.registry.seeding import PARENT, VERSIONS, seed, words_of
 
-TENANT = "shop"
-PARENT = f"tenants/{TENANT}"
-_VERSIONS = 3
 _WORDS = 10
-_SUMMARY = {"base_model": {"family": "stable-diffusion-1", "encoders": [{"name": "text_encoder", "dimensions": 768}]}}
 
 
 @click.command()
@@ -83,9 +74,12 @@ def _seeded(work: Path, size: int) -> Path:
     done = folder / "seeded.json"
     if not done.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        seconds = asyncio.run(_seed(folder / "store", size, folder / "seeder"))
+        store, began = open_store(str(folder / "store")), time.monotonic()
+        asyncio.run(seed(store, size, folder / "seeder"))
+        seconds = time.monotonic() - began
+        store.close()
         shutil.rmtree(folder / "seeder")
-        changes = round(size * (_VERSIONS + 1) / seconds)
+        changes = round(size * (VERSIONS + 1) / seconds)
         done.write_text(json.dumps({"seeding_changes_per_s": changes}))
         click.echo(f"{size} concepts seeded in {seconds:.0f} s, {changes} changes a second", err=True)
     return folder
@@ -94,11 +88,12 @@ def _seeded(work: Path, size: int) -> Path:
 async def _measure(seeded: Path, folder: Path, kind: str, size: int, seconds: float, skip_log: bool) -> dict[str, Any]:
     with placed(seeded / "store", folder, kind) as place:
         store = place.open()
-        found: dict[str, Any] = {"concepts": size, "versions": size * _VERSIONS}
+        found: dict[str, Any] = {"concepts": size, "versions": size * VERSIONS}
         found |= json.loads((seeded / "seeded.json").read_text())
         found["entries"] = sum(1 for _ in list_all(store, "log/"))
-        # With checkpoint; a second start finds its own view; without a checkpoint, the log and its segments are read.
-        found["start_from_checkpoint_s"] = await _start(place, folder, "fresh")
+        # From a checkpoint where there is one yet; a second start finds its own view; without a checkpoint, the log and its
+        # segments are read.
+        found["start_of_a_new_replica_s"] = await _start(place, folder, "fresh")
         found["start_with_own_view_s"] = await _start(place, folder, "fresh")
         kept = {info.name: store.get(info.name) for info in list_all(store, "checkpoints/")}
         found["checkpoint_bytes"] = sum(map(len, kept.values()))
@@ -137,56 +132,6 @@ def placed(seeded: Path | None, folder: Path, kind: str) -> Iterator[Place]:
         yield place
     finally:
         server.kill()
-
-
-async def _seed(address: Path, size: int, views: Path) -> float:
-    store = open_store(str(address))
-    quotas = Quotas(concepts=10**9, versions_per_concept=10**9, embedding_bytes=10**15)
-    ledger = Ledger.open(store, RegistryBook(quotas), shards=SHARDS, view_folder=views)
-    shard = shard_of(TENANT, SHARDS)
-    began = time.monotonic()
-
-    async def publish(number: int, version: int) -> None:
-        name = ConceptName(TENANT, f"word-{number:06d}")
-        fields = ConceptFields(
-            display_name=f"word {number}",
-            description="",
-            kind="CONCEPT_KIND_OBJECT",
-            labels={"team": f"t{number % 20}"} | ({"rare": "yes"} if number == size - 1 else {}),
-            readers=(),
-        )
-        digest = f"{number:032x}{version:032x}"
-        command = PublishVersion(
-            peer="bench",
-            concept=name,
-            create=fields,
-            summary=_SUMMARY,
-            job="",
-            blob=f"t/{TENANT}/blobs/{digest}/{0:016x}",
-            blob_digest=digest,
-            size=3200,
-            tensors_digest=digest,
-            record="",
-        )
-        await ledger.commit(
-            shard,
-            command,
-            request_id=f"{number}-{version}",
-            tenant=TENANT,
-            digest="",
-            actor="bench",
-            on_behalf_of=None,
-            timeout_s=600,
-        )
-
-    for version in range(_VERSIONS):
-        for start in range(0, size, 2000):
-            await asyncio.gather(*(publish(n, version) for n in range(start, min(size, start + 2000))))
-    seconds = time.monotonic() - began
-    if not checkpoints(store, shard):
-        await asyncio.to_thread(write_checkpoint, store, ledger._writers[shard].view)
-    await ledger.close()
-    return seconds
 
 
 class _server:
@@ -230,7 +175,7 @@ async def _start(place: Place, folder: Path, views: str) -> float:
 
 
 async def _calls(address: str, size: int, seconds: float) -> dict[str, Any]:
-    words = [f"word-{number * size // _WORDS:06d}" for number in range(_WORDS)]
+    words = words_of(size, _WORDS)
     strong = rpc.ResolveWordsRequest(parent=PARENT, words=words)
     cached = rpc.ResolveWordsRequest(parent=PARENT, words=words)
     cached.max_staleness.FromSeconds(3600)

@@ -20,7 +20,7 @@ from typing import Any
 import click
 from pseudoword.names import ConceptName
 
-from benchmarks.registry.catalogue import TENANT, placed
+from benchmarks.registry.catalogue import placed
 from registry.catalogue.book import RegistryBook
 from registry.catalogue.commands import Command, ConceptFields, CreateConcept, Quotas
 from registry.server import SHARDS
@@ -28,6 +28,7 @@ from storage import writer
 from storage.entry import MAX_MUTATIONS
 from storage.ledger import Ledger, shard_of
 from tests.conftest import Place
+from tests.registry.seeding import TENANT
 
 _FIELDS = ConceptFields(display_name="", description="", kind="CONCEPT_KIND_OBJECT", labels={}, readers=())
 

@@ -98,7 +98,9 @@ class RegistryBook:
     def apply(self, db: sqlite3.Connection, change: Change) -> dict[str, Any]:
         """Write one change into the tables; the answer is the row that it is about."""
         answer = _APPLY[change.mutation.kind](db, change)
-        rows.prune(db, change.time_us)
+        if change.revision.index == 0:
+            # An entry has one time.
+            rows.prune(db, change.time_us)
         return answer
 
     def blobs(self, db: sqlite3.Connection) -> Iterator[str]:

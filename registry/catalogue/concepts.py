@@ -99,17 +99,19 @@ def page(
     `label`: a label that `where` asks for, or `index`: one of INDEXES for whose column `where` has `:indexed`; only
     rows that have it are looked at.
     """
-    source, more = "concepts", ""
+    source, more, order = "concepts", "AND concept > :after", "concept"
     if label is not None:
+        # The sign keeps the planner from reading all concepts after the labelled one to find that one.
         source = (
             "(SELECT concept AS labelled FROM concept_labels WHERE tenant = :tenant AND label = :label"
-            " AND text = :text AND concept > :after ORDER BY concept) CROSS JOIN concepts ON concept = labelled"
+            " AND text = :text AND concept > :after) CROSS JOIN concepts ON concept = +labelled"
         )
+        more, order = "", "labelled"
     elif index is not None:
-        source, more = f"concepts INDEXED BY concepts_{index}", f" AND {index} = :indexed"
+        source, more = f"concepts INDEXED BY concepts_{index}", f"{more} AND {index} = :indexed"
     rows = db.execute(
-        f"SELECT concepts.* FROM {source} WHERE tenant = :tenant AND concept > :after{more} AND {TRUE_THEN}"
-        f" AND {where[0]} ORDER BY concept LIMIT :limit",
+        f"SELECT concepts.* FROM {source} WHERE tenant = :tenant {more} AND {TRUE_THEN}"
+        f" AND {where[0]} ORDER BY {order} LIMIT :limit",
         {
             **where[1],
             "tenant": tenant,

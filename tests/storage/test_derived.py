@@ -15,6 +15,7 @@ from storage.entry import Entry, Mutation, entry_name
 from storage.errors import Damaged
 from storage.objects import ObjectStore
 from storage.segments import RUN, pack, segment_name, segments, unpack
+from storage.view import FORMAT
 from tests.storage.counters import Add, Counters, Counting, add, everything, fill, open_ledger, value_of
 
 Eventually = Callable[[Callable[[], bool]], None]
@@ -89,7 +90,7 @@ async def test_a_checkpoint_of_another_schema_is_not_used(
     rows = await _rows_and_checkpoint(store, tmp_path / "second", eventually, already=1)
     assert store.read["checkpoints"] == 0
     assert rows[:-1] == expected[:-1]  # the last row is the view's own identity
-    assert {checkpoint.flavour for checkpoint in checkpoints(store, 1)} == {"1.1", "1.2"}
+    assert {checkpoint.flavour for checkpoint in checkpoints(store, 1)} == {f"{FORMAT}.1", f"{FORMAT}.2"}
 
 
 async def _rows_and_checkpoint(
@@ -119,6 +120,31 @@ async def test_the_writer_of_a_runs_last_entry_copies_it(
     assert await _rows(store, tmp_path / "fresh") == expected
     await ledger.close()
     await asleep.close()
+
+
+async def test_few_entries_of_many_changes_are_copied_too(
+    tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where it is too soon for the next checkpoint, it is written later, though nothing more is put."""
+    monkeypatch.setattr("storage.upkeep.CHANGES", 50)
+    monkeypatch.setattr("storage.writer.CHANGES", 50)
+    monkeypatch.setattr("storage.upkeep._SHARE", 30)
+    store = DiskStore(tmp_path / "store")
+    ledger = open_ledger(store, tmp_path / "view")
+
+    async def add_some(first: int) -> int:
+        adding = [add(ledger, Add(name="n1", amount=1), f"{number}") for number in range(first, first + 60)]
+        return max(result.revision.entry for result in await asyncio.gather(*adding))
+
+    last = await add_some(0)
+    await asyncio.to_thread(eventually, lambda: bool(checkpoints(store, 1)))
+    first = checkpoints(store, 1)[-1].entry
+    assert first <= last < RUN
+    await add_some(60)
+    await asyncio.to_thread(eventually, lambda: checkpoints(store, 1)[-1].entry > first)
+    expected = await ledger.read(1, everything)
+    await ledger.close()
+    assert await _rows(store, tmp_path / "fresh") == expected
 
 
 def _has_checkpoint(store: DiskStore, entry: int) -> bool:
