@@ -91,8 +91,8 @@ async def _measure(seeded: Path, folder: Path, kind: str, size: int, seconds: fl
         found: dict[str, Any] = {"concepts": size, "versions": size * VERSIONS}
         found |= json.loads((seeded / "seeded.json").read_text())
         found["entries"] = sum(1 for _ in list_all(store, "log/"))
-        # From a checkpoint where there is one yet; a second start finds its own view; without a checkpoint, the log and its
-        # segments are read.
+        # From a checkpoint where there is one yet; a second start finds its own view; without a checkpoint, the log and
+        # its segments are read.
         found["start_of_a_new_replica_s"] = await _start(place, folder, "fresh")
         found["start_with_own_view_s"] = await _start(place, folder, "fresh")
         kept = {info.name: store.get(info.name) for info in list_all(store, "checkpoints/")}
