@@ -340,18 +340,19 @@ async def test_progress_is_heard_of_the_attempt_that_has_the_job_only(side: Make
     server, worker = await side(dispatches=True), await side()
     name = await server.create("j1")
     attempt = await worker.take()
-    for number, step in ((attempt.number, 1), (attempt.number + 1, 7)):
-        worker.desk.tell_all(name, number, resources_pb2.Progress(step=step, steps=9))
     preview = resources_pb2.JobEvent.Preview(step=1, png=b"p" * 10)
+    steps = set()
 
     async def seen() -> bool:
+        for number, step in ((attempt.number, 1), (attempt.number + 1, 7)):
+            worker.desk.tell_all(name, number, resources_pb2.Progress(step=step, steps=9))
         worker.desk.tell_all(name, attempt.number, preview)
-        return server.desk.preview(name) == preview
+        progress = server.desk.progress(name)
+        steps.update([] if progress is None else [progress.step])
+        return server.desk.preview(name) == preview and bool(steps)
 
     await until(seen)
-    progress = server.desk.progress(name)
-    assert progress is not None
-    assert progress.step == 1
+    assert steps == {1}
 
 
 async def test_workers_hear_who_wants_to_see_a_job(side: MakeSide) -> None:
@@ -364,3 +365,25 @@ async def test_workers_hear_who_wants_to_see_a_job(side: MakeSide) -> None:
 
     with server.desk.previews.wanted(name, 2.5):
         await until(wanted)
+
+
+async def test_a_full_worker_is_asked_to_make_room_for_a_tenant_that_has_none(side: MakeSide) -> None:
+    server, worker = await side(dispatches=True), await side()
+    for name in ("many1", "many2", "many3"):
+        await server.create(name, "many")
+    held = [await worker.take(), await worker.take()]  # as many as it has places
+    few = await server.create("few", "few")
+    asked: list[str] = []
+
+    async def made_room() -> bool:
+        row = await worker.queue.next()
+        asked.extend([] if row is None else [row["name"]])
+        return bool(asked)
+
+    await until(made_room)
+    assert asked == [few]
+    newest = held[-1]
+    await worker.desk.move(newest.move(Move.HAND_BACK))
+    await worker.queue.release(newest)
+    names = [(await worker.take()).job.name for _ in range(2)]
+    assert few in names

@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.queue.line import Line
+from trainer.queue.line import Line, trade
 
 
 def job(name: str, tenant: str, *, steps: int = 50, rows: int = 8, priority: int = 0, created_us: int = 0) -> Any:
@@ -15,6 +15,7 @@ def job(name: str, tenant: str, *, steps: int = 50, rows: int = 8, priority: int
         "tenant": tenant,
         "priority": priority,
         "created_us": created_us,
+        "losses": 0,
         "spec": {"recipe": recipe},
     }
 
@@ -87,3 +88,19 @@ jobs = st.lists(
 def test_everybody_is_handed_out_once(waiting: list[Any]) -> None:
     found = order(Line(), waiting)
     assert sorted(found) == sorted(one["name"] for one in waiting)
+
+
+def test_who_gives_a_place_to_a_tenant_without_any() -> None:
+    def running(name: str, tenant: str, started_us: int) -> Any:
+        return job(name, tenant) | {"started_us": started_us}
+
+    many = [running("a1", "ann", 1), running("a2", "ann", 3), running("a3", "ann", 2), running("b1", "bea", 4)]
+    waiting = [job("a4", "ann", created_us=0), job("c2", "cid", created_us=9), job("c1", "cid", created_us=8)]
+    traded = trade(waiting, many)
+    assert traded is not None
+    assert [one["name"] for one in traded] == ["c1", "a2"]
+    # Nobody gives his only place, nobody gets one for less than everybody's, or after it has killed a worker.
+    assert trade(waiting, [many[0], many[3]]) is None
+    assert trade([job("low", "cid", priority=-1), job("bad", "dan") | {"losses": 1}], many) is None
+    assert trade(waiting[:1], many) is None
+    assert trade(waiting, []) is None

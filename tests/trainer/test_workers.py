@@ -25,7 +25,7 @@ from tests.trainer.zygote import Forked, Zygote
 pytestmark = pytest.mark.timeout(400)  # on a machine that does much else
 
 MOMENT_S = 120.0
-STEPS = 40
+STEPS = 24
 NOBODY = "127.0.0.1:1"
 
 
@@ -174,7 +174,7 @@ def test_a_worker_is_killed_with_jobs_in_every_state(
     preparing = create(client, "preparing", steps=3, start=Start(version=unbroken.name))
     reaches(client, preparing, Job.STATE_RUNNING)
     training = create(client, "training")
-    reaches(client, training, Job.STATE_RUNNING, step=15)
+    reaches(client, training, Job.STATE_RUNNING, step=10)
     queued = create(client, "queued", steps=3)
     first.kill()
     assert get(client, queued).state == Job.STATE_QUEUED
@@ -193,7 +193,7 @@ def test_a_worker_that_stalls_past_its_lease_and_comes_back_changes_nothing(
 ) -> None:
     first = cluster.worker()
     job = create(client, "stalled")
-    reaches(client, job, Job.STATE_RUNNING, step=5)
+    reaches(client, job, Job.STATE_RUNNING, step=3)
     first.signal(signal.SIGSTOP)
     second = cluster.worker()
     reaches(client, job, Job.STATE_RUNNING, attempt=2)
@@ -211,7 +211,7 @@ def test_a_worker_that_stalls_past_its_lease_and_comes_back_changes_nothing(
 
 def test_nats_is_killed_and_comes_back(cluster: Cluster, client: Client) -> None:
     worker = cluster.worker()
-    running = create(client, "outage", steps=60)
+    running = create(client, "outage", steps=40)
     reaches(client, running, Job.STATE_RUNNING, step=3)
     cluster.nats.kill()
     created = create(client, "outage", steps=3)  # the log is there
@@ -233,12 +233,12 @@ def test_a_cancelled_job_leaves_its_worker(cluster: Cluster, client: Client) -> 
     step = get_step(worker)
     time.sleep(0.5)
     assert get_step(worker) <= step + 1  # the tick that it was in
-    assert list(client.versions("cancelled")) == []
+    assert get(client, job).version == ""
 
 
 def test_a_job_that_kills_its_workers_fails_and_the_rest_go_on(cluster: Cluster, client: Client) -> None:
     doomed = create(client, "poison", steps=10_000)
-    other = create(client, "poison", steps=60)
+    other = create(client, "poison", steps=20)
     for attempt in (1, 2):
         worker = cluster.worker("--max-losses", "2")
         reaches(client, doomed, Job.STATE_RUNNING, step=2, attempt=attempt)

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -35,6 +36,14 @@ _logger = structlog.get_logger(__name__)
 def token_of(base_model: Mapping[str, Any]) -> str:
     """A base model's name in subjects, of its message as JSON: who trains on the same one gets the same jobs."""
     return hashlib.sha256(json.dumps(base_model, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """Jobs that no worker has been given yet, and workers that ask for one."""
+
+    untaken: int
+    asking: int
 
 
 class Broker:
@@ -131,13 +140,13 @@ class Broker:
             info = await self._make_stream()
         return {self.job_of(subject) for subject in info.state.subjects or ()}
 
-    async def untaken(self, base: str) -> int:
-        """How many jobs of a base model no worker has been given yet."""
+    async def demand(self, base: str) -> Demand:
+        """What a base model's workers have, and want."""
         try:
             info = await self.jetstream.consumer_info(self._stream, base)
         except NotFoundError:
             info = await self._make_consumer(base)
-        return info.num_pending or 0
+        return Demand(untaken=info.num_pending or 0, asking=info.num_waiting or 0)
 
     async def bucket(self, ttl: timedelta) -> KeyValue:
         """Where processes take leases of `ttl`."""

@@ -1,6 +1,7 @@
 """Hands the waiting jobs out to NATS, fair between tenants, by comparing what the log says with what NATS has."""
 
 import asyncio
+import time
 
 import structlog
 
@@ -10,9 +11,10 @@ from trainer.jobs import State
 from trainer.metrics import TrainerMetrics
 from trainer.queue.broker import AWAY, Broker, token_of
 from trainer.queue.leadership import Leadership
-from trainer.queue.line import Line
+from trainer.queue.line import Line, trade
 
 _LONGEST_S = 1.0  # between two looks: what NATS has lost is told by nobody
+_PATIENCE_S = 2.0  # without a place, before a job is handed back for another one
 _logger = structlog.get_logger(__name__)
 
 
@@ -35,6 +37,8 @@ class Dispatcher:
         self._leadership = leadership
         self._ahead = ahead
         self._lines: dict[str, Line] = {}
+        # Since when no worker of a base model has had a place that a tenant without any should have.
+        self._wanted_since: dict[str, float] = {}
         metrics.dispatches.set_function(lambda: leadership.held)
 
     async def run(self) -> None:
@@ -57,19 +61,33 @@ class Dispatcher:
         # In this order: a message goes after its job's end is in the log, so what is missing here and unfinished there
         # is lost, not done.
         sent = await self._broker.sent()
-        waiting: dict[str, list[Row]] = {}
+        jobs: dict[str, list[Row]] = {}
         for row in await self._desk.unfinished():
             base = token_of(row["spec"]["base_model"])
-            if row["state"] == State.QUEUED:
-                waiting.setdefault(base, [])
-                if row["name"] not in sent:
-                    waiting[base].append(row)
-            elif row["name"] not in sent:
+            jobs.setdefault(base, []).append(row)
+            if row["state"] != State.QUEUED and row["name"] not in sent:
                 _logger.warning("sent again: NATS has lost its message", job=row["name"])
                 await self._broker.send(base, row["name"])
-        for base, rows in waiting.items():
-            line = self._lines.setdefault(base, Line())
-            line.wait(rows)
-            room = self._ahead - await self._broker.untaken(base) if rows else 0
-            for _ in range(min(room, len(rows))):
-                await self._broker.send(base, line.first())
+        for base, rows in jobs.items():
+            queued = [row for row in rows if row["state"] == State.QUEUED]
+            if queued:
+                demand = await self._broker.demand(base)
+                line = self._lines.setdefault(base, Line())
+                line.wait([row for row in queued if row["name"] not in sent])
+                for _ in range(min(self._ahead - demand.untaken, len(line))):
+                    await self._broker.send(base, line.first())
+                running = [row for row in rows if row["state"] == State.RUNNING]
+                await self._ask_for_room(base, None if demand.asking else trade(queued, running))
+
+    async def _ask_for_room(self, base: str, wanted: tuple[Row, Row] | None) -> None:
+        """Has a worker hand a job back for another one, once that was wanted for a while without a break."""
+        now = time.monotonic()
+        since = self._wanted_since.pop(base, now)
+        if wanted is None:
+            return
+        if now - since < _PATIENCE_S:
+            self._wanted_since[base] = since
+            return
+        waits, gives = wanted
+        _logger.info("asks for a place", job=gives["name"], waits=waits["name"])
+        await self._broker.tell(self._broker.topic("yield", gives["name"]), waits["name"].encode())

@@ -9,7 +9,7 @@ from functools import partial
 import structlog
 from nats.aio.msg import Msg
 from nats.errors import TimeoutError as NothingCame
-from pseudoword.names import InvalidName
+from pseudoword.names import InvalidName, JobName
 
 from rpc.errors import FailedPrecondition, NotFound
 from rpc.patience import patiently
@@ -56,7 +56,9 @@ class JetStreamQueue:
         # A job that is held and not taken yet, while this worker makes up its mind.
         self._offered: Row | None = None
         self._wanted = asyncio.Event()
+        self._waits = ""
         broker.hear("held", self._answer)
+        broker.hear("yield.*.*", self._hear_wish)
 
     async def open(self) -> None:
         """What was left is with NATS."""
@@ -68,8 +70,12 @@ class JetStreamQueue:
             tasks.create_task(self._beat())
 
     async def next(self) -> Row | None:
-        """Not known: what waits is with NATS, and whose turn it is was decided by the dispatcher."""
-        return None
+        """As JobQueue.next: the one that the dispatcher has asked this worker to make room for, told once."""
+        name, self._waits = self._waits, ""
+        if not name:
+            return None
+        row, _ = await patiently(lambda: self._desk.row(name, cached=True))
+        return row if row["state"] == State.QUEUED else None
 
     async def take(self, *, alone: bool) -> Row | None:
         """As JobQueue.take."""
@@ -193,3 +199,9 @@ class JetStreamQueue:
         if lease is not None and lease.attempt == attempt:
             with suppress(*AWAY):
                 await message.respond(b"")
+
+    async def _hear_wish(self, message: Msg) -> None:
+        with suppress(InvalidName):
+            if self._broker.job_of(message.subject) in self._leases:
+                self._waits = str(JobName.parse(message.data.decode()))
+                self._desk.wake()

@@ -6,6 +6,7 @@ next at once and is owed nothing for the time before, and long jobs cost what th
 shares out a tick's rows (trainer.turns), would need a quantum that the longest job fits into.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from trainer.book import Row
@@ -23,6 +24,9 @@ class Line:
     def wait(self, jobs: Sequence[Row]) -> None:
         """These wait, and no others."""
         self._jobs = {job["name"]: job for job in jobs}
+
+    def __len__(self) -> int:
+        return len(self._jobs)
 
     def first(self) -> str:
         """The next one, which waits no more: of the tenant that is first, the oldest of the highest priority;
@@ -42,3 +46,17 @@ class Line:
 
     def _rank(self, job: Row) -> tuple[int, int, int, str]:
         return self._begin(job["tenant"]), -job["priority"], job["created_us"], job["name"]
+
+
+def trade(waiting: Sequence[Row], running: Sequence[Row]) -> tuple[Row, Row] | None:
+    """Where no worker has a place: the oldest job of a tenant that has none running, and the one that should give its
+    place, the newest of the tenant that has most. So long jobs of one tenant do not keep the others waiting."""
+    held = Counter(job["tenant"] for job in running)
+    without = [job for job in waiting if job["tenant"] not in held and job["priority"] >= 0 and not job["losses"]]
+    if not without or not held:
+        return None
+    tenant, count = held.most_common(1)[0]
+    if count < 2:
+        return None
+    own = [job for job in running if job["tenant"] == tenant]
+    return min(without, key=lambda job: job["created_us"]), max(own, key=lambda job: job["started_us"])
