@@ -80,6 +80,7 @@ class Worker:
         self._pace = Pace()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="train")
         self._attempts: dict[str, Attempt] = {}
+        metrics.held.set_function(lambda: len(self._attempts))
         # What goes on beside the ticks: preparing and publishing, which the next server takes up where they stop, and
         # the last words about an attempt, which are waited for.
         self._beside: set[asyncio.Task[None]] = set()
@@ -346,8 +347,9 @@ class Worker:
             return
         self._let_go(attempt)
         self._desk.forget(name)
-        cancelled = row["state"] == State.CANCELLED
-        self._metrics.ended.labels("cancelled" if cancelled else "lost").inc()
+        if row["state"] != State.FAILED:  # by its own word at once, which has said so
+            cancelled = row["state"] == State.CANCELLED
+            self._metrics.ended.labels("cancelled" if cancelled else "lost").inc()
         _logger.info("attempt is over", job=name, attempt=attempt.number, state=row["state"])
         self._start(self._settle(attempt), self._ending)
 
