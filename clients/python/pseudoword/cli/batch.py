@@ -8,6 +8,7 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pseudoword.cli.connection import Session, connected
+from pseudoword.cli.settings import drawing
 from pseudoword.errors import PseudowordError
 from pseudoword.generation.v1 import resources_pb2
 from pseudoword.names import BatchName
@@ -45,15 +46,6 @@ def batch() -> None:
     "--fill", "blanks", multiple=True, metavar="NAME=TEXT|TEXT|...", help="Texts for {NAME} in PROMPT; may be repeated."
 )
 @click.option("--seeds", type=click.IntRange(1), default=1, help="Pictures of each sentence.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="The first seed.")
-@click.option("--steps", type=click.IntRange(1, 150), help="Denoising steps.  [default: the server's]")
-@click.option(
-    "--guidance", type=click.FloatRange(1, 30), help="How closely to follow the sentence.  [default: the server's]"
-)
-@click.option("--scheduler", default="", help="How to denoise: ddim, euler-a, ...  [default: the server's]")
-@click.option("--negative", default="", metavar="TEXT", help="What to stay away from.")
-@click.option("--width", type=click.IntRange(1), help="In pixels.  [default: the model's]")
-@click.option("--height", type=click.IntRange(1), help="In pixels.  [default: the model's]")
 @click.option("--layout", type=click.Choice([*_LAYOUTS]), default="folder", help="One object a picture, or tar shards.")
 @click.option("--format", type=click.Choice([*_FORMATS]), default="png", help="File format of the pictures.")
 @click.option(
@@ -62,21 +54,16 @@ def batch() -> None:
     help="Share no forward pass: pictures equal those of `draw` to the last bit, and take longer.",
 )
 @click.option("--dry-run", is_flag=True, help="Check everything, say how many pictures it would be, and begin nothing.")
+@drawing
 @connected
 def create(
     session: Session,
     *,
+    settings: resources_pb2.PictureSettings,
     prompt: str,
     file: Path | None,
     blanks: tuple[str, ...],
     seeds: int,
-    seed: int,
-    steps: int | None,
-    guidance: float | None,
-    scheduler: str,
-    negative: str,
-    width: int | None,
-    height: int | None,
     layout: str,
     format: str,
     exact: bool,
@@ -90,17 +77,8 @@ def create(
     """
     if bool(prompt) == (file is not None):
         raise click.UsageError("Give PROMPT or --prompts, and not both.")
-    settings = resources_pb2.PictureSettings(
-        prompt=prompt,
-        negative_prompt=negative,
-        seed=seed,
-        steps=steps,
-        guidance_scale=guidance,
-        scheduler=scheduler,
-        width=width,
-        height=height,
-        exact=exact,
-    )
+    settings.prompt = prompt
+    settings.exact = exact
     lines = file.read_text("utf-8").splitlines() if file is not None else []
     asked = resources_pb2.Batch(
         settings=settings,

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from pseudoword.cli.connection import Session, connected
 from pseudoword.cli.output import write_file
+from pseudoword.cli.settings import drawing
 from pseudoword.client import Picture, pictures
 from pseudoword.generation.v1 import generation_pb2, resources_pb2
 from pseudoword.sheet import Tile, contact_sheet
@@ -33,16 +34,7 @@ _FORMATS = {
     type=click.Path(path_type=Path, dir_okay=False),
     help="PNG, JPEG or WebP file.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, help="The same seed gives the same picture.")
-@click.option("--steps", type=click.IntRange(1, 150), help="Denoising steps.  [default: the server's]")
-@click.option(
-    "--guidance", type=click.FloatRange(1, 30), help="How closely to follow the sentence.  [default: the server's]"
-)
-@click.option("--scheduler", default="", help="How to denoise: ddim, euler-a, ...  [default: the server's]")
-@click.option("--negative", default="", metavar="TEXT", help="What to stay away from.")
 @click.option("--count", type=click.IntRange(1), default=1, help="Pictures, with seeds SEED, SEED + 1, ...")
-@click.option("--width", type=click.IntRange(1), help="In pixels.  [default: the model's]")
-@click.option("--height", type=click.IntRange(1), help="In pixels.  [default: the model's]")
 @click.option(
     "--from",
     "start",
@@ -60,20 +52,15 @@ _FORMATS = {
 @click.option(
     "--fast", is_flag=True, help="Share forward passes with other requests: pixels may differ by one level of 255."
 )
+@drawing
 @connected
 def draw(
     session: Session,
     *,
+    settings: resources_pb2.PictureSettings,
     prompt: str,
     path: Path,
-    seed: int,
-    steps: int | None,
-    guidance: float | None,
-    scheduler: str,
-    negative: str,
     count: int,
-    width: int | None,
-    height: int | None,
     start: Path | None,
     strength: float | None,
     mask: Path | None,
@@ -91,15 +78,8 @@ def draw(
         raise click.BadParameter(f"ends in {path.suffix or 'nothing'}; use .png, .jpg or .webp", param_hint="-o")
     if not path.parent.is_dir():
         raise click.BadParameter(f"there is no folder {path.parent}", param_hint="-o")
-    settings = resources_pb2.PictureSettings(
+    more = resources_pb2.PictureSettings(
         prompt=prompt,
-        negative_prompt=negative,
-        seed=seed,
-        steps=steps,
-        guidance_scale=guidance,
-        scheduler=scheduler,
-        width=width,
-        height=height,
         start_picture=start.read_bytes() if start else b"",
         strength=strength,
         mask=mask.read_bytes() if mask else b"",
@@ -107,6 +87,7 @@ def draw(
         clip_skip=clip_skip,
         exact=not fast,
     )
+    settings.MergeFrom(more)
     drawn = _generate(session, settings, count, _FORMATS[path.suffix.lower()])
     paths = [path] if count == 1 else [path.with_stem(f"{path.stem}-{picture.index + 1}") for picture in drawn]
     for picture, file in zip(drawn, paths, strict=True):
