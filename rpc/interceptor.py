@@ -77,10 +77,13 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         path = handler_call_details.method
-        # Only methods that there are get here, so there is no end of them to keep.
-        method = self._methods.get(path) or self._methods.setdefault(path, self._method(path, handler))
-        if method.service in _OPEN:
-            return handler
+        method = self._methods.get(path)
+        if method is None:
+            service, _, name = path.lstrip("/").rpartition("/")
+            if service in _OPEN:
+                return handler
+            # Only methods that there are get here, so these have an end.
+            method = self._methods[path] = self._method(service, name, handler)
         metadata = dict(handler_call_details.invocation_metadata or ())
         rpc = _Rpc(method.service, method.name, metadata, method.metrics)
         return method.make(
@@ -89,8 +92,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             response_serializer=handler.response_serializer,
         )
 
-    def _method(self, path: str, handler: Any) -> _Method:
-        service, _, name = path.lstrip("/").rpartition("/")
+    def _method(self, service: str, name: str, handler: Any) -> _Method:
         kinds = {
             (False, False): ("unary", self._unary_unary, grpc.unary_unary_rpc_method_handler),
             (False, True): ("server_stream", self._unary_stream, grpc.unary_stream_rpc_method_handler),
