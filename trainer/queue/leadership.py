@@ -39,7 +39,7 @@ class Leadership:
         try:
             await self._seek()
         finally:
-            if self.held:
+            if self.held and self._broker.client.is_connected:
                 self._revision = 0
                 with suppress(*AWAY):
                     await (await self._broker.bucket(self._ttl)).delete(self._what)
