@@ -121,7 +121,7 @@ class Trainer:
         engine = Engine(
             model,
             max_rows=settings.engine.max_rows,
-            checkpoint_activations=settings.engine.checkpoint_activations,
+            checkpoint_activations=self._trains and settings.engine.checkpoint_activations,
             learned_start=_learned_start(settings, model.spec),
         )
         versions = Versions(registry)
