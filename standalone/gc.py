@@ -76,7 +76,8 @@ def _collected(store: ObjectStore, grace: timedelta, *, stopped: bool, dry_run: 
 async def _collect(store: ObjectStore, grace: timedelta, dry_run: bool) -> Collection:
     shards = Metadata.read(store).shards
     with tempfile.TemporaryDirectory(prefix="pseudoword-gc-") as folder:
-        ledger = Ledger.open(store, RegistryBook(Quotas()), shards=shards, view_folder=Path(folder))
+        book = RegistryBook(Quotas())
+        ledger = Ledger.open(store, book, shards=shards, view_folder=Path(folder), upkeep=not dry_run)
         try:
             return await Collector(ledger, store, grace=grace, dry_run=dry_run).run()
         finally:

@@ -39,13 +39,23 @@ def shard_of(tenant: str, shards: int) -> int:
 class Ledger(Generic[C]):
     """Commands of type C, kept by a Book. Used by one event loop; a shard is opened when it is first used."""
 
-    def __init__(self, log: Log, book: Book[C], view_folder: Path, metrics: LedgerMetrics | None = None) -> None:
+    def __init__(
+        self,
+        log: Log,
+        book: Book[C],
+        view_folder: Path,
+        metrics: LedgerMetrics | None = None,
+        *,
+        upkeep: bool = True,
+    ) -> None:
         self._log = log
         self._book = book
         self._folder = view_folder
         self._lock = _lock_folder(view_folder)
         self._metrics = metrics or LedgerMetrics()
         self._upkeep = Upkeep(log, self._metrics)
+        if not upkeep:
+            self._upkeep.close()
         self._writers: dict[int, ShardWriter] = {}
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="view")
         self._watchers: set[tuple[int, asyncio.Event, asyncio.AbstractEventLoop]] = set()
@@ -61,13 +71,16 @@ class Ledger(Generic[C]):
         view_folder: Path,
         backoff: Backoff | None = None,
         metrics: LedgerMetrics | None = None,
+        upkeep: bool = True,
     ) -> "Ledger[C]":
-        """Open the ledger of `book` in `store`, made if there is none; `view_folder` may be empty, lost or old.
+        """Open the ledger of `book` in `store`, made if there is none; `view_folder` may be empty, lost or old. With
+        `upkeep`, segments and checkpoints that are missing are written.
 
         Blocks. Raises StoreMismatch, Damaged, StoreUnavailable, StoreRefused, and ViewInUse when another process has
         the folder. Does not probe the store.
         """
-        return cls(Log.open(store, book=book.name, shards=shards, backoff=backoff), book, view_folder, metrics)
+        log = Log.open(store, book=book.name, shards=shards, backoff=backoff)
+        return cls(log, book, view_folder, metrics, upkeep=upkeep)
 
     @property
     def store_id(self) -> str:

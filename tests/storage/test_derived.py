@@ -13,6 +13,7 @@ from storage.checkpoints import checkpoints
 from storage.disk import DiskStore
 from storage.entry import Entry, Mutation, entry_name
 from storage.errors import Damaged
+from storage.ledger import Ledger
 from storage.objects import ObjectStore
 from storage.segments import RUN, pack, segment_name, segments, unpack
 from storage.view import FORMAT
@@ -120,6 +121,15 @@ async def test_the_writer_of_a_runs_last_entry_copies_it(
     assert await _rows(store, tmp_path / "fresh") == expected
     await ledger.close()
     await asleep.close()
+
+
+async def test_who_only_looks_copies_nothing(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path / "store")
+    fill(store, 1, RUN)
+    ledger = Ledger.open(store, Counters(), shards=2, view_folder=tmp_path / "view", upkeep=False)
+    assert await ledger.read(1, lambda db: value_of(db, "n1"))
+    await ledger.close()
+    assert (checkpoints(store, 1), segments(store, 1)) == ([], set())
 
 
 async def test_few_entries_of_many_changes_are_copied_too(
