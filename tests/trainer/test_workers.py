@@ -224,6 +224,21 @@ def test_nats_is_killed_and_comes_back(cluster: Cluster, client: Client) -> None
     assert ends(worker) == {"published": 2}
 
 
+def test_a_worker_told_to_stop_hands_its_job_to_another(
+    cluster: Cluster, client: Client, unbroken: registry_resources.Version
+) -> None:
+    first, second = cluster.worker(), cluster.worker()
+    job = create(client, "stopped")
+    reaches(client, job, Job.STATE_RUNNING, step=3)
+    (trainer,) = (worker for worker in (first, second) if get_step(worker))
+    trainer.signal(signal.SIGTERM)
+    done = succeeded(client, job)
+    assert done.attempt == 1  # the one that was handed back does not count
+    assert client.version(done.version).tensors_digest == unbroken.tensors_digest
+    (other,) = {first, second} - {trainer}
+    assert ends(other) == {"published": 1}
+
+
 def test_a_cancelled_job_leaves_its_worker(cluster: Cluster, client: Client) -> None:
     worker = cluster.worker()
     job = create(client, "cancelled", steps=10_000)
