@@ -18,7 +18,6 @@ from standalone.plots import loss_curve
 from standalone.servers import Servers
 
 WORD = "rex"
-START = "toy"
 SENTENCES = {
     "plain": f"a photo of <{WORD}>",
     "beach": f"a photo of <{WORD}> on the beach",
@@ -73,7 +72,7 @@ def _learn(client: Client, pictures: list[Path], console: Console) -> Version:
                 now = event.progress
                 bars.update(bar, completed=now.step, total=now.steps, loss=f"loss {now.smoothed_loss:.4f}")
 
-        version = client.learn(WORD, pictures, start=START, on_event=show)
+        version = client.learn(WORD, pictures, on_event=show)
     console.print(f"published {version.name} after {time.monotonic() - began:.1f} s")
     return version
 

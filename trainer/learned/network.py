@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as write
 from torch import nn
 
 from diffusion.checkpoint import BUNDLED, ModelSpec
@@ -87,7 +87,7 @@ def save(network: StartNetwork, spec: ModelSpec, folder: Path) -> None:
     }
     weights = {key: value.detach().half().cpu().contiguous() for key, value in network.state_dict().items()}
     beside_it = folder / (_FILE + ".part")
-    save_file(weights, beside_it, metadata={"start": json.dumps(made_for, sort_keys=True)})
+    beside_it.write_bytes(write(weights, metadata={"start": json.dumps(made_for, sort_keys=True)}))
     beside_it.replace(folder / _FILE)
 
 
