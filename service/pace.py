@@ -5,12 +5,14 @@ holds, beyond the greatest one its own time a row.
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 Shape = tuple[int, int]
 
 _NEWEST = 0.2  # weight of the newest call in the smoothed time
 _FREE = 1.05  # of a call's time: what it may take longer for the sake of those in the background
+_STALE = 32  # calls after which a number of rows is tried once more
 _WORTH = 0.97  # of the best rate that was measured: more rows than give this only make everybody wait
 
 
@@ -21,12 +23,22 @@ class Pace:
     def __init__(self, base: Shape) -> None:
         self._base = base
         self._times: dict[Shape, dict[int, float]] = {base: {}}
+        # Calls of each shape, and at which of them a number of rows was last measured, or at least tried.
+        self._calls: Counter[Shape] = Counter()
+        self._measured_at: dict[tuple[Shape, int], int] = {}
+        self._tried_at: dict[tuple[Shape, int], int] = {}
 
     def measured(self, shape: Shape, rows: int, seconds: float) -> None:
         """A call of `rows` rows took `seconds`."""
         times = self._times.setdefault(shape, {})
         before = times.get(rows)
-        times[rows] = seconds if before is None else before + _NEWEST * (seconds - before)
+        self._calls[shape] += 1
+        now = self._calls[shape]
+        if before is None or now - self._measured_at.get((shape, rows), now) > _STALE:
+            times[rows] = seconds  # what was measured long ago may have been another machine
+        else:
+            times[rows] = before + _NEWEST * (seconds - before)
+        self._measured_at[shape, rows] = self._tried_at[shape, rows] = now
 
     def table(self, shape: Shape) -> Mapping[int, float]:
         """What was measured of `shape`: rows to seconds."""
@@ -46,6 +58,17 @@ class Pace:
         rates = [rows / (self.seconds(shape, rows) or 1.0) for rows in sizes]
         best = max(rates)
         return next(rows for rows, rate in zip(sizes, rates, strict=True) if rate >= _WORTH * best)
+
+    def tried_rows(self, shape: Shape, limit: int) -> int:
+        """As useful_rows, but every now and then twice as many, as far as `limit` goes: what was slow at warm-up, since
+        the machine had other things to do, would stay so for ever if nobody tried again."""
+        useful = self.useful_rows(shape, limit)
+        more = next((rows for rows in self._sizes(shape) if 2 * useful <= rows <= limit), useful)
+        now = self._calls[shape]
+        if more == useful or now - self._tried_at.get((shape, more), 0) < _STALE:
+            return useful
+        self._tried_at[shape, more] = now
+        return more
 
     def free_rows(self, shape: Shape, rows: int, limit: int) -> int:
         """How many rows, `rows` at the least, a call of `rows` may have for next to nothing more."""

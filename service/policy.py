@@ -108,7 +108,7 @@ class Policy:
 
     def next_group(self, now: float) -> list[Ticket]:
         """The pictures of the next call."""
-        return self.roster.next_group(now, self._useful_rows, self._free_rows)
+        return self.roster.next_group(now, self._tried_rows, self._free_rows)
 
     def stepped(self, ids: Sequence[int]) -> None:
         """A call was made for these pictures."""
@@ -139,6 +139,9 @@ class Policy:
 
     def _useful_rows(self, shape: Shape) -> int:
         return self.pace.useful_rows(shape, self.roster.max_rows)
+
+    def _tried_rows(self, shape: Shape) -> int:
+        return self.pace.tried_rows(shape, self.roster.max_rows)
 
     def _free_rows(self, shape: Shape, rows: int) -> int:
         return self.pace.free_rows(shape, rows, self.roster.max_rows)

@@ -25,10 +25,10 @@ from pseudoword.client import Client
 from pseudoword.errors import PseudowordError
 
 from benchmarks.generation.peer import Peer
-from benchmarks.generation.saturation import draw_one, publish, whole_requests
+from benchmarks.generation.saturation import draw_one, publish
+from benchmarks.generation.servers import started
 from benchmarks.generation.workload import Asked, mix, vectors
 from diffusion.checkpoint import BaseModel
-from standalone.servers import Servers
 
 # Deadlines in times of a request's time alone on our engine.
 DEADLINES = (1.5, 2.0, 3.0, 5.0)
@@ -113,15 +113,14 @@ def main(
     click.echo(f"the lock's capacity: {capacity:.2f} pictures a second", err=True)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        servers = stack.enter_context(Servers(folder, model=model))
-        client = stack.enter_context(Client(servers.endpoints))
+        ours, whole = started(stack, folder, model=model, device=device)
+        client = stack.enter_context(Client(ours))
         publish(client, loaded, words)
-        whole = whole_requests(stack, folder, servers.endpoints, model, device)
         alone = _alone(client, mix(64, seed=7, steps=choice))
         contenders: dict[str, Contender] = {
             LOCK: lambda asked, due: _behind_a_lock(peer, asked, due),
             WHOLE: lambda asked, due: _by_clients(whole, asked, due),
-            OURS: lambda asked, due: _by_clients(servers.endpoints, asked, due),
+            OURS: lambda asked, due: _by_clients(ours, asked, due),
         }
         for number, (load, count) in enumerate(zip(shares, counts * len(shares), strict=False)):
             draw = np.random.default_rng([seed, number])

@@ -6,14 +6,11 @@ python -m benchmarks.generation.saturation --help
 
 import json
 import platform
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -25,10 +22,10 @@ from pseudoword.registry.v1 import registry_pb2, resources_pb2
 from benchmarks.generation import limit
 from benchmarks.generation.engine import Bare
 from benchmarks.generation.peer import Peer
+from benchmarks.generation.servers import started
 from benchmarks.generation.workload import Asked, mix, vectors
 from diffusion.checkpoint import BaseModel
 from diffusion.messages import base_model
-from standalone.servers import Servers
 from storage.tensors import write_tensors
 
 _CLIENTS = 48
@@ -51,13 +48,12 @@ def main(model: str | None, device: str, requests: int, rounds: int, output: Pat
     }
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        servers = stack.enter_context(Servers(folder, model=model))
-        client = stack.enter_context(Client(servers.endpoints))
+        ours, whole = started(stack, folder, model=model, device=device)
+        client = stack.enter_context(Client(ours))
         publish(client, loaded, words)
         contenders["pseudoword's engine alone"] = stack.enter_context(Bare(loaded, words)).draw
-        whole = whole_requests(stack, folder, servers.endpoints, model, device)
         contenders["requests batched whole, over gRPC"] = _served(whole, stack)
-        contenders["pseudoword over gRPC"] = _served(servers.endpoints, stack)
+        contenders["pseudoword over gRPC"] = _served(ours, stack)
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
         for turn in range(rounds + 1):
             asked = list(mix(requests if turn else 8, seed=turn))  # the first turn warms up
@@ -95,23 +91,6 @@ def publish(client: Client, model: BaseModel, words: dict) -> None:  # type: ign
         )
         with errors():
             client.registry.PublishVersion(request)
-
-
-def whole_requests(stack: ExitStack, folder: Path, endpoints: Endpoints, model: str | None, device: str) -> Endpoints:
-    """A server of requests batched whole beside the others; idle while they are asked."""
-    address_file = folder / "whole.json"
-    command = [sys.executable, "-m", "benchmarks.generation.request_level", "--registry.address", endpoints.registry]
-    command += ["--model.device", device, "--server.address-file", str(address_file), "--server.listen", "127.0.0.1:0"]
-    command += [] if model is None else ["--model.source", model]
-    log = stack.enter_context((folder / "whole.log").open("wb"))
-    process = subprocess.Popen(command, stdout=log, stderr=log)
-    stack.callback(process.wait)
-    stack.callback(process.terminate)
-    while not address_file.exists():
-        if process.poll() is not None:
-            raise click.ClickException(f"the server ended:\n{(folder / 'whole.log').read_text()[-2000:]}")
-        time.sleep(0.1)
-    return replace(endpoints, generation=json.loads(address_file.read_text())["grpc"])
 
 
 def _served(endpoints: Endpoints, stack: ExitStack) -> Callable[[list[Asked]], None]:

@@ -39,6 +39,31 @@ def test_batches_only_as_far_as_it_gains() -> None:
     assert Pace(BASE).useful_rows(BASE, 32) == 32
 
 
+def test_a_slow_measurement_does_not_stand_for_ever() -> None:
+    """At warm-up something else was running while eight rows were measured."""
+    times = pace(r1=1.0, r2=1.2, r4=1.6, r8=9.0)
+    tried = []
+    for _ in range(100):
+        rows = times.tried_rows(BASE, 8)
+        tried.append(rows)
+        times.measured(BASE, rows, {4: 1.6, 8: 2.4}[rows])
+    assert tried[0] == 4
+    assert 8 in tried[:40]
+    assert set(tried[40:]) == {8}
+
+
+def test_what_is_no_better_is_tried_seldom() -> None:
+    times = pace(r1=1.0, r2=1.2, r4=1.6, r8=3.2)
+    tried = []
+    for _ in range(200):
+        rows = times.tried_rows(BASE, 8)
+        tried.append(rows)
+        # A call that is not full tells nothing of eight rows.
+        times.measured(BASE, 4, 1.6)
+    assert 3 <= tried.count(8) <= 7
+    assert times.tried_rows(BASE, 4) == 4
+
+
 def test_rows_that_cost_nothing() -> None:
     times = pace(r1=1.0, r2=1.0, r4=1.04, r8=2.0)
     assert [times.free_rows(BASE, rows, 32) for rows in (1, 4, 5, 8)] == [4, 4, 5, 8]
