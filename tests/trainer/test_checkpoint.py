@@ -60,8 +60,8 @@ def test_what_is_no_checkpoint_is_refused(unbroken: Run) -> None:
         b"\x80\x04pickle",
         good[:-7],
         save(arrays),
-        save(arrays, metadata={"state": json.dumps({"format": 1})}),
-        good.replace(b'format\\": 1', b'format\\": 9'),
+        save(arrays, metadata={"state": json.dumps({"format": 2})}),
+        good.replace(b'format\\": 2', b'format\\": 9'),
         good.replace(b"good_steps", b"bad__steps"),
     ):
         with pytest.raises(CheckpointInvalid):

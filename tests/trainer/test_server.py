@@ -34,7 +34,7 @@ async def test_pictures_in_and_a_version_out(trainer: Running, words: Any) -> No
     created = await trainer.create(request)
     assert created.state == Job.STATE_QUEUED
     assert created.creator == "anonymous"
-    assert created.start.words == "toy"
+    assert created.start.learned
     assert (created.recipe.steps, created.recipe.rows, created.recipe.name) == (3, 2, "object")
     assert created.kind == registry_resources.CONCEPT_KIND_OBJECT
 
@@ -127,7 +127,7 @@ async def test_the_same_job_gives_the_same_vectors(trainer: Running, words: Any)
 async def test_a_style(trainer: Running, words: Any) -> None:
     request = await trainer.job("mara", kind=registry_resources.CONCEPT_KIND_STYLE)
     job = (await trainer.watch((await trainer.create(request)).name))[-1].job
-    assert (job.recipe.name, job.start.words) == ("style", "painting")
+    assert (job.recipe.name, job.start.learned) == ("style", True)
     concept = await words.GetConcept(registry_pb2.GetConceptRequest(name=job.concept))
     assert concept.kind == registry_resources.CONCEPT_KIND_STYLE
 
