@@ -13,6 +13,7 @@ from storage.entry import Revision, decode, entry_name
 from storage.errors import (
     BadRevision,
     Closed,
+    Contention,
     Damaged,
     EntryTooLarge,
     NotCommitted,
@@ -109,6 +110,45 @@ async def test_a_lost_race_is_decided_anew(ledger: Ledger[Add], store: ObjectSto
         await add(other, Add(name="a", amount=-30), "down")
         assert (await add(ledger, Add(name="a", amount=30, limit=30), "up")).value == {"value": 30}
     finally:
+        await other.close()
+
+
+class Overtaken(DiskStore):
+    """A disk on which another writer is first, each time an entry is put, for as long as `overtake` is set."""
+
+    overtake: Callable[[], None] | None = None
+
+    def put_if_absent(self, name: str, data: bytes) -> None:
+        if self.overtake is not None and name.startswith("log/"):
+            self.overtake()
+        super().put_if_absent(name, data)
+
+
+async def test_who_loses_every_race_is_told_so_and_has_written_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.writer._MAX_ROUNDS", 6)
+    loop, seen = asyncio.get_running_loop(), 0
+    store = Overtaken(tmp_path / "store")
+    other = open_ledger(DiskStore(tmp_path / "store"), tmp_path / "other")
+    ledger = open_ledger(store, tmp_path / "view")
+
+    def overtake() -> None:
+        nonlocal seen
+        seen += 1
+        asyncio.run_coroutine_threadsafe(add(other, Add(name="b", amount=1), f"other-{seen}"), loop).result(60)
+
+    try:
+        store.overtake = overtake
+        with pytest.raises(Contention):
+            await add(ledger, Add(name="a", amount=1), "one")
+        assert seen == 6
+        assert await _value(other) == 0
+        assert await _value(other, "b") == 6
+        store.overtake = None
+        assert (await add(ledger, Add(name="a", amount=1), "one")).value == {"value": 1}
+    finally:
+        await ledger.close()
         await other.close()
 
 
