@@ -196,12 +196,12 @@ async def test_both_versions_come_in_their_order_whenever_the_registry_comes(
 ) -> None:
     engine = {"learned_start": str(fitted)}
     trainer = await start(engine=engine, registry="127.0.0.1:1", server={"drain_s": 1})
-    job = await trainer.create(await trainer.job("late", word_at_once=True))
+    job = await trainer.create(await trainer.job("belated", word_at_once=True))
     await trainer.reaches(job.name, Job.STATE_PUBLISHING)
     trainer = await start(engine=engine)
     assert states(await trainer.watch(job.name))[-1] == "SUCCEEDED"
     ended = await trainer.get(job.name)
-    concept = "tenants/default/concepts/late/versions"
+    concept = "tenants/default/concepts/belated/versions"
     assert (ended.first_version, ended.version) == (f"{concept}/1", f"{concept}/2")
     assert (await _version(words, ended.first_version)).provenance.at_once
 
