@@ -45,6 +45,7 @@ _LATER = {
     "XMinioServerNotInitialized",
 }
 _STATUS_LATER = {408, 409, 425, 429}
+_WITHOUT_LENGTH = {204, 304}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,9 +198,22 @@ class S3Store:
         return StoreRefused(why, object=name, code=code)
 
 
+class _WholeAnswers(urllib3.PoolManager):
+    """Takes no answer that was cut off within its headers: http.client takes the end of the connection for the end of
+    the headers, and what has no length then seems to be an empty object."""
+
+    def urlopen(self, *arguments: Any, **options: Any) -> Any:
+        answer = super().urlopen(*arguments, **options)
+        told = "Content-Length" in answer.headers or "Transfer-Encoding" in answer.headers
+        if not told and answer.status not in _WITHOUT_LENGTH:
+            answer.close()
+            raise urllib3.exceptions.ProtocolError("the answer was cut off within its headers")
+        return answer
+
+
 def _pool(access: S3Access, retries: urllib3.Retry) -> urllib3.PoolManager:
     trusted = str(access.ca_file) if access.ca_file else os.environ.get("SSL_CERT_FILE") or certifi.where()
-    return urllib3.PoolManager(
+    return _WholeAnswers(
         timeout=urllib3.Timeout(connect=access.connect_timeout_s, read=access.read_timeout_s),
         maxsize=access.connections,
         cert_reqs="CERT_REQUIRED",

@@ -1,12 +1,14 @@
 """What both stores promise, as storage/objects.py says it."""
 
+import socket
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
-from threading import Barrier
 
 import pytest
 from cryptography import x509
@@ -122,7 +124,7 @@ class _Racing(DiskStore):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self._looked = Barrier(8)
+        self._looked = threading.Barrier(8)
 
     def put_if_absent(self, name: str, data: bytes) -> None:
         if "/race" not in name:
@@ -185,6 +187,34 @@ def test_minio_over_tls(minio_binary: Path, tmp_path: Path) -> None:
         stranger.close()
     finally:
         server.kill()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nServer: MinIO\r\n",  # within its headers: the end of the connection ends them too
+        b"HTTP/1.1 200 OK\r\nContent-Le",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
+        b"HTTP/1.1 2",
+    ],
+)
+def test_an_answer_that_is_cut_off_is_no_object(answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        access = S3Access(endpoint=f"127.0.0.1:{listener.getsockname()[1]}", secure=False)
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    with connection:
+                        connection.recv(65536)
+                        connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        store = S3Store(access, "bucket")
+        with pytest.raises(StoreUnavailable):
+            store.get("log/1/2")
+        store.close()
 
 
 def _certify(folder: Path) -> None:
