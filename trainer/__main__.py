@@ -5,7 +5,6 @@ import sys
 
 from rpc.logs import configure
 from rpc.server import run
-from trainer.learned.command import fit_start
 from trainer.server import Trainer
 from trainer.settings import TrainerSettings
 
@@ -17,8 +16,10 @@ async def serve(settings: TrainerSettings, *, worker: bool) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == [fit_start.name]:
-        fit_start(sys.argv[2:], prog_name=f"python -m trainer {fit_start.name}")
+    if sys.argv[1:2] == ["fit-start"]:
+        from trainer.learned.command import fit_start  # draws plots, which a server has no use for
+
+        fit_start(sys.argv[2:], prog_name="python -m trainer fit-start")
     named = sys.argv[1:2] == ["worker"]
     name = "worker" if named else "trainer"
     loaded = TrainerSettings.load("trainer worker", sys.argv[2:]) if named else TrainerSettings.load("trainer")
