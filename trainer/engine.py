@@ -18,7 +18,7 @@ from diffusion.decode import decode
 from diffusion.denoise import Denoising, step
 from diffusion.encoder import PromptEncoder
 from diffusion.prompt import Prompt
-from trainer.best import best_word, better
+from trainer.best import Trial, best_word, better
 from trainer.latents import Latents, encode_pictures
 from trainer.learned.network import StartNetwork
 from trainer.losses import Part, RowLosses, sentence
@@ -84,33 +84,24 @@ class Engine:
 
     def _start(self, task: Task, latents: Latents) -> tuple[torch.Tensor, str]:
         """fp32 [vectors, dims], and what was chosen where there was a choice."""
+        trial = Trial(
+            latents=latents,
+            templates=task.templates,
+            recipe=task.recipe,
+            seed=task.seed,
+            losses=self._losses,
+            max_rows=self.max_rows,
+        )
         match task.start:
             case BestWord(usual=usual):
-                word = best_word(
-                    usual,
-                    latents,
-                    task.templates,
-                    recipe=task.recipe,
-                    seed=task.seed,
-                    starts=self.starts,
-                    losses=self._losses,
-                    max_rows=self.max_rows,
-                )
+                word = best_word(trial, usual, self.starts)
                 return self.starts.vectors(Words(words=word), task.vectors), word
             case LearnedStart(kind=kind, usual=usual):
                 candidates = [
                     self.starts.vectors(Words(words=usual), task.vectors),
                     self.starts.learned(kind, latents.means, task.vectors),
                 ]
-                chosen = better(
-                    candidates,
-                    latents,
-                    task.templates,
-                    recipe=task.recipe,
-                    seed=task.seed,
-                    losses=self._losses,
-                    max_rows=self.max_rows,
-                )
+                chosen = better(trial, candidates)
                 return candidates[chosen], (usual, "learned")[chosen]
             case start:
                 return self.starts.vectors(start, task.vectors), ""
