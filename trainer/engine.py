@@ -62,7 +62,7 @@ class Engine:
         self.max_rows = max_rows
         self.starts = Starts(model, self._encoder, learned_start)
         table = self.starts.table
-        self.unit = Unit(rms=table.square().mean().sqrt().item(), norm=table.norm(dim=-1).mean().item())
+        self.unit = Unit(rms=self.starts.unit.item(), norm=table.norm(dim=-1).mean().item())
         if checkpoint_activations:
             model.unet.enable_gradient_checkpointing()
 

@@ -10,7 +10,7 @@ from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
 from diffusion.prompt import Prompt
 from rpc.errors import InvalidArgument
-from trainer.learned.network import StartNetwork
+from trainer.learned.network import StartNetwork, unit_of
 
 CANDIDATES = 24  # words of the vocabulary that are looked at more closely
 
@@ -59,6 +59,7 @@ class Starts:
         self._encoder = encoder
         self._network = None if network is None else network.to(model.device)
         self.table: torch.Tensor = encoder.vocabulary.detach().float()
+        self.unit = unit_of(self.table)
 
     def ids(self, words: str) -> list[int]:
         """The vocabulary's entries of `words`, one for each. Raises InvalidArgument for a word that is not one."""
@@ -107,8 +108,7 @@ class Starts:
         """fp32 [count, dims], all alike: what the learned start says of scaled latents [pictures, channels, h, w]."""
         if self._network is None:
             raise ValueError("the checkpoint has no learned start")
-        rms = self.table.square().mean().sqrt()
-        vectors: torch.Tensor = self._network([latents], kind) * rms
+        vectors: torch.Tensor = self._network([latents], kind) * self.unit
         return vectors.expand(count, -1)
 
     @torch.no_grad()

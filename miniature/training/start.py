@@ -8,7 +8,7 @@ from diffusion.checkpoint import BaseModel
 from miniature.training.drawings import Drawings
 from miniature.training.vectors import Vectors
 from trainer.learned.fit import SHAKE
-from trainer.learned.network import KINDS, StartNetwork
+from trainer.learned.network import KINDS, StartNetwork, unit_of
 
 
 class StartLoss:
@@ -40,7 +40,7 @@ class StartLoss:
                 "object": vectors.of_toys([shown[number].toy for number in photos]),
                 "style": vectors.of_styles([shown[number].style for number in styled]),
             }
-        rms = model.embedding.table.weight.detach().float().square().mean().sqrt()
+        rms = unit_of(model.embedding.table.weight.detach().float())
         self._targets = {kind: target / rms for kind, target in made.items()}
         self._spread = {kind: target.var(dim=0).mean() for kind, target in self._targets.items()}
 

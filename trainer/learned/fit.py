@@ -11,7 +11,7 @@ from diffusion.encoder import PromptEncoder
 from diffusion.fitting import Plan, train
 from trainer.draws import draw
 from trainer.learned.concepts import Concept
-from trainer.learned.network import StartNetwork
+from trainer.learned.network import StartNetwork, unit_of
 from trainer.losses import Part, RowLosses
 from trainer.recipe import OBJECT
 from trainer.templates import TEMPLATES
@@ -40,7 +40,7 @@ class ConceptsLoss:
         encoder = PromptEncoder(model)
         self._losses = RowLosses(model, encoder)
         table = encoder.vocabulary.detach().float()
-        self._rms = table.square().mean().sqrt()
+        self._rms = unit_of(table)
         self._length = table.norm(dim=-1).mean() / self._rms
 
     def __call__(self, generator: torch.Generator) -> torch.Tensor:

@@ -64,6 +64,11 @@ class StartNetwork(nn.Module):
         return vectors
 
 
+def unit_of(vocabulary: torch.Tensor) -> torch.Tensor:
+    """What a network's vectors are multiples of: the root mean square of the vocabulary's values [entries, dims]."""
+    return vocabulary.square().mean().sqrt()
+
+
 def place(source: str | None) -> Path:
     """Where the learned start of a checkpoint lies, or would (a folder; None: the bundled one)."""
     return (BUNDLED if source is None else Path(source).expanduser()) / FOLDER
