@@ -359,7 +359,7 @@ Global___Recipe: _TypeAlias = Recipe  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):
-    """How far a job is."""
+    """How far a job is. Of an evaluation a step is a pass of the model; its losses and its rate are 0."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -409,7 +409,7 @@ Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
 @_typing.final
 class Job(_message.Message):
-    """One word to learn."""
+    """One word to learn, or one version to evaluate."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -424,13 +424,13 @@ class Job(_message.Message):
         STATE_QUEUED: Job._State.ValueType  # 1
         """Waits for a worker."""
         STATE_RUNNING: Job._State.ValueType  # 2
-        """A worker trains it."""
+        """A worker trains it, or evaluates its version."""
         STATE_PUBLISHING: Job._State.ValueType  # 3
-        """Its vectors are fixed and on their way to the registry. Can't be cancelled any more."""
+        """Its vectors, or its figures, are fixed and on their way to the registry. Can't be cancelled any more."""
         STATE_SUCCEEDED: Job._State.ValueType  # 4
-        """Its version is in the registry."""
+        """Its version, or its evaluation, is in the registry."""
         STATE_FAILED: Job._State.ValueType  # 5
-        """It ended without a version; error says why."""
+        """It ended without either; error says why."""
         STATE_CANCELLED: Job._State.ValueType  # 6
         """It was cancelled."""
 
@@ -444,13 +444,13 @@ class Job(_message.Message):
     STATE_QUEUED: Job.State.ValueType  # 1
     """Waits for a worker."""
     STATE_RUNNING: Job.State.ValueType  # 2
-    """A worker trains it."""
+    """A worker trains it, or evaluates its version."""
     STATE_PUBLISHING: Job.State.ValueType  # 3
-    """Its vectors are fixed and on their way to the registry. Can't be cancelled any more."""
+    """Its vectors, or its figures, are fixed and on their way to the registry. Can't be cancelled any more."""
     STATE_SUCCEEDED: Job.State.ValueType  # 4
-    """Its version is in the registry."""
+    """Its version, or its evaluation, is in the registry."""
     STATE_FAILED: Job.State.ValueType  # 5
-    """It ended without a version; error says why."""
+    """It ended without either; error says why."""
     STATE_CANCELLED: Job.State.ValueType  # 6
     """It was cancelled."""
 
@@ -499,14 +499,19 @@ class Job(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    EVALUATES_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
+    EVALUATION_JOB_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/jobs/{job}`."""
     concept: _builtins.str
     """The concept to learn: `tenants/{tenant}/concepts/{concept}`, of the job's tenant. Created when the word is published, where
-    it is missing.
+    it is missing. Of an evaluation: the version's.
     """
     kind: _resources_pb2.ConceptKind.ValueType
-    """What sort of thing it is; it chooses the recipe and the templates. Absent: an object."""
+    """What sort of thing it is; it chooses the recipe and the templates. Absent: an object; of an evaluation, as the registry
+    has the concept.
+    """
     vectors: _builtins.int
     """Vectors of the word in each encoder, 1 to 16; 0: 1."""
     seed: _builtins.int
@@ -531,6 +536,16 @@ class Job(_message.Message):
     """Changes with every change of state."""
     revision: _builtins.str
     """Revision of the job log that this answer shows."""
+    evaluates: _builtins.str
+    """A version of the job's tenant to evaluate: `tenants/{tenant}/concepts/{concept}/versions/{n}`. Such a job trains nothing: it
+    measures how well the version draws and explains the examples, and writes the figures as an evaluation below it. Then
+    start, vectors, recipe, word_at_once, description and labels must be absent, concept and kind may be, and a priority
+    of 0 means -9; above 0 is refused. Pictures that were never trained on make its loss one of unseen pictures.
+    """
+    evaluation: _builtins.str
+    """The evaluation that was written, as a resource name."""
+    evaluation_job: _builtins.str
+    """The job that the trainer has made to evaluate version on the same pictures, where it has made one."""
     @_builtins.property
     def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___Example]:
         """1 to 32 pictures; three to five are usual."""
@@ -599,10 +614,13 @@ class Job(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         revision: _builtins.str = ...,
+        evaluates: _builtins.str = ...,
+        evaluation: _builtins.str = ...,
+        evaluation_job: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "progress", b"progress", "recipe", b"recipe", "start", b"start", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_model", b"base_model", "concept", b"concept", "create_time", b"create_time", "creator", b"creator", "description", b"description", "end_time", b"end_time", "error", b"error", "etag", b"etag", "examples", b"examples", "first_version", b"first_version", "kind", b"kind", "labels", b"labels", "name", b"name", "priority", b"priority", "progress", b"progress", "recipe", b"recipe", "revision", b"revision", "seed", b"seed", "start", b"start", "start_time", b"start_time", "state", b"state", "vectors", b"vectors", "version", b"version", "word_at_once", b"word_at_once"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_model", b"base_model", "concept", b"concept", "create_time", b"create_time", "creator", b"creator", "description", b"description", "end_time", b"end_time", "error", b"error", "etag", b"etag", "evaluates", b"evaluates", "evaluation", b"evaluation", "evaluation_job", b"evaluation_job", "examples", b"examples", "first_version", b"first_version", "kind", b"kind", "labels", b"labels", "name", b"name", "priority", b"priority", "progress", b"progress", "recipe", b"recipe", "revision", b"revision", "seed", b"seed", "start", b"start", "start_time", b"start_time", "state", b"state", "vectors", b"vectors", "version", b"version", "word_at_once", b"word_at_once"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -200,13 +200,13 @@ const (
 	Job_STATE_UNSPECIFIED Job_State = 0
 	// Waits for a worker.
 	Job_STATE_QUEUED Job_State = 1
-	// A worker trains it.
+	// A worker trains it, or evaluates its version.
 	Job_STATE_RUNNING Job_State = 2
-	// Its vectors are fixed and on their way to the registry. Can't be cancelled any more.
+	// Its vectors, or its figures, are fixed and on their way to the registry. Can't be cancelled any more.
 	Job_STATE_PUBLISHING Job_State = 3
-	// Its version is in the registry.
+	// Its version, or its evaluation, is in the registry.
 	Job_STATE_SUCCEEDED Job_State = 4
-	// It ended without a version; error says why.
+	// It ended without either; error says why.
 	Job_STATE_FAILED Job_State = 5
 	// It was cancelled.
 	Job_STATE_CANCELLED Job_State = 6
@@ -755,7 +755,7 @@ func (x *Recipe) GetEarlyStopping() bool {
 	return false
 }
 
-// How far a job is.
+// How far a job is. Of an evaluation a step is a pass of the model; its losses and its rate are 0.
 type Progress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Optimiser steps made.
@@ -855,15 +855,16 @@ func (x *Progress) GetRemaining() *durationpb.Duration {
 	return nil
 }
 
-// One word to learn.
+// One word to learn, or one version to evaluate.
 type Job struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// `tenants/{tenant}/jobs/{job}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The concept to learn: `tenants/{tenant}/concepts/{concept}`, of the job's tenant. Created when the word is published, where
-	// it is missing.
+	// it is missing. Of an evaluation: the version's.
 	Concept string `protobuf:"bytes,2,opt,name=concept,proto3" json:"concept,omitempty"`
-	// What sort of thing it is; it chooses the recipe and the templates. Absent: an object.
+	// What sort of thing it is; it chooses the recipe and the templates. Absent: an object; of an evaluation, as the registry
+	// has the concept.
 	Kind v1.ConceptKind `protobuf:"varint,3,opt,name=kind,proto3,enum=pseudoword.registry.v1.ConceptKind" json:"kind,omitempty"`
 	// 1 to 32 pictures; three to five are usual.
 	Examples []*Example `protobuf:"bytes,4,rep,name=examples,proto3" json:"examples,omitempty"`
@@ -908,7 +909,16 @@ type Job struct {
 	// Changes with every change of state.
 	Etag string `protobuf:"bytes,24,opt,name=etag,proto3" json:"etag,omitempty"`
 	// Revision of the job log that this answer shows.
-	Revision      string `protobuf:"bytes,25,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision string `protobuf:"bytes,25,opt,name=revision,proto3" json:"revision,omitempty"`
+	// A version of the job's tenant to evaluate: `tenants/{tenant}/concepts/{concept}/versions/{n}`. Such a job trains nothing: it
+	// measures how well the version draws and explains the examples, and writes the figures as an evaluation below it. Then
+	// start, vectors, recipe, word_at_once, description and labels must be absent, concept and kind may be, and a priority
+	// of 0 means -9; above 0 is refused. Pictures that were never trained on make its loss one of unseen pictures.
+	Evaluates string `protobuf:"bytes,26,opt,name=evaluates,proto3" json:"evaluates,omitempty"`
+	// The evaluation that was written, as a resource name.
+	Evaluation string `protobuf:"bytes,27,opt,name=evaluation,proto3" json:"evaluation,omitempty"`
+	// The job that the trainer has made to evaluate version on the same pictures, where it has made one.
+	EvaluationJob string `protobuf:"bytes,28,opt,name=evaluation_job,json=evaluationJob,proto3" json:"evaluation_job,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1114,6 +1124,27 @@ func (x *Job) GetEtag() string {
 func (x *Job) GetRevision() string {
 	if x != nil {
 		return x.Revision
+	}
+	return ""
+}
+
+func (x *Job) GetEvaluates() string {
+	if x != nil {
+		return x.Evaluates
+	}
+	return ""
+}
+
+func (x *Job) GetEvaluation() string {
+	if x != nil {
+		return x.Evaluation
+	}
+	return ""
+}
+
+func (x *Job) GetEvaluationJob() string {
+	if x != nil {
+		return x.EvaluationJob
 	}
 	return ""
 }
@@ -1379,7 +1410,7 @@ const file_pseudoword_trainer_v1_resources_proto_rawDesc = "" +
 	"\rsmoothed_loss\x18\x04 \x01(\x02B\x04\xe2A\x01\x03R\fsmoothedLoss\x12)\n" +
 	"\rlearning_rate\x18\x05 \x01(\x02B\x04\xe2A\x01\x03R\flearningRate\x129\n" +
 	"\aelapsed\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x04\xe2A\x01\x03R\aelapsed\x12=\n" +
-	"\tremaining\x18\a \x01(\v2\x19.google.protobuf.DurationB\x04\xe2A\x01\x03R\tremaining\"\xba\v\n" +
+	"\tremaining\x18\a \x01(\v2\x19.google.protobuf.DurationB\x04\xe2A\x01\x03R\tremaining\"\xb2\f\n" +
 	"\x03Job\x12\x18\n" +
 	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\bR\x04name\x12\x1e\n" +
 	"\aconcept\x18\x02 \x01(\tB\x04\xe2A\x01\x02R\aconcept\x12=\n" +
@@ -1410,7 +1441,12 @@ const file_pseudoword_trainer_v1_resources_proto_rawDesc = "" +
 	"start_time\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\tstartTime\x12;\n" +
 	"\bend_time\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\aendTime\x12\x18\n" +
 	"\x04etag\x18\x18 \x01(\tB\x04\xe2A\x01\x03R\x04etag\x12 \n" +
-	"\brevision\x18\x19 \x01(\tB\x04\xe2A\x01\x03R\brevision\x1a9\n" +
+	"\brevision\x18\x19 \x01(\tB\x04\xe2A\x01\x03R\brevision\x12#\n" +
+	"\tevaluates\x18\x1a \x01(\tB\x05\xe2A\x02\x01\x05R\tevaluates\x12$\n" +
+	"\n" +
+	"evaluation\x18\x1b \x01(\tB\x04\xe2A\x01\x03R\n" +
+	"evaluation\x12+\n" +
+	"\x0eevaluation_job\x18\x1c \x01(\tB\x04\xe2A\x01\x03R\revaluationJob\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x95\x01\n" +
