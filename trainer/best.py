@@ -1,7 +1,7 @@
 """The start that explains some pictures best, by a few forward passes: the vocabulary's words, or given vectors."""
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby, pairwise
 from operator import itemgetter
 from typing import TypeVar
@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from trainer.draws import Draw, draw
+from trainer.draws import TRIAL_STEP, Draw, draws_of_all_timesteps
 from trainer.latents import Latents
 from trainer.losses import Part, RowLosses
 from trainer.recipe import Recipe
@@ -19,7 +19,6 @@ _Row = TypeVar("_Row")
 _Key = TypeVar("_Key", bound=Hashable)
 # Draws that a word has been tried on after each round.
 _ROUNDS = (4, 16, 32)
-_STEP = 2**31 - 1  # that is never trained
 _SCALE = 2.0**10  # keeps a gradient in fp16 from vanishing; a ranking does not see it
 
 
@@ -78,21 +77,18 @@ def _try(trial: Trial, candidates: Mapping[_Key, torch.Tensor], draws: Sequence[
 
 def _draws(trial: Trial) -> list[Draw]:
     """As many as the last round tries, over all timesteps, in an order in which the first few span them too."""
-    whole = replace(trial.recipe, rows=_ROUNDS[-1], stratified=True)
-    means = trial.latents.means
-    order = np.random.Generator(np.random.Philox(key=[trial.seed, _STEP << 32 | _ROUNDS[-1]])).permutation(_ROUNDS[-1])
-    return [
-        draw(
-            whole,
-            seed=trial.seed,
-            step=_STEP,
-            row=int(row),
-            latents=len(means),
-            templates=trial.templates,
-            shape=tuple(means.shape[1:]),
-        )
-        for row in order
-    ]
+    means, count = trial.latents.means, _ROUNDS[-1]
+    draws = draws_of_all_timesteps(
+        trial.recipe,
+        seed=trial.seed,
+        step=TRIAL_STEP,
+        count=count,
+        latents=len(means),
+        templates=trial.templates,
+        shape=tuple(means.shape[1:]),
+    )
+    order = np.random.Generator(np.random.Philox(key=[trial.seed, TRIAL_STEP << 32 | count])).permutation(count)
+    return [draws[row] for row in order]
 
 
 def _row(starts: Starts, word: str) -> torch.Tensor:

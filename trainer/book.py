@@ -13,11 +13,13 @@ from rpc.errors import Aborted, FailedPrecondition, NotFound, ResourceExhausted
 from rpc.filters import Field, Kind
 from storage.book import Answer, Change, Effect
 from trainer import loans
-from trainer.jobs import ENDED, UNFINISHED, Life, Move, State, WrongState
+from trainer.jobs import ENDED, UNFINISHED, Life, Move, Purpose, State, WrongState
 
 SHARD = 0
 SHARDS = 1
 Row = dict[str, Any]
+LAST_PRIORITY = -9
+"""Of an evaluation, unless somebody says better: after everything else."""
 
 # What ListJobs can be asked to filter by.
 FILTERS: Mapping[str, Field] = {
@@ -34,10 +36,10 @@ CREATE TABLE pictures (
     width INTEGER NOT NULL, height INTEGER NOT NULL, created_us INTEGER NOT NULL, expires_us INTEGER NOT NULL);
 CREATE INDEX pictures_expiry ON pictures (expires_us);
 CREATE TABLE jobs (
-    name TEXT PRIMARY KEY, tenant TEXT NOT NULL, priority INTEGER NOT NULL, spec TEXT NOT NULL, creator TEXT NOT NULL,
-    principal TEXT NOT NULL, state TEXT NOT NULL, attempt INTEGER NOT NULL, losses INTEGER NOT NULL,
-    handed_back INTEGER NOT NULL, created_us INTEGER NOT NULL, started_us INTEGER, ended_us INTEGER,
-    revision TEXT NOT NULL, detail TEXT NOT NULL);
+    name TEXT PRIMARY KEY, tenant TEXT NOT NULL, purpose TEXT NOT NULL, priority INTEGER NOT NULL, spec TEXT NOT NULL,
+    creator TEXT NOT NULL, principal TEXT NOT NULL, state TEXT NOT NULL, attempt INTEGER NOT NULL,
+    losses INTEGER NOT NULL, handed_back INTEGER NOT NULL, created_us INTEGER NOT NULL, started_us INTEGER,
+    ended_us INTEGER, revision TEXT NOT NULL, detail TEXT NOT NULL);
 CREATE INDEX jobs_tenant ON jobs (tenant, created_us DESC, name);
 CREATE INDEX jobs_state ON jobs (state, priority DESC, created_us, name);
 CREATE TABLE job_pictures (job TEXT NOT NULL, picture TEXT NOT NULL, PRIMARY KEY (picture, job)) WITHOUT ROWID;
@@ -84,7 +86,7 @@ class CreateJob:
 class MoveJob:
     """Change a job's state. With `attempt` only while that attempt holds the job: whoever lost it cannot speak for it
     any more. `detail` is kept with the job: `error`, `progress`, `checkpoint`, `embedding` and `record` (blobs),
-    `version`.
+    `version`, `evaluation`.
     """
 
     name: str
@@ -127,6 +129,8 @@ class Terms:
     """What is promised to tenants, and what is not. A job is unfinished until it has succeeded, failed or been
     cancelled.
 
+    Of each tenant at most `follow_ups` evaluations that the trainer makes after publishing are unfinished; 0: it makes
+    none. They are not counted among the others, and neither are the clients' evaluations among the jobs that train.
     Pictures of a job that has succeeded stay for `after_success_us`, those of one that has failed or was cancelled for
     `after_failure_us`; unless another job needs them.
     """
@@ -136,6 +140,7 @@ class Terms:
     picture_bytes_per_tenant: int = 2**30
     after_success_us: int = 0
     after_failure_us: int = 24 * 3_600_000_000
+    follow_ups: int = 0
 
 
 Command = AddPicture | DeletePicture | CreateJob | MoveJob | KeepCheckpoint | FixFirst | KeepFirst
@@ -145,7 +150,7 @@ class TrainerBook:
     """Rules and tables of pictures and jobs; a storage.Book."""
 
     name = "trainer"
-    schema_version = 4
+    schema_version = 5
 
     def __init__(self, terms: Terms | None = None) -> None:
         self._terms = terms or Terms()
@@ -169,12 +174,12 @@ class TrainerBook:
                 loans.refuse_needed(db, name)
                 return [Effect(kind="picture-deleted", body={"name": name})]
             case CreateJob():
-                _check_room(db, command.tenant, self._terms)
+                _check_room(db, command.tenant, _purpose(command.spec), self._terms)
                 needed = loans.check_needed(db, command.spec, now_us)
                 body = vars(command) | {"spec": dict(command.spec), "pictures": needed}
                 return [Effect(kind="job-created", body=body)]
             case MoveJob():
-                return [_moved(db, command, now_us, self._terms)]
+                return _moved(db, command, now_us, self._terms)
             case KeepCheckpoint():
                 row = _held(db, command.name, command.attempt)
                 if row["state"] != State.RUNNING:
@@ -209,13 +214,10 @@ class TrainerBook:
                 db.execute("DELETE FROM pictures WHERE name = :name", body)
                 return row
             case "job-created":
-                db.execute(
-                    "INSERT INTO jobs VALUES (:name, :tenant, :priority, :spec, :creator, :principal, 'QUEUED', 0, 0,"
-                    " 0, :now, NULL, NULL, :revision, '{}')",
-                    body | {"spec": dumps(body["spec"]), "now": change.time_us, "revision": revision},
-                )
-                rows = [(body["name"], name) for name in body["pictures"]]
-                db.executemany("INSERT OR IGNORE INTO job_pictures VALUES (?, ?)", rows)
+                _apply_create(db, body | {"purpose": _purpose(body["spec"])}, change.time_us, revision)
+                return job(db, body["name"])
+            case "follow-up-created":
+                _apply_create(db, _follow_up(db, body), change.time_us, revision)
                 return job(db, body["name"])
             case "job-moved":
                 _apply_move(db, body, change.time_us, revision)
@@ -276,11 +278,12 @@ def jobs(
 
 
 def next_queued(db: sqlite3.Connection, max_per_tenant: int) -> Row | None:
-    """The job to take next, of a tenant with fewer than `max_per_tenant` RUNNING: of the tenant with the fewest, the
-    oldest of the highest priority; priorities below 0 only when no other waits."""
+    """The job to take next, of a tenant with fewer than `max_per_tenant` that are trained, or an evaluation: of the
+    tenant with the fewest, the oldest of the highest priority; priorities below 0 only when no other waits."""
     row = db.execute(
-        "WITH running AS (SELECT tenant, count(*) AS n FROM jobs WHERE state = 'RUNNING' GROUP BY tenant)"
-        " SELECT jobs.* FROM jobs LEFT JOIN running USING (tenant) WHERE state = 'QUEUED' AND coalesce(n, 0) < ?"
+        "WITH running AS (SELECT tenant, count(*) AS n FROM jobs WHERE state = 'RUNNING' AND purpose = 'TRAINING'"
+        " GROUP BY tenant) SELECT jobs.* FROM jobs LEFT JOIN running USING (tenant)"
+        " WHERE state = 'QUEUED' AND (purpose != 'TRAINING' OR coalesce(n, 0) < ?)"
         " ORDER BY priority < 0, coalesce(n, 0), priority DESC, created_us, name LIMIT 1",
         (max_per_tenant,),
     ).fetchone()
@@ -299,10 +302,14 @@ def unfinished(db: sqlite3.Connection) -> list[Row]:
     return [_job_row(row) for row in rows]
 
 
-def counts(db: sqlite3.Connection) -> dict[State, int]:
-    """How many jobs are in each state that is not an end."""
+def counts(db: sqlite3.Connection, *, trained: bool) -> dict[State, int]:
+    """How many jobs are in each state that is not an end: those that train, or the evaluations."""
     found = dict.fromkeys(sorted(UNFINISHED), 0)
-    rows = db.execute(f"SELECT state, count(*) AS n FROM jobs WHERE state IN ({loans.UNFINISHED_SQL}) GROUP BY state")
+    rows = db.execute(
+        f"SELECT state, count(*) AS n FROM jobs WHERE state IN ({loans.UNFINISHED_SQL})"
+        " AND (purpose = 'TRAINING') = ? GROUP BY state",
+        (trained,),
+    )
     return found | {State(row["state"]): row["n"] for row in rows}
 
 
@@ -326,7 +333,12 @@ def _wrong_state(row: Row, why: str) -> FailedPrecondition:
     )
 
 
-def _moved(db: sqlite3.Connection, command: MoveJob, now_us: int, terms: Terms) -> Effect:
+def _purpose(spec: Mapping[str, Any]) -> Purpose:
+    """What a client's job is for."""
+    return Purpose.EVALUATION if "evaluates" in spec else Purpose.TRAINING
+
+
+def _moved(db: sqlite3.Connection, command: MoveJob, now_us: int, terms: Terms) -> list[Effect]:
     row = _held(db, command.name, command.attempt)
     if command.etag and command.etag != row["revision"]:
         raise Aborted(
@@ -339,24 +351,44 @@ def _moved(db: sqlite3.Connection, command: MoveJob, now_us: int, terms: Terms) 
     except WrongState as error:
         raise _wrong_state(row, str(error)) from None
     if command.move is Move.RETRY:
-        _check_room(db, row["tenant"], terms)
+        _check_room(db, row["tenant"], row["purpose"], terms)
         loans.check_needed(db, row["spec"], now_us)
     body: Row = {"name": command.name, "move": command.move.value, "detail": dict(command.detail)}
     if life.state in ENDED:
         stay_us = terms.after_success_us if life.state is State.SUCCEEDED else terms.after_failure_us
         body["pictures"] = {"expire_us": now_us + stay_us, "failures_since_us": now_us - terms.after_failure_us}
-    return Effect(kind="job-moved", body=body | vars(life) | {"state": life.state.value})
+    # The follow-up is first, so that the pictures are needed on when their job lets them go.
+    before = []
+    if command.move is Move.FINISH and row["purpose"] == Purpose.TRAINING and _follows(db, row["tenant"], terms):
+        follow_up = f"{command.name}-evaluation"
+        body["detail"]["evaluation_job"] = follow_up
+        made = {"name": follow_up, "of": command.name, "evaluates": command.detail["version"]}
+        before = [Effect(kind="follow-up-created", body=made)]
+    return [*before, Effect(kind="job-moved", body=body | vars(life) | {"state": life.state.value})]
 
 
 def _noted(name: str, **detail: str) -> Effect:
     return Effect(kind="job-noted", body={"name": name, "detail": detail})
 
 
-def _check_room(db: sqlite3.Connection, tenant: str, terms: Terms) -> None:
-    """Raises ResourceExhausted when a job more would be too many."""
-    counted = f"SELECT count(*) AS n FROM jobs WHERE state IN ({loans.UNFINISHED_SQL})"
-    here = db.execute(counted).fetchone()["n"]
-    own = db.execute(f"{counted} AND tenant = ?", (tenant,)).fetchone()["n"]
+def _follows(db: sqlite3.Connection, tenant: str, terms: Terms) -> bool:
+    """Whether a version that a tenant publishes now is evaluated."""
+    return _count(db, Purpose.FOLLOW_UP, tenant) < terms.follow_ups
+
+
+def _count(db: sqlite3.Connection, purpose: str, tenant: str = "") -> int:
+    """Unfinished jobs of a tenant, or of all."""
+    counted = f"SELECT count(*) FROM jobs WHERE state IN ({loans.UNFINISHED_SQL}) AND purpose = ?"
+    if tenant:
+        return int(db.execute(f"{counted} AND tenant = ?", (purpose, tenant)).fetchone()[0])
+    return int(db.execute(counted, (purpose,)).fetchone()[0])
+
+
+def _check_room(db: sqlite3.Connection, tenant: str, purpose: str, terms: Terms) -> None:
+    """Raises ResourceExhausted when a client's job more of this purpose would be too many."""
+    if purpose == Purpose.FOLLOW_UP:  # retried
+        purpose = Purpose.EVALUATION
+    here, own = _count(db, purpose), _count(db, purpose, tenant)
     for found, limit, reason, whose in (
         (own, terms.unfinished_per_tenant, "TENANT_JOBS", f"tenants/{tenant} has"),
         (here, terms.unfinished, "QUEUE_FULL", "the trainer has"),
@@ -373,6 +405,39 @@ def _check_room(db: sqlite3.Connection, tenant: str, terms: Terms) -> None:
 def life_of(row: Row) -> Life:
     """Where a job's row is in its life."""
     return Life(state=State(row["state"]), attempt=row["attempt"], losses=row["losses"], handed_back=row["handed_back"])
+
+
+def _apply_create(db: sqlite3.Connection, body: Row, time_us: int, revision: str) -> None:
+    db.execute(
+        "INSERT INTO jobs VALUES (:name, :tenant, :purpose, :priority, :spec, :creator, :principal, 'QUEUED', 0, 0,"
+        " 0, :now, NULL, NULL, :revision, '{}')",
+        body | {"spec": dumps(body["spec"]), "now": time_us, "revision": revision},
+    )
+    rows = [(body["name"], name) for name in body["pictures"]]
+    db.executemany("INSERT OR IGNORE INTO job_pictures VALUES (?, ?)", rows)
+
+
+# Of a job that trains, what holds for the evaluation of its version too; of the recipe only the name.
+_FOLLOWED = ("concept", "kind", "examples", "vectors", "base_model")
+
+
+def _follow_up(db: sqlite3.Connection, body: Row) -> Row:
+    """The evaluation of what a job has published, as its client could have asked for it. The entry names the job only,
+    so that it is never too large for an entry that the job itself fitted into."""
+    of = job(db, body["of"])
+    spec = {key: of["spec"][key] for key in _FOLLOWED if key in of["spec"]}
+    spec |= {"evaluates": body["evaluates"], "priority": LAST_PRIORITY}
+    if "recipe" in of["spec"]:
+        spec["recipe"] = {"name": of["spec"]["recipe"]["name"]}
+    pictures = db.execute("SELECT picture FROM job_pictures WHERE job = ?", (body["of"],))
+    return {
+        **{key: of[key] for key in ("tenant", "creator", "principal")},
+        "name": body["name"],
+        "purpose": Purpose.FOLLOW_UP,
+        "priority": LAST_PRIORITY,
+        "spec": spec,
+        "pictures": [row["picture"] for row in pictures],
+    }
 
 
 def _apply_move(db: sqlite3.Connection, body: Row, time_us: int, revision: str) -> None:

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -16,9 +17,9 @@ from diffusion.prompt import parse
 from rpc.errors import Error
 from rpc.identity import Principal, to_json
 from rpc.validate import Violations
-from trainer.book import CreateJob
+from trainer.book import LAST_PRIORITY, CreateJob
 from trainer.engine import Engine
-from trainer.recipe import fill_in
+from trainer.recipe import fill_in, name_of
 from trainer.templates import STARTS, TEMPLATES
 
 MAX_EXAMPLES = 32
@@ -26,6 +27,8 @@ MAX_VECTORS = 16
 _MAX_CAPTION = 500
 _MAX_START = 200
 _MAX_DESCRIPTION = 2_000  # as the registry's
+# Of a job, what says how to train or what is published.
+_TRAINS = {"start", "vectors", "recipe", "word_at_once", "description", "labels"}
 
 
 class JobChecks:
@@ -50,15 +53,11 @@ class JobChecks:
         Raises InvalidArgument with all that is wrong, also with what `wrong` holds already, and Unimplemented.
         """
         _check_owned(ConceptName, job.concept, "job.concept", tenant, wrong)
-        kind = job.kind or registry_resources.CONCEPT_KIND_OBJECT
-        if kind not in registry_resources.ConceptKind.values():
-            wrong.add("job.kind", f"{kind} is no kind of concept")
-            kind = registry_resources.CONCEPT_KIND_OBJECT
+        kind = _kind(job.kind, wrong)
         vectors = job.vectors or (parent.base_model.encoders[0].vectors if parent is not None else 1)
         wrong.number("job.vectors", vectors, 1, MAX_VECTORS)
-        if job.seed < 0:
-            wrong.add("job.seed", "must not be negative")
-        wrong.number("job.priority", job.priority, -9, 9)
+        _check_seed(job, wrong)
+        wrong.number("job.priority", job.priority, LAST_PRIORITY, 9)
         wrong.characters("job.description", job.description, _MAX_DESCRIPTION)
         wrong.labels("job.labels", job.labels)
         recipe = fill_in(job.recipe, kind, self._model.spec.family, wrong)
@@ -81,15 +80,46 @@ class JobChecks:
             labels=job.labels,
             base_model=base_model(self._model.spec),
         )
-        return CreateJob(
-            # Of a resource name's form, which begins with a letter.
-            name=str(JobName(tenant.tenant, f"j{secrets.token_hex(10)}")),
-            tenant=tenant.tenant,
-            priority=job.priority,
-            spec=_to_json(spec),
-            creator=principal.caller.name,
-            principal=to_json(principal.caller),
+        return _command(tenant, spec, principal)
+
+    def evaluation(
+        self,
+        tenant: TenantName,
+        job: resources_pb2.Job,
+        principal: Principal,
+        wrong: Violations,
+        *,
+        subject: tuple[registry_resources.Version, registry_resources.Concept] | None,
+    ) -> CreateJob:
+        """The command that creates the job which evaluates `subject`, a version and its concept; None where `wrong`
+        says already that there is none. Raises InvalidArgument as `create`."""
+        for field, value in job.ListFields():
+            if field.name in _TRAINS and value:
+                wrong.add(f"job.{field.name}", "must be absent: an evaluation trains nothing")
+        _check_seed(job, wrong)
+        wrong.number("job.priority", job.priority, LAST_PRIORITY, 0)
+        version, concept = subject or (registry_resources.Version(), registry_resources.Concept())
+        kind = _kind(job.kind or concept.kind, wrong)
+        vectors = 1
+        if subject is not None:
+            self._check_made_for(version, "job.evaluates", "evaluated", wrong)
+            vectors = version.base_model.encoders[0].vectors if version.base_model.encoders else 1
+            if job.concept not in ("", concept.name):
+                wrong.add("job.concept", f"must be the version's, {concept.name}, or absent")
+        self._check_examples(tenant, job.examples, vectors, wrong)
+        wrong.raise_if_any()
+        spec = resources_pb2.Job(
+            concept=concept.name,
+            kind=kind,
+            examples=job.examples,
+            vectors=vectors,
+            seed=job.seed,
+            recipe=resources_pb2.Recipe(name=name_of(kind)),
+            priority=job.priority or LAST_PRIORITY,
+            base_model=base_model(self._model.spec),
+            evaluates=version.name,
         )
+        return _command(tenant, spec, principal)
 
     def _check_examples(
         self, tenant: TenantName, examples: Sequence[resources_pb2.Example], vectors: int, wrong: Violations
@@ -171,29 +201,65 @@ class JobChecks:
         return words
 
     def _check_parent(self, job: resources_pb2.Job, parent: registry_resources.Version, wrong: Violations) -> None:
+        if self._check_made_for(parent, "job.start.version", "trained on", wrong):
+            vectors = parent.base_model.encoders[0].vectors
+            if job.vectors and job.vectors != vectors:
+                wrong.add("job.vectors", f"the version to start from has {vectors}")
+
+    def _check_made_for(self, version: registry_resources.Version, field: str, used: str, wrong: Violations) -> bool:
+        """Whether a version is for this base model."""
         here = base_model(self._model.spec)
-        made_for = [(one.name, one.dimensions, one.vocabulary_digest) for one in parent.base_model.encoders]
-        if made_for != [(one.name, one.dimensions, one.vocabulary_digest) for one in here.encoders]:
-            wrong.add(
-                "job.start.version",
-                f"was made for another base model ({parent.base_model.family} {parent.base_model.checkpoint}) than the"
-                f" one that is trained on ({here.family} {here.checkpoint})",
-            )
-        elif job.vectors and job.vectors != parent.base_model.encoders[0].vectors:
-            wrong.add("job.vectors", f"the version to start from has {parent.base_model.encoders[0].vectors}")
+        made_for = [(one.name, one.dimensions, one.vocabulary_digest) for one in version.base_model.encoders]
+        if made_for == [(one.name, one.dimensions, one.vocabulary_digest) for one in here.encoders]:
+            return True
+        wrong.add(
+            field,
+            f"was made for another base model ({version.base_model.family} {version.base_model.checkpoint}) than the"
+            f" one that is {used} ({here.family} {here.checkpoint})",
+        )
+        return False
 
 
 def templates(job: resources_pb2.Job, engine: Engine) -> list[Sequence[str]]:
     """The sentences for each of a job's pictures: its caption, or all of its recipe's that the encoder has room for."""
     usual = TEMPLATES[job.recipe.name]
-    fitting = []
-    for template in usual:
-        try:
-            engine.check_length(template, job.vectors)
-        except PromptTooLong:
-            continue
-        fitting.append(template)
-    return [[example.caption] if example.caption else fitting or usual[:1] for example in job.examples]
+    sentences = fitting(usual, job.vectors, engine) or usual[:1]
+    return [[example.caption] if example.caption else sentences for example in job.examples]
+
+
+def fitting(sentences: Sequence[str], vectors: int, engine: Engine) -> list[str]:
+    """Those that the encoder has room for, with a word of so many vectors."""
+    found = []
+    for sentence in sentences:
+        with suppress(PromptTooLong):
+            engine.check_length(sentence, vectors)
+            found.append(sentence)
+    return found
+
+
+def _kind(kind: int, wrong: Violations) -> "registry_resources.ConceptKind.ValueType":
+    """The kind of concept that is meant; an object where there is no such kind, which is `wrong`."""
+    if kind in registry_resources.ConceptKind.values():
+        return registry_resources.ConceptKind.ValueType(kind or registry_resources.CONCEPT_KIND_OBJECT)
+    wrong.add("job.kind", f"{kind} is no kind of concept")
+    return registry_resources.CONCEPT_KIND_OBJECT
+
+
+def _check_seed(job: resources_pb2.Job, wrong: Violations) -> None:
+    if job.seed < 0:
+        wrong.add("job.seed", "must not be negative")
+
+
+def _command(tenant: TenantName, spec: resources_pb2.Job, principal: Principal) -> CreateJob:
+    return CreateJob(
+        # Of a resource name's form, which begins with a letter.
+        name=str(JobName(tenant.tenant, f"j{secrets.token_hex(10)}")),
+        tenant=tenant.tenant,
+        priority=spec.priority,
+        spec=_to_json(spec),
+        creator=principal.caller.name,
+        principal=to_json(principal.caller),
+    )
 
 
 def _check_owned(

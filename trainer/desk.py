@@ -172,9 +172,10 @@ class Desk:
 
     async def count(self) -> None:
         """Tells Prometheus how many jobs are in each state."""
-        found, _ = await self.ledger.read(SHARD, book.counts, max_staleness=_CACHED)
-        for state, count in found.items():
-            self._metrics.jobs.labels(state.lower()).set(count)
+        for gauge, trained in ((self._metrics.jobs, True), (self._metrics.evaluations, False)):
+            found, _ = await self.ledger.read(SHARD, partial(book.counts, trained=trained), max_staleness=_CACHED)
+            for state, count in found.items():
+                gauge.labels(state.lower()).set(count)
 
     async def _changed(self, command: Command) -> None:
         self._stir(command.name, moved=isinstance(command, MoveJob))

@@ -1,13 +1,16 @@
 """What a row of a step is trained on: drawn from a counter-based generator, so that nothing else decides it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from trainer.recipe import Recipe
 
+# Steps that are never trained, whose draws are for something else: trying starts, and a version's loss.
+TRIAL_STEP = 2**31 - 1
+EVALUATION_STEP = 2**31 - 2
 Floats = npt.NDArray[np.float32]
 
 
@@ -48,6 +51,25 @@ def draw(
         shake=generator.standard_normal(shape, dtype=np.float32),
         noise=generator.standard_normal(shape, dtype=np.float32),
     )
+
+
+def draws_of_all_timesteps(
+    recipe: Recipe,
+    *,
+    seed: int,
+    step: int,
+    count: int,
+    latents: int,
+    templates: Sequence[Sequence[str]],
+    shape: tuple[int, ...],
+) -> list[Draw]:
+    """All `count` rows of a step, one in each of as many equal strata of the recipe's timesteps, in their order; else
+    as `draw`."""
+    whole = replace(recipe, rows=count, stratified=True)
+    return [
+        draw(whole, seed=seed, step=step, row=row, latents=latents, templates=templates, shape=shape)
+        for row in range(count)
+    ]
 
 
 def _timestep(recipe: Recipe, row: int, share: float) -> int:

@@ -1,4 +1,4 @@
-"""How attempts end: what was learned is fixed, then published; or the job has failed, or is handed back."""
+"""How attempts end: what was learned or measured is fixed, then published; or the job has failed, or is handed back."""
 
 import asyncio
 from datetime import timedelta
@@ -7,6 +7,7 @@ from typing import Any
 import structlog
 from google.protobuf.json_format import MessageToDict
 from pseudoword.registry.v1 import resources_pb2 as registry_resources
+from pseudoword.trainer.v1 import resources_pb2
 
 from rpc.errors import Error, ErrorTable, FailedPrecondition, NotFound, to_status
 from rpc.identity import from_json
@@ -16,11 +17,12 @@ from storage.tensors import write_tensors
 from trainer.attempt import Attempt
 from trainer.book import FixFirst, KeepFirst, MoveJob, Row
 from trainer.desk import Desk
+from trainer.evaluation.measurement import Measurement
 from trainer.jobs import Move, State
 from trainer.messages import error_text, job_of
 from trainer.metrics import TrainerMetrics
 from trainer.publisher import Publisher
-from trainer.record import record
+from trainer.record import figures, record
 from trainer.run import Learned, Run
 
 # What the book refuses with when a job is no longer the attempt's.
@@ -43,10 +45,15 @@ class Endings:
 
     async def fix(self, attempt: Attempt, run: Run, training_time: timedelta) -> Row:
         """From here on these vectors are the job's for ever. Raises FailedPrecondition when the job is not ours."""
-        job = attempt.job
         embedding, about = await self._written(attempt, run, run.learned(), training_time)
-        detail: dict[str, Any] = {"embedding": embedding, "record": about}
-        progress = self._desk.progress(job.name)
+        return await self._fix(attempt, embedding=embedding, record=about)
+
+    async def fix_figures(self, attempt: Attempt, measurement: Measurement) -> Row:
+        """From here on these figures are the job's for ever. Raises as `fix`."""
+        return await self._fix(attempt, record=await self._put(attempt, figures(attempt.job, measurement)))
+
+    async def _fix(self, attempt: Attempt, **detail: Any) -> Row:
+        progress = self._desk.progress(attempt.job.name)
         if progress is not None:
             detail["progress"] = MessageToDict(progress, preserving_proto_field_name=True)
         return await self._desk.move(attempt.move(Move.FIX, **detail))
@@ -72,8 +79,12 @@ class Endings:
         name, attempt = row["name"], row["attempt"]
         try:
             await self._publish_first(row)
-            version = await self._published(row)
-            move = MoveJob(name=name, move=Move.FINISH, attempt=attempt, detail={"version": version.name})
+            job = job_of(row, row["revision"])
+            if job.evaluates:
+                detail = {"evaluation": (await self._evaluated(row, job)).name}
+            else:
+                detail = {"version": (await self._published(row)).name}
+            move = MoveJob(name=name, move=Move.FINISH, attempt=attempt, detail=detail)
         except Exception as error:
             await self.fail(name, attempt, error)
         else:
@@ -86,6 +97,10 @@ class Endings:
             version = await self._published(row, "first_")
             await self._desk.change(KeepFirst(name=row["name"], version=version.name), row["tenant"])
 
+    async def _evaluated(self, row: Row, job: resources_pb2.Job) -> registry_resources.Evaluation:
+        about = await patiently(lambda: asyncio.to_thread(self._blobs.get, row["detail"]["record"]))
+        return await self._publisher.evaluate(job, about, from_json(row["principal"]))
+
     async def _published(self, row: Row, which: str = "") -> registry_resources.Version:
         detail = row["detail"]
         about = await patiently(lambda: asyncio.to_thread(self._blobs.get, detail[f"{which}record"]))
@@ -97,10 +112,15 @@ class Endings:
         """The blobs of the embedding and of what is written down about it."""
         job = attempt.job
         file = write_tensors({encoder.name: learned.vectors for encoder in job.base_model.encoders})
-        about = record(job, run.task.recipe, learned, training_time).SerializeToString(deterministic=True)
+        about = record(job, run.task.recipe, learned, training_time)
         embedding = await patiently(lambda: asyncio.to_thread(self._blobs.put, attempt.tenant, file))
-        noted = await patiently(lambda: asyncio.to_thread(self._blobs.put, attempt.tenant, about))
-        return embedding.name, noted.name
+        return embedding.name, await self._put(attempt, about)
+
+    async def _put(self, attempt: Attempt, about: registry_resources.Version | registry_resources.Evaluation) -> str:
+        """The name of a blob of what is written down."""
+        data = about.SerializeToString(deterministic=True)
+        blob = await patiently(lambda: asyncio.to_thread(self._blobs.put, attempt.tenant, data))
+        return blob.name
 
     async def fail(self, name: str, attempt: int, error: Exception) -> None:
         """The job has failed, unless it is not the attempt's any more."""

@@ -19,6 +19,8 @@ from diffusion.denoise import Denoising, step
 from diffusion.encoder import PromptEncoder
 from diffusion.prompt import Prompt
 from trainer.best import Trial, best_word, better
+from trainer.evaluation.judges import Bench
+from trainer.evaluation.measurement import Measurement, Subject
 from trainer.latents import Latents, encode_pictures
 from trainer.learned.network import StartNetwork
 from trainer.losses import Part, RowLosses, sentence
@@ -44,7 +46,7 @@ class Ticked:
 
 
 class Engine:
-    """Learns words on one frozen model. Called by one thread."""
+    """Learns words on one frozen model, and measures them. Called by one thread."""
 
     def __init__(
         self,
@@ -53,12 +55,14 @@ class Engine:
         max_rows: int = 64,
         checkpoint_activations: bool = False,
         learned_start: StartNetwork | None = None,
+        bench: Bench | None = None,
     ) -> None:
         """At most `max_rows` rows in a tick; fewer once the device's memory was too small for as many.
         `checkpoint_activations` computes the UNet's activations anew in the backward pass: less memory, more time."""
         self._model = model
         self._encoder = PromptEncoder(model)
         self._losses = RowLosses(model, self._encoder)
+        self._bench = bench or Bench()
         self.max_rows = max_rows
         self.starts = Starts(model, self._encoder, learned_start)
         table = self.starts.table
@@ -145,6 +149,11 @@ class Engine:
         while not picture.done:
             step(self._model, [picture])
         return decode(self._model, picture.latents)[0]
+
+    def measure(self, subject: Subject) -> Measurement:
+        """A version's figures, begun: everything of them that is computed once. Without judges only the loss."""
+        judges = self._bench.judges(self._model.device)
+        return Measurement(self._model, self._encoder, self._losses, subject, judges)
 
     def learn(self, task: Task, on_step: Callable[[Step], None], stop: threading.Event) -> Learned:
         """Learns one word, alone. Raises Stopped when `stop` is set, at the latest one step later, and

@@ -1,4 +1,4 @@
-"""The life of a training job. Pure: no torch, no grpc, no store."""
+"""The life of a job, which is the same whatever it is for. Pure: no torch, no grpc, no store."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +16,14 @@ class State(StrEnum):
     CANCELLED = "CANCELLED"
 
 
+class Purpose(StrEnum):
+    """What a job is for, and who wanted it: its client, or the trainer itself after a version was published."""
+
+    TRAINING = "TRAINING"
+    EVALUATION = "EVALUATION"
+    FOLLOW_UP = "FOLLOW_UP"  # an evaluation that the trainer made
+
+
 ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 UNFINISHED = frozenset(State) - ENDED
 
@@ -26,8 +34,8 @@ class Move(StrEnum):
     TAKE = "TAKE"  # a worker begins an attempt
     HAND_BACK = "HAND_BACK"  # the worker is told to stop; for the client the attempt does not count
     LOSE = "LOSE"  # the worker is found dead
-    FIX = "FIX"  # the vectors are learned, and are these for ever
-    FINISH = "FINISH"  # the registry has the version
+    FIX = "FIX"  # the vectors are learned, or the figures found, and are these for ever
+    FINISH = "FINISH"  # the registry has the version, or the evaluation
     FAIL = "FAIL"
     CANCEL = "CANCEL"
     RETRY = "RETRY"  # somebody wants a failed job tried again

@@ -22,6 +22,8 @@ def job_of(row: Row, revision: str) -> resources_pb2.Job:
     job.revision = revision
     job.version = detail.get("version", "")
     job.first_version = detail.get("first_version", "")
+    job.evaluation = detail.get("evaluation", "")
+    job.evaluation_job = detail.get("evaluation_job", "")
     if "error" in detail:
         job.error.ParseFromString(base64.b64decode(detail["error"]))
     if "progress" in detail:

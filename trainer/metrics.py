@@ -12,11 +12,17 @@ class TrainerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.jobs = Gauge(
             "pseudoword_trainer_jobs",
-            "Jobs that have not ended, by state, whoever has them.",
+            "Jobs that train and have not ended, by state, whoever has them.",
             ("state",),
             registry=registry,
         )
-        self.held = Gauge("pseudoword_trainer_held", "Jobs that this process trains.", registry=registry)
+        self.evaluations = Gauge(
+            "pseudoword_trainer_evaluations",
+            "Evaluations that have not ended, by state, whoever has them.",
+            ("state",),
+            registry=registry,
+        )
+        self.held = Gauge("pseudoword_trainer_held", "Jobs that this process trains or evaluates.", registry=registry)
         self.ended = Counter(
             "pseudoword_trainer_jobs_ended_total",
             "Attempts that ended, by how: published, failed, cancelled, handed_back, lost to another worker.",

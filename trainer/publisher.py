@@ -1,4 +1,7 @@
-"""What was learned, brought to the registry: once, whatever happens in between."""
+"""What was learned or measured, brought to the registry: once, whatever happens in between."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import structlog
 from pseudoword.names import ConceptName
@@ -16,10 +19,10 @@ _logger = structlog.get_logger(__name__)
 
 
 class Publisher:
-    """Publishes versions on behalf of the jobs' creators."""
+    """Publishes versions, and writes evaluations, on behalf of the jobs' creators."""
 
     def __init__(self, registry: "registry_pb2_grpc.RegistryServiceAsyncStub", *, internal_tries: int) -> None:
-        """A registry that answers INTERNAL is asked `internal_tries` times for one version."""
+        """A registry that answers INTERNAL is asked `internal_tries` times for each."""
         self._registry = registry
         self._internal_tries = internal_tries
 
@@ -43,6 +46,28 @@ class Publisher:
             concept=registry_resources.Concept(name=str(name), kind=job.kind),
             request_id=job.name.rsplit("/", 1)[1] + ("-first" if first else ""),
         )
+        published: registry_resources.Version = await self._ask(
+            self._registry.PublishVersion, request, principal, "publish the version"
+        )
+        return published
+
+    async def evaluate(
+        self, job: resources_pb2.Job, record: bytes, principal: Principal
+    ) -> registry_resources.Evaluation:
+        """Writes `record` (a serialised Evaluation) below the version that the job evaluates. As `publish`."""
+        own = job.name.rsplit("/", 1)[1]
+        request = registry_pb2.CreateEvaluationRequest(
+            parent=job.evaluates,
+            evaluation_id=own,
+            evaluation=registry_resources.Evaluation.FromString(record),
+            request_id=own,
+        )
+        written: registry_resources.Evaluation = await self._ask(
+            self._registry.CreateEvaluation, request, principal, "write the evaluation"
+        )
+        return written
+
+    async def _ask(self, call: Callable[..., Awaitable[Any]], request: Any, principal: Principal, what: str) -> Any:
         retrying = AsyncRetrying(
             retry=retry_if_exception(_Patience(self._internal_tries).allows),
             wait=wait_random_exponential(multiplier=0.2, max=30),
@@ -52,17 +77,15 @@ class Publisher:
         try:
             async for attempt in retrying:
                 with attempt, forwarded("registry"):
-                    published: registry_resources.Version = await self._registry.PublishVersion(
-                        request, metadata=as_caller(principal), timeout=_CALL_TIMEOUT_S
-                    )
+                    return await call(request, metadata=as_caller(principal), timeout=_CALL_TIMEOUT_S)
         except Internal as error:
             raise FailedPrecondition(
-                f"the registry could not publish the version in {self._internal_tries} attempts, and said at last:"
+                f"the registry could not {what} in {self._internal_tries} attempts, and said at last:"
                 f" {error.message}; retry the job once the registry is well again",
                 reason="PUBLISH_FAILED",
                 metadata={"attempts": str(self._internal_tries), **error.metadata},
             ) from error
-        return published
+        raise AssertionError("unreachable: the last error is raised again")
 
 
 class _Patience:

@@ -102,6 +102,11 @@ _KIND_RECIPES: Mapping[int, str] = {
 }
 
 
+def name_of(kind: int) -> str:
+    """The recipe of a kind of concept, where nobody names one."""
+    return _KIND_RECIPES[kind]
+
+
 def _of_each_kind(usual: Recipe) -> Mapping[str, Recipe]:
     """What the kinds differ in is templates and start; nothing was measured that would set their numbers apart."""
     return {name: replace(usual, name=name) for name in sorted(set(_KIND_RECIPES.values()))}
@@ -119,7 +124,7 @@ def recipes(family: str) -> Mapping[str, Recipe]:
 def fill_in(message: resources_pb2.Recipe, kind: int, family: str, wrong: Violations) -> Recipe:
     """The complete recipe that a request means; adds to `wrong` what is out of range."""
     offered = recipes(family)
-    name = message.name or _KIND_RECIPES[kind]
+    name = message.name or name_of(kind)
     if name not in offered:
         wrong.add("job.recipe.name", f"{name[:64]!r} is not one of {', '.join(sorted(offered))}")
         return offered["object"]

@@ -1,4 +1,4 @@
-"""What is written down about a version that was learned."""
+"""What is written down about a version that was learned, and about one that was measured."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -9,11 +9,14 @@ from pseudoword.names import PictureName
 from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from pseudoword.trainer.v1 import resources_pb2
 
+from trainer.evaluation.measurement import Measurement
+from trainer.evaluation.plan import GUIDANCE, LOSS_ROWS, STEPS
 from trainer.recipe import Recipe, to_json
 from trainer.run import Learned
 from trainer.schedule import StopReason
 
 MAX_POINTS = 1_000
+_MAX_EVALUATOR = 200  # characters, as the registry's
 _PROGRAMS = ("pseudoword", "diffusers", "transformers")
 
 
@@ -43,6 +46,22 @@ def record(
     for encoder in version.base_model.encoders:
         encoder.vectors = job.vectors
     return version
+
+
+def figures(job: resources_pb2.Job, measurement: Measurement) -> registry_resources.Evaluation:
+    """The Evaluation that a job writes: what was found, by whom, on what."""
+    shown = ", ".join(PictureName.parse(example.picture).picture[:12] for example in job.examples)
+    note = f"{job.name}: loss over {LOSS_ROWS} draws of the pictures {shown}"
+    if measurement.judges:
+        note += f"; drawn by ddim in {STEPS} steps, guidance {GUIDANCE:g}"
+    evaluator = "; ".join((f"pseudoword {installed('pseudoword')}", *measurement.judges))
+    return registry_resources.Evaluation(
+        evaluator=evaluator[:_MAX_EVALUATOR],
+        metrics=measurement.figures,
+        samples=measurement.samples,
+        seed=job.seed,
+        note=note,
+    )
 
 
 def curve(losses: Sequence[float]) -> list[registry_resources.LossPoint]:

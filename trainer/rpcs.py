@@ -84,8 +84,12 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         tenant = admitted(wrong, TenantName, request.parent, "parent", Role.WRITER)
         wrong.request_id(request)
         principal = current_principal()
-        parent = await self._versions.start_of(tenant, request.job, principal.caller, wrong)
-        command = self._checks.create(tenant, request.job, principal, wrong, parent=parent)
+        if request.job.evaluates:
+            subject = await self._versions.subject_of(tenant, request.job, principal.caller, wrong)
+            command = self._checks.evaluation(tenant, request.job, principal, wrong, subject=subject)
+        else:
+            parent = await self._versions.start_of(tenant, request.job, principal.caller, wrong)
+            command = self._checks.create(tenant, request.job, principal, wrong, parent=parent)
         row = await self._desk.commit(tenant.tenant, command, request, context)
         if request.validate_only:
             return self._desk.message(row, row["revision"])

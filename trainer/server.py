@@ -29,6 +29,7 @@ from trainer.checks import JobChecks
 from trainer.desk import Desk
 from trainer.endings import Endings
 from trainer.engine import Engine
+from trainer.evaluation.judges import Bench, clip_beside
 from trainer.learned.network import StartNetwork, beside, load
 from trainer.metrics import TrainerMetrics
 from trainer.pictures import LoanTerms, Pictures
@@ -37,6 +38,7 @@ from trainer.queue.job_queue import JobQueue
 from trainer.queue.log_queue import LogQueue
 from trainer.rpcs import TrainerServicer
 from trainer.settings import TrainerSettings
+from trainer.tasks import Tasks
 from trainer.versions import Versions
 from trainer.worker import Worker
 
@@ -123,6 +125,7 @@ class Trainer:
             max_rows=settings.engine.max_rows,
             checkpoint_activations=self._trains and settings.engine.checkpoint_activations,
             learned_start=_learned_start(settings, model.spec),
+            bench=_bench(settings) if self._trains else None,
         )
         versions = Versions(registry)
         broker = None if alone else _broker(settings)
@@ -132,13 +135,11 @@ class Trainer:
             self._worker = Worker(
                 desk,
                 _queue(settings, desk, endings, broker, model.spec),
-                pictures,
                 Checkpoints(desk, store),
                 engine,
-                versions,
+                Tasks(pictures, versions, engine, base_model(model.spec)),
                 endings,
                 metrics,
-                base_model=base_model(model.spec),
                 max_running=settings.engine.max_running,
                 quantum_rows=settings.engine.quantum_rows,
                 checkpoint_every=settings.engine.checkpoint_every,
@@ -229,7 +230,13 @@ def _terms(settings: TrainerSettings) -> Terms:
         picture_bytes_per_tenant=pictures.max_bytes_per_tenant,
         after_success_us=round(pictures.after_success.total_seconds() * 1e6),
         after_failure_us=round(pictures.after_failure.total_seconds() * 1e6),
+        follow_ups=settings.evaluation.max_waiting_per_tenant if settings.evaluation.after_publishing else 0,
     )
+
+
+def _bench(settings: TrainerSettings) -> Bench:
+    evaluation = settings.evaluation
+    return Bench(clip=evaluation.clip or clip_beside(settings.model.source), dino=evaluation.dino)
 
 
 def _learned_start(settings: TrainerSettings, spec: ModelSpec) -> StartNetwork | None:

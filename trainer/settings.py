@@ -62,6 +62,27 @@ class EngineSettings(BaseModel, frozen=True, extra="forbid"):
     )
 
 
+class EvaluationSettings(BaseModel, frozen=True, extra="forbid"):
+    """What is measured of versions, and by whom."""
+
+    after_publishing: bool = Field(
+        default=True, description="Evaluate each version that a job publishes, while nothing is trained"
+    )
+    max_waiting_per_tenant: int = Field(
+        default=20,
+        ge=1,
+        description="Most unfinished evaluations of one tenant that were made so; beyond that none is made",
+    )
+    clip: Path | None = Field(
+        default=None,
+        description="Folder of a CLIPModel and its processor, safetensors, for CLIP-I and CLIP-T; absent: clip beside "
+        "the checkpoint, where there is one",
+    )
+    dino: Path | None = Field(
+        default=None, description="Folder of a DINO model and its image processor, safetensors; absent: no DINO score"
+    )
+
+
 class TrainerSettings(Settings):
     """Trainer: pictures in, words out, published to the registry."""
 
@@ -74,6 +95,7 @@ class TrainerSettings(Settings):
     queue: QueueSettings = QueueSettings()
     nats: NatsSettings = NatsSettings()
     engine: EngineSettings = EngineSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
     publish_tries: int = Field(
         default=8, ge=1, description="A job is given up when the registry has answered INTERNAL to so many publishings"
     )

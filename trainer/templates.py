@@ -1,4 +1,5 @@
-"""Sentences to train with, `{}` in the word's place, and the words that vectors start from unless somebody says better.
+"""Sentences to train with and to evaluate with, `{}` in the word's place, and the words that vectors start from unless
+somebody says better.
 
 The neutral object contexts and the style contexts are after the paper's appendix (arXiv 2208.01618); each begins with
 those that a small vocabulary knows too.
@@ -41,3 +42,25 @@ FACE = (
     "a rendering of {}",
 )
 TEMPLATES: Mapping[str, Sequence[str]] = {"object": OBJECT, "style": STYLE, "face": FACE}
+# What a word that has learned only its thing, or its style, is still drawn in. The kind's usual word in its place says
+# what a picture of it should show (CLIP-T, arXiv 2208.01618, section 5).
+EDITS: Mapping[str, Sequence[str]] = {
+    "object": (
+        "a photo of a {} on the beach",
+        "a photo of a {} in the snow",
+        "a watercolor painting of a {}",
+        "a sketch of a {}",
+    ),
+    "style": (
+        "a picture of a house in the style of {}",
+        "a picture of a dog in the style of {}",
+        "a picture of a car in the style of {}",
+        "a picture of a tree in the style of {}",
+    ),
+    "face": (
+        "a photo of {} on the beach",
+        "a photo of {} in the snow",
+        "a watercolor painting of {}",
+        "a sketch of {}",
+    ),
+}

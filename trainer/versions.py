@@ -1,4 +1,4 @@
-"""Existing versions to start from, asked of the registry on behalf of the job's creator."""
+"""Existing versions to start from or to evaluate, asked of the registry on behalf of the job's creator."""
 
 import numpy as np
 from pseudoword.names import InvalidName, TenantName, VersionName
@@ -14,7 +14,6 @@ from rpc.validate import Violations
 from storage.tensors import read_tensors
 
 _CALL_TIMEOUT_S = 10.0
-_FIELD = "job.start.version"
 
 
 class Versions:
@@ -30,15 +29,33 @@ class Versions:
 
         Raises what the registry refuses with, and Unavailable.
         """
-        name = job.start.version
         if job.start.WhichOneof("start") != "version":
             return None
+        return await self._owned(tenant, job.start.version, "job.start.version", caller, wrong)
+
+    async def subject_of(
+        self, tenant: TenantName, job: resources_pb2.Job, caller: Principal, wrong: Violations
+    ) -> tuple[registry_resources.Version, registry_resources.Concept] | None:
+        """The version that a job is to evaluate, and its concept. As `start_of`."""
+        version = await self._owned(tenant, job.evaluates, "job.evaluates", caller, wrong)
+        if version is None:
+            return None
+        name = str(VersionName.parse(version.name).parent)
+        with forwarded("registry"):
+            concept: registry_resources.Concept = await self._registry.GetConcept(
+                registry_pb2.GetConceptRequest(name=name), metadata=as_caller(caller), timeout=_CALL_TIMEOUT_S
+            )
+        return version, concept
+
+    async def _owned(
+        self, tenant: TenantName, name: str, field: str, caller: Principal, wrong: Violations
+    ) -> registry_resources.Version | None:
         try:
             if VersionName.parse(name).tenant != tenant.tenant:
-                wrong.add(_FIELD, f"must be of {tenant}")
+                wrong.add(field, f"must be of {tenant}")
                 return None
         except InvalidName as error:
-            wrong.add(_FIELD, str(error))
+            wrong.add(field, str(error))
             return None
         try:
             with forwarded("registry"):
@@ -46,7 +63,7 @@ class Versions:
                     registry_pb2.GetVersionRequest(name=name), metadata=as_caller(caller), timeout=_CALL_TIMEOUT_S
                 )
         except NotFound as error:
-            wrong.add(_FIELD, error.message)
+            wrong.add(field, error.message)
             return None
         return found
 

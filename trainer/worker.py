@@ -5,26 +5,22 @@ import io
 import signal
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import structlog
 from PIL import Image
 from pseudoword.names import ConceptName
-from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from pseudoword.trainer.v1 import resources_pb2
 
-from rpc.errors import FailedPrecondition
-from rpc.identity import Principal, from_json
+from rpc.identity import from_json
 from rpc.patience import patiently
-from rpc.validate import Violations
 from trainer.attempt import Attempt
 from trainer.book import KeepCheckpoint, Row
 from trainer.checkpoints import Checkpoints
-from trainer.checks import templates
 from trainer.desk import Desk
 from trainer.endings import Endings
 from trainer.engine import Engine, Ticked
@@ -32,34 +28,30 @@ from trainer.jobs import Move, State
 from trainer.messages import job_of
 from trainer.metrics import TrainerMetrics
 from trainer.pace import Pace
-from trainer.pictures import Pictures
 from trainer.queue.job_queue import JobQueue
-from trainer.recipe import fill_in
-from trainer.run import Run, RunState, Step, Task
-from trainer.starts import BestWord, Given, LearnedStart, Start, Words
-from trainer.templates import STARTS
+from trainer.run import Run, RunState, Step
+from trainer.tasks import Tasks
 from trainer.turns import Entry, Turns
-from trainer.versions import Versions
 
+_T = TypeVar("_T")
 _logger = structlog.get_logger(__name__)
 
 
 class Worker:
     """One device's worker: several jobs are trained at once, by the one thread that owns the model; finished ones are
-    published beside it. Lives on the server's event loop."""
+    published beside it. Evaluations have the thread while nothing is trained, a slice at a time. Lives on the server's
+    event loop."""
 
     def __init__(
         self,
         desk: Desk,
         queue: JobQueue,
-        pictures: Pictures,
         checkpoints: Checkpoints,
         engine: Engine,
-        versions: Versions,
+        tasks: Tasks,
         endings: Endings,
         metrics: TrainerMetrics,
         *,
-        base_model: registry_resources.BaseModel,
         max_running: int,
         quantum_rows: int,
         checkpoint_every: timedelta,
@@ -67,13 +59,11 @@ class Worker:
         """At most `max_running` jobs are held at once; a tenant has `quantum_rows` rows before the next one's turn."""
         self._desk = desk
         self._queue = queue
-        self._pictures = pictures
         self._checkpoints = checkpoints
         self._engine = engine
-        self._versions = versions
+        self._tasks = tasks
         self._endings = endings
         self._metrics = metrics
-        self._base_model = base_model
         self._max_running = max_running
         self._checkpoint_s = checkpoint_every.total_seconds()
         self._turns = Turns(quantum_rows=quantum_rows)
@@ -135,8 +125,11 @@ class Worker:
             if self._desk.stirred():
                 await self._take()
             ready = {name: attempt for name, attempt in self._attempts.items() if attempt.run is not None}
+            measured = [attempt for attempt in self._attempts.values() if attempt.measurement is not None]
             if ready:
                 await self._tick(ready)
+            elif measured:
+                await self._measure(min(measured, key=lambda one: (-one.job.priority, one.created_us)))
             elif not self._stopping.is_set():
                 await self._desk.work()
 
@@ -168,76 +161,84 @@ class Worker:
             self._start(self._prepare(attempt), self._beside)
 
     async def _make_room(self) -> bool:
-        """Whether there is a place now: a tenant that has none gets the newest one of the tenant that has most, whose
-        job goes on later from its checkpoint. So long jobs of one tenant do not keep the others waiting."""
-        held = Counter(attempt.tenant for attempt in self._attempts.values())
-        tenant, count = held.most_common(1)[0]
+        """Whether there is a place now: the newest one of a job below priority 0 is for any other, and a tenant that
+        has none gets the newest one of the tenant that has most, whose job goes on later from its checkpoint. So long
+        jobs of one tenant do not keep the others waiting."""
         waits = await self._queue.next()
-        if count < 2 or waits is None or waits["tenant"] in held or waits["priority"] < 0 or waits["losses"]:
+        if waits is None or waits["priority"] < 0 or waits["losses"]:
             return False
-        attempt = [one for one in self._attempts.values() if one.tenant == tenant][-1]
+        giving = [one for one in self._attempts.values() if one.job.priority < 0]
+        if not giving:
+            held = Counter(attempt.tenant for attempt in self._attempts.values())
+            tenant, count = held.most_common(1)[0]
+            if count < 2 or waits["tenant"] in held:
+                return False
+            giving = [one for one in self._attempts.values() if one.tenant == tenant]
+        attempt = giving[-1]
         self._let_go(attempt)
         self._desk.forget(attempt.job.name)
         await self._hand_back(attempt)
         return True
 
     async def _prepare(self, attempt: Attempt) -> None:
-        """Makes an attempt ready to be trained."""
+        """Makes an attempt ready to be trained, or its version to be measured."""
         try:
-            run = await self._run_of(attempt)
+            await self._look(attempt.job.name)
+            if attempt.over:  # cancelled before it was known to be ours
+                return
+            if attempt.job.evaluates:
+                await self._prepare_evaluation(attempt)
+            else:
+                await self._prepare_training(attempt)
         except Exception as error:
             self._give_up(attempt, error)
             return
-        if run is not None and not attempt.over:
-            attempt.run = run
-            if attempt.job.word_at_once and not attempt.job.first_version:
-                self._start(self._endings.at_once(attempt, run), self._beside)
-            attempt.began = attempt.stepped = attempt.saved = time.monotonic()
-            attempt.first_step = run.step
-            entry = Entry(tenant=attempt.tenant, priority=attempt.job.priority, order=attempt.created_us)
-            self._turns.join(attempt.job.name, entry)
         self._desk.wake()
 
-    async def _run_of(self, attempt: Attempt) -> Run | None:
-        """None for one that was cancelled before it was known to be ours. Raises whatever makes the job impossible."""
+    async def _prepare_training(self, attempt: Attempt) -> None:
+        """Raises whatever makes the job impossible."""
         job = attempt.job
-        await self._look(job.name)
-        if attempt.over:
-            return None
         row, _ = await self._desk.row(job.name, cached=True)
-        if job.base_model != self._base_model:
-            raise FailedPrecondition(
-                f"the job was made for the base model {job.base_model.checkpoint}, and the trainer has"
-                f" {self._base_model.checkpoint} now: create it again",
-                reason="BASE_MODEL_CHANGED",
-            )
         state = await self._checkpoints.read(attempt.checkpoint)
-        task = Task(
-            pictures=[await self._pictures.read(example.picture) for example in job.examples],
-            masks=[await self._pictures.read(example.mask) if example.mask else None for example in job.examples],
-            templates=templates(job, self._engine),
-            start=await self._start_of(job, from_json(row["principal"])),
-            vectors=job.vectors,
-            seed=job.seed,
-            recipe=fill_in(job.recipe, job.kind, self._base_model.family, Violations()),
-        )
+        task = await self._tasks.training(job, from_json(row["principal"]))
         if state is not None:
             attempt.trained_s = state.trained_s
             _logger.info("goes on from a checkpoint", job=job.name, attempt=attempt.number, step=len(state.losses))
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.prepare, task, state)
+        run = await self._compute(lambda: self._engine.prepare(task, state))
+        if attempt.over:
+            return
+        attempt.run = run
+        if job.word_at_once and not job.first_version:
+            self._start(self._endings.at_once(attempt, run), self._beside)
+        attempt.began = attempt.stepped = attempt.saved = time.monotonic()
+        attempt.first_step = run.step
+        entry = Entry(tenant=attempt.tenant, priority=job.priority, order=attempt.created_us)
+        self._turns.join(job.name, entry)
 
-    async def _start_of(self, job: resources_pb2.Job, principal: Principal) -> Start:
-        match job.start.WhichOneof("start"):
-            case "version":
-                return Given(vectors=await self._versions.vectors(job.start.version, principal))
-            case "best_of_vocabulary":
-                return BestWord(usual=self._engine.starts.first_of(STARTS[job.recipe.name]))
-            case "learned":
-                usual = self._engine.starts.first_of(STARTS[job.recipe.name])
-                return LearnedStart(kind=job.recipe.name, usual=usual)
-            case "encoded_words":
-                return Words(words=job.start.encoded_words, encoded=True)
-        return Words(words=job.start.words)
+    async def _prepare_evaluation(self, attempt: Attempt) -> None:
+        """Raises whatever makes the job impossible."""
+        row, _ = await self._desk.row(attempt.job.name, cached=True)
+        subject = await self._tasks.evaluation(attempt.job, from_json(row["principal"]))
+        measurement = await self._compute(lambda: self._engine.measure(subject))
+        attempt.began = time.monotonic()
+        attempt.measurement = measurement
+
+    async def _measure(self, attempt: Attempt) -> None:
+        """Computes a slice of an evaluation."""
+        measurement = attempt.measurement
+        assert measurement is not None
+        try:
+            await self._compute(measurement.advance)
+        except Exception as error:
+            self._give_up(attempt, error)
+            return
+        if attempt.over:
+            return
+        progress = attempt.progress(measurement.made, measurement.slices, time.monotonic())
+        self._desk.tell_all(attempt.job.name, attempt.number, progress)
+        if measurement.done:
+            self._let_go(attempt)
+            self._start(self._finish(attempt, self._endings.fix_figures(attempt, measurement)), self._ending)
 
     async def _tick(self, ready: dict[str, Attempt]) -> None:
         """Trains the next rows."""
@@ -251,7 +252,7 @@ class Worker:
             began = time.monotonic()  # not before: the thread may be encoding somebody's pictures
             return self._engine.tick(grants), time.monotonic() - began
 
-        ticked, seconds = await asyncio.get_running_loop().run_in_executor(self._thread, tick)
+        ticked, seconds = await self._compute(tick)
         now = time.monotonic()
         if ticked:
             rows = sum(granted.values())
@@ -273,7 +274,9 @@ class Worker:
             self._tell(attempt, ticked.step, now)
             if ticked.run.done:
                 self._let_go(attempt)
-                self._start(self._finish(attempt, ticked.run, attempt.trained(now)), self._ending)
+                trained = attempt.trained(now)
+                self._metrics.training.observe(trained.total_seconds())
+                self._start(self._finish(attempt, self._endings.fix(attempt, ticked.run, trained)), self._ending)
             elif now - attempt.saved >= self._checkpoint_s and (attempt.saving is None or attempt.saving.done()):
                 state = ticked.run.state(attempt.trained(now).total_seconds())
                 attempt.saved, attempt.saving = now, self._start(self._save(attempt, state), self._ending)
@@ -281,9 +284,8 @@ class Worker:
     async def _preview(self, attempt: Attempt, run: Run) -> None:
         """Draws how far a word is, for those who watch."""
         name, sentence, began = attempt.job.name, run.task.templates[0][0], time.monotonic()
-        loop = asyncio.get_running_loop()
         try:
-            pixels = await loop.run_in_executor(self._thread, self._engine.preview, run, sentence)
+            pixels = await self._compute(lambda: self._engine.preview(run, sentence))
         except Exception as error:  # of no weight for the training; a device in trouble is met by the next tick
             _logger.warning("no preview could be drawn", job=name, error=str(error))
             return
@@ -316,16 +318,12 @@ class Worker:
     def _tell(self, attempt: Attempt, step: Step, now: float) -> None:
         self._metrics.steps.observe(now - attempt.stepped)
         attempt.stepped = now
-        progress = resources_pb2.Progress(
-            step=step.step,
-            steps=step.steps,
-            loss=step.loss,
-            smoothed_loss=step.smoothed_loss,
-            learning_rate=step.learning_rate,
+        progress = attempt.progress(step.step, step.steps, now)
+        progress.loss, progress.smoothed_loss, progress.learning_rate = (
+            step.loss,
+            step.smoothed_loss,
+            step.learning_rate,
         )
-        elapsed = timedelta(seconds=now - attempt.began)
-        progress.elapsed.FromTimedelta(elapsed)
-        progress.remaining.FromTimedelta(elapsed * (step.steps - step.step) / (step.step - attempt.first_step))
         self._desk.tell_all(attempt.job.name, attempt.number, progress)
 
     def _let_go(self, attempt: Attempt) -> None:
@@ -375,11 +373,10 @@ class Worker:
             await asyncio.wait({attempt.saving})
         await self._checkpoints.clear(attempt.job.name, attempt.checkpoint)
 
-    async def _finish(self, attempt: Attempt, run: Run, training_time: timedelta) -> None:
-        """From vectors that are learned to a version on its way."""
-        self._metrics.training.observe(training_time.total_seconds())
+    async def _finish(self, attempt: Attempt, fixing: Awaitable[Row]) -> None:
+        """From vectors that are learned to a version on its way, or from figures to an evaluation."""
         try:
-            row = await self._endings.fix(attempt, run, training_time)
+            row = await fixing
         except Exception as error:
             self._desk.forget(attempt.job.name)
             await self._fail(attempt, error)
@@ -389,9 +386,13 @@ class Worker:
             await self._clear(attempt)
 
     async def _publish(self, attempt: Attempt, row: Row) -> None:
-        """From vectors that are fixed, by this attempt or an earlier worker's, to the registry's version."""
+        """From what is fixed, by this attempt or an earlier worker's, to the registry."""
         await self._endings.publish(row)
         await self._queue.release(attempt)
+
+    async def _compute(self, work: Callable[[], _T]) -> _T:
+        """Has the thread that owns the model do `work`, after what it was given before."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _start(self, work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> asyncio.Task[None]:
         """Has `work` done beside the ticks; its task is in `among` until it has ended."""

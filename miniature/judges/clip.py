@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from PIL import Image
@@ -10,6 +10,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 
 from miniature.judges.attributes import ATTRIBUTES
 from miniature.paint import SIZE
+from trainer.evaluation.judges import Clip
 
 BUNDLED = Path(__file__).parents[1] / "clip"
 
@@ -49,31 +50,13 @@ def new_processor(tokenizer: Any) -> Any:
     return CLIPProcessor(image_processor=images, tokenizer=tokenizer)
 
 
-class Judge:
-    """A CLIPModel and its processor, frozen; the bundled ones or any others in transformers' layout."""
-
-    def __init__(self, model: Any, processor: Any) -> None:
-        self._model = model.float().eval().requires_grad_(False)
-        self._processor = processor
+class Judge(Clip):
+    """A CLIP that knows the questions of the picture world; the bundled one or any other in transformers' layout."""
 
     @classmethod
-    def load(cls, source: str | Path = BUNDLED) -> "Judge":
+    def load(cls, source: str | Path = BUNDLED, *, device: torch.device | str = "cpu") -> Self:
         """From a folder or a hub id. Raises OSError where there is none."""
-        return cls(CLIPModel.from_pretrained(source), CLIPProcessor.from_pretrained(source))
-
-    @torch.no_grad()
-    def look(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Unit vectors [images, dims]; the mean product of two sets' vectors is CLIP-I."""
-        inputs = self._processor.image_processor(images=list(images), return_tensors="pt")
-        states = self._model.vision_model(pixel_values=inputs["pixel_values"]).pooler_output
-        return torch.nn.functional.normalize(self._model.visual_projection(states), dim=-1)
-
-    @torch.no_grad()
-    def read(self, sentences: Sequence[str]) -> torch.Tensor:
-        """Unit vectors [sentences, dims]; their products with pictures' vectors are CLIP-T."""
-        inputs = self._processor.tokenizer(list(sentences), padding="max_length", truncation=True, return_tensors="pt")
-        states = self._model.text_model(input_ids=inputs["input_ids"]).pooler_output
-        return torch.nn.functional.normalize(self._model.text_projection(states), dim=-1)
+        return super().load(source, device=device)
 
     def judge(self, images: Sequence[Image.Image]) -> Mapping[str, torch.Tensor]:
         """Probabilities [images, answers] of each attribute, from the sentences that say its answers."""

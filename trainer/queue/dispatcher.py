@@ -74,7 +74,9 @@ class Dispatcher:
                 demand = await self._broker.demand(base)
                 line = self._lines.setdefault(base, Line())
                 line.wait([row for row in queued if row["name"] not in sent])
-                for _ in range(min(self._ahead - demand.untaken, len(line))):
+                for sent_now in range(min(self._ahead - demand.untaken, len(line))):
+                    if not line.ordinary and demand.untaken + sent_now:
+                        break  # of those that everybody goes before, few are before everybody
                     await self._broker.send(base, line.first())
                 running = [row for row in rows if row["state"] == State.RUNNING]
                 await self._ask_for_room(base, None if demand.asking else trade(queued, running))

@@ -8,8 +8,10 @@ shares out a tick's rows (trainer.turns), would need a quantum that the longest 
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from trainer.book import Row
+from trainer.evaluation.plan import cost_rows
 
 
 class Line:
@@ -28,15 +30,20 @@ class Line:
     def __len__(self) -> int:
         return len(self._jobs)
 
+    @property
+    def ordinary(self) -> bool:
+        """Whether one with a priority of 0 or more waits."""
+        return any(job["priority"] >= 0 for job in self._jobs.values())
+
     def first(self) -> str:
         """The next one, which waits no more: of the tenant that is first, the oldest of the highest priority;
         priorities below 0 only when no other waits. There must be one."""
         ordinary = [job for job in self._jobs.values() if job["priority"] >= 0]
         job = min(ordinary or self._jobs.values(), key=self._rank)
-        tenant, recipe = job["tenant"], job["spec"]["recipe"]
+        tenant = job["tenant"]
         self._now = self._begin(tenant)
         self._ends = {other: end for other, end in self._ends.items() if end > self._now}
-        self._ends[tenant] = self._now + recipe["steps"] * recipe["rows"]
+        self._ends[tenant] = self._now + _rows(job["spec"])
         self._jobs = {name: other for name, other in self._jobs.items() if other is not job}
         name: str = job["name"]
         return name
@@ -48,11 +55,23 @@ class Line:
         return self._begin(job["tenant"]), -job["priority"], job["created_us"], job["name"]
 
 
+def _rows(spec: Mapping[str, Any]) -> int:
+    """What a job costs."""
+    if "evaluates" in spec:
+        return cost_rows()
+    return int(spec["recipe"]["steps"] * spec["recipe"]["rows"])
+
+
 def trade(waiting: Sequence[Row], running: Sequence[Row]) -> tuple[Row, Row] | None:
-    """Where no worker has a place: the oldest job of a tenant that has none running, and the one that should give its
-    place, the newest of the tenant that has most. So long jobs of one tenant do not keep the others waiting."""
+    """Where no worker has a place: the job that should have one, and the one that should give its own. The newest
+    below priority 0 gives it to the oldest other; else the newest of the tenant that has most to the oldest of a tenant
+    that has none running. So long jobs of one tenant do not keep the others waiting."""
+    able = [job for job in waiting if job["priority"] >= 0 and not job["losses"]]
+    low = [job for job in running if job["priority"] < 0]
+    if able and low:
+        return min(able, key=lambda job: job["created_us"]), max(low, key=lambda job: job["started_us"])
     held = Counter(job["tenant"] for job in running)
-    without = [job for job in waiting if job["tenant"] not in held and job["priority"] >= 0 and not job["losses"]]
+    without = [job for job in able if job["tenant"] not in held]
     if not without or not held:
         return None
     tenant, count = held.most_common(1)[0]
