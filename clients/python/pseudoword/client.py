@@ -125,22 +125,43 @@ class Client:
         `at_once` the learned start is published as a first version before any training, the refined one after it.
         Repeating with the same `request_id` is harmless.
         """
-        examples = [
-            trainer_resources.Example(
-                picture=self.upload(picture).name, mask=self.upload(mask).name if mask is not None else ""
-            )
-            for picture, mask in zip_longest(pictures, masks)
-        ]
         job = trainer_resources.Job(
             concept=str(self.concept(concept)),
             kind=kind,
-            examples=examples,
+            examples=self._examples(pictures, masks),
             start=trainer_resources.Start(words=start) if isinstance(start, str) else start,
             vectors=vectors,
             seed=seed,
             recipe=recipe,
             word_at_once=at_once,
         )
+        return self._create(job, request_id)
+
+    def create_evaluation(
+        self,
+        version: str,
+        pictures: Iterable[Path | bytes],
+        *,
+        seed: int = 0,
+        masks: Iterable[Path | bytes | None] = (),
+        request_id: str | None = None,
+    ) -> trainer_resources.Job:
+        """Uploads the pictures and creates the job that evaluates a version, by its resource name, on them: pictures
+        that were never trained on say how well it has learned. `masks` and `request_id` as in create_job."""
+        job = trainer_resources.Job(evaluates=version, examples=self._examples(pictures, masks), seed=seed)
+        return self._create(job, request_id)
+
+    def _examples(
+        self, pictures: Iterable[Path | bytes], masks: Iterable[Path | bytes | None]
+    ) -> list[trainer_resources.Example]:
+        return [
+            trainer_resources.Example(
+                picture=self.upload(picture).name, mask=self.upload(mask).name if mask is not None else ""
+            )
+            for picture, mask in zip_longest(pictures, masks)
+        ]
+
+    def _create(self, job: trainer_resources.Job, request_id: str | None) -> trainer_resources.Job:
         request = trainer_pb2.CreateJobRequest(
             parent=str(self.tenant), job=job, request_id=request_id or str(uuid.uuid4())
         )
@@ -187,15 +208,34 @@ class Client:
             masks=masks,
             at_once=at_once,
         )
+        return self.version(published(self._ended(job, on_event)))
+
+    def evaluate(
+        self,
+        word: str,
+        pictures: Iterable[Path | bytes],
+        *,
+        seed: int = 0,
+        masks: Iterable[Path | bytes | None] = (),
+        on_event: Callable[[trainer_resources.JobEvent], None] | None = None,
+    ) -> registry_resources.Evaluation:
+        """Measures what `concept[@alias|@n]` means now on the pictures, and returns the figures as the registry keeps
+        them. A job that fails or is cancelled is a PseudowordError too."""
+        job = self.create_evaluation(self.resolve(word).name, pictures, seed=seed, masks=masks)
+        return self.evaluation(published(self._ended(job, on_event)))
+
+    def _ended(
+        self, job: trainer_resources.Job, on_event: Callable[[trainer_resources.JobEvent], None] | None
+    ) -> trainer_resources.Job:
         for event in self.watch_job(job.name):
             if on_event is not None:
                 on_event(event)
             if event.WhichOneof("event") == "job":
                 job = event.job
-        return self.version(published(job))
+        return job
 
     def jobs(self, filter: str = "") -> Iterator[trainer_resources.Job]:
-        """The tenant's jobs, newest first; `filter` is AIP-160 over state, concept, creator, create_time."""
+        """The tenant's jobs, newest first; `filter` is AIP-160 over state, concept, evaluates, creator, create_time."""
         request = trainer_pb2.ListJobsRequest(parent=str(self.tenant), filter=filter)
         for page in _pages(self.trainer.ListJobs, request):
             yield from page.jobs
@@ -338,6 +378,17 @@ class Client:
         with errors():
             return self.registry.GetVersion(registry_pb2.GetVersionRequest(name=name))
 
+    def evaluation(self, name: str) -> registry_resources.Evaluation:
+        """One evaluation by its resource name."""
+        with errors():
+            return self.registry.GetEvaluation(registry_pb2.GetEvaluationRequest(name=name))
+
+    def evaluations(self, version: str) -> Iterator[registry_resources.Evaluation]:
+        """All evaluations of a version, by its resource name, newest first."""
+        request = registry_pb2.ListEvaluationsRequest(parent=version)
+        for page in _pages(self.registry.ListEvaluations, request):
+            yield from page.evaluations
+
     def resolve(self, word: str) -> registry_resources.Version:
         """The version that `[tenant/]concept[@alias|@n]` means now, with its loss curve and recipe."""
         request = registry_pb2.ResolveWordsRequest(parent=str(self.tenant), words=[str(WordRef.parse(word))])
@@ -457,9 +508,10 @@ def _patient(watch: Callable[[], Iterator[Any]], patience_s: float) -> Iterator[
 
 
 def published(job: trainer_resources.Job) -> str:
-    """The version that an ended job has published; raises PseudowordError when there is none."""
+    """The version that an ended job has published, or the evaluation that it has written; raises PseudowordError when
+    there is neither."""
     if job.state == _STATE.STATE_SUCCEEDED:
-        return job.version
+        return job.evaluation or job.version
     if job.state == _STATE.STATE_FAILED:
         raise PseudowordError.from_status(job.error)
     raise PseudowordError(code=grpc.StatusCode.CANCELLED, message=f"{job.name} was cancelled", reason="JOB_CANCELLED")

@@ -1,4 +1,4 @@
-"""`pseudoword jobs`: what is learned, was learned, or could not be."""
+"""`pseudoword jobs`: what is learned or evaluated, was, or could not be."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 import click
 
 from pseudoword.cli.connection import Session, connected
+from pseudoword.cli.following import loss_of
+from pseudoword.names import ConceptName, VersionName
 from pseudoword.trainer.v1 import resources_pb2
 
 _State = resources_pb2.Job.State
@@ -46,7 +48,7 @@ def watch(session: Session, *, job: str, previews: Path | None, every: float) ->
                 session.output.result(event, _line(event.job))
             case "progress":
                 now = event.progress
-                session.output.result(event, f"step {now.step} of {now.steps}  loss {now.smoothed_loss:.4f}")
+                session.output.result(event, f"step {now.step} of {now.steps}  {loss_of(now)}".rstrip())
             case "preview" if previews is not None:
                 previews.mkdir(parents=True, exist_ok=True)
                 file = previews / f"step-{event.preview.step:05d}.png"
@@ -58,7 +60,7 @@ def watch(session: Session, *, job: str, previews: Path | None, every: float) ->
 @click.argument("job")
 @connected
 def cancel(session: Session, *, job: str) -> None:
-    """End JOB, which waits or is trained."""
+    """End JOB, which waits or is worked at."""
     ended = session.client.cancel_job(job)
     session.output.result(ended, _line(ended))
 
@@ -73,6 +75,10 @@ def retry(session: Session, *, job: str) -> None:
 
 
 def _line(job: resources_pb2.Job) -> str:
-    concept = job.concept.rsplit("/", 1)[1]
-    end = job.error.message if job.HasField("error") else job.version
-    return f"{job.name}  <{concept}>  {_State.Name(job.state)[6:].lower()}  {end}".rstrip()
+    if job.evaluates:
+        version = VersionName.parse(job.evaluates)
+        what = f"evaluate <{version.concept}@{version.version}>"
+    else:
+        what = f"learn <{ConceptName.parse(job.concept).concept}>"
+    end = job.error.message if job.HasField("error") else job.evaluation or job.version
+    return f"{job.name}  {what}  {_State.Name(job.state)[6:].lower()}  {end}".rstrip()

@@ -1,14 +1,12 @@
 """`pseudoword learn`: pictures in, a word out."""
 
-from contextlib import suppress
 from pathlib import Path
 
 import click
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pseudoword.cli.connection import Session, connected
+from pseudoword.cli.following import follow
 from pseudoword.client import published
-from pseudoword.errors import PseudowordError
 from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from pseudoword.trainer.v1 import resources_pb2
 
@@ -17,18 +15,19 @@ _KINDS = {
     "style": registry_resources.CONCEPT_KIND_STYLE,
     "face": registry_resources.CONCEPT_KIND_FACE,
 }
-_State = resources_pb2.Job.State
 
-
-@click.command()
-@click.argument("concept")
-@click.argument(
+pictures_argument = click.argument(
     "pictures",
     nargs=-1,
     required=True,
     metavar="PICTURE...",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
 )
+
+
+@click.command()
+@click.argument("concept")
+@pictures_argument
 @click.option("--init", "start", metavar="WORD", help="Word of the model's vocabulary to start from, such as dog.")
 @click.option("--init-version", metavar="VERSION", help="Version to start from: tenants/T/concepts/C/versions/N.")
 @click.option("--init-best", is_flag=True, help="Start from the vocabulary's word that explains the pictures best.")
@@ -96,38 +95,13 @@ def learn(
         masks=masks,
         at_once=at_once,
     )
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
-        TimeRemainingColumn(),
-    )
-    try:
-        with Progress(*columns, console=output.progress, transient=True) as bars:
-            bar = bars.add_task(f"<{concept}> queued", total=None, loss="", markup=False)
-            for event in client.watch_job(job.name):
-                if output.as_json:
-                    output.result(event)
-                if event.WhichOneof("event") == "job":
-                    if event.job.first_version and not job.first_version:
-                        bars.console.print(f"{event.job.first_version}  (at once; training goes on)", markup=False)
-                    job = event.job
-                    bars.update(bar, description=f"<{concept}> {_State.Name(job.state)[6:].lower()}")
-                elif event.WhichOneof("event") == "progress":
-                    now = event.progress
-                    bars.update(bar, completed=now.step, total=now.steps, loss=f"loss {now.smoothed_loss:.4f}")
-    except KeyboardInterrupt:
-        # A job that is already publishing cannot be cancelled; then the word is there, which is no failure of ours.
-        with suppress(PseudowordError):
-            job = client.cancel_job(job.name)
-        click.echo(f"{job.name} was cancelled", err=True)
-        raise SystemExit(130) from None
+    job = follow(session, job, f"<{concept}>")
     version = client.version(published(job))
     loss = job.progress.smoothed_loss
     output.result(
         version,
-        f"{version.name}  (loss {loss:.4f}; draw it: pseudoword draw 'a photo of <{concept}>' -o {concept}.png)",
+        f"{version.name}  (loss {loss:.4f}; draw it: pseudoword draw 'a photo of <{concept}>' -o {concept}.png)"
+        + (f"\nit is evaluated next: pseudoword show {concept}@{version.number}" if job.evaluation_job else ""),
     )
 
 

@@ -7,6 +7,7 @@ import click
 from pseudoword.cli.alias import alias
 from pseudoword.cli.batch import batch
 from pseudoword.cli.draw import draw
+from pseudoword.cli.evaluate import evaluate
 from pseudoword.cli.files import export, import_
 from pseudoword.cli.jobs import jobs
 from pseudoword.cli.learn import learn
@@ -46,5 +47,5 @@ def main() -> None:
     """
 
 
-for command in (learn, jobs, draw, redraw, words, versions, show, watch, alias, export, import_, batch):
+for command in (learn, evaluate, jobs, draw, redraw, words, versions, show, watch, alias, export, import_, batch):
     main.add_command(command)

@@ -7,6 +7,7 @@ import click
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pseudoword.cli.connection import Session, connected
+from pseudoword.cli.evaluate import summary
 from pseudoword.names import ConceptName, VersionName
 from pseudoword.registry.v1 import resources_pb2
 
@@ -66,8 +67,12 @@ def versions(session: Session, *, concept: str) -> None:
 @click.argument("word", metavar="WORD[@ALIAS|@N]")
 @connected
 def show(session: Session, *, word: str) -> None:
-    """Show everything about one version: what it was made for, how, from what."""
+    """Show everything about one version: what it was made for, how, from what, and how good it is.
+
+    With --json its evaluations follow it, newest first.
+    """
     version = session.client.resolve(word)
+    evaluations = list(session.client.evaluations(version.name))
     name = VersionName.parse(version.name)
     made = version.provenance
     encoders = ", ".join(f"{spec.name}: {spec.vectors} x {spec.dimensions}" for spec in version.base_model.encoders)
@@ -95,6 +100,9 @@ def show(session: Session, *, word: str) -> None:
     }
     width = max(map(len, lines))
     session.output.result(version, "\n".join(f"{key:<{width}}  {value}" for key, value in lines.items() if value))
+    for evaluation in evaluations:
+        text = f"{summary(evaluation)} ({evaluation.evaluator}, {_time(evaluation.create_time)})"
+        session.output.result(evaluation, f"{'evaluated':<{width}}  {text}")
 
 
 @click.command()

@@ -215,7 +215,7 @@ class ListJobsRequest(_message.Message):
     page_token: _builtins.str
     """next_page_token of the page before; everything else must be as it was."""
     filter: _builtins.str
-    """AIP-160 over: state, concept, creator, create_time."""
+    """AIP-160 over: state, concept, evaluates, creator, create_time. `NOT evaluates:versions` leaves evaluations out."""
     def __init__(
         self,
         *,
