@@ -13,18 +13,19 @@ from rpc.errors import Aborted, FailedPrecondition, NotFound, ResourceExhausted
 from rpc.filters import Field, Kind
 from storage.book import Answer, Change, Effect
 from trainer import loans
+from trainer.evaluation.follow_up import follow_up, name_of
 from trainer.jobs import ENDED, UNFINISHED, Life, Move, Purpose, State, WrongState
 
 SHARD = 0
 SHARDS = 1
 Row = dict[str, Any]
-LAST_PRIORITY = -9
-"""Of an evaluation, unless somebody says better: after everything else."""
 
 # What ListJobs can be asked to filter by.
 FILTERS: Mapping[str, Field] = {
     "state": Field(kind=Kind.ENUM, sql="'STATE_' || state", values=tuple(f"STATE_{state}" for state in State)),
     "concept": Field(kind=Kind.TEXT, sql="json_extract(spec, '$.concept')"),
+    # Absent for a job that trains.
+    "evaluates": Field(kind=Kind.TEXT, sql="json_extract(spec, '$.evaluates')"),
     "creator": Field(kind=Kind.TEXT, sql="creator"),
     "create_time": Field(kind=Kind.TIME, sql="created_us"),
 }
@@ -214,10 +215,13 @@ class TrainerBook:
                 db.execute("DELETE FROM pictures WHERE name = :name", body)
                 return row
             case "job-created":
-                _apply_create(db, body | {"purpose": _purpose(body["spec"])}, change.time_us, revision)
+                _apply_create(db, body, _purpose(body["spec"]), change.time_us, revision)
                 return job(db, body["name"])
             case "follow-up-created":
-                _apply_create(db, _follow_up(db, body), change.time_us, revision)
+                needed = db.execute("SELECT picture FROM job_pictures WHERE job = ?", (body["of"],))
+                made = follow_up(job(db, body["of"]), body["evaluates"])
+                made["pictures"] = [row["picture"] for row in needed]
+                _apply_create(db, made, Purpose.FOLLOW_UP, change.time_us, revision)
                 return job(db, body["name"])
             case "job-moved":
                 _apply_move(db, body, change.time_us, revision)
@@ -360,9 +364,9 @@ def _moved(db: sqlite3.Connection, command: MoveJob, now_us: int, terms: Terms) 
     # The follow-up is first, so that the pictures are needed on when their job lets them go.
     before = []
     if command.move is Move.FINISH and row["purpose"] == Purpose.TRAINING and _follows(db, row["tenant"], terms):
-        follow_up = f"{command.name}-evaluation"
-        body["detail"]["evaluation_job"] = follow_up
-        made = {"name": follow_up, "of": command.name, "evaluates": command.detail["version"]}
+        body["detail"]["evaluation_job"] = name_of(command.name)
+        # It names the job only, so that it is never too large for an entry that the job itself fitted into.
+        made = {"name": name_of(command.name), "of": command.name, "evaluates": command.detail["version"]}
         before = [Effect(kind="follow-up-created", body=made)]
     return [*before, Effect(kind="job-moved", body=body | vars(life) | {"state": life.state.value})]
 
@@ -407,37 +411,14 @@ def life_of(row: Row) -> Life:
     return Life(state=State(row["state"]), attempt=row["attempt"], losses=row["losses"], handed_back=row["handed_back"])
 
 
-def _apply_create(db: sqlite3.Connection, body: Row, time_us: int, revision: str) -> None:
+def _apply_create(db: sqlite3.Connection, body: Row, purpose: Purpose, time_us: int, revision: str) -> None:
     db.execute(
         "INSERT INTO jobs VALUES (:name, :tenant, :purpose, :priority, :spec, :creator, :principal, 'QUEUED', 0, 0,"
         " 0, :now, NULL, NULL, :revision, '{}')",
-        body | {"spec": dumps(body["spec"]), "now": time_us, "revision": revision},
+        body | {"purpose": purpose, "spec": dumps(body["spec"]), "now": time_us, "revision": revision},
     )
     rows = [(body["name"], name) for name in body["pictures"]]
     db.executemany("INSERT OR IGNORE INTO job_pictures VALUES (?, ?)", rows)
-
-
-# Of a job that trains, what holds for the evaluation of its version too; of the recipe only the name.
-_FOLLOWED = ("concept", "kind", "examples", "vectors", "base_model")
-
-
-def _follow_up(db: sqlite3.Connection, body: Row) -> Row:
-    """The evaluation of what a job has published, as its client could have asked for it. The entry names the job only,
-    so that it is never too large for an entry that the job itself fitted into."""
-    of = job(db, body["of"])
-    spec = {key: of["spec"][key] for key in _FOLLOWED if key in of["spec"]}
-    spec |= {"evaluates": body["evaluates"], "priority": LAST_PRIORITY}
-    if "recipe" in of["spec"]:
-        spec["recipe"] = {"name": of["spec"]["recipe"]["name"]}
-    pictures = db.execute("SELECT picture FROM job_pictures WHERE job = ?", (body["of"],))
-    return {
-        **{key: of[key] for key in ("tenant", "creator", "principal")},
-        "name": body["name"],
-        "purpose": Purpose.FOLLOW_UP,
-        "priority": LAST_PRIORITY,
-        "spec": spec,
-        "pictures": [row["picture"] for row in pictures],
-    }
 
 
 def _apply_move(db: sqlite3.Connection, body: Row, time_us: int, revision: str) -> None:

@@ -17,8 +17,9 @@ from diffusion.prompt import parse
 from rpc.errors import Error
 from rpc.identity import Principal, to_json
 from rpc.validate import Violations
-from trainer.book import LAST_PRIORITY, CreateJob
+from trainer.book import CreateJob
 from trainer.engine import Engine
+from trainer.evaluation.follow_up import LAST_PRIORITY
 from trainer.recipe import fill_in, name_of
 from trainer.templates import STARTS, TEMPLATES
 

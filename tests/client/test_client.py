@@ -93,6 +93,8 @@ def test_chunks_become_pictures_in_order() -> None:
 def test_what_an_ended_job_published() -> None:
     job = resources_pb2.Job(name="tenants/a/jobs/b", state=resources_pb2.Job.STATE_SUCCEEDED, version="v")
     assert published(job) == "v"
+    written = resources_pb2.Job(state=job.state, evaluates="v", evaluation="e")
+    assert published(written) == "e"
     job.state = resources_pb2.Job.STATE_CANCELLED
     with pytest.raises(PseudowordError) as caught:
         published(job)

@@ -87,16 +87,41 @@ def test_jobs_by_the_command_line(run: Run, tmp_path: Path) -> None:
     version = lines(first.stdout)[-1]["name"]
     grown = run("learn", "cube", *_PICTURES[:2], "--init-version", version, "--steps", "1", "--json")
     assert lines(grown.stdout)[-1]["provenance"]["parents"] == [version]
-    second, one = lines(run("jobs", "list", "--filter", "concept:cube AND state = SUCCEEDED", "--json").stdout)
+    learned = "concept:cube AND state = SUCCEEDED AND NOT evaluates:versions"
+    second, one = lines(run("jobs", "list", "--filter", learned, "--json").stdout)
     assert (one["version"], one["start"]) == (version, {"best_of_vocabulary": True})
     watched = run("jobs", "watch", second["name"], "--previews", "seen")
-    assert watched.stdout.startswith(f"{second['name']}  <cube>  succeeded  {second['version']}")
+    assert watched.stdout.startswith(f"{second['name']}  learn <cube>  succeeded  {second['version']}")
     for verb in ("cancel", "retry"):
         refused = run("jobs", verb, one["name"])
         assert refused.returncode == 1
         assert "SUCCEEDED" in refused.stderr
     wrong = run("learn", "cube", _PICTURES[0], "--mask", _PICTURES[0], "--mask", _PICTURES[1])
     assert "2 masks for 1 pictures" in wrong.stderr
+
+
+def test_how_good_a_word_is_by_the_command_line(run: Run) -> None:
+    learned = run("learn", "ella", *_PICTURES[:2], "--steps", "1")
+    assert learned.stdout.splitlines()[-1] == "it is evaluated next: pseudoword show ella@1"
+    evaluated = run("evaluate", "ella", *_PICTURES[2:])
+    assert evaluated.returncode == 0, evaluated.stderr
+    *table, name = evaluated.stdout.splitlines()
+    assert {line.split()[0] for line in table} == {"FIGURE", "clip_i", "clip_t", "held_out_loss"}
+    # The one that follows a publishing was made before.
+    version, own, followed = lines(run("show", "ella@1", "--json").stdout)
+    assert own["name"] == name
+    assert followed["name"] == f"{version['name']}/evaluations/{version['provenance']['job'].split('/')[-1]}-evaluation"
+    assert own["metrics"]["held_out_loss"] != followed["metrics"]["held_out_loss"]
+    assert run("show", "ella").stdout.count("held_out_loss 0.0") == 2
+    listed = run("jobs", "list", "--filter", "concept:ella").stdout.splitlines()
+    assert [" ".join(line.split()[1:4]) for line in listed] == [
+        "evaluate <ella@1> succeeded",
+        "evaluate <ella@1> succeeded",
+        "learn <ella> succeeded",
+    ]
+    refused = run("evaluate", "ella@7", _PICTURES[0])
+    assert refused.returncode == 1
+    assert "ella@7" in refused.stderr
 
 
 def test_a_contact_sheet_and_single_files(run: Run, tmp_path: Path) -> None:
@@ -158,7 +183,9 @@ def test_failures_as_json(run: Run) -> None:
     assert json.loads(done.stderr)["error"]["reason"] == "WORD_UNKNOWN"
 
 
-@pytest.mark.parametrize("command", ["", "learn", "draw", "words", "watch", "alias", "import", "up", "demo"])
+@pytest.mark.parametrize(
+    "command", ["", "learn", "evaluate", "draw", "words", "watch", "alias", "import", "up", "demo"]
+)
 def test_help_teaches(run: Run, command: str) -> None:
     done = run(*command.split(), "--help")
     assert done.returncode == 0

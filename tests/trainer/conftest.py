@@ -88,11 +88,13 @@ def settings_of(folder: Path, registry: str, **more: Any) -> TrainerSettings:
     server = {"listen": "127.0.0.1:0", "metrics_listen": "", "drain_s": 20, **more.pop("server", {})}
     # Most tests learn from the same upload again and again.
     pictures = {"after_success": "PT1H", **more.pop("pictures", {})}
+    evaluation = {"after_publishing": False, **more.pop("evaluation", {})}
     fields = {
         "server": server,
         "store": {"address": str(folder / "jobs")},
         "registry": {"address": registry},
         "pictures": pictures,
+        "evaluation": evaluation,
     }
     settings: TrainerSettings = TrainerSettings.model_validate(fields | more)
     return settings

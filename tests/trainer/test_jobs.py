@@ -1,5 +1,6 @@
 """The life of a job: as a table, and as the ledger keeps it."""
 
+import sqlite3
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -11,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rpc.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from storage.book import Answer, Change
 from storage.disk import DiskStore
+from storage.entry import Mutation, Revision, canonical
 from storage.ledger import Ledger
 from trainer import book, loans
 from trainer.book import (
@@ -26,7 +29,8 @@ from trainer.book import (
     Terms,
     TrainerBook,
 )
-from trainer.jobs import ENDED, MOVES, Life, Move, State, WrongState
+from trainer.evaluation.follow_up import LAST_PRIORITY
+from trainer.jobs import ENDED, MOVES, UNFINISHED, Life, Move, State, WrongState
 from trainer.messages import job_of
 
 DAY_US = 86_400_000_000
@@ -54,6 +58,115 @@ def test_whatever_happens_to_a_job(moves: list[Move]) -> None:
         life = after
         assert (life.attempt, life.handed_back) == (takes, handed_back)
         assert 0 <= life.losses <= life.attempt
+
+
+class Spoken:
+    """A trainer's book on a database of its own, without a log: what is decided is applied."""
+
+    def __init__(self, terms: Terms) -> None:
+        self._book = TrainerBook(terms)
+        self._count = 0
+        self.db = sqlite3.connect(":memory:", isolation_level=None)
+        self.db.row_factory = sqlite3.Row
+        self._book.create(self.db)
+
+    def say(self, command: Command) -> None:
+        """Raises what the book refuses with."""
+        self._count += 1
+        effects = self._book.decide(self.db, command, self._count)
+        assert not isinstance(effects, Answer)
+        for index, effect in enumerate(effects):
+            mutation = Mutation(
+                kind=effect.kind,
+                tenant="default",
+                request_id=f"{self._count}",
+                request_digest="",
+                actor="test",
+                on_behalf_of="",
+                effect=canonical(effect.body),
+            )
+            revision = Revision(store_id="0" * 20, shard=SHARD, entry=self._count, index=index)
+            self._book.apply(self.db, Change(revision=revision, time_us=self._count, mutation=mutation))
+
+    def jobs(self) -> list[Any]:
+        return book.jobs(self.db, "default", None, 1_000)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(Move)), max_size=60), st.integers(0, 3))
+def test_whatever_happens_each_published_version_has_an_evaluation_while_there_is_room(
+    moves: list[tuple[int, Move]], room: int
+) -> None:
+    """And no picture is let go that an unfinished job needs."""
+    spoken = Spoken(Terms(follow_ups=room, unfinished_per_tenant=6))
+    spoken.say(picture())
+    for name in "abcdef":
+        spoken.say(job(f"tenants/default/jobs/{name}"))
+    for index, move in moves:
+        rows = {row["name"]: row for row in spoken.jobs()}
+        name = sorted(rows)[index % len(rows)]
+        waiting = [one for one in rows.values() if one["purpose"] == "FOLLOW_UP" and one["state"] in UNFINISHED]
+        try:
+            spoken.say(MoveJob(name=name, move=move, detail={"version": f"{name}'s"} if move is Move.FINISH else {}))
+        except (FailedPrecondition, ResourceExhausted, InvalidArgument):
+            assert [row["name"] for row in spoken.jobs()] == [*rows]
+            continue
+        made = {row["name"]: row for row in spoken.jobs() if row["name"] not in rows}
+        follows = move is Move.FINISH and rows[name]["purpose"] == "TRAINING" and len(waiting) < room
+        assert list(made) == ([f"{name}-evaluation"] if follows else [])
+        for row in made.values():
+            assert (row["state"], row["priority"], row["purpose"]) == ("QUEUED", LAST_PRIORITY, "FOLLOW_UP")
+            assert row["spec"]["evaluates"] == f"{name}'s"
+            assert row["spec"]["examples"] == rows[name]["spec"]["examples"]
+        if any(row["state"] in UNFINISHED for row in spoken.jobs()):
+            assert loans.expired_pictures(spoken.db, 2**62, 10) == []
+            with pytest.raises(FailedPrecondition):
+                loans.refuse_needed(spoken.db, PICTURE)
+
+
+async def test_evaluations_take_no_place_of_jobs_that_train(tmp_path: Path) -> None:
+    terms = Terms(follow_ups=1, unfinished_per_tenant=1)
+    ledger = Ledger.open(DiskStore(tmp_path / "store"), TrainerBook(terms), shards=SHARDS, view_folder=tmp_path / "v")
+    kept = Kept(ledger)
+    await kept.commit(picture(lifetime_us=7 * DAY_US))
+    other = "tenants/default/jobs/j2"
+    rows = []
+    for name in (JOB, other):
+        await kept.commit(job(name))
+        await ends(kept, name, Move.TAKE, Move.FIX)
+        rows.append(await kept.commit(MoveJob(name=name, move=Move.FINISH, detail={"version": "v"})))
+    # The second one finds the place of its evaluation taken.
+    assert [row["detail"].get("evaluation_job") for row in rows] == [f"{JOB}-evaluation", None]
+    assert await expiry(kept) > 6
+
+    own = job("tenants/default/jobs/j3")
+    await kept.commit(replace(own, spec=dict(own.spec) | {"evaluates": "v"}))
+    with pytest.raises(ResourceExhausted) as refused:
+        await kept.commit(replace(own, name="tenants/default/jobs/j4", spec=dict(own.spec) | {"evaluates": "v"}))
+    assert refused.value.reason == "TENANT_JOBS"
+    await kept.commit(job("tenants/default/jobs/j5"))
+    counted = [
+        (await ledger.read(SHARD, lambda db, which=which: book.counts(db, trained=which)))[0][State.QUEUED]
+        for which in (True, False)
+    ]
+    assert counted == [1, 2]
+    # Those that are held take no tenant's place either.
+    for name in ("j3", f"{JOB.rsplit('/', 1)[1]}-evaluation"):
+        await kept.commit(MoveJob(name=f"tenants/default/jobs/{name}", move=Move.TAKE))
+    assert await taken(kept, 1) == "5"
+    await ends(kept, f"{JOB}-evaluation", Move.FIX, Move.FINISH)
+    await ends(kept, "tenants/default/jobs/j3", Move.FIX, Move.FINISH)
+    await ends(kept, "tenants/default/jobs/j5", Move.FIX)
+    assert await expiry(kept) > 6
+    await kept.commit(MoveJob(name="tenants/default/jobs/j5", move=Move.FINISH, detail={"version": "v5"}))
+    await ends(kept, "tenants/default/jobs/j5-evaluation", Move.TAKE, Move.FIX, Move.FINISH)
+    assert await expiry(kept) <= 0
+    before = await kept.job()
+    await ledger.close()
+    anew = Kept(
+        Ledger.open(DiskStore(tmp_path / "store"), TrainerBook(), shards=SHARDS, view_folder=tmp_path / "other")
+    )
+    assert await anew.job() == before
+    await anew.ledger.close()
 
 
 def test_a_retry_forgets_the_workers_that_were_lost() -> None:

@@ -104,3 +104,26 @@ def test_who_gives_a_place_to_a_tenant_without_any() -> None:
     assert trade([job("low", "cid", priority=-1), job("bad", "dan") | {"losses": 1}], many) is None
     assert trade(waiting[:1], many) is None
     assert trade(waiting, []) is None
+    # Below 0 gives way to anybody, its own tenant too.
+    low = [job(f"low{at}", "ann", priority=-9) | {"started_us": at} for at in (5, 7, 6)]
+    traded = trade(waiting[:1], [*many, *low])
+    assert traded is not None
+    assert [one["name"] for one in traded] == ["a4", "low7"]
+    assert trade([job("low", "cid", priority=-9)], low) is None
+
+
+def test_an_evaluation_costs_what_it_computes() -> None:
+    evaluations: list[Any] = [
+        {**job(f"e{index:02}", "ann", priority=-9), "spec": {"evaluates": "v", "recipe": {"name": "object"}}}
+        for index in range(9)
+    ]
+    line = Line()
+    long = job("long", "bea", steps=1_000, priority=-9)
+    line.wait([*evaluations, long, job("later", "bea", priority=-9, created_us=1)])
+    assert not line.ordinary
+    found = [line.first() for _ in range(len(line))]
+    # Eight thousand rows of training weigh more than all of them.
+    assert found[-1] == "later"
+    line.wait([*evaluations, job("usual", "bea")])
+    assert line.ordinary
+    assert line.first() == "usual"

@@ -3,15 +3,12 @@
 import re
 import shutil
 import signal
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from pseudoword.channel import Endpoints
 from pseudoword.client import Client
@@ -22,8 +19,8 @@ from pseudoword.trainer.v1.resources_pb2 import Job, Recipe
 from storage.log import IDENTITY_FRESH_S
 from tests.processes import Process
 from tests.trainer.conftest import REX
+from tests.trainer.holding import Holding
 
-PUBLISH = "/pseudoword.registry.v1.RegistryService/PublishVersion"
 MOMENT_S = 30.0
 Serve = Callable[..., Process]
 
@@ -35,6 +32,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
     def make(registry: str, *settings: str) -> Process:
         store = ["--store.address", str(tmp_path / "jobs"), "--registry.address", registry, "--model.threads", "1"]
+        store.append("--no-evaluation.after-publishing")
         made.append(Process("trainer", tmp_path, *store, *settings))
         return made[-1]
 
@@ -132,46 +130,16 @@ def test_a_job_goes_on_where_it_was_killed_or_stopped_with_the_same_vectors(serv
         assert [version.number for version in client.versions("again")] == [2, 1]
 
 
-class Holding:
-    """A registry on the way to the real one: it passes each PublishVersion on, and keeps the answer to itself."""
-
-    def __init__(self, registry: str) -> None:
-        self.published = threading.Event()
-        self._leave = threading.Event()
-        self._real = grpc.insecure_channel(registry)
-        self._server = grpc.server(ThreadPoolExecutor(4))
-        handler: Any = grpc.unary_unary_rpc_method_handler(self._pass_on)
-        service, method = PUBLISH.strip("/").split("/")
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
-        port = self._server.add_insecure_port("127.0.0.1:0")
-        self.address = f"127.0.0.1:{port}"
-        self._server.start()
-
-    def close(self) -> None:
-        self._leave.set()
-        self._server.stop(0).wait()
-        self._real.close()
-
-    def _pass_on(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        metadata = tuple(item for item in context.invocation_metadata() if item[0].startswith("x-pseudoword"))
-        publish: Any = self._real.unary_unary(PUBLISH)
-        publish(request, metadata=metadata)
-        self.published.set()
-        self._leave.wait()
-        context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
-        raise AssertionError("unreachable: abort raises")
-
-
 def test_killed_after_the_registry_has_the_version_and_before_the_trainer_knows(
     serve: Serve, registry: Process
 ) -> None:
-    holding = Holding(registry.address)
+    holding = Holding(registry.address, "PublishVersion")
     try:
         trainer = serve(holding.address)
         trainer.start()
         with client_of(trainer, registry) as client:
             job = create(client, "once", 3)
-            assert holding.published.wait(MOMENT_S)
+            assert holding.arrived.wait(MOMENT_S)
             assert wait_for(client, job.name, Job.STATE_PUBLISHING).version == ""
         trainer.kill()
     finally:

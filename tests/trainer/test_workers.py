@@ -65,7 +65,8 @@ class Cluster:
             *command,
             *("--store.address", str(self._folder / "jobs"), "--registry.address", registry, "--model.threads", "1"),
             *("--queue.kind", "jetstream", "--nats.servers", self.nats.url, "--queue.ack-wait", "PT2S"),
-            *("--queue.dispatcher-lease", "PT2S", "--engine.checkpoint-every", "PT0.2S", *settings),
+            *("--queue.dispatcher-lease", "PT2S", "--engine.checkpoint-every", "PT0.2S"),
+            *("--no-evaluation.after-publishing", *settings),
         ]
         process = Forked(self._zygote, f"{name}-{self._count}", self._folder, *arguments)
         self._stack.callback(process.__exit__)
@@ -263,6 +264,21 @@ def test_a_job_that_kills_its_workers_fails_and_the_rest_go_on(cluster: Cluster,
     job = ended(client, doomed)
     assert (job.state, job.attempt) == (Job.STATE_FAILED, 2)
     assert "2 workers have died" in job.error.message
+
+
+def test_an_evaluation_whose_worker_is_killed_is_made_by_another_once(
+    cluster: Cluster, client: Client, unbroken: registry_resources.Version
+) -> None:
+    first = cluster.worker()
+    evaluation = client.create_evaluation(unbroken.name, REX[2:]).name
+    reaches(client, evaluation, Job.STATE_RUNNING, step=3)
+    first.kill()
+    cluster.worker()
+    job = ended(client, evaluation)
+    assert (job.state, job.attempt) == (Job.STATE_SUCCEEDED, 2), job.error
+    (written,) = client.evaluations(unbroken.name)
+    assert written.name == job.evaluation
+    assert set(written.metrics) == {"held_out_loss", "clip_i", "clip_t"}
 
 
 def test_another_server_hands_the_jobs_out_when_the_one_that_did_is_killed(

@@ -16,12 +16,16 @@ from rpc.settings import SettingsError
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
 
-class Clip:
-    """A CLIPModel and its processor: which pictures are alike, and which sentence says what a picture shows."""
+class _Frozen:
+    """A model, and what makes its inputs."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self._model = model.float().eval().requires_grad_(False)
         self._processor = processor
+
+
+class Clip(_Frozen):
+    """A CLIPModel and its processor: which pictures are alike, and which sentence says what a picture shows."""
 
     @classmethod
     def load(cls, source: str | Path, *, device: torch.device | str = "cpu") -> Self:
@@ -45,13 +49,9 @@ class Clip:
         return torch.nn.functional.normalize(self._model.text_projection(states), dim=-1)
 
 
-class Dino:
+class Dino(_Frozen):
     """A vision transformer of which the first token's feature says what a picture shows (DINO: arXiv 2104.14294; as a
     measure of subjects: arXiv 2208.12242, section 4.1)."""
-
-    def __init__(self, model: Any, processor: Any) -> None:
-        self._model = model.float().eval().requires_grad_(False)
-        self._processor = processor
 
     @classmethod
     def load(cls, source: str | Path, *, device: torch.device | str = "cpu") -> Self:
@@ -96,7 +96,7 @@ class Bench:
                 clip=None if self._clip is None else Clip.load(self._clip, device=device),
                 dino=None if self._dino is None else Dino.load(self._dino, device=device),
                 names=[
-                    f"{kind} {folder.name} {_digest(folder)}"
+                    " ".join(dict.fromkeys((kind, folder.name, _digest(folder))))
                     for kind, folder in (("clip", self._clip), ("dino", self._dino))
                     if folder is not None
                 ],

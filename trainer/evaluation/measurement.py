@@ -1,7 +1,7 @@
 """The figures of one version, computed in slices that are short enough for somebody else to go between."""
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -56,7 +56,8 @@ class Measurement:
         self._model = model
         self._encoder = encoder
         self._losses = losses
-        self._subject = subject
+        given = [square(picture, model.spec.sample_size_px) for picture in subject.pictures]
+        self._subject = replace(subject, pictures=given, masks=())  # as uploaded they may take much memory
         self._judges = judges
         self._vectors = torch.from_numpy(subject.vectors).to(model.device)
         self._latents = encode_pictures(model, subject.pictures, subject.masks, flips=False)
@@ -92,12 +93,10 @@ class Measurement:
         subject, clip, dino = self._subject, self._judges.clip, self._judges.dino
         if clip is not None or dino is not None:
             drawn = yield from self._drawn([subject.plain] * PICTURES)
-            size = self._model.spec.sample_size_px
-            given = [square(picture, size) for picture in subject.pictures]
             if clip is not None:
-                self.figures["clip_i"] = _mean_product(clip.look(given), clip.look(drawn))
+                self.figures["clip_i"] = _mean_product(clip.look(subject.pictures), clip.look(drawn))
             if dino is not None:
-                self.figures["dino"] = _mean_product(dino.look(given), dino.look(drawn))
+                self.figures["dino"] = _mean_product(dino.look(subject.pictures), dino.look(drawn))
             yield
         if clip is not None and subject.edits:
             drawn = yield from self._drawn(subject.edits)
