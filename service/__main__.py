@@ -11,6 +11,7 @@ from diffusion import errors as diffusion_errors
 from diffusion.checkpoint import BaseModel
 from diffusion.safety import SafetyChecker
 from diffusion.settings import load_model
+from diffusion.threads import in_passing
 from rpc.clients import channel
 from rpc.errors import FailedPrecondition, InvalidArgument, Unavailable
 from rpc.logs import configure
@@ -57,7 +58,7 @@ async def main(roster: type[Roster] = Roster) -> None:
         channel(settings.registry) as registry,
         AsyncExitStack() as stack,  # left before the server: in the opposite order of what is entered below
     ):
-        model = await asyncio.to_thread(load_model, settings.model, settings.denoiser)
+        model = await in_passing(lambda: load_model(settings.model, settings.denoiser))
         metrics = EngineMetrics(server.metrics)
         limits = settings.limits
         made = roster(
@@ -67,7 +68,7 @@ async def main(roster: type[Roster] = Roster) -> None:
             aging_s=limits.aging.total_seconds(),
         )
         pace = Pace((model.spec.sample_size_px, model.spec.sample_size_px))
-        safety = await asyncio.to_thread(_safety, settings, model)
+        safety = await in_passing(lambda: _safety(settings, model))
         engine = Engine(model, Policy(made, pace), metrics, safety=safety)
         metrics.waiting.set_function(engine.waiting)
         stub = RegistryServiceStub(registry)

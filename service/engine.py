@@ -9,6 +9,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import Future
 from datetime import timedelta
 from itertools import count
 from math import inf
@@ -57,7 +58,7 @@ class Engine:
         self._arrivals: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._ids = count()
         self._shape = (model.spec.sample_size_px, model.spec.sample_size_px)
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread: threading.Thread | None = None
         # Over the three fields below, which admission reads from other threads.
         self._lock = threading.Lock()
         self._policy = policy
@@ -65,17 +66,18 @@ class Engine:
         self._stopping = False
 
     def start(self) -> None:
-        """Warms the model up, measures its pace, and begins to draw."""
-        with torch.inference_mode():
-            self._warm_up()
+        """Warms the model up, measures its pace, and begins to draw. Raises what the model cannot do."""
+        warm: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(warm,), name="engine", daemon=True)
         self._thread.start()
+        warm.result()
 
     def stop(self) -> None:
         """Ends after the call that is being made; what is unfinished then fails as UNAVAILABLE."""
         with self._lock:
             self._stopping = True
         self._arrivals.put(None)
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
 
     def predict(self, priority: int) -> timedelta:
@@ -116,7 +118,7 @@ class Engine:
                 ) from None
         self._arrivals.put(request)
 
-    # Everything below runs on the engine's thread (the warm-up before it starts).
+    # Everything below runs on the engine's thread, the only one that computes (diffusion.threads says why).
 
     def _warm_up(self) -> None:
         """Calls of more and more rows, after the first of each the quickest of some is what counts, and a decoding."""
@@ -155,8 +157,14 @@ class Engine:
         times = {str(rows): round(seconds, 5) for rows, seconds in self._policy.pace.table(self._shape).items()}
         _logger.info("model is warm", seconds_by_rows=times)
 
-    def _run(self) -> None:
+    def _run(self, warm: "Future[None]") -> None:
         with torch.inference_mode():
+            try:
+                self._warm_up()
+            except Exception as error:
+                warm.set_exception(error)
+                return
+            warm.set_result(None)
             while self._take_arrivals():
                 self._drop_unwanted()
                 with self._lock:

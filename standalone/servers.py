@@ -134,5 +134,7 @@ class Servers:
 def _environment() -> Mapping[str, str]:
     """The environment without the client's own variables, which would be read as the servers' settings."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PSEUDOWORD_")}
-    # Trainer and generation share the cores: a thread of one that waits must not spin in the other's way.
-    return {"OMP_WAIT_POLICY": "PASSIVE"} | kept | {"PYTHONUNBUFFERED": "1"}
+    # Trainer and Generation compute on the same processors, each on half of them: with more threads than processors,
+    # one that waits for another spins in somebody's way or sleeps, and is slower than one that waits for nobody.
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    return {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "10000"} | kept | {"PYTHONUNBUFFERED": "1"}

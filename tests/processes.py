@@ -67,6 +67,11 @@ class Process:
         (value,) = (line.split()[1] for line in lines if line.startswith(f"{name} "))
         return float(value)
 
+    def threads(self) -> int:
+        """How many threads the process has."""
+        assert self._process is not None
+        return len(list(Path(f"/proc/{self._process.pid}/task").iterdir()))
+
     def signal(self, number: int) -> None:
         assert self._process is not None
         self._process.send_signal(number)

@@ -26,8 +26,8 @@ from pseudoword.errors import PseudowordError
 
 from benchmarks.generation.peer import Peer
 from benchmarks.generation.saturation import draw_one, publish
-from benchmarks.generation.servers import started
 from benchmarks.generation.workload import Asked, mix, vectors
+from benchmarks.servers import drawing
 from diffusion.checkpoint import BaseModel
 
 # Deadlines in times of a request's time alone on our engine.
@@ -113,7 +113,7 @@ def main(
     click.echo(f"the lock's capacity: {capacity:.2f} pictures a second", err=True)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        ours, whole = started(stack, folder, model=model, device=device)
+        ours, whole = drawing(stack, folder, model=model, device=device)
         client = stack.enter_context(Client(ours))
         publish(client, loaded, words)
         alone = _alone(client, mix(64, seed=7, steps=choice))

@@ -8,27 +8,30 @@ import json
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 import click
+import numpy as np
 import torch
 from pseudoword.channel import Endpoints
 from pseudoword.client import Client, errors
 from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
-from benchmarks.generation import limit
-from benchmarks.generation.engine import Bare
+from benchmarks.generation import engine, limit
 from benchmarks.generation.peer import Peer
-from benchmarks.generation.servers import started
 from benchmarks.generation.workload import Asked, mix, vectors
+from benchmarks.servers import drawing
 from diffusion.checkpoint import BaseModel
 from diffusion.messages import base_model
 from storage.tensors import write_tensors
 
 _CLIENTS = 48
+Made = TypeVar("Made")
+Words = Mapping[str, np.ndarray]
 
 
 @click.command()
@@ -39,30 +42,29 @@ _CLIENTS = 48
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the figures as JSON.")
 def main(model: str | None, device: str, requests: int, rounds: int, output: Path | None) -> None:
     """Measure throughput at saturation, as ratios within this run."""
-    loaded = BaseModel.load(model, device=device)
+    loaded = aside(lambda: BaseModel.load(model, device=device))
     words = vectors(loaded.spec.encoders[0].dims)
-    peer = Peer(model, device, words)
-    contenders: dict[str, Callable[[list[Asked]], None]] = {
-        "diffusers behind a lock": peer.draw,
+    peer = aside(lambda: Peer(model, device, words))
+    contenders: dict[str, Callable[[list[Asked]], float]] = {
+        "diffusers behind a lock": _timed(lambda asked: aside(lambda: peer.draw(asked))),
         **{f"bare loop, {rows} rows": _bare(loaded, words, rows) for rows in (8, 16, 32)},
+        "pseudoword's engine alone": lambda asked: engine.draw(loaded, words, asked),
     }
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        ours, whole = started(stack, folder, model=model, device=device)
+        ours, whole = drawing(stack, folder, model=model, device=device)
         client = stack.enter_context(Client(ours))
         publish(client, loaded, words)
-        contenders["pseudoword's engine alone"] = stack.enter_context(Bare(loaded, words)).draw
         contenders["requests batched whole, over gRPC"] = _served(whole, stack)
         contenders["pseudoword over gRPC"] = _served(ours, stack)
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
         for turn in range(rounds + 1):
             asked = list(mix(requests if turn else 8, seed=turn))  # the first turn warms up
             for name, draw in contenders.items():
-                began = time.monotonic()
-                draw(asked)
+                took = draw(asked)
                 if turn:
-                    seconds[name].append(time.monotonic() - began)
-                    click.echo(f"{name}: {requests / seconds[name][-1]:.2f} pictures a second", err=True)
+                    seconds[name].append(took)
+                    click.echo(f"{name}: {requests / took:.2f} pictures a second", err=True)
     rates = {name: requests * rounds / sum(times) for name, times in seconds.items()}
     base, best = rates["diffusers behind a lock"], max(rates[name] for name in rates if name.startswith("bare"))
     click.echo("| contender | pictures a second | of diffusers | of the best bare loop |\n|---|---|---|---|")
@@ -74,11 +76,27 @@ def main(model: str | None, device: str, requests: int, rounds: int, output: Pat
         output.write_text(json.dumps({"about": about, "pictures_a_second": rates, "seconds": seconds}, indent=1) + "\n")
 
 
-def _bare(model: BaseModel, words: dict, rows: int) -> Callable[[list[Asked]], None]:  # type: ignore[type-arg]
-    return lambda asked: limit.draw(model, words, asked, rows)
+def aside(work: Callable[[], Made]) -> Made:
+    """What `work` returns, done in a thread that ends with it: no contender shall be slowed by the threads that another
+    one's computing has left behind (diffusion.threads)."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work).result()
 
 
-def publish(client: Client, model: BaseModel, words: dict) -> None:  # type: ignore[type-arg]
+def _timed(draw: Callable[[list[Asked]], None]) -> Callable[[list[Asked]], float]:
+    def timed(asked: list[Asked]) -> float:
+        began = time.monotonic()
+        draw(asked)
+        return time.monotonic() - began
+
+    return timed
+
+
+def _bare(model: BaseModel, words: Words, rows: int) -> Callable[[list[Asked]], float]:
+    return _timed(lambda asked: aside(lambda: limit.draw(model, words, asked, rows)))
+
+
+def publish(client: Client, model: BaseModel, words: Words) -> None:
     """The benchmark's words, as versions of the registry."""
     for name, tensor in words.items():
         version = resources_pb2.Version(base_model=base_model(model.spec))
@@ -93,11 +111,11 @@ def publish(client: Client, model: BaseModel, words: dict) -> None:  # type: ign
             client.registry.PublishVersion(request)
 
 
-def _served(endpoints: Endpoints, stack: ExitStack) -> Callable[[list[Asked]], None]:
+def _served(endpoints: Endpoints, stack: ExitStack) -> Callable[[list[Asked]], float]:
     client = stack.enter_context(Client(endpoints))
     threads = stack.enter_context(ThreadPoolExecutor(_CLIENTS))
 
-    return lambda asked: [*threads.map(lambda one: draw_one(client, one), asked)].clear()
+    return _timed(lambda asked: [*threads.map(lambda one: draw_one(client, one), asked)].clear())
 
 
 def draw_one(client: Client, asked: Asked) -> None:

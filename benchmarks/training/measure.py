@@ -21,6 +21,8 @@ from miniature.judges.classifier import Classifier
 from miniature.paint import paint
 from miniature.style import Style
 from miniature.world import COLOURS, SCENES, Drawing, Toy, random_colour, random_drawing, random_toy
+from trainer.engine import Engine
+from trainer.run import Run
 
 WORD = WordRef(None, "toy")
 SENTENCES = (
@@ -75,6 +77,25 @@ def recognised(classifier: Classifier, toys: Sequence[Toy], drawn: Sequence[Sequ
         answers = [ATTRIBUTES[name].answers[int(answer)] for answer in found[name].argmax(dim=1)]
         rights.append(float(np.mean([answer == true[name](toy) for answer, toy in zip(answers, toy_of, strict=True)])))
     return rights
+
+
+def tick(engine: Engine, runs: Sequence[Run]) -> None:
+    """One pass over what the runs' steps lack, the first ones first, as many rows as the engine takes. Raises what a
+    run cannot go on for."""
+    room, grants = engine.max_rows, []
+    for run in runs:
+        if count := min(run.rows_left, room):
+            grants.append((run, count))
+            room -= count
+    for ticked in engine.tick(grants):
+        if ticked.error is not None:
+            raise ticked.error
+
+
+def train(engine: Engine, runs: Sequence[Run]) -> None:
+    """All runs to their ends, together: what each learns is what it would learn alone, but for the last bits."""
+    while left := [run for run in runs if not run.done]:
+        tick(engine, left)
 
 
 def say(line: str) -> None:

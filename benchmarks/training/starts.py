@@ -8,7 +8,6 @@ steps is a run of its own with the default recipe's rate and fall. Prints the ta
 
 import argparse
 import json
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,13 +18,13 @@ import numpy as np
 import torch
 
 from benchmarks.miniature.words import styles, toys
-from benchmarks.training.measure import Case, Measure, make_case, say, style_case
+from benchmarks.training.measure import Case, Measure, make_case, say, style_case, train
 from diffusion.checkpoint import BaseModel
 from trainer.engine import Engine
 from trainer.learned.network import beside, load
 from trainer.recipe import recipes
 from trainer.run import Task
-from trainer.starts import BestWord, LearnedStart, Start, Words
+from trainer.starts import BestWord, Given, LearnedStart, Start, Words
 from trainer.templates import STARTS, TEMPLATES
 
 _SEED = 0
@@ -57,14 +56,16 @@ def losses_of(engine: Engine, measure: Measure, case: Case, kind: str, steps: Se
         began = time.perf_counter()
         run = engine.prepare(task)
         seconds = time.perf_counter() - began
-        losses = {}
-        for count in steps:
-            vectors = run.at_once().vectors
-            if count:
-                shorter = replace(task, recipe=replace(task.recipe, steps=count))
-                vectors = engine.learn(shorter, lambda step: None, threading.Event()).vectors
-            losses[str(count)] = measure.loss(case, torch.from_numpy(vectors))
-        found[name] = {"losses": losses, "chosen": run.at_once().chosen, "seconds": seconds}
+        given = replace(task, start=Given(vectors=run.at_once().vectors))
+        runs = {
+            count: engine.prepare(replace(given, recipe=replace(task.recipe, steps=count))) for count in steps if count
+        }
+        found[name] = {"runs": runs | {0: run}, "chosen": run.at_once().chosen, "seconds": seconds}
+    train(engine, [run for row in found.values() for count, run in row["runs"].items() if count])
+    for row in found.values():
+        runs = row.pop("runs")
+        ends = {count: runs[count].learned() if count else runs[0].at_once() for count in steps}
+        row["losses"] = {str(count): measure.loss(case, torch.from_numpy(end.vectors)) for count, end in ends.items()}
     return found
 
 
@@ -89,11 +90,14 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--toys", type=int, default=12)
-    parser.add_argument("--styles", type=int, default=6)
+    parser.add_argument("--toys", type=int, default=20)
+    parser.add_argument("--styles", type=int, default=10)
     parser.add_argument("--steps", default="0,10,50", help="numbers of steps, with commas [default: 0,10,50]")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/training/starts.json"))
+    parser.add_argument("--threads", type=int, help="of the processor [default: all]")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     steps = [int(count) for count in options.steps.split(",")]
     model = BaseModel.load(None)
     folder = beside(None)

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.training.measure import Case, Measure, make_case, say
+from benchmarks.training.measure import Case, Measure, make_case, say, tick, train
 from diffusion.checkpoint import BaseModel
 from trainer.engine import Engine
 from trainer.recipe import Schedule, recipes
-from trainer.run import Task
+from trainer.run import Run, Task
 from trainer.schedule import cooling_steps
 from trainer.starts import Words
 from trainer.stopping import LEAST_STEPS, StopRule
@@ -32,6 +32,7 @@ from trainer.templates import OBJECT
 HELD = replace(recipes("miniature")["object"], steps=100, schedule=Schedule.HOLD_THEN_COOL, early_stopping=True)
 STEPS = HELD.steps - cooling_steps(HELD)  # that are held where no rule fires
 SNAPSHOTS = (20, 35, 50, 65, STEPS)
+AT_ONCE = 8  # toys that are trained together
 WINDOWS = (5, 10, 15)
 THRESHOLDS = (-0.1, -0.05, 0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 ALLOWED = 0.02  # of what training gains over its start: as much worse may a rule be than never stopping
@@ -50,21 +51,39 @@ class Recorder(StopRule):
         return False
 
 
-def watch(engine: Engine, measure: Measure, case: Case) -> Seen:
-    """One toy: the cosines of its gradients, and the held-out loss after a cool-down from each snapshot."""
-    templates = [OBJECT] * len(case.learn)
-    task = Task(pictures=case.learn, templates=templates, start=Words(words="toy"), vectors=1, seed=0, recipe=HELD)
-    run, recorder = engine.prepare(task), Recorder()
-    run.rule = recorder
-    losses = {0: measure.loss(case, torch.from_numpy(run.learned().vectors))}
-    while run.step < STEPS:
-        engine.tick([(run, run.rows_left)])
-        if run.step in SNAPSHOTS:
-            cooled = engine.prepare(task, replace(run.state(0.0), converged=run.step))
-            while not cooled.done:
-                engine.tick([(cooled, cooled.rows_left)])
-            losses[run.step] = measure.loss(case, torch.from_numpy(cooled.learned().vectors))
-    return json.loads(json.dumps({"cosines": recorder.cosines, "losses": losses}))
+def watch(engine: Engine, measure: Measure, cases: Sequence[Case]) -> list[Seen]:
+    """For each toy the cosines of its gradients, and the held-out loss after a cool-down from each snapshot."""
+    tasks = [
+        Task(
+            pictures=case.learn,
+            templates=[OBJECT] * len(case.learn),
+            start=Words(words="toy"),
+            vectors=1,
+            seed=0,
+            recipe=HELD,
+        )
+        for case in cases
+    ]
+    runs = [engine.prepare(task) for task in tasks]
+    recorders = [Recorder() for _ in runs]
+    for run, recorder in zip(runs, recorders, strict=True):
+        run.rule = recorder
+    losses = [{0: _loss(measure, case, run)} for case, run in zip(cases, runs, strict=True)]
+    for step in range(1, STEPS + 1):
+        while behind := [run for run in runs if run.step < step]:
+            tick(engine, behind)
+        if step in SNAPSHOTS:
+            states = [replace(run.state(0.0), converged=step) for run in runs]
+            cooled = [engine.prepare(task, state) for task, state in zip(tasks, states, strict=True)]
+            train(engine, cooled)
+            for case, run, found in zip(cases, cooled, losses, strict=True):
+                found[step] = _loss(measure, case, run)
+    seen = [{"cosines": recorder.cosines, "losses": found} for recorder, found in zip(recorders, losses, strict=True)]
+    return json.loads(json.dumps(seen))
+
+
+def _loss(measure: Measure, case: Case, run: Run) -> float:
+    return measure.loss(case, torch.from_numpy(run.learned().vectors))
 
 
 def fired(cosines: Sequence[float], window: int, threshold: float) -> int:
@@ -124,7 +143,8 @@ def main() -> None:
         model = BaseModel.load(None)
         engine, measure = Engine(model), Measure(model)
         while len(toys) < arguments.toys:
-            toys.append(watch(engine, measure, make_case(1_000 + len(toys))))
+            numbers = range(len(toys), min(len(toys) + AT_ONCE, arguments.toys))
+            toys += watch(engine, measure, [make_case(1_000 + number) for number in numbers])
             arguments.file.write_text(json.dumps(toys))
     report(toys)
 

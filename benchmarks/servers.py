@@ -1,5 +1,5 @@
-"""A registry and Generation servers as their operators start them, each alone: what `pseudoword up` changes for servers
-that share the cores of one machine with a trainer would slow them down here."""
+"""Servers as their operators start them, each alone: what `pseudoword up` changes for servers that share the cores of
+one machine would slow them down here."""
 
 import json
 import os
@@ -15,16 +15,29 @@ from pseudoword.channel import Endpoints
 _START_S = 180.0
 
 
-def started(stack: ExitStack, folder: Path, *, model: str | None, device: str) -> tuple[Endpoints, Endpoints]:
+def drawing(stack: ExitStack, folder: Path, *, model: str | None, device: str) -> tuple[Endpoints, Endpoints]:
     """A registry with our Generation server, and with one that batches whole requests. They end with `stack`."""
     registry = _start(stack, folder, "registry", "--store.address", str(folder / "store"))
-    arguments = ["--registry.address", registry, "--model.device", device]
-    arguments += [] if model is None else ["--model.source", model]
+    arguments = _arguments(registry, model, device)
     # One after the other, so that neither measures its pace while the other is starting.
     ours, whole = (
         _start(stack, folder, module, *arguments) for module in ("service", "benchmarks.generation.request_level")
     )
     return Endpoints(registry=registry, generation=ours), Endpoints(registry=registry, generation=whole)
+
+
+def learning(stack: ExitStack, folder: Path, *, model: str | None, device: str) -> Endpoints:
+    """A registry with our trainer. They end with `stack`."""
+    registry = _start(stack, folder, "registry", "--store.address", str(folder / "store"))
+    trainer = _start(
+        stack, folder, "trainer", *_arguments(registry, model, device), "--store.address", str(folder / "jobs")
+    )
+    return Endpoints(registry=registry, trainer=trainer)
+
+
+def _arguments(registry: str, model: str | None, device: str) -> list[str]:
+    source = [] if model is None else ["--model.source", model]
+    return ["--registry.address", registry, "--model.device", device, *source]
 
 
 def _start(stack: ExitStack, folder: Path, module: str, *arguments: str) -> str:

@@ -1,0 +1,45 @@
+"""A server computes with one thread, and with as many helpers of it as it was given."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pseudoword.channel import Endpoints
+from pseudoword.client import Client
+from pseudoword.trainer.v1 import resources_pb2
+
+from tests.processes import Process
+
+_HELPERS = 8
+_PICTURE = Path(__file__).parents[2] / "examples" / "rex" / "1.png"
+
+
+def _draw(client: Client) -> None:
+    client.draw("a toy", steps=2)
+
+
+def _learn(client: Client) -> None:
+    client.learn("rex", [_PICTURE], recipe=resources_pb2.Recipe(steps=2, rows=2))
+
+
+@pytest.mark.parametrize(("module", "work"), [("service", _draw), ("trainer", _learn)])
+def test_the_helpers_of_one_thread_are_all_there_are(
+    module: str, work: Callable[[Client], None], tmp_path: Path
+) -> None:
+    """A second thread that computes and lives on has as many of its own, and then all sleep between operations."""
+
+    def threads(computing: int) -> int:
+        """Of a server that has done some work."""
+        folder = tmp_path / str(computing)
+        folder.mkdir()
+        settings = ["--registry.address", registry.address, "--store.address", str(folder / "store")]
+        with Process(module, folder, *settings, "--model.threads", str(computing)) as server:
+            endpoints = Endpoints(registry=registry.address, trainer=server.address, generation=server.address)
+            with Client(endpoints) as client:
+                work(client)
+            return server.threads()
+
+    with Process("registry", tmp_path, "--store.address", str(tmp_path / "store")) as registry:
+        helped = threads(1 + _HELPERS) - threads(1)
+    # As many again are torch's other pool, which --model.threads makes and nobody uses.
+    assert helped < 2.5 * _HELPERS
