@@ -16,6 +16,7 @@ from diffusion.errors import CheckpointInvalid
 from diffusion.messages import base_model
 from diffusion.pictures import PictureLimits
 from diffusion.settings import load_model
+from diffusion.threads import in_passing
 from rpc.clients import channel
 from rpc.errors import InvalidArgument
 from rpc.server import Server
@@ -114,19 +115,11 @@ class Trainer:
         self._ledger = ledger
         self._stack.push_async_callback(ledger.close)
         registry = RegistryServiceStub(await self._stack.enter_async_context(channel(settings.registry)))
-        model = self._model
-        if model is None:
-            model = await asyncio.to_thread(load_model, settings.model, prompts_only=not self._trains)
+        model = self._model or await in_passing(lambda: load_model(settings.model, prompts_only=not self._trains))
         metrics = TrainerMetrics(self.server.metrics)
         desk = Desk(ledger, metrics)
         pictures = Pictures(desk, store, _loan_terms(settings))
-        engine = Engine(
-            model,
-            max_rows=settings.engine.max_rows,
-            checkpoint_activations=self._trains and settings.engine.checkpoint_activations,
-            learned_start=_learned_start(settings, model.spec),
-            bench=_bench(settings) if self._trains else None,
-        )
+        engine = await in_passing(lambda: _engine(settings, model, trains=self._trains))
         versions = Versions(registry)
         broker = None if alone else _broker(settings)
         if self._trains:
@@ -237,6 +230,16 @@ def _terms(settings: TrainerSettings) -> Terms:
 def _bench(settings: TrainerSettings) -> Bench:
     evaluation = settings.evaluation
     return Bench(clip=evaluation.clip or clip_beside(settings.model.source), dino=evaluation.dino)
+
+
+def _engine(settings: TrainerSettings, model: BaseModel, *, trains: bool) -> Engine:
+    return Engine(
+        model,
+        max_rows=settings.engine.max_rows,
+        checkpoint_activations=trains and settings.engine.checkpoint_activations,
+        learned_start=_learned_start(settings, model.spec),
+        bench=_bench(settings) if trains else None,
+    )
 
 
 def _learned_start(settings: TrainerSettings, spec: ModelSpec) -> StartNetwork | None:
