@@ -34,7 +34,8 @@ _BLOBS = ("checkpoint", "embedding", "record", "first_embedding", "first_record"
 _TABLES = """
 CREATE TABLE pictures (
     name TEXT PRIMARY KEY, blob TEXT NOT NULL, media_type TEXT NOT NULL, size_bytes INTEGER NOT NULL,
-    width INTEGER NOT NULL, height INTEGER NOT NULL, created_us INTEGER NOT NULL, expires_us INTEGER NOT NULL);
+    width INTEGER NOT NULL, height INTEGER NOT NULL, created_us INTEGER NOT NULL, uploaded_us INTEGER NOT NULL,
+    expires_us INTEGER NOT NULL);
 CREATE INDEX pictures_expiry ON pictures (expires_us);
 CREATE TABLE jobs (
     name TEXT PRIMARY KEY, tenant TEXT NOT NULL, purpose TEXT NOT NULL, priority INTEGER NOT NULL, spec TEXT NOT NULL,
@@ -43,7 +44,8 @@ CREATE TABLE jobs (
     ended_us INTEGER, revision TEXT NOT NULL, detail TEXT NOT NULL);
 CREATE INDEX jobs_tenant ON jobs (tenant, created_us DESC, name);
 CREATE INDEX jobs_state ON jobs (state, priority DESC, created_us, name);
-CREATE TABLE job_pictures (job TEXT NOT NULL, picture TEXT NOT NULL, PRIMARY KEY (picture, job)) WITHOUT ROWID;
+CREATE TABLE job_pictures (
+    job TEXT NOT NULL, picture TEXT NOT NULL, uploaded_us INTEGER NOT NULL, PRIMARY KEY (picture, job)) WITHOUT ROWID;
 CREATE INDEX job_pictures_job ON job_pictures (job);
 """
 
@@ -151,7 +153,7 @@ class TrainerBook:
     """Rules and tables of pictures and jobs; a storage.Book."""
 
     name = "trainer"
-    schema_version = 5
+    schema_version = 6
 
     def __init__(self, terms: Terms | None = None) -> None:
         self._terms = terms or Terms()
@@ -205,8 +207,9 @@ class TrainerBook:
             case "picture-added":
                 db.execute(
                     "INSERT INTO pictures VALUES "
-                    "(:name, :blob, :media_type, :size_bytes, :width, :height, :now, :expires_us)"
-                    " ON CONFLICT (name) DO UPDATE SET expires_us = max(expires_us, excluded.expires_us)",
+                    "(:name, :blob, :media_type, :size_bytes, :width, :height, :now, :now, :expires_us)"
+                    " ON CONFLICT (name) DO UPDATE SET uploaded_us = excluded.uploaded_us,"
+                    " expires_us = max(expires_us, excluded.expires_us)",
                     body | {"now": change.time_us},
                 )
                 return loans.picture(db, body["name"])
@@ -216,12 +219,12 @@ class TrainerBook:
                 return row
             case "job-created":
                 _apply_create(db, body, _purpose(body["spec"]), change.time_us, revision)
+                loans.lend(db, body["name"], body["pictures"])
                 return job(db, body["name"])
             case "follow-up-created":
-                needed = db.execute("SELECT picture FROM job_pictures WHERE job = ?", (body["of"],))
                 made = follow_up(job(db, body["of"]), body["evaluates"])
-                made["pictures"] = [row["picture"] for row in needed]
                 _apply_create(db, made, Purpose.FOLLOW_UP, change.time_us, revision)
+                loans.lend_on(db, body["of"], body["name"])
                 return job(db, body["name"])
             case "job-moved":
                 _apply_move(db, body, change.time_us, revision)
@@ -417,8 +420,6 @@ def _apply_create(db: sqlite3.Connection, body: Row, purpose: Purpose, time_us: 
         " 0, :now, NULL, NULL, :revision, '{}')",
         body | {"purpose": purpose, "spec": dumps(body["spec"]), "now": time_us, "revision": revision},
     )
-    rows = [(body["name"], name) for name in body["pictures"]]
-    db.executemany("INSERT OR IGNORE INTO job_pictures VALUES (?, ?)", rows)
 
 
 def _apply_move(db: sqlite3.Connection, body: Row, time_us: int, revision: str) -> None:

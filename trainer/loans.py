@@ -1,7 +1,7 @@
 """Pictures on loan in the trainer's ledger: who needs them, how many bytes they may have, and when they go."""
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -87,15 +87,31 @@ def check_bytes(db: sqlite3.Connection, name: str, size_bytes: int, limit: int) 
         )
 
 
+def lend(db: sqlite3.Connection, job: str, names: Sequence[str]) -> None:
+    """A job needs pictures, as they were uploaded last."""
+    db.executemany(
+        "INSERT OR IGNORE INTO job_pictures SELECT ?, name, uploaded_us FROM pictures WHERE name = ?",
+        [(job, name) for name in names],
+    )
+
+
+def lend_on(db: sqlite3.Connection, job: str, other: str) -> None:
+    """Another job needs the pictures that `job` needs."""
+    db.execute("INSERT INTO job_pictures SELECT ?, picture, uploaded_us FROM job_pictures WHERE job = ?", (other, job))
+
+
 def release(db: sqlite3.Connection, name: str, state: State, expire_us: int, failures_since_us: int) -> None:
     """A job that ends in `state` lets its pictures go at `expire_us`: one that has succeeded not later, unless another
-    one needs them that is unfinished or has failed after `failures_since_us`; any other not earlier, whatever their
-    time was."""
+    one needs them that is unfinished or has failed after `failures_since_us`, or they were uploaded again for one that
+    is still to be created; any other not earlier, whatever their time was."""
     needed = (
         "SELECT picture FROM job_pictures JOIN jobs ON jobs.name = job WHERE job != :job AND"
         f" (state IN ({UNFINISHED_SQL}) OR state IN ('FAILED', 'CANCELLED') AND ended_us > :since)"
     )
-    sooner = f"min(expires_us, :at) WHERE name NOT IN ({needed}) AND"
+    used = (
+        "SELECT 1 FROM job_pictures AS lent WHERE picture = pictures.name AND lent.uploaded_us = pictures.uploaded_us"
+    )
+    sooner = f"min(expires_us, :at) WHERE name NOT IN ({needed}) AND EXISTS ({used}) AND"
     db.execute(
         f"UPDATE pictures SET expires_us = {sooner if state is State.SUCCEEDED else 'max(expires_us, :at) WHERE'}"
         " name IN (SELECT picture FROM job_pictures WHERE job = :job)",

@@ -380,6 +380,30 @@ async def test_pictures_go_when_their_jobs_have_succeeded(kept: Kept) -> None:
     assert await expiry(kept) > 6  # uploaded again
 
 
+async def test_pictures_that_are_uploaded_again_stay_for_the_job_that_is_still_to_come(kept: Kept) -> None:
+    """Whatever ends between the upload and the job."""
+    other = "tenants/default/jobs/j2"
+    await kept.commit(picture(lifetime_us=7 * DAY_US))
+    await kept.commit(job())
+    await ends(kept, JOB, Move.TAKE, Move.FIX)
+    await kept.commit(picture(lifetime_us=7 * DAY_US))
+    await ends(kept, JOB, Move.FINISH)
+    assert await expiry(kept) > 6
+    await kept.commit(job(other))
+    await ends(kept, other, Move.TAKE, Move.FIX, Move.FINISH)
+    assert await expiry(kept) <= 0
+
+    # Whichever of two ends last lets them go, also one that was there before the upload.
+    early, late = (f"tenants/default/jobs/{name}" for name in ("early", "late"))
+    for name in (early, late):
+        await kept.commit(picture(lifetime_us=7 * DAY_US))
+        await kept.commit(job(name))
+    await ends(kept, late, Move.TAKE, Move.FIX, Move.FINISH)
+    assert await expiry(kept) > 6
+    await ends(kept, early, Move.TAKE, Move.FIX, Move.FINISH)
+    assert await expiry(kept) <= 0
+
+
 async def test_pictures_stay_a_day_after_a_failure(kept: Kept) -> None:
     other = "tenants/default/jobs/j2"
     await kept.commit(picture(lifetime_us=DAY_US // 24))
