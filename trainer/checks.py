@@ -28,6 +28,7 @@ MAX_VECTORS = 16
 _MAX_CAPTION = 500
 _MAX_START = 200
 _MAX_DESCRIPTION = 2_000  # as the registry's
+_EVALUATION_PRIORITY = -1  # after all that train, before those that the trainer makes
 # Of a job, what says how to train or what is published.
 _TRAINS = {"start", "vectors", "recipe", "word_at_once", "description", "labels"}
 
@@ -116,7 +117,7 @@ class JobChecks:
             vectors=vectors,
             seed=job.seed,
             recipe=resources_pb2.Recipe(name=name_of(kind)),
-            priority=job.priority or LAST_PRIORITY,
+            priority=job.priority or _EVALUATION_PRIORITY,
             base_model=base_model(self._model.spec),
             evaluates=version.name,
         )

@@ -40,6 +40,12 @@ class TrainerMetrics:
             buckets=_STEP_S,
             registry=registry,
         )
+        self.slices = Histogram(
+            "pseudoword_trainer_slice_seconds",
+            "Time of one slice of an evaluation.",
+            buckets=_STEP_S,
+            registry=registry,
+        )
         self.ticks = Histogram(
             "pseudoword_trainer_tick_seconds",
             "Time of one forward and backward pass for all jobs in it.",

@@ -225,16 +225,18 @@ class Worker:
 
     async def _measure(self, attempt: Attempt) -> None:
         """Computes a slice of an evaluation."""
-        measurement = attempt.measurement
+        measurement, began = attempt.measurement, time.monotonic()
         assert measurement is not None
         try:
             await self._compute(measurement.advance)
         except Exception as error:
             self._give_up(attempt, error)
             return
+        now = time.monotonic()
+        self._metrics.slices.observe(now - began)
         if attempt.over:
             return
-        progress = attempt.progress(measurement.made, measurement.slices, time.monotonic())
+        progress = attempt.progress(measurement.made, measurement.slices, now)
         self._desk.tell_all(attempt.job.name, attempt.number, progress)
         if measurement.done:
             self._let_go(attempt)

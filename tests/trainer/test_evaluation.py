@@ -92,6 +92,9 @@ async def test_a_published_word_is_evaluated_and_its_pictures_stay_until_then(st
     job = events[-1].job
     assert (job.evaluates, job.concept, job.priority, job.creator) == (done.version, done.concept, -9, done.creator)
     assert (job.progress.step, job.evaluation_job, job.version) == (job.progress.steps, "", "")
+    metrics = trainer.trainer.server.metrics
+    assert metrics.get_sample_value("pseudoword_trainer_slice_seconds_count") == job.progress.steps
+    assert metrics.get_sample_value("pseudoword_trainer_step_seconds_count") == done.progress.steps
     evaluation = await figures(words, job)
     assert set(evaluation.metrics) == FIGURES
     assert evaluation.name == f"{done.version}/evaluations/{job.name.rsplit('/', 1)[1]}"
@@ -142,7 +145,7 @@ async def test_a_request_is_filled_in_and_what_is_wrong_with_it_is_named(trainer
         Job(evaluates=style.version, examples=await examples(trainer, REX[:1])), validate_only=True
     )
     assert (filled.concept, filled.kind, filled.vectors) == (style.concept, style.kind, 2)
-    assert (filled.recipe, filled.priority) == (Recipe(name="style"), -9)
+    assert (filled.recipe, filled.priority) == (Recipe(name="style"), -1)
     assert filled.base_model == style.base_model
 
     foreign = await words.ImportVersion(

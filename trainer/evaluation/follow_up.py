@@ -5,7 +5,7 @@ from typing import Any
 Row = dict[str, Any]
 
 LAST_PRIORITY = -9
-"""Of an evaluation, unless somebody says better: after everything else."""
+"""After everything that somebody asked for."""
 # Of a job that trains, what holds for the evaluation of its version too; of the recipe only the name.
 _KEPT = ("concept", "kind", "examples", "vectors", "base_model")
 

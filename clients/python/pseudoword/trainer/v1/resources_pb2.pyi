@@ -540,7 +540,7 @@ class Job(_message.Message):
     """A version of the job's tenant to evaluate: `tenants/{tenant}/concepts/{concept}/versions/{n}`. Such a job trains nothing: it
     measures how well the version draws and explains the examples, and writes the figures as an evaluation below it. Then
     start, vectors, recipe, word_at_once, description and labels must be absent, concept and kind may be, and a priority
-    of 0 means -9; above 0 is refused. Pictures that were never trained on make its loss one of unseen pictures.
+    of 0 means -1; above 0 is refused. Pictures that were never trained on make its loss one of unseen pictures.
     """
     evaluation: _builtins.str
     """The evaluation that was written, as a resource name."""

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class TrainerServiceStub(object):
-    """Learns a word from pictures on the accelerator and publishes it to the registry.
+    """Learns a word from pictures on the accelerator and publishes it to the registry; evaluates published ones.
 
     Upload each picture, then create a job that names them; both can be repeated safely. Mutations take a request_id as the
     registry's do. A job survives its worker and its server: its states are entries of a log.
@@ -97,7 +97,7 @@ class TrainerServiceStub(object):
 
 
 class TrainerServiceServicer(object):
-    """Learns a word from pictures on the accelerator and publishes it to the registry.
+    """Learns a word from pictures on the accelerator and publishes it to the registry; evaluates published ones.
 
     Upload each picture, then create a job that names them; both can be repeated safely. Mutations take a request_id as the
     registry's do. A job survives its worker and its server: its states are entries of a log.
@@ -248,7 +248,7 @@ def add_TrainerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TrainerService(object):
-    """Learns a word from pictures on the accelerator and publishes it to the registry.
+    """Learns a word from pictures on the accelerator and publishes it to the registry; evaluates published ones.
 
     Upload each picture, then create a job that names them; both can be repeated safely. Mutations take a request_id as the
     registry's do. A job survives its worker and its server: its states are entries of a log.

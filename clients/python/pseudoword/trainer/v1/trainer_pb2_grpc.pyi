@@ -28,7 +28,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TrainerServiceStub:
-    """Learns a word from pictures on the accelerator and publishes it to the registry.
+    """Learns a word from pictures on the accelerator and publishes it to the registry; evaluates published ones.
 
     Upload each picture, then create a job that names them; both can be repeated safely. Mutations take a request_id as the
     registry's do. A job survives its worker and its server: its states are entries of a log.
@@ -65,7 +65,7 @@ class TrainerServiceStub:
 
 @_typing.type_check_only
 class TrainerServiceAsyncStub(TrainerServiceStub):
-    """Learns a word from pictures on the accelerator and publishes it to the registry.
+    """Learns a word from pictures on the accelerator and publishes it to the registry; evaluates published ones.
 
     Upload each picture, then create a job that names them; both can be repeated safely. Mutations take a request_id as the
     registry's do. A job survives its worker and its server: its states are entries of a log.
@@ -98,7 +98,7 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """Describes the base model that the trainer trains on. Any role."""
 
 class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Learns a word from pictures on the accelerator and publishes it to the registry.
+    """Learns a word from pictures on the accelerator and publishes it to the registry; evaluates published ones.
 
     Upload each picture, then create a job that names them; both can be repeated safely. Mutations take a request_id as the
     registry's do. A job survives its worker and its server: its states are entries of a log.

@@ -38,7 +38,7 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Learns a word from pictures on the accelerator and publishes it to the registry.
+// Learns a word from pictures on the accelerator and publishes it to the registry; evaluates published ones.
 //
 // Upload each picture, then create a job that names them; both can be repeated safely. Mutations take a request_id as the
 // registry's do. A job survives its worker and its server: its states are entries of a log.
@@ -202,7 +202,7 @@ func (c *trainerServiceClient) GetBaseModel(ctx context.Context, in *GetBaseMode
 // All implementations must embed UnimplementedTrainerServiceServer
 // for forward compatibility.
 //
-// Learns a word from pictures on the accelerator and publishes it to the registry.
+// Learns a word from pictures on the accelerator and publishes it to the registry; evaluates published ones.
 //
 // Upload each picture, then create a job that names them; both can be repeated safely. Mutations take a request_id as the
 // registry's do. A job survives its worker and its server: its states are entries of a log.
