@@ -161,8 +161,8 @@ class Engine:
         with torch.inference_mode():
             try:
                 self._warm_up()
-            except Exception as error:
-                warm.set_exception(error)
+            except Exception as cold:
+                warm.set_exception(cold)
                 return
             warm.set_result(None)
             while self._take_arrivals():

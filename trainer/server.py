@@ -115,7 +115,7 @@ class Trainer:
         self._ledger = ledger
         self._stack.push_async_callback(ledger.close)
         registry = RegistryServiceStub(await self._stack.enter_async_context(channel(settings.registry)))
-        model = self._model or await in_passing(lambda: load_model(settings.model, prompts_only=not self._trains))
+        model = self._model or await in_passing(self._load)
         metrics = TrainerMetrics(self.server.metrics)
         desk = Desk(ledger, metrics)
         pictures = Pictures(desk, store, _loan_terms(settings))
@@ -152,6 +152,9 @@ class Trainer:
             self._beside(pictures.sweep())
         self._beside(end_when_replaced(self.server, ledger))
         self.server.mark_ready()
+
+    def _load(self) -> BaseModel:
+        return load_model(self._settings.model, prompts_only=not self._trains)
 
     async def _share(self, broker: "Broker", desk: Desk, metrics: TrainerMetrics) -> None:
         """Reaches the other processes, now or when NATS is there."""
