@@ -115,7 +115,7 @@ class Trainer:
         self._ledger = ledger
         self._stack.push_async_callback(ledger.close)
         registry = RegistryServiceStub(await self._stack.enter_async_context(channel(settings.registry)))
-        model = self._model or await in_passing(self._load)
+        model: BaseModel = self._model or await in_passing(self._load)
         metrics = TrainerMetrics(self.server.metrics)
         desk = Desk(ledger, metrics)
         pictures = Pictures(desk, store, _loan_terms(settings))
