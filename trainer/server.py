@@ -115,7 +115,7 @@ class Trainer:
         self._ledger = ledger
         self._stack.push_async_callback(ledger.close)
         registry = RegistryServiceStub(await self._stack.enter_async_context(channel(settings.registry)))
-        model: BaseModel = self._model or await in_passing(self._load)
+        model = await in_passing(self._load)
         metrics = TrainerMetrics(self.server.metrics)
         desk = Desk(ledger, metrics)
         pictures = Pictures(desk, store, _loan_terms(settings))
@@ -154,7 +154,7 @@ class Trainer:
         self.server.mark_ready()
 
     def _load(self) -> BaseModel:
-        return load_model(self._settings.model, prompts_only=not self._trains)
+        return self._model or load_model(self._settings.model, prompts_only=not self._trains)
 
     async def _share(self, broker: "Broker", desk: Desk, metrics: TrainerMetrics) -> None:
         """Reaches the other processes, now or when NATS is there."""
