@@ -37,7 +37,7 @@ class Holding(grpc.GenericRpcHandler):
             try:
                 answer: bytes = call(request, metadata=metadata)
             except grpc.RpcError as error:
-                context.abort(error.code(), error.details())
+                context.abort(error.code(), error.details() or "")
                 raise AssertionError("unreachable: abort raises") from error
             if method == self._held:
                 self.arrived.set()

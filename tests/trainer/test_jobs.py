@@ -4,6 +4,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,7 @@ async def test_evaluations_take_no_place_of_jobs_that_train(tmp_path: Path) -> N
     assert refused.value.reason == "TENANT_JOBS"
     await kept.commit(job("tenants/default/jobs/j5"))
     counted = [
-        (await ledger.read(SHARD, lambda db, which=which: book.counts(db, trained=which)))[0][State.QUEUED]
-        for which in (True, False)
+        (await ledger.read(SHARD, partial(book.counts, trained=which)))[0][State.QUEUED] for which in (True, False)
     ]
     assert counted == [1, 2]
     # Those that are held take no tenant's place either.
