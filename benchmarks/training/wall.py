@@ -84,7 +84,8 @@ def ours(
 ) -> list[tuple[float, torch.Tensor]]:
     """Seconds since the first byte, and vectors, of each version that was published: with `at_once` two. `steps` None:
     the default."""
-    pictures, firsts = [_png(picture) for picture in case.learn], []
+    pictures = [_png(picture) for picture in case.learn]
+    firsts: list[tuple[float, str]] = []
     recipe = None if steps is None else resources_pb2.Recipe(steps=steps)
     began = time.monotonic()
 
@@ -110,8 +111,8 @@ def _png(picture: Image.Image) -> bytes:
 
 
 def report(found: Mapping[str, Any]) -> None:
-    """The table; ratios are to the script's PUBLISHED steps, at its pace where it made fewer, and to its first step that
-    is as good."""
+    """The table; ratios are to the script's PUBLISHED steps, at its pace where it made fewer, and to its first step
+    that is as good."""
     rows = [(int(step), row["seconds"], row["loss"]) for step, row in found["script"].items()]
     (first, first_s, _), (last, last_s, _) = rows[0], rows[-1]
     pace_s = (last_s - first_s) / (last - first)
