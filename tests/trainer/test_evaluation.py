@@ -185,11 +185,12 @@ async def test_a_request_is_filled_in_and_what_is_wrong_with_it_is_named(trainer
 @pytest.mark.parametrize("places", [16, 1])
 async def test_training_that_arrives_goes_first(start: StartTrainer, words: Any, places: int) -> None:
     trainer = await start(engine={"max_running": places})
-    version = (await learned(trainer, "patient", steps=1)).version
+    version = (await learned(trainer, "evaluated", steps=1)).version
     waiting = (await evaluate(trainer, version, REX[:1], seed=3)).name
     await trainer.reaches(waiting, Job.STATE_RUNNING, step=2)
     job = await learned(trainer, "urgent", steps=12)
-    assert (await trainer.get(waiting)).state == (Job.STATE_RUNNING if places > 1 else Job.STATE_QUEUED)
+    # Where there is one place, it was handed back, and may have it again by now.
+    assert (await trainer.get(waiting)).state in ({Job.STATE_RUNNING} | ({Job.STATE_QUEUED} if places == 1 else set()))
     found = await ended(trainer, waiting)
     # What made room was handed back, which is not counted.
     assert found.attempt == 1
