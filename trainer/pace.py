@@ -8,7 +8,6 @@ from collections import defaultdict
 
 _FIRST = 8  # rows that are tried before anything was measured
 _NEWEST = 0.2  # weight of the newest tick in the smoothed time
-_WORTH = 0.9  # of the best rate: more rows than give this only make everybody wait
 
 
 class Pace:
@@ -26,13 +25,16 @@ class Pace:
         before = self._seconds.get(rows)
         self._seconds[rows] = seconds if before is None else before + _NEWEST * (seconds - before)
 
-    def useful_rows(self, limit: int) -> int:
-        """The fewest rows that get nearly as many done a second as any number up to `limit` does."""
+    def useful_rows(self, limit: int, wanted: int) -> int:
+        """The rows, up to `limit`, with which those who want `wanted` rows in all have them soonest on the average.
+
+        Where so many are served `rows` at a time, one group after the other, the mean group ends after
+        (wanted + rows) / 2 rows: more rows at once are of use to all only as far as they are done faster.
+        """
         rates = {rows: rows / seconds for rows, seconds in sorted(self._seconds.items()) if rows <= limit}
         if not rates:
             return min(_FIRST, limit)
-        best = max(rates.values())
-        useful = next(rows for rows, rate in rates.items() if rate >= _WORTH * best)
+        useful = min(rates, key=lambda rows: (wanted + rows) / rates[rows])
         largest = max(rates)
         if useful == largest and largest < limit:
             return min(2 * largest, limit)

@@ -246,7 +246,7 @@ class Worker:
         """Trains the next rows."""
         limit = self._engine.max_rows
         wanted = {name: min(attempt.run.rows_left, limit) for name, attempt in ready.items() if attempt.run is not None}
-        granted = self._turns.grant(wanted, self._pace.useful_rows(limit))
+        granted = self._turns.grant(wanted, self._pace.useful_rows(limit, sum(wanted.values())))
         attempts = [ready[name] for name in granted]
         grants = [(attempt.run, granted[attempt.job.name]) for attempt in attempts if attempt.run is not None]
 

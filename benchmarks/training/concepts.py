@@ -95,7 +95,7 @@ def together(engine: Engine, tasks: Sequence[Task]) -> list[float]:
     ended = []
     while runs:
         wanted = {name: run.rows_left for name, run in runs.items()}
-        granted = turns.grant(wanted, pace.useful_rows(engine.max_rows))
+        granted = turns.grant(wanted, pace.useful_rows(engine.max_rows, sum(wanted.values())))
         tick = time.perf_counter()
         engine.tick([(runs[name], count) for name, count in granted.items()])
         pace.measured(sum(granted.values()), time.perf_counter() - tick)
