@@ -20,19 +20,26 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from scipy.stats import t as student
 
 from benchmarks.miniature.words import alike, toys
-from benchmarks.training.measure import Case, Measure, make_case, recognised, say, tick, train
+from benchmarks.training.measure import (
+    Case,
+    Measure,
+    interval,
+    make_case,
+    recognised,
+    say,
+    task_of,
+    tick,
+    train,
+)
 from diffusion.checkpoint import BaseModel
 from miniature.judges.classifier import Classifier
 from miniature.judges.clip import Judge
 from trainer.engine import Engine
 from trainer.learned.network import beside, load
 from trainer.recipe import Recipe, Schedule, recipes
-from trainer.run import Task
 from trainer.starts import LearnedStart, Start, Words
-from trainer.templates import OBJECT
 
 SCRIPT_STEPS = (25, 50, 100, 200, 400, 800, 1500, 3000)
 _SCRIPT_RATE = 2e-3  # 5e-4 with --scale_lr, times four accumulated rows
@@ -85,7 +92,7 @@ class Bench:
             weight_decay=0.01,
             flips=True,
         )
-        runs = [self._engine.prepare(_task(case, _WORD, recipe)) for case in cases]
+        runs = [self._engine.prepare(task_of(case, _WORD, recipe)) for case in cases]
         found: list[dict[str, Any]] = [
             {"0": self._loss(case, run.learned().vectors)} for case, run in zip(cases, runs, strict=True)
         ]
@@ -101,7 +108,7 @@ class Bench:
         ]
 
     def ours(self, cases: Sequence[Case], way: Ours) -> list[dict[str, Any]]:
-        runs = [self._engine.prepare(_task(case, way.start, way.recipe)) for case in cases]
+        runs = [self._engine.prepare(task_of(case, way.start, way.recipe)) for case in cases]
         train(self._engine, runs)
         return [
             {"loss": self._loss(case, run.learned().vectors), "drawn": self._seen(case, run.learned().vectors)}
@@ -122,19 +129,6 @@ class Bench:
         return {"clip_i": clip_i, "kind": kind, "colour": colour, "pattern": pattern}
 
 
-def _task(case: Case, start: Start, recipe: Recipe) -> Task:
-    return Task(
-        pictures=case.learn, templates=[OBJECT] * len(case.learn), start=start, vectors=1, seed=0, recipe=recipe
-    )
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and how far its 95 % interval reaches to each side (Student's t)."""
-    array = np.array(values)
-    half = student.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
-    return float(array.mean()), float(half)
-
-
 def report(seen: Seen) -> None:
     """The tables, from all toys that have every figure."""
     script = seen["script"]
@@ -147,7 +141,7 @@ def report(seen: Seen) -> None:
     say("|---|---|---|---|---|---|---|")
 
     def line(name: str, rows: int, losses: np.ndarray, drawn: Sequence[Mapping[str, float]] | None) -> None:
-        mean, half = interval(((losses - end) / gain * 100).tolist())
+        mean, half = interval((losses - end) / gain * 100)
         cells = [name, f"{rows:,}", f"{losses.mean():.6f}", f"{mean:+.1f} ± {half:.1f}"]
         if drawn is None:
             cells += ["", "", ""]

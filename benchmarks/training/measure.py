@@ -9,6 +9,7 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 from pseudoword.names import WordRef
+from scipy.stats import t as student
 
 from diffusion.checkpoint import BaseModel
 from diffusion.decode import decode
@@ -22,7 +23,10 @@ from miniature.paint import paint
 from miniature.style import Style
 from miniature.world import COLOURS, SCENES, Drawing, Toy, random_colour, random_drawing, random_toy
 from trainer.engine import Engine
-from trainer.run import Run
+from trainer.recipe import Recipe
+from trainer.run import Run, Task
+from trainer.starts import Start
+from trainer.templates import OBJECT
 
 WORD = WordRef(None, "toy")
 SENTENCES = (
@@ -77,6 +81,19 @@ def recognised(classifier: Classifier, toys: Sequence[Toy], drawn: Sequence[Sequ
         answers = [ATTRIBUTES[name].answers[int(answer)] for answer in found[name].argmax(dim=1)]
         rights.append(float(np.mean([answer == true[name](toy) for answer, toy in zip(answers, toy_of, strict=True)])))
     return rights
+
+
+def task_of(case: Case, start: Start, recipe: Recipe) -> Task:
+    """One vector for a toy, from the usual sentences."""
+    templates = [OBJECT] * len(case.learn)
+    return Task(pictures=case.learn, templates=templates, start=start, vectors=1, seed=0, recipe=recipe)
+
+
+def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Mean, and how far its 95 % interval reaches to each side (Student's t)."""
+    array = np.asarray(values)
+    half = student.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
+    return float(array.mean()), float(half)
 
 
 def tick(engine: Engine, runs: Sequence[Run]) -> None:

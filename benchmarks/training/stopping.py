@@ -19,15 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.training.measure import Case, Measure, make_case, say, tick, train
+from benchmarks.training.measure import Case, Measure, make_case, say, task_of, tick, train
 from diffusion.checkpoint import BaseModel
 from trainer.engine import Engine
 from trainer.recipe import Schedule, recipes
-from trainer.run import Run, Task
+from trainer.run import Run
 from trainer.schedule import cooling_steps
 from trainer.starts import Words
 from trainer.stopping import LEAST_STEPS, StopRule
-from trainer.templates import OBJECT
 
 HELD = replace(recipes("miniature")["object"], steps=100, schedule=Schedule.HOLD_THEN_COOL, early_stopping=True)
 STEPS = HELD.steps - cooling_steps(HELD)  # that are held where no rule fires
@@ -53,17 +52,7 @@ class Recorder(StopRule):
 
 def watch(engine: Engine, measure: Measure, cases: Sequence[Case]) -> list[Seen]:
     """For each toy the cosines of its gradients, and the held-out loss after a cool-down from each snapshot."""
-    tasks = [
-        Task(
-            pictures=case.learn,
-            templates=[OBJECT] * len(case.learn),
-            start=Words(words="toy"),
-            vectors=1,
-            seed=0,
-            recipe=HELD,
-        )
-        for case in cases
-    ]
+    tasks = [task_of(case, Words(words="toy"), HELD) for case in cases]
     runs = [engine.prepare(task) for task in tasks]
     recorders = [Recorder() for _ in runs]
     for run, recorder in zip(runs, recorders, strict=True):

@@ -23,7 +23,7 @@ from PIL import Image
 from pseudoword.sheet import Tile, contact_sheet
 
 from benchmarks.miniature.words import alike, kept, toys
-from benchmarks.training.measure import Case, Measure, make_case, say
+from benchmarks.training.measure import Case, Measure, make_case, say, task_of
 from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
 from miniature.judges.classifier import Classifier
@@ -36,7 +36,6 @@ from trainer.latents import encode_pictures
 from trainer.learned.network import beside, load
 from trainer.losses import Part, RowLosses
 from trainer.recipe import recipes
-from trainer.run import Task
 from trainer.starts import LearnedStart, Start, Words
 from trainer.templates import OBJECT
 
@@ -76,9 +75,7 @@ def learned_word(model: BaseModel) -> Method:
     start: Start = Words(words="toy") if folder is None else LearnedStart(kind="object", usual="toy")
 
     def method(case: Case) -> Sequence[Image.Image]:
-        templates = [OBJECT] * len(case.learn)
-        task = Task(pictures=case.learn, templates=templates, start=start, vectors=1, seed=0, recipe=_RECIPE)
-        vectors = engine.learn(task, lambda step: None, threading.Event()).vectors
+        vectors = engine.learn(task_of(case, start, _RECIPE), lambda step: None, threading.Event()).vectors
         return _images(measure.draw(torch.from_numpy(vectors), _SENTENCES))
 
     return method

@@ -64,7 +64,7 @@ def script(path: Path, case: Case, steps: int, folder: Path) -> dict[int, tuple[
         "lr_warmup_steps": 0,
         "save_steps": _SAVED_EVERY,
         "output_dir": learned,
-        "report_to": "none",
+        "report_to": "all",
         "seed": 0,
     }
     began = time.time()
