@@ -165,6 +165,8 @@ class Worker:
         has none gets the newest one of the tenant that has most, whose job goes on later from its checkpoint. So long
         jobs of one tenant do not keep the others waiting."""
         waits = await self._queue.next()
+        if len(self._attempts) < self._max_running:  # one has ended meanwhile
+            return True
         if waits is None or waits["priority"] < 0 or waits["losses"]:
             return False
         giving = [one for one in self._attempts.values() if one.job.priority < 0]
