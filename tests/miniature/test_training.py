@@ -124,7 +124,7 @@ def test_attention_that_is_added_adds_nothing_yet() -> None:
 
 def test_all_stages_make_what_the_servers_and_the_measurements_load(painted: Path) -> None:
     work = painted.parent
-    options = ["train", "--work", str(work), "--from-committed", "--share", "0.0005", "--threads", "2"]
+    options = ["train", "--work", str(work), "--from-committed", "--share", "0.0005", "--threads", "1"]
     result = CliRunner().invoke(main, options, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == str(work / "finished")
