@@ -25,6 +25,7 @@ from benchmarks.miniature.words import alike, toys
 from benchmarks.training.measure import (
     Case,
     Measure,
+    engine_of,
     interval,
     make_case,
     recognised,
@@ -36,8 +37,6 @@ from benchmarks.training.measure import (
 from diffusion.checkpoint import BaseModel
 from miniature.judges.classifier import Classifier
 from miniature.judges.clip import Judge
-from trainer.engine import Engine
-from trainer.learned.network import beside, load
 from trainer.recipe import Recipe, Schedule, recipes
 from trainer.starts import LearnedStart, Start, Words
 
@@ -75,8 +74,7 @@ class Bench:
 
     def __init__(self) -> None:
         model = BaseModel.load(None)
-        folder = beside(None)
-        self._engine = Engine(model, learned_start=None if folder is None else load(folder, model.spec))
+        self._engine = engine_of(model)
         self._measure = Measure(model)
         self._judge, self._classifier = Judge.load(), Classifier.load()
 

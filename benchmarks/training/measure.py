@@ -23,6 +23,7 @@ from miniature.paint import paint
 from miniature.style import Style
 from miniature.world import COLOURS, SCENES, Drawing, Toy, random_colour, random_drawing, random_toy
 from trainer.engine import Engine
+from trainer.learned.network import beside, load
 from trainer.recipe import Recipe
 from trainer.run import Run, Task
 from trainer.starts import Start
@@ -81,6 +82,12 @@ def recognised(classifier: Classifier, toys: Sequence[Toy], drawn: Sequence[Sequ
         answers = [ATTRIBUTES[name].answers[int(answer)] for answer in found[name].argmax(dim=1)]
         rights.append(float(np.mean([answer == true[name](toy) for answer, toy in zip(answers, toy_of, strict=True)])))
     return rights
+
+
+def engine_of(model: BaseModel) -> Engine:
+    """The trainer's engine, with the learned start of the bundled model."""
+    folder = beside(None)
+    return Engine(model, learned_start=None if folder is None else load(folder, model.spec))
 
 
 def task_of(case: Case, start: Start, recipe: Recipe) -> Task:

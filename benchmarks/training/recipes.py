@@ -19,11 +19,9 @@ import torch
 from PIL import Image
 
 from benchmarks.miniature.words import toys
-from benchmarks.training.measure import Measure, interval, make_case, recognised, say, task_of, train
+from benchmarks.training.measure import Measure, engine_of, interval, make_case, recognised, say, task_of, train
 from diffusion.checkpoint import BaseModel
 from miniature.judges.classifier import Classifier
-from trainer.engine import Engine
-from trainer.learned.network import beside, load
 from trainer.recipe import Recipe, Schedule, recipes
 from trainer.starts import LearnedStart, Start, Words
 
@@ -62,8 +60,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     judge = Classifier.load()
     model = BaseModel.load(None)
-    folder = beside(None)
-    engine = Engine(model, learned_start=None if folder is None else load(folder, model.spec))
+    engine = engine_of(model)
     measure = Measure(model)
     asked = toys(options.toys)
     cases = [make_case(number, toy) for number, toy in enumerate(asked)]

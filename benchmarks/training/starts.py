@@ -18,10 +18,9 @@ import numpy as np
 import torch
 
 from benchmarks.miniature.words import styles, toys
-from benchmarks.training.measure import Case, Measure, make_case, say, style_case, train
+from benchmarks.training.measure import Case, Measure, engine_of, make_case, say, style_case, train
 from diffusion.checkpoint import BaseModel
 from trainer.engine import Engine
-from trainer.learned.network import beside, load
 from trainer.recipe import recipes
 from trainer.run import Task
 from trainer.starts import BestWord, Given, LearnedStart, Start, Words
@@ -100,8 +99,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     steps = [int(count) for count in options.steps.split(",")]
     model = BaseModel.load(None)
-    folder = beside(None)
-    engine = Engine(model, learned_start=None if folder is None else load(folder, model.spec))
+    engine = engine_of(model)
     measure = Measure(model)
     cases = {
         "object": [make_case(number, toy) for number, toy in enumerate(toys(options.toys))],

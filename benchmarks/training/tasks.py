@@ -23,7 +23,7 @@ from PIL import Image
 from pseudoword.sheet import Tile, contact_sheet
 
 from benchmarks.miniature.words import alike, kept, toys
-from benchmarks.training.measure import Case, Measure, make_case, say, task_of
+from benchmarks.training.measure import Case, Measure, engine_of, make_case, say, task_of
 from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
 from miniature.judges.classifier import Classifier
@@ -33,10 +33,9 @@ from miniature.training.drawings import HELD_OUT, Drawings
 from trainer.draws import draw
 from trainer.engine import Engine
 from trainer.latents import encode_pictures
-from trainer.learned.network import beside, load
 from trainer.losses import Part, RowLosses
 from trainer.recipe import recipes
-from trainer.starts import LearnedStart, Start, Words
+from trainer.starts import LearnedStart
 from trainer.templates import OBJECT
 
 _RECIPE = recipes("miniature")["object"]
@@ -69,10 +68,9 @@ Method = Callable[[Case], Sequence[Image.Image]]
 
 def learned_word(model: BaseModel) -> Method:
     """Textual inversion by the trainer's own engine."""
-    folder = beside(None)
-    engine = Engine(model, learned_start=None if folder is None else load(folder, model.spec))
+    engine = engine_of(model)
     measure = Measure(model)
-    start: Start = Words(words="toy") if folder is None else LearnedStart(kind="object", usual="toy")
+    start = LearnedStart(kind="object", usual="toy")
 
     def method(case: Case) -> Sequence[Image.Image]:
         vectors = engine.learn(task_of(case, start, _RECIPE), lambda step: None, threading.Event()).vectors
