@@ -66,7 +66,7 @@ class Recipe:
 OBJECT = Recipe(
     name="object",
     steps=50,
-    rows=8,
+    rows=4,
     learning_rate=0.6,
     final_learning_rate=0.05,
     schedule=Schedule.COSINE,

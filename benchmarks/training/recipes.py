@@ -29,11 +29,12 @@ _USUAL = recipes("miniature")["object"]
 _WORD = Words(words="toy")
 _LEARNED = LearnedStart(kind="object", usual="toy")
 RECIPES: Mapping[str, tuple[Recipe, Start]] = {
-    "the default: 50 steps of 8 rows, rate 0.6": (_USUAL, _LEARNED),
+    "the default: 50 steps of 4 rows, rate 0.6": (_USUAL, _LEARNED),
     "from the word *toy*": (_USUAL, _WORD),
     "rate 0.3": (replace(_USUAL, learning_rate=0.3), _LEARNED),
     "rate 1.0": (replace(_USUAL, learning_rate=1.0), _LEARNED),
-    "4 rows": (replace(_USUAL, rows=4), _LEARNED),
+    "2 rows": (replace(_USUAL, rows=2), _LEARNED),
+    "8 rows": (replace(_USUAL, rows=8), _LEARNED),
     "25 steps of 16 rows": (replace(_USUAL, steps=25, rows=16), _LEARNED),
     "a constant rate of 0.1": (replace(_USUAL, learning_rate=0.1, schedule=Schedule.CONSTANT), _LEARNED),
     "timesteps drawn uniformly": (replace(_USUAL, stratified=False), _LEARNED),
