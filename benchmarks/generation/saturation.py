@@ -4,6 +4,7 @@ lock, in one run.
 python -m benchmarks.generation.saturation --help
 """
 
+import asyncio
 import json
 import platform
 import tempfile
@@ -12,7 +13,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TypeVar
 
 import click
 import numpy as np
@@ -27,10 +27,10 @@ from benchmarks.generation.workload import Asked, mix, vectors
 from benchmarks.servers import drawing
 from diffusion.checkpoint import BaseModel
 from diffusion.messages import base_model
+from diffusion.threads import Made, in_passing
 from storage.tensors import write_tensors
 
 _CLIENTS = 48
-Made = TypeVar("Made")
 Words = Mapping[str, np.ndarray]
 
 
@@ -78,9 +78,8 @@ def main(model: str | None, device: str, requests: int, rounds: int, output: Pat
 
 def aside(work: Callable[[], Made]) -> Made:
     """What `work` returns, done in a thread that ends with it: no contender shall be slowed by the threads that another
-    one's computing has left behind (diffusion.threads)."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(work).result()
+    one's computing has left behind."""
+    return asyncio.run(in_passing(work))
 
 
 def _timed(draw: Callable[[list[Asked]], None]) -> Callable[[list[Asked]], float]:

@@ -87,7 +87,7 @@ def learn_toys(
     rng = np.random.default_rng(13)
     shown = [photos(toy, rng, PICTURES + _TRUE) for toy in some]
     for number, (toy, pictures) in enumerate(zip(some, shown, strict=True)):
-        client.learn(f"toy-{number}", [_png(picture) for picture in pictures[:PICTURES]], start="toy", seed=number)
+        client.learn(f"toy-{number}", [png(picture) for picture in pictures[:PICTURES]], start="toy", seed=number)
         with torch.no_grad():
             _import(client, f"oracle-{number}", vectors.of_toys([toy]))
     floor = judge.look(draw(client, ["a photo of a toy"] * 32, seed=500))
@@ -143,7 +143,7 @@ def learn_styles(
         drawn = [_in_style(training_toy(rng), style, rng) for _ in range(PICTURES)]
         client.learn(
             f"style-{number}",
-            [_png(image) for image in drawn],
+            [png(image) for image in drawn],
             kind=registry_resources.CONCEPT_KIND_STYLE,
             start="painting",
             seed=number,
@@ -224,7 +224,8 @@ def _import(client: Client, concept: str, vectors: torch.Tensor) -> None:
     client.import_version(concept, save({"vectors": vectors.contiguous()}))
 
 
-def _png(image: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
+    """As a client uploads it."""
     file = BytesIO()
     image.save(file, format="PNG")
     return file.getvalue()

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from pseudoword.names import WordRef
 
-from benchmarks.training.measure import make_case, say
+from benchmarks.training.measure import make_case, say, task_of
 from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
 from diffusion.prompt import parse
@@ -32,7 +32,6 @@ from trainer.pace import Pace
 from trainer.recipe import recipes
 from trainer.run import Run, Task
 from trainer.starts import Words
-from trainer.templates import OBJECT
 from trainer.turns import Entry, Turns
 
 SIZES = (1, 2, 4, 8, 16, 32)
@@ -68,17 +67,14 @@ def bare(model: BaseModel, rows: int) -> float:
     return repeated(work)
 
 
-def task_of(seed: int, rows: int, steps: int) -> Task:
-    case = make_case(2_000 + seed)
+def own_task(seed: int, rows: int, steps: int) -> Task:
     recipe = replace(recipes("miniature")["object"], rows=rows, steps=steps)
-    return Task(
-        pictures=case.learn, templates=[OBJECT] * 4, start=Words(words="toy"), vectors=1, seed=seed, recipe=recipe
-    )
+    return replace(task_of(make_case(2_000 + seed), Words(words="toy"), recipe), seed=seed)
 
 
 def throughput(engine: Engine, concepts: int, rows: int) -> float:
     """Rows a second with so many concepts in each tick, a whole step of each."""
-    runs = [engine.prepare(task_of(seed, rows, 1_000)) for seed in range(concepts)]
+    runs = [engine.prepare(own_task(seed, rows, 1_000)) for seed in range(concepts)]
     seconds = repeated(lambda: engine.tick([(run, run.rows_left) for run in runs]), times=4)
     return concepts * rows / seconds
 
@@ -118,7 +114,7 @@ def one_after_the_other(engine: Engine, tasks: Sequence[Task]) -> list[float]:
 
 
 def checkpoint_ms(engine: Engine, rows: int) -> dict[str, float]:
-    run = engine.prepare(task_of(0, rows, 1_000))
+    run = engine.prepare(own_task(0, rows, 1_000))
     engine.tick([(run, run.rows_left)])
     run.losses = [0.05] * 5_000  # as of a long job
     data = write_checkpoint(run.state(0.0))
@@ -132,7 +128,7 @@ def checkpoint_ms(engine: Engine, rows: int) -> dict[str, float]:
 
 def held_bytes(engine: Engine, rows: int) -> float:
     """Bytes that a concept keeps between ticks: vectors, moments, latents."""
-    run = engine.prepare(task_of(0, rows, 10))
+    run = engine.prepare(own_task(0, rows, 10))
     engine.tick([(run, run.rows_left)])
     kept = [*run.leaves, run.latents.means, run.latents.deviations, run.latents.weights]
     kept += [tensor for state in run._optimiser.state.values() for tensor in state.values()]
@@ -148,7 +144,7 @@ def measure(rows: int, steps: int) -> dict[str, Any]:
         rates[concepts] = throughput(engine, concepts, rows)
         peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     bare_s = {size: bare(model, size) for size in SIZES}
-    tasks = [task_of(seed, rows, steps) for seed in range(TENANTS)]
+    tasks = [own_task(seed, rows, steps) for seed in range(TENANTS)]
     one_after_the_other(engine, tasks[:1])  # warm
     return {
         "rows": rows,

@@ -27,7 +27,7 @@ from trainer.learned.network import beside, load
 from trainer.recipe import Recipe
 from trainer.run import Run, Task
 from trainer.starts import Start
-from trainer.templates import OBJECT
+from trainer.templates import TEMPLATES
 
 WORD = WordRef(None, "toy")
 SENTENCES = (
@@ -91,8 +91,8 @@ def engine_of(model: BaseModel) -> Engine:
 
 
 def task_of(case: Case, start: Start, recipe: Recipe) -> Task:
-    """One vector for a toy, from the usual sentences."""
-    templates = [OBJECT] * len(case.learn)
+    """One vector, from the usual sentences of the recipe's kind."""
+    templates = [TEMPLATES[recipe.name]] * len(case.learn)
     return Task(pictures=case.learn, templates=templates, start=start, vectors=1, seed=0, recipe=recipe)
 
 

@@ -18,15 +18,12 @@ import numpy as np
 import torch
 
 from benchmarks.miniature.words import styles, toys
-from benchmarks.training.measure import Case, Measure, engine_of, make_case, say, style_case, train
+from benchmarks.training.measure import Case, Measure, engine_of, make_case, say, style_case, task_of, train
 from diffusion.checkpoint import BaseModel
 from trainer.engine import Engine
 from trainer.recipe import recipes
-from trainer.run import Task
 from trainer.starts import BestWord, Given, LearnedStart, Start, Words
-from trainer.templates import STARTS, TEMPLATES
-
-_SEED = 0
+from trainer.templates import STARTS
 
 
 def starts(engine: Engine, kind: str) -> Mapping[str, Start]:
@@ -44,14 +41,7 @@ def losses_of(engine: Engine, measure: Measure, case: Case, kind: str, steps: Se
     published before any step."""
     found: dict[str, Any] = {}
     for name, start in starts(engine, kind).items():
-        task = Task(
-            pictures=case.learn,
-            templates=[TEMPLATES[kind]] * len(case.learn),
-            start=start,
-            vectors=1,
-            seed=_SEED,
-            recipe=recipes("miniature")[kind],
-        )
+        task = task_of(case, start, recipes("miniature")[kind])
         began = time.perf_counter()
         run = engine.prepare(task)
         seconds = time.perf_counter() - began

@@ -10,7 +10,6 @@ sixteen further drawings. Prints the table of docs/training.md.
 """
 
 import argparse
-import io
 import json
 import subprocess
 import sys
@@ -24,12 +23,11 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import Image
 from pseudoword.client import Client
 from pseudoword.registry.v1 import registry_pb2
 from pseudoword.trainer.v1 import resources_pb2
 
-from benchmarks.miniature.words import toys
+from benchmarks.miniature.words import png, toys
 from benchmarks.servers import learning
 from benchmarks.training.measure import Case, Measure, make_case, say
 from diffusion.checkpoint import BUNDLED, BaseModel
@@ -84,7 +82,7 @@ def ours(
 ) -> list[tuple[float, torch.Tensor]]:
     """Seconds since the first byte, and vectors, of each version that was published: with `at_once` two. `steps` None:
     the default."""
-    pictures = [_png(picture) for picture in case.learn]
+    pictures = [png(picture) for picture in case.learn]
     firsts: list[tuple[float, str]] = []
     recipe = None if steps is None else resources_pb2.Recipe(steps=steps)
     began = time.monotonic()
@@ -102,12 +100,6 @@ def _vectors(client: Client, version: str) -> torch.Tensor:
     file = client.embedding(version, format=registry_pb2.EMBEDDING_FORMAT_NATIVE)
     (vectors,) = read_tensors(file.data).values()
     return torch.from_numpy(vectors)
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def report(found: Mapping[str, Any]) -> None:
