@@ -114,10 +114,24 @@ _STAGES = ("drawings", "tokenizer", "vae", "classifier", "clip", "diffusion", "s
     default=1.0,
     help="Of the recipe's drawings and steps: 0.01 tries everything in minutes.",
 )
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of what each step draws; another one where weights are gone on from that this one made.",
+)
 @click.option("--device", help="As torch names it, such as cuda:1; absent: the best that is there.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the processor; absent: torch decides.")
 def train(
-    *, stages: tuple[str, ...], work: Path, from_committed: bool, share: float, device: str | None, threads: int | None
+    *,
+    stages: tuple[str, ...],
+    work: Path,
+    from_committed: bool,
+    share: float,
+    seed: int,
+    device: str | None,
+    threads: int | None,
 ) -> None:
     """Train the bundled model and its judges from drawings, into WORK/finished.
 
@@ -135,7 +149,7 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     committed = Path(__file__).parent if from_committed else None
-    run(Work(folder=work, committed=committed, share=share, device=pick_device(device)), stages)
+    run(Work(folder=work, committed=committed, share=share, seed=seed, device=pick_device(device)), stages)
     if not stages or "finish" in stages:
         click.echo(work / "finished")
 

@@ -1,6 +1,6 @@
 """What a drawing can be asked for, which answers there are, and where the answer can be seen."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,7 +139,7 @@ ATTRIBUTES: Mapping[str, Attribute] = {
 """By name, in the order in which tables show them."""
 
 
-def targets(drawings: list[Drawing], attribute: Attribute) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+def targets(drawings: Sequence[Drawing], attribute: Attribute) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Shares [drawings, answers] of the true answers, each row's sum 1, and whether each can be seen [drawings].
 
     Several different answers share equally.

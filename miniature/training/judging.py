@@ -1,9 +1,10 @@
 """Losses of the two judges, from drawings; the classifier sees no caption."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn import functional
 
@@ -11,9 +12,13 @@ from miniature.captions import caption
 from miniature.judges.attributes import ATTRIBUTES, targets
 from miniature.judges.classifier import Classifier
 from miniature.training.drawings import Drawings
+from miniature.world import Drawing, Pose, Side
 
 _BLURRED = 0.3  # of the drawings, so that soft pictures are judged as well as sharp ones
 _NOISE = 0.04
+_SHIFT = 6  # pixels that a drawing is moved by at most, each way; its edge is repeated
+_SIDES: Mapping[Side | None, Side | None] = {"left": "right", "right": "left", None: None}
+_POSES: Mapping[Pose | None, Pose] = {"turned left": "turned right", "turned right": "turned left"}
 
 
 class Batches:
@@ -22,31 +27,50 @@ class Batches:
     def __init__(self, drawings: Drawings, batch: int, device: torch.device, *, clean: bool = False) -> None:
         """With `clean` the pixels are as they were painted."""
         self._clean = clean
-        self.drawings = drawings
-        self._pixels: npt.NDArray[np.uint8] = drawings.pixels
+        self._drawings = drawings
         self._batch = batch
         self._device = device
 
-    def draw(self, generator: torch.Generator) -> tuple[list[int], torch.Tensor]:
-        """Which drawings, and their pixels [batch, 3, height, width] of -1 to 1, a few blurred, all a little noisy."""
-        rows = torch.randint(self.drawings.count, (self._batch,), generator=generator).tolist()
-        pixels = torch.from_numpy(self._pixels[rows]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    def draw(self, generator: torch.Generator) -> tuple[list[Drawing], torch.Tensor]:
+        """What is shown, and pixels [batch, 3, height, width] of -1 to 1: moved, half of them mirrored, a few blurred,
+        all a little noisy. A network that has seen the same drawings a few times knows them by heart otherwise."""
+        rows = torch.randint(self._drawings.count, (self._batch,), generator=generator).tolist()
+        shown = [self._drawings.drawing(number) for number in rows]
+        pixels = torch.from_numpy(self._drawings.pixels[rows]).permute(0, 3, 1, 2).float() / 127.5 - 1
         if self._clean:
-            return rows, pixels.to(self._device)
+            return shown, pixels.to(self._device)
+        for place in (torch.rand(self._batch, generator=generator) < 0.5).nonzero().flatten().tolist():
+            if (other := mirrored(shown[place])) is not None:
+                shown[place], pixels[place] = other, pixels[place].flip(-1)
+        pixels = _moved(pixels, torch.randint(2 * _SHIFT + 1, (self._batch, 2), generator=generator))
         blurred = functional.avg_pool2d(functional.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
         where = torch.rand(self._batch, 1, 1, 1, generator=generator) < _BLURRED
         pixels = torch.where(where, blurred, pixels)
         pixels = pixels + _NOISE * torch.randn(pixels.shape, generator=generator)
-        return rows, pixels.to(self._device)
+        return shown, pixels.to(self._device)
 
-    def answers(self, rows: list[int]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    def answers(self, shown: Sequence[Drawing]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """For each attribute the true shares [batch, answers] and whether they can be seen [batch]."""
-        shown = [self.drawings.drawing(number) for number in rows]
         found = {name: targets(shown, attribute) for name, attribute in ATTRIBUTES.items()}
         return {
             name: (torch.from_numpy(shares).to(self._device), torch.from_numpy(seen).to(self._device))
             for name, (shares, seen) in found.items()
         }
+
+
+def mirrored(drawing: Drawing) -> Drawing | None:
+    """What a mirror shows; None for a toy left of another, since nothing is said to be right of another."""
+    if drawing.other is not None and drawing.relation == "left of":
+        return None
+    return replace(drawing, side=_SIDES[drawing.side], pose=_POSES.get(drawing.pose, drawing.pose))
+
+
+def _moved(pixels: torch.Tensor, corners: torch.Tensor) -> torch.Tensor:
+    """Each picture [channels, height, width] moved by its corner, 0 to 2 * _SHIFT down and to the right."""
+    height, width = pixels.shape[-2:]
+    wide = functional.pad(pixels, (_SHIFT,) * 4, mode="replicate")
+    cut = [one[:, y : y + height, x : x + width] for one, (y, x) in zip(wide, corners.tolist(), strict=True)]
+    return torch.stack(cut)
 
 
 class ClassifierLoss:
@@ -58,8 +82,8 @@ class ClassifierLoss:
 
     def __call__(self, generator: torch.Generator) -> torch.Tensor:
         """The loss of one batch."""
-        rows, pixels = self._batches.draw(generator)
-        return _seen_cross_entropy(self._classifier(pixels), self._batches.answers(rows))
+        shown, pixels = self._batches.draw(generator)
+        return _seen_cross_entropy(self._classifier(pixels), self._batches.answers(shown))
 
 
 class ClipLoss:
@@ -75,21 +99,21 @@ class ClipLoss:
 
     def __call__(self, generator: torch.Generator) -> torch.Tensor:
         """The loss of one batch."""
-        rows, pixels = self._batches.draw(generator)
+        shown, pixels = self._batches.draw(generator)
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-        said = [caption(self._batches.drawings.drawing(number), rng) for number in rows]
+        said = [caption(drawing, rng) for drawing in shown]
         captions = [one.with_words(style=None if one.form else "a style") for one in said]
         texts = self._read([*captions, *self._sentences])
         states = self._model.vision_model(pixel_values=pixels).pooler_output
         images = functional.normalize(self._model.visual_projection(states), dim=-1)
         scale = self._model.logit_scale.exp().clamp(max=100)
-        captioned, sentences = texts[: len(rows)], texts[len(rows) :]
+        captioned, sentences = texts[: len(shown)], texts[len(shown) :]
         logits = scale * images @ captioned.T
-        own = torch.arange(len(rows), device=logits.device)
+        own = torch.arange(len(shown), device=logits.device)
         contrast = (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
         parts = (scale * images @ sentences.T).split(self._sizes, dim=1)
         answered = dict(zip(ATTRIBUTES, parts, strict=True))
-        return contrast + _seen_cross_entropy(answered, self._batches.answers(rows))
+        return contrast + _seen_cross_entropy(answered, self._batches.answers(shown))
 
     def _read(self, sentences: list[str]) -> torch.Tensor:
         # Padding to the longest: what follows a sentence's end is never looked at.

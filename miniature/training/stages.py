@@ -63,7 +63,9 @@ def vae(work: Work) -> None:
     model = AutoencoderKL.from_pretrained(work.model / "vae", torch_dtype=torch.float32)
     model.to(work.device, memory_format=torch.channels_last)
     batches = Batches(work.drawings, 16, work.device, clean=True)
-    plan = Plan(steps=work.steps(700 if decoder_only else 6000), batch=16, rate=2e-4 if decoder_only else 5e-4)
+    plan = Plan(
+        seed=work.seed, steps=work.steps(700 if decoder_only else 6000), batch=16, rate=2e-4 if decoder_only else 5e-4
+    )
     parts = trainable_vae(model, decoder_only=decoder_only)
     train("vae", parts, plan, VaeLoss(model, batches, decoder_only=decoder_only), work.folder / "vae")
     if not decoder_only:
@@ -81,7 +83,12 @@ def diffusion(work: Work) -> None:
     vectors = (Vectors() if kept is None else Vectors.load(kept)).to(work.device)
     known = latents(work, model)
     model.unet.to(memory_format=torch.channels_last)
-    plan = Plan(steps=work.steps(2000 if work.committed else 8000), batch=64, rate=5e-4 if work.committed else 8e-4)
+    plan = Plan(
+        seed=work.seed,
+        steps=work.steps(2000 if work.committed else 8000),
+        batch=64,
+        rate=5e-4 if work.committed else 8e-4,
+    )
     loss = DiffusionLoss(model, vectors, work.drawings, known, Mixture(), plan.batch)
     parts = trainable(model, vectors)
     train("diffusion", parts, plan, loss, folder)
@@ -102,7 +109,7 @@ def start(work: Work) -> None:
         network.load_state_dict(learned_start.weights(kept))
     network.to(work.device)
     vectors = Vectors.load(work.folder / "vectors").to(work.device).requires_grad_(False)
-    plan = Plan(steps=work.steps(3000), batch=64, rate=2e-3, warmup=100, averaging=0.998)
+    plan = Plan(seed=work.seed, steps=work.steps(3000), batch=64, rate=2e-3, warmup=100, averaging=0.998)
     loss = StartLoss(model, network, vectors, work.drawings, latents(work, model), plan.batch)
     train("learned start", network, plan, loss, folder)
     learned_start.save(network, model.spec, work.model / learned_start.FOLDER)
@@ -110,7 +117,7 @@ def start(work: Work) -> None:
 
 def classifier(work: Work) -> None:
     """Trains the judge that never reads a caption."""
-    plan = Plan(steps=work.steps(900), batch=128, rate=2e-3, warmup=50, averaging=0.99)
+    plan = Plan(seed=work.seed, steps=work.steps(900), batch=128, rate=2e-3, warmup=50, averaging=0.99)
     torch.manual_seed(1)
     kept = _committed(work, "classifier")
     judge = (Classifier() if kept is None else Classifier.load(kept).train().requires_grad_(True)).to(work.device)
@@ -127,7 +134,7 @@ def classifier(work: Work) -> None:
 def clip(work: Work) -> None:
     """Trains the miniature CLIP, with a text encoder of its own."""
     tokenizer = layout.load_tokenizer(work.model)
-    plan = Plan(steps=work.steps(6000), batch=64, rate=1e-3, warmup=200, averaging=0.997)
+    plan = Plan(seed=work.seed, steps=work.steps(6000), batch=64, rate=1e-3, warmup=200, averaging=0.997)
     torch.manual_seed(2)
     kept = _committed(work, "clip")
     judge = (new_clip(tokenizer) if kept is None else CLIPModel.from_pretrained(kept, dtype=torch.float32)).to(

@@ -19,6 +19,8 @@ class Work:
     share: float = 1.0
     """Of each stage's steps and of the drawings; 1 is the recipe."""
     device: torch.device
+    seed: int = 0
+    """Of what each step draws. Weights that are gone on from have seen what the seed before drew."""
 
     @property
     def drawings(self) -> Drawings:

@@ -6,22 +6,26 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from hypothesis import given
 from torch import nn
 from transformers import CLIPTextModel
 
 from diffusion.checkpoint import BUNDLED, BaseModel
 from diffusion.fitting import Plan, train
 from miniature.__main__ import main
+from miniature.captions import caption
 from miniature.judges.attributes import ATTRIBUTES, targets
 from miniature.judges.classifier import Classifier
 from miniature.judges.clip import Judge
 from miniature.paint import paint
 from miniature.training import layout
 from miniature.training.drawings import HELD_OUT, TRAINING, Drawings
+from miniature.training.judging import Batches, mirrored
 from miniature.training.stages import STAGES
 from miniature.training.tokenizer import train_tokenizer
 from miniature.training.vectors import Vectors
 from miniature.world import Drawing, Pattern, random_colour, random_drawing, random_toy
+from tests.miniature.worlds import drawings
 from trainer.learned.network import FOLDER, KINDS, load
 
 
@@ -151,6 +155,40 @@ def test_all_stages_make_what_the_servers_and_the_measurements_load(painted: Pat
 def test_the_command_names_the_stages_in_their_order() -> None:
     arguments = main.commands["train"].params[0].type
     assert tuple(arguments.choices) == tuple(STAGES)  # type: ignore[attr-defined]
+
+
+@given(drawings())
+def test_a_mirror_shows_the_same_but_for_left_and_right(drawing: Drawing) -> None:
+    seen = mirrored(drawing)
+    if seen is None:
+        assert drawing.other is not None and drawing.relation == "left of"
+        return
+    assert mirrored(seen) == drawing
+    for attribute in ATTRIBUTES.values():
+        assert attribute.seen(seen) == attribute.seen(drawing)
+        assert attribute.truth(seen) == attribute.truth(drawing)
+    swapped = caption(drawing, np.random.default_rng(0)).with_words(style="a style").split()
+    exchanged = {"left": "right", "right": "left"}
+    assert caption(seen, np.random.default_rng(0)).with_words(style="a style").split() == [
+        exchanged.get(word, word) for word in swapped
+    ]
+
+
+def test_judges_learn_from_drawings_that_are_moved_and_mirrored(painted: Path) -> None:
+    training = Drawings(painted, 1000)
+    shown, pixels = Batches(training, 64, torch.device("cpu")).draw(torch.Generator().manual_seed(0))
+    as_painted = {training.drawing(number) for number in range(1000)}
+    assert pixels.shape == (64, 3, 64, 64)
+    assert 0 < sum(drawing not in as_painted for drawing in shown) < 32  # only what has a side looks different
+    clean, exact = Batches(training, 64, torch.device("cpu"), clean=True).draw(torch.Generator().manual_seed(0))
+    assert set(clean) <= as_painted
+    assert torch.equal(
+        exact[0], torch.from_numpy(training.pixels[_number(training, clean[0])]).permute(2, 0, 1) / 127.5 - 1
+    )
+
+
+def _number(training: Drawings, drawing: Drawing) -> int:
+    return next(number for number in range(training.count) if training.drawing(number) == drawing)
 
 
 @pytest.mark.parametrize(
