@@ -309,15 +309,16 @@ def unfinished(db: sqlite3.Connection) -> list[Row]:
     return [_job_row(row) for row in rows]
 
 
-def counts(db: sqlite3.Connection, *, trained: bool) -> dict[State, int]:
-    """How many jobs are in each state that is not an end: those that train, or the evaluations."""
-    found = dict.fromkeys(sorted(UNFINISHED), 0)
+def counts(db: sqlite3.Connection) -> tuple[dict[State, int], dict[State, int]]:
+    """How many jobs are in each state that is not an end: those that train, and the evaluations."""
+    training, evaluations = (dict.fromkeys(sorted(UNFINISHED), 0) for _ in range(2))
     rows = db.execute(
-        f"SELECT state, count(*) AS n FROM jobs WHERE state IN ({loans.UNFINISHED_SQL})"
-        " AND (purpose = 'TRAINING') = ? GROUP BY state",
-        (trained,),
+        f"SELECT purpose, state, count(*) AS n FROM jobs WHERE state IN ({loans.UNFINISHED_SQL})"
+        " GROUP BY purpose, state"
     )
-    return found | {State(row["state"]): row["n"] for row in rows}
+    for row in rows:
+        (training if row["purpose"] == "TRAINING" else evaluations)[State(row["state"])] = row["n"]
+    return training, evaluations
 
 
 def _job_row(row: sqlite3.Row) -> Row:

@@ -172,8 +172,8 @@ class Desk:
 
     async def count(self) -> None:
         """Tells Prometheus how many jobs are in each state."""
-        for gauge, trained in ((self._metrics.jobs, True), (self._metrics.evaluations, False)):
-            found, _ = await self.ledger.read(SHARD, partial(book.counts, trained=trained), max_staleness=_CACHED)
+        counts, _ = await self.ledger.read(SHARD, book.counts, max_staleness=_CACHED)
+        for gauge, found in zip((self._metrics.jobs, self._metrics.evaluations), counts, strict=True):
             for state, count in found.items():
                 gauge.labels(state.lower()).set(count)
 

@@ -16,7 +16,7 @@ from PIL import Image
 from pseudoword.names import ConceptName
 from pseudoword.trainer.v1 import resources_pb2
 
-from rpc.identity import from_json
+from rpc.identity import Principal, from_json
 from rpc.patience import patiently
 from trainer.attempt import Attempt
 from trainer.book import KeepCheckpoint, Row
@@ -188,21 +188,19 @@ class Worker:
             await self._look(attempt.job.name)
             if attempt.over:  # cancelled before it was known to be ours
                 return
-            if attempt.job.evaluates:
-                await self._prepare_evaluation(attempt)
-            else:
-                await self._prepare_training(attempt)
+            row, _ = await self._desk.row(attempt.job.name, cached=True)
+            prepare = self._prepare_evaluation if attempt.job.evaluates else self._prepare_training
+            await prepare(attempt, from_json(row["principal"]))
         except Exception as error:
             self._give_up(attempt, error)
             return
         self._desk.wake()
 
-    async def _prepare_training(self, attempt: Attempt) -> None:
+    async def _prepare_training(self, attempt: Attempt, creator: Principal) -> None:
         """Raises whatever makes the job impossible."""
         job = attempt.job
-        row, _ = await self._desk.row(job.name, cached=True)
         state = await self._checkpoints.read(attempt.checkpoint)
-        task = await self._tasks.training(job, from_json(row["principal"]))
+        task = await self._tasks.training(job, creator)
         if state is not None:
             attempt.trained_s = state.trained_s
             _logger.info("goes on from a checkpoint", job=job.name, attempt=attempt.number, step=len(state.losses))
@@ -217,10 +215,9 @@ class Worker:
         entry = Entry(tenant=attempt.tenant, priority=job.priority, order=attempt.created_us)
         self._turns.join(job.name, entry)
 
-    async def _prepare_evaluation(self, attempt: Attempt) -> None:
+    async def _prepare_evaluation(self, attempt: Attempt, creator: Principal) -> None:
         """Raises whatever makes the job impossible."""
-        row, _ = await self._desk.row(attempt.job.name, cached=True)
-        subject = await self._tasks.evaluation(attempt.job, from_json(row["principal"]))
+        subject = await self._tasks.evaluation(attempt.job, creator)
         measurement = await self._compute(lambda: self._engine.measure(subject))
         attempt.began = time.monotonic()
         attempt.measurement = measurement
