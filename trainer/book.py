@@ -313,11 +313,11 @@ def counts(db: sqlite3.Connection) -> tuple[dict[State, int], dict[State, int]]:
     """How many jobs are in each state that is not an end: those that train, and the evaluations."""
     training, evaluations = (dict.fromkeys(sorted(UNFINISHED), 0) for _ in range(2))
     rows = db.execute(
-        f"SELECT purpose, state, count(*) AS n FROM jobs WHERE state IN ({loans.UNFINISHED_SQL})"
-        " GROUP BY purpose, state"
+        "SELECT purpose = 'TRAINING' AS trains, state, count(*) AS n FROM jobs"
+        f" WHERE state IN ({loans.UNFINISHED_SQL}) GROUP BY trains, state"
     )
     for row in rows:
-        (training if row["purpose"] == "TRAINING" else evaluations)[State(row["state"])] = row["n"]
+        (training if row["trains"] else evaluations)[State(row["state"])] = row["n"]
     return training, evaluations
 
 
