@@ -117,7 +117,7 @@ def start(work: Work) -> None:
 
 def classifier(work: Work) -> None:
     """Trains the judge that never reads a caption."""
-    plan = Plan(seed=work.seed, steps=work.steps(900), batch=128, rate=2e-3, warmup=50, averaging=0.99)
+    plan = Plan(seed=work.seed, steps=work.steps(3000), batch=128, rate=2e-3, warmup=50, averaging=0.99)
     torch.manual_seed(1)
     kept = _committed(work, "classifier")
     judge = (Classifier() if kept is None else Classifier.load(kept).train().requires_grad_(True)).to(work.device)
