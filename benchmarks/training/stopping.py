@@ -68,7 +68,8 @@ def watch(engine: Engine, measure: Measure, cases: Sequence[Case]) -> list[Seen]
             for case, run, found in zip(cases, cooled, losses, strict=True):
                 found[step] = _loss(measure, case, run)
     seen = [{"cosines": recorder.cosines, "losses": found} for recorder, found in zip(recorders, losses, strict=True)]
-    return json.loads(json.dumps(seen))
+    as_kept: list[Seen] = json.loads(json.dumps(seen))
+    return as_kept
 
 
 def _loss(measure: Measure, case: Case, run: Run) -> float:
@@ -108,13 +109,15 @@ def report(toys: Sequence[Seen]) -> None:
     _, _, window, threshold = min(good)
     say(f"chosen on {len(fit)} toys: window {window}, threshold {threshold}")
     say("| what | steps, mean | gain lost, fit | steps, mean | gain lost, others |\n|---|---|---|---|---|")
-    rows = {f"rule, window {window}, threshold {threshold}": lambda seen: fired(seen["cosines"], window, threshold)}
-    rows |= {f"always {step} and the cool-down": lambda seen, step=step: step for step in SNAPSHOTS}
-    for name, choose in rows.items():
+    rows = {
+        f"rule, window {window}, threshold {threshold}": [fired(seen["cosines"], window, threshold) for seen in toys]
+    }
+    rows |= {f"always {step} and the cool-down": [step] * len(toys) for step in SNAPSHOTS}
+    for name, stops in rows.items():
         cells = []
-        for group in (fit, other):
-            steps, lost = judged(group, [choose(seen) for seen in group])
-            cells.append(f"{steps:.0f} | {100 * lost:+.1f} %")
+        for group, ends in ((fit, stops[: len(fit)]), (other, stops[len(fit) :])):
+            mean, lost = judged(group, ends)
+            cells.append(f"{mean:.0f} | {100 * lost:+.1f} %")
         say(f"| {name} | {' | '.join(cells)} |")
     spread = sorted(fired(seen["cosines"], window, threshold) for seen in other)
     say(f"fires on the others after {spread} steps; DVAR's rule (N = 310) not before 310")

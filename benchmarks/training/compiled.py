@@ -1,0 +1,57 @@
+"""Whether torch.compile pays in training: ticks of the engine with and without it, in turn, in one process.
+
+    python -m benchmarks.training.compiled [--threads N] [--device cuda]
+
+Prints the table of docs/training.md. The first tick is the one that compiles.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import median
+
+import torch
+
+from benchmarks.training.measure import make_case, say, task_of, tick
+from diffusion.checkpoint import BaseModel
+from trainer.engine import Engine
+from trainer.recipe import recipes
+from trainer.run import Run
+from trainer.starts import Words
+
+ROWS = (4, 8, 16)
+TICKS = 15
+
+
+def timed(engine: Engine, runs: Sequence[Run]) -> float:
+    """Seconds of a tick."""
+    began = time.perf_counter()
+    tick(engine, runs)  # it reads the losses, so nothing is left to wait for
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training.compiled",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--threads", type=int, help="of the processor [default: all]")
+    parser.add_argument("--device", default="cpu", help="as torch names it [default: cpu]")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    engines = [Engine(BaseModel.load(None, device=options.device), compiled=compiled) for compiled in (False, True)]
+    say("| rows | a tick, ms | compiled, ms | the first one, s |\n|---|---|---|---|")
+    for rows in ROWS:
+        recipe = replace(recipes("miniature")["object"], rows=rows, steps=TICKS + 1)
+        runs = [engine.prepare(task_of(make_case(0), Words(words="toy"), recipe)) for engine in engines]
+        _, first = (timed(engine, [run]) for engine, run in zip(engines, runs, strict=True))
+        pairs = [[timed(engine, [run]) for engine, run in zip(engines, runs, strict=True)] for _ in range(TICKS)]
+        plain, compiled = (1000 * median(each) for each in zip(*pairs, strict=True))
+        say(f"| {rows} | {plain:.0f} | {compiled:.0f} | {first:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
