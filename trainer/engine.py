@@ -54,16 +54,14 @@ class Engine:
         *,
         max_rows: int = 64,
         checkpoint_activations: bool = False,
-        compiled: bool = False,
         learned_start: StartNetwork | None = None,
         bench: Bench | None = None,
     ) -> None:
         """At most `max_rows` rows in a tick; fewer once the device's memory was too small for as many.
-        `checkpoint_activations` computes the UNet's activations anew in the backward pass: less memory, more time.
-        `compiled` has torch.compile fuse the UNet's training pass, at the first tick."""
+        `checkpoint_activations` computes the UNet's activations anew in the backward pass: less memory, more time."""
         self._model = model
         self._encoder = PromptEncoder(model)
-        self._losses = RowLosses(model, self._encoder, compiled=compiled)
+        self._losses = RowLosses(model, self._encoder)
         self._bench = bench or Bench()
         self.max_rows = max_rows
         self.starts = Starts(model, self._encoder, learned_start)

@@ -28,10 +28,8 @@ class Part:
 class RowLosses:
     """The denoising loss on one frozen model (arXiv 2208.01618, eq. 1). Keeps nothing."""
 
-    def __init__(self, model: BaseModel, encoder: PromptEncoder, *, compiled: bool = False) -> None:
-        """`compiled` has torch.compile fuse the UNet at the first call, for any number of rows."""
+    def __init__(self, model: BaseModel, encoder: PromptEncoder) -> None:
         self._model = model
-        self._unet = torch.compile(model.unet, dynamic=True) if compiled else model.unet
         self._encoder = encoder
         self._noise = DDPMScheduler.from_config(model.scheduler_config)
 
@@ -55,7 +53,7 @@ class RowLosses:
         noisy = self._noise.add_noise(clean, noise, timesteps)
         vectors = {word: part.vectors for word, part in zip(words, parts, strict=True)}
         hidden = self._encoder.encode(prompts, vectors)
-        predicted = self._unet(noisy.to(model.dtype), timesteps, hidden.to(model.dtype)).sample.float()
+        predicted = model.unet(noisy.to(model.dtype), timesteps, hidden.to(model.dtype)).sample.float()
         if model.spec.prediction_type == "v_prediction":
             wanted = self._noise.get_velocity(clean, noise, timesteps)
         else:

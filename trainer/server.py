@@ -240,7 +240,6 @@ def _engine(settings: TrainerSettings, model: BaseModel, *, trains: bool) -> Eng
         model,
         max_rows=settings.engine.max_rows,
         checkpoint_activations=trains and settings.engine.checkpoint_activations,
-        compiled=settings.engine.compiled,
         learned_start=_learned_start(settings, model.spec),
         bench=_bench(settings) if trains else None,
     )

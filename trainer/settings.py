@@ -60,11 +60,6 @@ class EngineSettings(BaseModel, frozen=True, extra="forbid"):
     checkpoint_activations: bool = Field(
         default=False, description="Compute activations anew in the backward pass: less memory, more time"
     )
-    compiled: bool = Field(
-        default=False,
-        description="Have torch.compile fuse the UNet's training pass: needs a C++ compiler, and minutes before the"
-        " first step; on a CPU it gains next to nothing",
-    )
 
 
 class EvaluationSettings(BaseModel, frozen=True, extra="forbid"):

@@ -177,17 +177,6 @@ def test_float16_and_a_loss_scale_that_is_too_great(engine: Engine) -> None:
         assert one.losses == pytest.approx(learn(engine, recipe=recipe, seed=seed).losses, rel=5e-3)
 
 
-@pytest.mark.slow
-def test_a_compiled_pass_gives_the_same_gradients(engine: Engine) -> None:
-    fused = Engine(BaseModel.load(None), compiled=True)
-    for rows in (2, 4):  # compiled once, for both
-        recipe = replace(FOUR, rows=rows)
-        (plain,), (compiled,) = (
-            first_step(one, [one.prepare(task(recipe=recipe))], rows=rows) for one in (engine, fused)
-        )
-        assert np.linalg.norm(plain - compiled) / np.linalg.norm(plain) < 1e-4
-
-
 def test_activations_computed_anew_give_the_same_gradients(engine: Engine) -> None:
     saving = Engine(BaseModel.load(None), checkpoint_activations=True)
     assert saving._model.unet.is_gradient_checkpointing
