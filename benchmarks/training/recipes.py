@@ -1,6 +1,6 @@
 """Which knobs of the recipe are worth turning: the default recipe, and others that differ from it in one thing.
 
-    python -m benchmarks.training.recipes [--toys N] [-o FOLDER]
+    python -m benchmarks.training.recipes [--toys N] [--recipe NAME ...] [-o FOLDER]
 
 For each of some toys that no training ever showed: four drawings to learn from, sixteen others to measure the loss on,
 and four pictures drawn with the word, which the bundled classifier judges. All start from the learned start but where
@@ -54,6 +54,9 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--toys", type=int, default=10)
+    parser.add_argument(
+        "--recipe", action="append", choices=list(RECIPES), help="only the default and this one; may be said again"
+    )
     parser.add_argument("--threads", type=int, help="of the processor [default: all]")
     parser.add_argument("-o", "--out", type=Path)
     options = parser.parse_args()
@@ -79,6 +82,8 @@ def main() -> None:
     say(f"| the word *toy*, no step | 0 | {start.mean():.6f} | | |")
     best: np.ndarray | None = None
     for name, (recipe, begin) in RECIPES.items():
+        if best is not None and options.recipe and name not in options.recipe:
+            continue
         words = learned(recipe, begin)
         losses = losses_of(words)
         best = losses if best is None else best

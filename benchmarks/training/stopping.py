@@ -28,7 +28,7 @@ from trainer.schedule import cooling_steps
 from trainer.starts import Words
 from trainer.stopping import LEAST_STEPS, StopRule
 
-HELD = replace(recipes("miniature")["object"], rows=8, steps=100, schedule=Schedule.HOLD_THEN_COOL, early_stopping=True)
+HELD = replace(recipes("miniature")["object"], steps=100, schedule=Schedule.HOLD_THEN_COOL, early_stopping=True)
 STEPS = HELD.steps - cooling_steps(HELD)  # that are held where no rule fires
 SNAPSHOTS = (20, 35, 50, 65, STEPS)
 AT_ONCE = 8  # toys that are trained together
