@@ -8,7 +8,7 @@ evaluates a fixed batch at every step, cannot fire before 310 steps.
 
 from collections.abc import Sequence
 
-# From benchmarks/training/stopping.py on seven toys; docs/training.md has the table, and how little that says.
+# Chosen by benchmarks/training/stopping.py on twenty toys; docs/training.md has the table.
 WINDOW = 15  # cosines that are looked at
 LEAST_STEPS = 20  # before which it never fires
 THRESHOLD = 0.0
