@@ -106,7 +106,7 @@ class Run:
         self._start = start.detach().clone()
         # One leaf a vector. AdamW leaves those alone that have no gradient yet.
         self.leaves = [row[None].clone().requires_grad_(True) for row in self._start]
-        self._optimiser = torch.optim.AdamW(
+        self._optimiser: torch.optim.Optimizer = torch.optim.AdamW(
             self.leaves, lr=1.0, betas=(0.9, 0.999), weight_decay=task.recipe.weight_decay
         )
         self.losses: list[float] = []

@@ -10,8 +10,8 @@ toy, for each recipe.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,28 +22,99 @@ from benchmarks.miniature.words import toys
 from benchmarks.training.measure import Measure, engine_of, interval, make_case, recognised, say, task_of, train
 from diffusion.checkpoint import BaseModel
 from miniature.judges.classifier import Classifier
+from trainer.draws import Draw
 from trainer.recipe import Recipe, Schedule, recipes
+from trainer.run import Run
 from trainer.starts import LearnedStart, Start, Words
 
 _USUAL = recipes("miniature")["object"]
 _WORD = Words(words="toy")
 _LEARNED = LearnedStart(kind="object", usual="toy")
-RECIPES: Mapping[str, tuple[Recipe, Start]] = {
-    "the default: 50 steps of 4 rows, rate 0.6": (_USUAL, _LEARNED),
-    "from the word *toy*": (_USUAL, _WORD),
-    "rate 0.3": (replace(_USUAL, learning_rate=0.3), _LEARNED),
-    "rate 1.0": (replace(_USUAL, learning_rate=1.0), _LEARNED),
-    "2 rows": (replace(_USUAL, rows=2), _LEARNED),
-    "8 rows": (replace(_USUAL, rows=8), _LEARNED),
-    "25 steps of 16 rows": (replace(_USUAL, steps=25, rows=16), _LEARNED),
-    "a constant rate of 0.1": (replace(_USUAL, learning_rate=0.1, schedule=Schedule.CONSTANT), _LEARNED),
-    "timesteps drawn uniformly": (replace(_USUAL, stratified=False), _LEARNED),
-    "timesteps from 300 up": (replace(_USUAL, first_timestep=300), _LEARNED),
-    "min-SNR 5": (replace(_USUAL, min_snr_gamma=5.0), _LEARNED),
-    "norm held at the vocabulary's": (replace(_USUAL, hold_norm=True), _LEARNED),
-    "weight decay 0.01": (replace(_USUAL, weight_decay=0.01), _LEARNED),
-    "squared distance to the start, 0.001": (replace(_USUAL, start_weight=0.001), _LEARNED),
-    "mirrored pictures too": (replace(_USUAL, flips=True), _LEARNED),
+_LAST = 999  # timestep
+_UNIFORM = replace(_USUAL, stratified=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """The default, but for what is said."""
+
+    recipe: Recipe = _USUAL
+    start: Start = _LEARNED
+    change: Callable[[Run], None] = lambda run: None
+    """What the product has no setting for is changed in the run itself."""
+
+
+def _means_only(run: Run) -> None:
+    """Latents without their own spread."""
+    _redraw(run, lambda draws: [replace(one, shake=np.zeros_like(one.shake)) for one in draws])
+
+
+def _pool(steps: int) -> Callable[[Run], None]:
+    """The draws of the first `steps` steps again and again."""
+
+    def change(run: Run) -> None:
+        kept: dict[tuple[int, int], Draw] = {}
+
+        def again(draws: Sequence[Draw]) -> list[Draw]:
+            return [kept.setdefault((run.step % steps, row), one) for row, one in enumerate(draws)]
+
+        _redraw(run, again)
+
+    return change
+
+
+def _mirrored_timesteps(run: Run) -> None:
+    """Every second row has the timestep that lies as far from the other end as the one before it."""
+    _redraw(run, lambda draws: _pairs(draws, lambda one, other: replace(other, timestep=_LAST - one.timestep)))
+
+
+def _mirrored_noise(run: Run) -> None:
+    """Every second row is the one before it with the opposite noise."""
+    _redraw(run, lambda draws: _pairs(draws, lambda one, other: replace(one, noise=-one.noise)))
+
+
+def _pairs(draws: Sequence[Draw], second: Callable[[Draw, Draw], Draw]) -> list[Draw]:
+    return [draws[row] if row % 2 == 0 else second(draws[row - 1], draws[row]) for row in range(len(draws))]
+
+
+def _redraw(run: Run, change: Callable[[Sequence[Draw]], list[Draw]]) -> None:
+    """A tick takes all rows of a step here, so `change` sees them together."""
+    drawn = run.draws
+    run.draws = lambda count: change(drawn(count))  # type: ignore[method-assign]
+
+
+def _optimiser(make: Callable[[Sequence[torch.Tensor]], torch.optim.Optimizer]) -> Callable[[Run], None]:
+    def change(run: Run) -> None:
+        run._optimiser = make(run.leaves)
+
+    return change
+
+
+RECIPES: Mapping[str, Arm] = {
+    "the default: 50 steps of 4 rows, rate 0.6": Arm(),
+    "from the word *toy*": Arm(start=_WORD),
+    "rate 0.3": Arm(recipe=replace(_USUAL, learning_rate=0.3)),
+    "rate 1.0": Arm(recipe=replace(_USUAL, learning_rate=1.0)),
+    "2 rows": Arm(recipe=replace(_USUAL, rows=2)),
+    "8 rows": Arm(recipe=replace(_USUAL, rows=8)),
+    "25 steps of 16 rows": Arm(recipe=replace(_USUAL, steps=25, rows=16)),
+    "a constant rate of 0.1": Arm(recipe=replace(_USUAL, learning_rate=0.1, schedule=Schedule.CONSTANT)),
+    "timesteps drawn uniformly": Arm(recipe=_UNIFORM),
+    "timesteps in mirrored pairs": Arm(recipe=_UNIFORM, change=_mirrored_timesteps),
+    "noise in mirrored pairs": Arm(change=_mirrored_noise),
+    "a pool of the draws of 5 steps": Arm(change=_pool(5)),
+    "latents' means, not drawn anew": Arm(change=_means_only),
+    "timesteps from 300 up": Arm(recipe=replace(_USUAL, first_timestep=300)),
+    "min-SNR 5": Arm(recipe=replace(_USUAL, min_snr_gamma=5.0)),
+    "Adam with betas 0.9, 0.99": Arm(change=_optimiser(lambda leaves: torch.optim.Adam(leaves, betas=(0.9, 0.99)))),
+    "Adam with betas 0.8, 0.999": Arm(change=_optimiser(lambda leaves: torch.optim.Adam(leaves, betas=(0.8, 0.999)))),
+    "NAdam": Arm(change=_optimiser(torch.optim.NAdam)),
+    "RMSprop, 0.9": Arm(change=_optimiser(lambda leaves: torch.optim.RMSprop(leaves, alpha=0.9))),
+    "Adagrad": Arm(change=_optimiser(torch.optim.Adagrad)),
+    "norm held at the vocabulary's": Arm(recipe=replace(_USUAL, hold_norm=True)),
+    "weight decay 0.01": Arm(recipe=replace(_USUAL, weight_decay=0.01)),
+    "squared distance to the start, 0.001": Arm(recipe=replace(_USUAL, start_weight=0.001)),
+    "mirrored pictures too": Arm(recipe=replace(_USUAL, flips=True)),
 }
 
 
@@ -70,8 +141,10 @@ def main() -> None:
     cases = [make_case(number, toy) for number, toy in enumerate(asked)]
     say("| recipe | rows in all | held-out loss | worse, % | kind / colour / pattern |\n|---|---|---|---|---|")
 
-    def learned(recipe: Recipe, start: Start) -> list[torch.Tensor]:
-        runs = [engine.prepare(task_of(case, start, recipe)) for case in cases]
+    def learned(arm: Arm) -> list[torch.Tensor]:
+        runs = [engine.prepare(task_of(case, arm.start, arm.recipe)) for case in cases]
+        for run in runs:
+            arm.change(run)
         train(engine, runs)
         return [torch.from_numpy(run.learned().vectors) for run in runs]
 
@@ -81,16 +154,16 @@ def main() -> None:
     start = losses_of([model.embedding.table.weight.detach()[engine.starts.ids("toy")]] * len(cases))
     say(f"| the word *toy*, no step | 0 | {start.mean():.6f} | | |")
     best: np.ndarray | None = None
-    for name, (recipe, begin) in RECIPES.items():
+    for name, arm in RECIPES.items():
         if best is not None and options.recipe and name not in options.recipe:
             continue
-        words = learned(recipe, begin)
+        words = learned(arm)
         losses = losses_of(words)
         best = losses if best is None else best
         mean, half = interval(100 * (losses - best) / (start - best).mean())
         drawn = [measure.draw(vectors) for vectors in words]
         right = " / ".join(f"{share:.2f}" for share in recognised(judge, asked, drawn))
-        rows = recipe.steps * recipe.rows
+        rows = arm.recipe.steps * arm.recipe.rows
         say(f"| {name} | {rows} | {losses.mean():.6f} | {mean:+.1f} ± {half:.1f} | {right} |")
         if options.out is not None:
             options.out.mkdir(parents=True, exist_ok=True)
