@@ -100,6 +100,11 @@ def test_jobs_by_the_command_line(run: Run, tmp_path: Path) -> None:
     assert "2 masks for 1 pictures" in wrong.stderr
 
 
+def test_a_style_is_said_as_a_style(run: Run) -> None:
+    learned = run("learn", "mara", *_PICTURES[:2], "--style", "--steps", "1")
+    assert "pseudoword draw 'a cat in the style of <mara>'" in learned.stdout
+
+
 def test_how_good_a_word_is_by_the_command_line(run: Run) -> None:
     learned = run("learn", "ella", *_PICTURES[:2], "--steps", "1")
     assert learned.stdout.splitlines()[-1] == "it is evaluated next: pseudoword show ella@1"

@@ -43,7 +43,7 @@ def train(engine: Engine, runs: Sequence[Run], *, rows: int = 3) -> dict[int, li
 def first_step(engine: Engine, runs: Sequence[Run], rows: int) -> list[np.ndarray]:
     """The gradient of each run's first step, as SGD with a rate of one shows it."""
     for run in runs:
-        run._optimiser = torch.optim.SGD(run.leaves, lr=1.0)  # type: ignore[assignment]
+        run._optimiser = torch.optim.SGD(run.leaves, lr=1.0)
     before = [run.learned().vectors for run in runs]
     left = list(runs)
     while left:

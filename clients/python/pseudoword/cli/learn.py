@@ -98,9 +98,10 @@ def learn(
     job = follow(session, job, f"<{concept}>")
     version = client.version(published(job))
     loss = job.progress.smoothed_loss
+    sentence = f"a cat in the style of <{concept}>" if style else f"a photo of <{concept}>"
     output.result(
         version,
-        f"{version.name}  (loss {loss:.4f}; draw it: pseudoword draw 'a photo of <{concept}>' -o {concept}.png)"
+        f"{version.name}  (loss {loss:.4f}; draw it: pseudoword draw '{sentence}' -o {concept}.png)"
         + (f"\nit is evaluated next: pseudoword show {concept}@{version.number}" if job.evaluation_job else ""),
     )
 
