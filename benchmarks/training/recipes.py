@@ -30,7 +30,6 @@ from trainer.starts import LearnedStart, Start, Words
 _USUAL = recipes("miniature")["object"]
 _WORD = Words(words="toy")
 _LEARNED = LearnedStart(kind="object", usual="toy")
-_LAST = 999  # timestep
 _UNIFORM = replace(_USUAL, stratified=False)
 
 
@@ -65,7 +64,10 @@ def _pool(steps: int) -> Callable[[Run], None]:
 
 def _mirrored_timesteps(run: Run) -> None:
     """Every second row has the timestep that lies as far from the other end as the one before it."""
-    _redraw(run, lambda draws: _pairs(draws, lambda one, other: replace(other, timestep=_LAST - one.timestep)))
+    _redraw(
+        run,
+        lambda draws: _pairs(draws, lambda one, other: replace(other, timestep=_USUAL.last_timestep - one.timestep)),
+    )
 
 
 def _mirrored_noise(run: Run) -> None:
