@@ -46,7 +46,8 @@ class Pickles:
         command = (sys.executable, "-I", "-m", "registry.unpickle")
         child = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment)
         try:
-            answer, said = await asyncio.wait_for(child.communicate(data), _TIMEOUT_S)
+            async with asyncio.timeout(_TIMEOUT_S):
+                answer, said = await child.communicate(data)
         except TimeoutError:
             raise Unavailable("the file was not read in time; try again", reason="PICKLE_TIMEOUT") from None
         finally:

@@ -32,7 +32,19 @@ async def patiently(work: Callable[[], Awaitable[T]]) -> T:
 async def heard(event: asyncio.Event, longest_s: float = 5.0) -> None:
     """Returns when `event` is set, and after `longest_s` anyway."""
     with suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), longest_s)
+        async with asyncio.timeout(longest_s):
+            await event.wait()
+
+
+def heed_cancel() -> None:
+    """Raises CancelledError in a task that was cancelled and has not heard of it.
+
+    Once a turn of every endless loop that asks NATS: nats-py waits with asyncio.wait_for, which before Python 3.12
+    swallows a cancel that comes in the same moment as the answer.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 class Watchers:

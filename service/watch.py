@@ -57,12 +57,14 @@ class RegistryWatch:
         call = self._registry.WatchEvents(request)
         try:
             # From here on every change is told; without a token there is a gap before it.
-            await asyncio.wait_for(call.initial_metadata(), _SILENCE_S)
+            async with asyncio.timeout(_SILENCE_S):
+                await call.initial_metadata()
             if not self._token:
                 self._meanings.begin()
             self._meanings.away = False
             while True:
-                message = await asyncio.wait_for(call.read(), _SILENCE_S)
+                async with asyncio.timeout(_SILENCE_S):
+                    message = await call.read()
                 if not isinstance(message, registry_pb2.WatchEventsResponse):  # grpc.aio.EOF
                     return
                 self._tell(message)

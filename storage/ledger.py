@@ -215,7 +215,8 @@ class Ledger(Generic[C]):
         self._watchers |= watchers
         try:
             with suppress(TimeoutError):
-                await asyncio.wait_for(moved.wait(), timeout.total_seconds())
+                async with asyncio.timeout(timeout.total_seconds()):
+                    await moved.wait()
         finally:
             self._watchers -= watchers
 

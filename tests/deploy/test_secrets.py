@@ -202,7 +202,8 @@ async def test_nats_lets_the_worker_in_and_nobody_else(secrets: Secrets, tmp_pat
         broker = Broker(settings, ack_wait=timedelta(seconds=1))
         broker.open()
         try:
-            await asyncio.wait_for(broker.connected(), 30 if comes_in else 2)
+            async with asyncio.timeout(30 if comes_in else 2):
+                await broker.connected()
             assert comes_in
             assert await broker.sent() == set()
         except TimeoutError:

@@ -176,7 +176,8 @@ class Watcher:
             try:
                 while time.monotonic() < ends and not self._has_reached(upto):
                     try:
-                        message = await asyncio.wait_for(call.read(), 1.5)
+                        async with asyncio.timeout(1.5):
+                            message = await call.read()
                     except TimeoutError:
                         break
                     if message is grpc.aio.EOF:

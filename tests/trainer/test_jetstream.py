@@ -286,6 +286,20 @@ async def test_who_is_cancelled_while_it_waits_is_trained_by_nobody(side: MakeSi
     assert await server.broker.sent() == {other}
 
 
+async def test_a_side_that_is_told_to_end_ends_whatever_it_is_at(side: MakeSide) -> None:
+    server = await side(dispatches=True)
+    await server.stall()
+    leadership = Leadership(server.broker, "other", LEASE)
+    dispatcher = Dispatcher(server.broker, server.desk, leadership, server.metrics, ahead=4)
+    for index in range(100):
+        running = asyncio.create_task(dispatcher.run())
+        await asyncio.sleep(index * 1e-4)
+        server.desk.wake()
+        running.cancel()
+        await asyncio.wait({running}, timeout=30)
+        assert running.cancelled(), index
+
+
 async def test_few_jobs_are_with_nats_so_that_who_is_next_is_decided_late(side: MakeSide) -> None:
     server = await side(dispatches=True, ahead=2)
     many = [await server.create(f"many{index}", "many") for index in range(6)]

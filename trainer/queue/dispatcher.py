@@ -5,6 +5,7 @@ import time
 
 import structlog
 
+from rpc.patience import heed_cancel
 from trainer.book import Row
 from trainer.desk import Desk
 from trainer.jobs import State
@@ -49,6 +50,7 @@ class Dispatcher:
 
     async def _hand_out(self) -> None:
         while True:
+            heed_cancel()
             if self._leadership.held:
                 try:
                     await self._look()

@@ -14,6 +14,7 @@ from pseudoword.names import InvalidName
 from pseudoword.trainer.v1 import resources_pb2
 
 from rpc.errors import NotFound
+from rpc.patience import heed_cancel
 from storage.errors import StorageError
 from trainer.book import SHARD
 from trainer.desk import Desk, News
@@ -62,6 +63,7 @@ class Hints:
 
     async def _send(self) -> None:
         while True:
+            heed_cancel()
             await self._broker.tell(*await self._outbox.get())
 
     async def _wish(self) -> None:

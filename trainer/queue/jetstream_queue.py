@@ -12,7 +12,7 @@ from nats.errors import TimeoutError as NothingCame
 from pseudoword.names import InvalidName, JobName
 
 from rpc.errors import FailedPrecondition, NotFound
-from rpc.patience import patiently
+from rpc.patience import heed_cancel, patiently
 from trainer.attempt import Attempt
 from trainer.book import MoveJob, Row
 from trainer.desk import Desk
@@ -117,6 +117,7 @@ class JetStreamQueue:
         """Gets a job whenever one is wanted, for ever."""
         jobs = None
         while True:
+            heed_cancel()
             await self._wanted.wait()
             try:
                 jobs = jobs or await self._broker.pull(self._base)
@@ -183,6 +184,7 @@ class JetStreamQueue:
     async def _beat(self) -> None:
         """Renews every lease, for ever."""
         while True:
+            heed_cancel()
             await asyncio.sleep(self._broker.ack_wait_s / _BEATS)
             for lease in list(self._leases.values()):
                 with suppress(*AWAY):

@@ -9,6 +9,7 @@ import structlog
 from nats.js.errors import KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
+from rpc.patience import heed_cancel
 from trainer.queue.broker import AWAY, Broker
 
 _RENEWALS = 3  # within a lease
@@ -47,6 +48,7 @@ class Leadership:
     async def _seek(self) -> None:
         bucket: KeyValue | None = None
         while True:
+            heed_cancel()
             try:
                 bucket = bucket or await self._broker.bucket(self._ttl)
                 await self._renew(bucket)
