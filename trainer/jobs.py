@@ -38,7 +38,7 @@ class Move(StrEnum):
     FINISH = "FINISH"  # the registry has the version, or the evaluation
     FAIL = "FAIL"
     CANCEL = "CANCEL"
-    RETRY = "RETRY"  # somebody wants a failed job tried again
+    RETRY = "RETRY"  # somebody wants it after all, or tried again
 
 
 # PUBLISHING cannot be cancelled, lost or handed back: its vectors are fixed, and whether the registry has them already
@@ -52,7 +52,7 @@ MOVES: Mapping[Move, tuple[frozenset[State], State]] = {
     # Not from QUEUED: a worker that lost the job would end it while it waits for another one.
     Move.FAIL: (UNFINISHED - {State.QUEUED}, State.FAILED),
     Move.CANCEL: (frozenset({State.QUEUED, State.RUNNING}), State.CANCELLED),
-    Move.RETRY: (frozenset({State.FAILED}), State.QUEUED),
+    Move.RETRY: (frozenset({State.FAILED, State.CANCELLED}), State.QUEUED),
 }
 
 

@@ -157,6 +157,9 @@ class Worker:
             if row["state"] == State.PUBLISHING:
                 self._start(self._publish(attempt, row), self._beside)
                 continue
+            if (before := self._attempts.get(attempt.job.name)) is not None:
+                self._let_go(before)  # cancelled and retried before anybody looked
+                self._start(self._settle(before), self._ending)
             self._attempts[attempt.job.name] = attempt
             self._start(self._prepare(attempt), self._beside)
 

@@ -286,6 +286,21 @@ async def test_who_is_cancelled_while_it_waits_is_trained_by_nobody(side: MakeSi
     assert await server.broker.sent() == {other}
 
 
+async def test_who_is_retried_before_its_worker_knows_of_the_cancel_is_trained_anew(side: MakeSide) -> None:
+    server, worker = await side(dispatches=True), await side()
+    name = await server.create("j1")
+    attempt = await worker.take()
+    for move in (Move.CANCEL, Move.RETRY):
+        await server.desk.move(MoveJob(name=name, move=move))
+    with pytest.raises(FailedPrecondition):
+        await worker.desk.move(attempt.move(Move.FIX))
+    await worker.queue.release(attempt)
+    again = await worker.take()
+    assert (again.job.name, again.number) == (name, 2)
+    await worker.end(again)
+    assert await server.state(name) == (State.SUCCEEDED, 2)
+
+
 async def test_a_side_that_is_told_to_end_ends_whatever_it_is_at(side: MakeSide) -> None:
     server = await side(dispatches=True)
     await server.stall()

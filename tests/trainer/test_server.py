@@ -532,6 +532,19 @@ async def test_cancel_while_it_runs_and_while_it_waits(start: StartTrainer, word
         )
 
 
+async def test_a_job_that_was_cancelled_can_be_retried_at_once(trainer: Running) -> None:
+    created = await trainer.create(await trainer.job("stopped", steps=30))
+    await trainer.reaches(created.name, Job.STATE_RUNNING, step=1)
+    await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=created.name))
+    queued = await trainer.stub.RetryJob(trainer_pb2.RetryJobRequest(name=created.name))
+    assert (queued.state, queued.HasField("end_time")) == (Job.STATE_QUEUED, False)
+    done = (await trainer.watch(created.name))[-1].job
+    assert (done.state, done.attempt, done.progress.step) == (Job.STATE_SUCCEEDED, 2, 30)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await trainer.stub.RetryJob(trainer_pb2.RetryJobRequest(name=created.name))
+    assert refusal(refused.value).reason == "JOB_STATE"
+
+
 async def test_etags_guard_a_cancel(trainer: Running) -> None:
     created = await trainer.create(await trainer.job(steps=10_000))
     await trainer.reaches(created.name, Job.STATE_RUNNING)

@@ -241,7 +241,7 @@ class Client:
             yield from page.jobs
 
     def retry_job(self, name: str) -> trainer_resources.Job:
-        """Queues a failed job again."""
+        """Queues a job again that has failed or was cancelled."""
         with errors():
             return self.trainer.RetryJob(trainer_pb2.RetryJobRequest(name=name, request_id=str(uuid.uuid4())))
 

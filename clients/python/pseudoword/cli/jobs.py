@@ -69,7 +69,7 @@ def cancel(session: Session, *, job: str) -> None:
 @click.argument("job")
 @connected
 def retry(session: Session, *, job: str) -> None:
-    """Queue JOB, which has failed, again."""
+    """Queue JOB, which has failed or was cancelled, again."""
     queued = session.client.retry_job(job)
     session.output.result(queued, _line(queued))
 

@@ -436,7 +436,7 @@ class Job(_message.Message):
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Where a job is in its life. QUEUED, RUNNING, PUBLISHING, SUCCEEDED; or FAILED, CANCELLED. RUNNING goes back to QUEUED when
-        its worker hands it back or is lost; FAILED goes back to QUEUED by a retry.
+        its worker hands it back or is lost; FAILED and CANCELLED go back to QUEUED by a retry.
         """
 
     STATE_UNSPECIFIED: Job.State.ValueType  # 0

@@ -348,7 +348,7 @@ Global___CancelJobRequest: _TypeAlias = CancelJobRequest  # noqa: Y015
 
 @_typing.final
 class RetryJobRequest(_message.Message):
-    """Asks to queue a failed job again."""
+    """Asks to queue a job again that has failed or was cancelled."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

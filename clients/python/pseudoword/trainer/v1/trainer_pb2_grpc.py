@@ -161,7 +161,7 @@ class TrainerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RetryJob(self, request, context):
-        """Queues a failed job again. Role writer.
+        """Queues a job again that has failed or was cancelled, while its pictures are there. Role writer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

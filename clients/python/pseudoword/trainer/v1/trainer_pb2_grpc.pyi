@@ -57,7 +57,7 @@ class TrainerServiceStub:
     CancelJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CancelJobRequest, _resources_pb2.Job]
     """Cancels a job that is queued or running. Role writer. FAILED_PRECONDITION once it is publishing or has ended."""
     RetryJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.RetryJobRequest, _resources_pb2.Job]
-    """Queues a failed job again. Role writer."""
+    """Queues a job again that has failed or was cancelled, while its pictures are there. Role writer."""
     ListRecipes: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListRecipesRequest, _trainer_pb2.ListRecipesResponse]
     """Lists the recipes for the loaded base model, every default filled in. Any role."""
     GetBaseModel: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetBaseModelRequest, _trainer_pb2.GetBaseModelResponse]
@@ -91,7 +91,7 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     CancelJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CancelJobRequest, _resources_pb2.Job]  # type: ignore[assignment]
     """Cancels a job that is queued or running. Role writer. FAILED_PRECONDITION once it is publishing or has ended."""
     RetryJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.RetryJobRequest, _resources_pb2.Job]  # type: ignore[assignment]
-    """Queues a failed job again. Role writer."""
+    """Queues a job again that has failed or was cancelled, while its pictures are there. Role writer."""
     ListRecipes: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListRecipesRequest, _trainer_pb2.ListRecipesResponse]  # type: ignore[assignment]
     """Lists the recipes for the loaded base model, every default filled in. Any role."""
     GetBaseModel: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetBaseModelRequest, _trainer_pb2.GetBaseModelResponse]  # type: ignore[assignment]
@@ -176,7 +176,7 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.RetryJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.Job, _abc.Awaitable[_resources_pb2.Job]]:
-        """Queues a failed job again. Role writer."""
+        """Queues a job again that has failed or was cancelled, while its pictures are there. Role writer."""
 
     @_abc_1.abstractmethod
     def ListRecipes(

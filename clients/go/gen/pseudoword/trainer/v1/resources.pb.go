@@ -192,7 +192,7 @@ func (Recipe_Norm) EnumDescriptor() ([]byte, []int) {
 }
 
 // Where a job is in its life. QUEUED, RUNNING, PUBLISHING, SUCCEEDED; or FAILED, CANCELLED. RUNNING goes back to QUEUED when
-// its worker hands it back or is lost; FAILED goes back to QUEUED by a retry.
+// its worker hands it back or is lost; FAILED and CANCELLED go back to QUEUED by a retry.
 type Job_State int32
 
 const (

@@ -663,7 +663,7 @@ func (x *CancelJobRequest) GetRequestId() string {
 	return ""
 }
 
-// Asks to queue a failed job again.
+// Asks to queue a job again that has failed or was cancelled.
 type RetryJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// `tenants/{tenant}/jobs/{job}`.

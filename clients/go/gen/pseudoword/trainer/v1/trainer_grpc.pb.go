@@ -60,7 +60,7 @@ type TrainerServiceClient interface {
 	WatchJob(ctx context.Context, in *WatchJobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchJobResponse], error)
 	// Cancels a job that is queued or running. Role writer. FAILED_PRECONDITION once it is publishing or has ended.
 	CancelJob(ctx context.Context, in *CancelJobRequest, opts ...grpc.CallOption) (*Job, error)
-	// Queues a failed job again. Role writer.
+	// Queues a job again that has failed or was cancelled, while its pictures are there. Role writer.
 	RetryJob(ctx context.Context, in *RetryJobRequest, opts ...grpc.CallOption) (*Job, error)
 	// Lists the recipes for the loaded base model, every default filled in. Any role.
 	ListRecipes(ctx context.Context, in *ListRecipesRequest, opts ...grpc.CallOption) (*ListRecipesResponse, error)
@@ -224,7 +224,7 @@ type TrainerServiceServer interface {
 	WatchJob(*WatchJobRequest, grpc.ServerStreamingServer[WatchJobResponse]) error
 	// Cancels a job that is queued or running. Role writer. FAILED_PRECONDITION once it is publishing or has ended.
 	CancelJob(context.Context, *CancelJobRequest) (*Job, error)
-	// Queues a failed job again. Role writer.
+	// Queues a job again that has failed or was cancelled, while its pictures are there. Role writer.
 	RetryJob(context.Context, *RetryJobRequest) (*Job, error)
 	// Lists the recipes for the loaded base model, every default filled in. Any role.
 	ListRecipes(context.Context, *ListRecipesRequest) (*ListRecipesResponse, error)
