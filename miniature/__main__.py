@@ -121,6 +121,11 @@ _STAGES = ("drawings", "tokenizer", "vae", "classifier", "clip", "diffusion", "s
     show_default=True,
     help="Of what each step draws; another one where weights are gone on from that this one made.",
 )
+@click.option(
+    "--latent-channels",
+    type=click.IntRange(min=1),
+    help="Of VAE and UNet that are made anew; absent: as the bundled ones have, 4. Eight hold small patterns.",
+)
 @click.option("--device", help="As torch names it, such as cuda:1; absent: the best that is there.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the processor; absent: torch decides.")
 def train(
@@ -130,6 +135,7 @@ def train(
     from_committed: bool,
     share: float,
     seed: int,
+    latent_channels: int | None,
     device: str | None,
     threads: int | None,
 ) -> None:
@@ -143,13 +149,25 @@ def train(
     """
     import torch
 
+    from miniature.training.layout import LATENT_CHANNELS
     from miniature.training.stages import run
     from miniature.training.work import Work, pick_device
+
+    if from_committed and latent_channels is not None:
+        raise click.UsageError("committed weights have their channels: leave out --latent-channels or --from-committed")
 
     if threads is not None:
         torch.set_num_threads(threads)
     committed = Path(__file__).parent if from_committed else None
-    run(Work(folder=work, committed=committed, share=share, seed=seed, device=pick_device(device)), stages)
+    made = Work(
+        folder=work,
+        committed=committed,
+        share=share,
+        seed=seed,
+        latent_channels=latent_channels or LATENT_CHANNELS,
+        device=pick_device(device),
+    )
+    run(made, stages)
     if not stages or "finish" in stages:
         click.echo(work / "finished")
 

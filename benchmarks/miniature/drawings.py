@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
@@ -53,6 +54,18 @@ def judge_accuracy(judge: PictureJudge, count: int) -> dict[str, float]:
 
 
 @torch.no_grad()
+def decoded(vae: AutoencoderKL, images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
+    """Pictures through the VAE, [images, height, width, 3] of 0 to 1."""
+    pixels = torch.from_numpy(_values(images)).permute(0, 3, 1, 2) * 2 - 1
+    parts = [vae.decode(vae.encode(part).latent_dist.mean).sample for part in torch.split(pixels, 50)]
+    values: npt.NDArray[np.float32] = ((torch.cat(parts).clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
+    return values
+
+
+def _values(images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
+    return np.stack([np.asarray(image, np.float32) / 255 for image in images])
+
+
 def vae_errors(vae: AutoencoderKL, count: int) -> tuple[VaeErrors, list[Sequence[Tile]]]:
     """What photo-style drawings lose on their way through the VAE, and a sheet's rows: before and after.
 
@@ -60,10 +73,8 @@ def vae_errors(vae: AutoencoderKL, count: int) -> tuple[VaeErrors, list[Sequence
     """
     drawings, images = held_out(count)
     photos = [place for place, drawing in enumerate(drawings) if drawing.style.name == "photo"]
-    true = np.stack([np.asarray(images[place], np.float32) for place in photos]) / 255
-    pixels = torch.from_numpy(true).permute(0, 3, 1, 2) * 2 - 1
-    decoded = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in torch.split(pixels, 50)])
-    again = ((decoded.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
+    true = _values([images[place] for place in photos])
+    again = decoded(vae, [images[place] for place in photos])
     colours = []
     for place, before, after in zip(photos, true, again, strict=True):
         toy = drawings[place].toy

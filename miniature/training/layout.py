@@ -14,10 +14,12 @@ from miniature.training.tokenizer import LENGTH, carried_rows
 
 WIDTH = 128
 """Of the text encoder, and so of a word's vectors."""
+LATENT_CHANNELS = 4
+"""Of the bundled model."""
 
 
-def new_vae() -> Any:
-    """An untrained AutoencoderKL: 4 pixels to a latent cell, 4 channels.
+def new_vae(channels: int = LATENT_CHANNELS) -> Any:
+    """An untrained AutoencoderKL: 4 pixels to a latent cell of so many channels.
 
     One group in each norm: several lose flat colours (a group's mean is taken out).
     """
@@ -28,14 +30,14 @@ def new_vae() -> Any:
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(24, 48, 64),
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=channels,
         norm_num_groups=1,
         sample_size=SIZE,
         mid_block_add_attention=False,
     )
 
 
-def new_unet(*, fine_attention: bool = False) -> Any:
+def new_unet(channels: int = LATENT_CHANNELS, *, fine_attention: bool = False) -> Any:
     """An untrained UNet2DConditionModel over latents of 16 x 16 cells.
 
     With `fine_attention` it looks at the words at 16 x 16 too, on the way down and up.
@@ -43,8 +45,8 @@ def new_unet(*, fine_attention: bool = False) -> Any:
     down, up = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D") if fine_attention else ("DownBlock2D", "UpBlock2D")
     return UNet2DConditionModel(
         sample_size=SIZE // 4,
-        in_channels=4,
-        out_channels=4,
+        in_channels=channels,
+        out_channels=channels,
         layers_per_block=1,
         block_out_channels=(64, 128, 160),
         down_block_types=(down, "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),

@@ -44,7 +44,8 @@ def tokenizer(work: Work) -> None:
     entries = layout.load_tokenizer(folder)
     torch.manual_seed(0)
     if work.committed is None:
-        text_encoder, unet, vae = layout.new_text_encoder(entries), layout.new_unet(), layout.new_vae()
+        text_encoder = layout.new_text_encoder(entries)
+        unet, vae = layout.new_unet(work.latent_channels), layout.new_vae(work.latent_channels)
     else:
         old = work.committed / "model"
         text_encoder = layout.carry_text_encoder(

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from miniature.training.drawings import CHUNK, Drawings
+from miniature.training.layout import LATENT_CHANNELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class Work:
     device: torch.device
     seed: int = 0
     """Of what each step draws. Weights that are gone on from have seen what the seed before drew."""
+    latent_channels: int = LATENT_CHANNELS
+    """Of what is made anew; committed weights have theirs."""
 
     @property
     def drawings(self) -> Drawings:

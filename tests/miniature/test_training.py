@@ -1,11 +1,13 @@
 """Training: may be killed at any step, goes through all stages, and goes on from weights that others read."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from diffusers import StableDiffusionPipeline
 from hypothesis import given
 from torch import nn
 from transformers import CLIPTextModel
@@ -150,6 +152,23 @@ def test_all_stages_make_what_the_servers_and_the_measurements_load(painted: Pat
     assert CliRunner().invoke(main, options, catch_exceptions=False).exit_code == 0
     after = (finished / "model" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
     assert before == after  # nothing is done twice
+
+
+def test_a_model_of_eight_channels_is_made_from_nothing(painted: Path, tmp_path: Path) -> None:
+    shutil.copytree(painted, tmp_path / "drawings")
+    options = ["--work", str(tmp_path), "--latent-channels", "8", "--share", "0.0001", "--threads", "1"]
+    stages = ["drawings", "tokenizer", "vae", "diffusion", "start"]
+    result = CliRunner().invoke(main, ["train", *stages, *options], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    model = BaseModel.load(str(tmp_path / "model"))
+    assert (model.spec.latent_channels, model.unet.config.in_channels) == (8, 8)
+    assert load(tmp_path / "model" / FOLDER, model.spec).kinds == KINDS
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        tmp_path / "model", dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+    )
+    assert pipeline("a photo of a red dog", num_inference_steps=2).images[0].size == (64, 64)
+    refused = CliRunner().invoke(main, ["train", "--from-committed", *options])
+    assert (refused.exit_code, "leave out --latent-channels" in refused.output) == (2, True)
 
 
 def test_the_command_names_the_stages_in_their_order() -> None:
