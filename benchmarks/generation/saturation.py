@@ -17,8 +17,9 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from pseudoword.calls import errors
 from pseudoword.channel import Endpoints
-from pseudoword.client import Client, errors
+from pseudoword.client import Client
 from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
 from benchmarks.generation import engine, limit

@@ -11,10 +11,11 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from PIL import Image
 from pseudoword.channel import Endpoints, connect
-from pseudoword.client import Client, pictures, published
+from pseudoword.client import Client, published
 from pseudoword.errors import PseudowordError
 from pseudoword.generation.v1 import generation_pb2
 from pseudoword.names import InvalidName
+from pseudoword.picture import pictures
 from pseudoword.sheet import Tile, contact_sheet
 from pseudoword.trainer.v1 import resources_pb2
 

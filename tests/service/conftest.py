@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pseudoword.calls import errors
 from pseudoword.channel import Endpoints
-from pseudoword.client import Client, errors
+from pseudoword.client import Client
 from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
 from diffusion.checkpoint import BaseModel

@@ -13,8 +13,9 @@ from typing import Any
 import grpc
 import pytest
 from PIL import Image
+from pseudoword.calls import errors
 from pseudoword.channel import Endpoints
-from pseudoword.client import Client, errors
+from pseudoword.client import Client
 from pseudoword.errors import PseudowordError
 from pseudoword.generation.v1 import generation_pb2, resources_pb2
 from pseudoword.names import BatchName

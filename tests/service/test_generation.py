@@ -15,10 +15,11 @@ import pytest
 import torch
 from google.protobuf.json_format import MessageToDict
 from PIL import Image
-from pseudoword.client import Picture, errors, pictures
+from pseudoword.calls import errors
 from pseudoword.errors import PseudowordError
 from pseudoword.generation.v1 import generation_pb2, resources_pb2
 from pseudoword.names import WordRef
+from pseudoword.picture import Picture, pictures
 from pseudoword.registry.v1 import registry_pb2
 from pseudoword.registry.v1 import resources_pb2 as registry_resources
 

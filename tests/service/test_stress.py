@@ -14,9 +14,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from PIL import Image
 from pseudoword.channel import Endpoints
-from pseudoword.client import Client, Picture
+from pseudoword.client import Client
 from pseudoword.errors import PseudowordError
 from pseudoword.names import VersionName
+from pseudoword.picture import Picture
 
 from diffusion.checkpoint import BaseModel
 from tests.processes import Process

@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 from pseudoword.channel import Endpoints
-from pseudoword.client import Client, Picture
+from pseudoword.client import Client
 from pseudoword.errors import PseudowordError
 from pseudoword.generation.v1 import resources_pb2
+from pseudoword.picture import Picture
 
 from diffusion import decode, denoise
 from diffusion.checkpoint import BaseModel

@@ -6,27 +6,28 @@
         picture.save(Path("rex.png"))
 
 The three stubs (`registry`, `trainer`, `generation`) are there for everything that the methods do not cover; wrap such
-calls in `errors()` to get PseudowordError instead of grpc.RpcError. A client may be shared between threads.
+calls in `errors()` of pseudoword.calls to get PseudowordError instead of grpc.RpcError. A client may be shared between
+threads.
 """
 
 import hashlib
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from datetime import timedelta
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import grpc
 
+from pseudoword.calls import errors, pages, patient
 from pseudoword.channel import Endpoints, connect
 from pseudoword.errors import PseudowordError
 from pseudoword.generation.v1 import generation_pb2, generation_pb2_grpc
 from pseudoword.generation.v1 import resources_pb2 as generation_resources
 from pseudoword.names import AliasName, ConceptName, TenantName, VersionName, WordRef
+from pseudoword.picture import Picture, pictures
 from pseudoword.registry.v1 import registry_pb2, registry_pb2_grpc
 from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from pseudoword.trainer.v1 import resources_pb2 as trainer_resources
@@ -37,27 +38,6 @@ _STATE = trainer_resources.Job.State
 _BATCH = generation_resources.Batch
 BATCH_ENDED = frozenset({_BATCH.STATE_SUCCEEDED, _BATCH.STATE_FAILED, _BATCH.STATE_CANCELLED})
 ENDED = frozenset({_STATE.STATE_SUCCEEDED, _STATE.STATE_FAILED, _STATE.STATE_CANCELLED})
-
-
-@contextmanager
-def errors() -> Iterator[None]:
-    """Turns grpc.RpcError into PseudowordError."""
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise PseudowordError.from_call(error) from None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A finished picture: the file's bytes and what made it (also inside the file)."""
-
-    index: int
-    data: bytes
-    info: generation_pb2.PictureInfo
-
-    def save(self, path: Path) -> None:
-        path.write_bytes(self.data)
 
 
 class Client:
@@ -176,7 +156,7 @@ class Client:
         request = trainer_pb2.WatchJobRequest(name=name)
         if preview_interval is not None:
             request.preview_interval.FromTimedelta(preview_interval)
-        for message in _patient(lambda: self.trainer.WatchJob(request), patience_s):
+        for message in patient(lambda: self.trainer.WatchJob(request), patience_s):
             yield message.event
             if message.event.WhichOneof("event") == "job" and message.event.job.state in ENDED:
                 return
@@ -237,7 +217,7 @@ class Client:
     def jobs(self, filter: str = "") -> Iterator[trainer_resources.Job]:
         """The tenant's jobs, newest first; `filter` is AIP-160 over state, concept, evaluates, creator, create_time."""
         request = trainer_pb2.ListJobsRequest(parent=str(self.tenant), filter=filter)
-        for page in _pages(self.trainer.ListJobs, request):
+        for page in pages(self.trainer.ListJobs, request):
             yield from page.jobs
 
     def retry_job(self, name: str) -> trainer_resources.Job:
@@ -332,14 +312,14 @@ class Client:
     def batches(self, *, filter: str = "") -> Iterator[generation_resources.Batch]:
         """The tenant's batches, newest first, without their prompts; `filter` as AIP-160 has it."""
         request = generation_pb2.ListBatchesRequest(parent=str(self.tenant), filter=filter)
-        for page in _pages(self.generation.ListBatches, request):
+        for page in pages(self.generation.ListBatches, request):
             yield from page.batches
 
     def watch_batch(self, name: str, *, patience_s: float = 60.0) -> Iterator[generation_resources.Batch]:
         """A batch again and again until it has ended. A server that is away for less than `patience_s` is waited
         for."""
         request = generation_pb2.WatchBatchRequest(name=name)
-        for message in _patient(lambda: self.generation.WatchBatch(request), patience_s):
+        for message in patient(lambda: self.generation.WatchBatch(request), patience_s):
             yield message.batch
             if message.batch.state in BATCH_ENDED:
                 return
@@ -364,13 +344,13 @@ class Client:
     def words(self) -> Iterator[registry_resources.Concept]:
         """All concepts of the tenant, in order of name."""
         request = registry_pb2.ListConceptsRequest(parent=str(self.tenant))
-        for page in _pages(self.registry.ListConcepts, request):
+        for page in pages(self.registry.ListConcepts, request):
             yield from page.concepts
 
     def versions(self, concept: str) -> Iterator[registry_resources.Version]:
         """All versions of a concept, newest first."""
         request = registry_pb2.ListVersionsRequest(parent=str(self.concept(concept)))
-        for page in _pages(self.registry.ListVersions, request):
+        for page in pages(self.registry.ListVersions, request):
             yield from page.versions
 
     def version(self, name: str) -> registry_resources.Version:
@@ -386,7 +366,7 @@ class Client:
     def evaluations(self, version: str) -> Iterator[registry_resources.Evaluation]:
         """All evaluations of a version, by its resource name, newest first."""
         request = registry_pb2.ListEvaluationsRequest(parent=version)
-        for page in _pages(self.registry.ListEvaluations, request):
+        for page in pages(self.registry.ListEvaluations, request):
             yield from page.evaluations
 
     def resolve(self, word: str) -> registry_resources.Version:
@@ -467,44 +447,15 @@ class Client:
     def alias_changes(self, concept: str, alias: str) -> Iterator[registry_resources.AliasChange]:
         """Where an alias has pointed, newest first."""
         request = registry_pb2.ListAliasChangesRequest(parent=str(self.alias(concept, alias)))
-        for page in _pages(self.registry.ListAliasChanges, request):
+        for page in pages(self.registry.ListAliasChanges, request):
             yield from page.changes
 
     def watch(self, *, resume_token: str = "", patience_s: float = 60.0) -> Iterator[registry_pb2.WatchEventsResponse]:
         """Everything that happens in the tenant from now on, or after `resume_token`: nothing missed, nothing twice."""
         request = registry_pb2.WatchEventsRequest(parent=str(self.tenant), resume_token=resume_token)
-        for message in _patient(lambda: self.registry.WatchEvents(request), patience_s):
+        for message in patient(lambda: self.registry.WatchEvents(request), patience_s):
             request.resume_token = message.resume_token
             yield message
-
-
-def _pages(call: Callable[[Any], Any], request: Any) -> Iterator[Any]:
-    """The pages of a List call, from the request's own on."""
-    while True:
-        with errors():
-            page = call(request)
-        yield page
-        if not page.next_page_token:
-            return
-        request.page_token = page.next_page_token
-
-
-def _patient(watch: Callable[[], Iterator[Any]], patience_s: float) -> Iterator[Any]:
-    """The messages of a watch, which is opened again when it ends and while its server is away for `patience_s`."""
-    away_since: float | None = None
-    while True:
-        try:
-            with errors():
-                for message in watch():
-                    away_since = None
-                    yield message
-        except PseudowordError as error:
-            if error.code is not grpc.StatusCode.UNAVAILABLE:
-                raise
-            away_since = away_since or time.monotonic()
-            if time.monotonic() - away_since > patience_s:
-                raise
-        time.sleep(0.5)
 
 
 def published(job: trainer_resources.Job) -> str:
@@ -515,17 +466,3 @@ def published(job: trainer_resources.Job) -> str:
     if job.state == _STATE.STATE_FAILED:
         raise PseudowordError.from_status(job.error)
     raise PseudowordError(code=grpc.StatusCode.CANCELLED, message=f"{job.name} was cancelled", reason="JOB_CANCELLED")
-
-
-def pictures(events: Iterable[generation_pb2.GenerateResponse]) -> list[Picture]:
-    """Puts a request's chunks together, in order of index."""
-    data: dict[int, bytearray] = {}
-    finished: dict[int, Picture] = {}
-    for event in events:
-        if event.WhichOneof("event") != "chunk":
-            continue
-        chunk = event.chunk
-        data.setdefault(chunk.index, bytearray()).extend(chunk.data)
-        if chunk.HasField("info"):
-            finished[chunk.index] = Picture(index=chunk.index, data=bytes(data.pop(chunk.index)), info=chunk.info)
-    return [finished[index] for index in sorted(finished)]

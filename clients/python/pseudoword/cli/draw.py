@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from pseudoword.cli.connection import Session, connected
 from pseudoword.cli.output import write_file
 from pseudoword.cli.settings import drawing
-from pseudoword.client import Picture, pictures
 from pseudoword.generation.v1 import generation_pb2, resources_pb2
+from pseudoword.picture import Picture, pictures
 from pseudoword.sheet import Tile, contact_sheet
 
 _FORMATS = {

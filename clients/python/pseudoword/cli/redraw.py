@@ -13,9 +13,9 @@ from PIL import Image, ImageChops, UnidentifiedImageError
 
 from pseudoword.cli.connection import Session, connected
 from pseudoword.cli.output import write_file
-from pseudoword.client import pictures
 from pseudoword.generation.v1 import resources_pb2
 from pseudoword.names import VersionName
+from pseudoword.picture import pictures
 
 _RECORD_KEY = "pseudoword"
 _WORD = re.compile(r"\\<|<([^<>]+)>")
