@@ -22,6 +22,7 @@ from trainer.server import Trainer
 from trainer.settings import TrainerSettings
 
 CHUNK_BYTES = 64 * 2**10
+ONE_AT_A_TIME = {"max_running": 1}
 REX = [path.read_bytes() for path in sorted((Path(__file__).parents[2] / "examples" / "rex").glob("*.png"))]
 Events = list[resources_pb2.JobEvent]
 
@@ -163,3 +164,8 @@ def states(events: Sequence[resources_pb2.JobEvent]) -> list[str]:
     """The states that a watch told, in order."""
     jobs = [event.job for event in events if event.WhichOneof("event") == "job"]
     return [resources_pb2.Job.State.Name(job.state).removeprefix("STATE_") for job in jobs]
+
+
+def refusal_of(job: resources_pb2.Job) -> str:
+    """The reason why a job failed."""
+    return PseudowordError.from_status(job.error).reason or ""

@@ -1,4 +1,4 @@
-"""Jobs over gRPC: created, watched, listed, cancelled, retried, and what is refused."""
+"""Words learned over gRPC, as people ask for them, and who may do what."""
 
 import asyncio
 import hashlib
@@ -11,7 +11,6 @@ import grpc
 import numpy as np
 import pytest
 from PIL import Image
-from pseudoword.errors import PseudowordError
 from pseudoword.registry.v1 import registry_pb2
 from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from pseudoword.trainer.v1 import resources_pb2, trainer_pb2
@@ -20,13 +19,18 @@ from pseudoword.trainer.v1.resources_pb2 import Example, Job, Recipe, Start
 from rpc.settings import SettingsError
 from storage.tensors import read_tensors
 from tests.conftest import Minio
-from tests.trainer.conftest import REX, Running, encoded, fields, refusal, settings_of, states
+from tests.trainer.conftest import (
+    REX,
+    Running,
+    encoded,
+    fields,
+    refusal,
+    refusal_of,
+    settings_of,
+    states,
+)
 from tests.trainer.conftest import Start as StartTrainer
 from trainer.server import Trainer
-
-ONE_AT_A_TIME = {"max_running": 1}
-ABSENT = f"tenants/default/pictures/{'0' * 64}"
-BAD_NAMES = ["rex", "tenants/default", "tenants/Default/jobs/j", "tenants/default/jobs/j\n"]
 
 
 async def test_pictures_in_and_a_version_out(trainer: Running, words: Any) -> None:
@@ -216,11 +220,6 @@ async def test_masks(trainer: Running, words: Any) -> None:
     assert (job.state, refusal_of(job)) == (Job.STATE_FAILED, "MASK_EMPTY")
 
 
-def refusal_of(job: Job) -> str:
-    """The reason why a job failed."""
-    return PseudowordError.from_status(job.error).reason or ""
-
-
 async def test_captions_are_what_is_learned_from(trainer: Running, words: Any) -> None:
     digests = []
     for caption in ("", "a photo of a {} on the grass"):
@@ -251,139 +250,6 @@ async def test_a_watcher_that_goes_away_ends_nothing(trainer: Running) -> None:
     await watch.read()
     watch.cancel()
     assert states(await trainer.watch(created.name))[-1] == "SUCCEEDED"
-
-
-async def test_a_request_repeated_is_the_same_job(trainer: Running) -> None:
-    request = await trainer.job()
-    first = await trainer.create(request, request_id="one")
-    again = await trainer.create(request, request_id="one")
-    assert again.name == first.name
-    await trainer.watch(first.name)
-    later = await trainer.create(request, request_id="one")
-    assert (later.name, later.state) == (first.name, Job.STATE_SUCCEEDED)
-    assert (await trainer.create(request)).name != first.name
-    request.seed = 5
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await trainer.create(request, request_id="one")
-    assert refusal(refused.value).reason == "REQUEST_ID_REUSED"
-
-
-async def test_validate_only_changes_nothing(trainer: Running) -> None:
-    job = await trainer.create(await trainer.job(), validate_only=True)
-    assert job.recipe.learning_rate > 0
-    answer = await trainer.stub.ListJobs(trainer_pb2.ListJobsRequest(parent="tenants/default"))
-    assert list(answer.jobs) == []
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await trainer.create(await trainer.job(seed=-1), validate_only=True)
-    assert fields(refused.value) == {"job.seed"}
-
-
-@pytest.mark.parametrize(
-    ("change", "field"),
-    [
-        ({"concept": "rex"}, "job.concept"),
-        ({"concept": "tenants/default/concepts/Rex"}, "job.concept"),
-        ({"concept": "tenants/default/concepts/r\x07"}, "job.concept"),
-        ({"concept": f"tenants/default/concepts/{'r' * 64}"}, "job.concept"),
-        ({"concept": "tenants/shop/concepts/rex"}, "job.concept"),
-        ({"concept": ""}, "job.concept"),
-        ({"examples": []}, "job.examples"),
-        ({"examples": [Example(picture=f"tenants/default/pictures/{'0' * 64}")]}, "job.examples[0].picture"),
-        ({"examples": [Example(picture=f"tenants/shop/pictures/{'0' * 64}")]}, "job.examples[0].picture"),
-        ({"examples": [Example(picture="rex.png")]}, "job.examples[0].picture"),
-        ({"vectors": 17}, "job.vectors"),
-        ({"vectors": -1}, "job.vectors"),
-        ({"seed": -1}, "job.seed"),
-        ({"priority": 10}, "job.priority"),
-        ({"priority": -10}, "job.priority"),
-        ({"kind": 77}, "job.kind"),
-        ({"start": Start(words="xylophone")}, "job.start.words"),
-        ({"start": Start(words="  ")}, "job.start.words"),
-        ({"start": Start(encoded_words="xylophone")}, "job.start.encoded_words"),
-        ({"start": Start(best_of_vocabulary=False)}, "job.start.best_of_vocabulary"),
-        ({"start": Start(version="rex@1")}, "job.start.version"),
-        ({"start": Start(version="tenants/shop/concepts/rex/versions/1")}, "job.start.version"),
-        ({"start": Start(version="tenants/default/concepts/nobody/versions/1")}, "job.start.version"),
-        ({"examples": [Example(picture=ABSENT, mask="rex.png")]}, "job.examples[0].mask"),
-        ({"start": Start(words="toy " * 100)}, "job.start.words"),
-        ({"recipe": Recipe(steps=0)}, "job.recipe.steps"),
-        ({"recipe": Recipe(steps=2**31 - 1)}, "job.recipe.steps"),
-        ({"description": "x" * 2001}, "job.description"),
-        ({"description": "a\x00b"}, "job.description"),
-        ({"labels": {"Team": "shop"}}, "job.labels['Team']"),
-        ({"labels": {"team": "x" * 64}}, "job.labels['team']"),
-    ],
-)
-async def test_what_is_wrong_with_a_job_is_named(trainer: Running, change: dict[str, Any], field: str) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await trainer.create(await trainer.job(**change))
-    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert fields(refused.value) == {field}
-
-
-@pytest.mark.parametrize(
-    "caption",
-    ["a photo", "a {} and a {}", "a {} with <bo>", "a {} " + "on the beach " * 12, "a {}\x07", "{}" + "x" * 500],
-)
-async def test_captions_that_cannot_be_learned_from(trainer: Running, caption: str) -> None:
-    request = await trainer.job()
-    request.examples[1].caption = caption
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await trainer.create(request)
-    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert fields(refused.value) == {"job.examples[1].caption"}
-
-
-async def test_everything_that_is_wrong_is_told_at_once(trainer: Running) -> None:
-    request = await trainer.job(vectors=99, seed=-1, recipe=Recipe(rows=0), priority=50)
-    request.examples[0].caption = "rex"
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await trainer.create(request, request_id="x" * 65)
-    assert fields(refused.value) == {
-        "job.vectors",
-        "job.seed",
-        "job.recipe.rows",
-        "job.priority",
-        "job.examples[0].caption",
-        "request_id",
-    }
-
-
-async def test_more_than_32_pictures(trainer: Running) -> None:
-    picture = Example(picture=(await trainer.upload(REX[0])).name)
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await trainer.create(await trainer.job(pictures=0, examples=[picture] * 33))
-    assert fields(refused.value) == {"job.examples"}
-    job = await trainer.create(await trainer.job(pictures=0, examples=[picture] * 32, steps=1))
-    assert states(await trainer.watch(job.name))[-1] == "SUCCEEDED"
-
-
-async def test_lists_are_filtered(start: StartTrainer) -> None:
-    trainer = await start(engine=ONE_AT_A_TIME)
-    running = await trainer.create(await trainer.job("one", steps=10_000))
-    waiting = await trainer.create(await trainer.job("two"))
-    gone = await trainer.create(await trainer.job("two"))
-    await trainer.reaches(running.name, Job.STATE_RUNNING)
-    await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=gone.name))
-
-    async def found(filter: str) -> list[str]:
-        request = trainer_pb2.ListJobsRequest(parent="tenants/default", filter=filter)
-        return [job.name for job in (await trainer.stub.ListJobs(request)).jobs]
-
-    assert await found("state = RUNNING") == [running.name]
-    assert await found("concept:two AND NOT state = CANCELLED") == [waiting.name]
-    assert await found('concept = "tenants/default/concepts/two"') == [gone.name, waiting.name]
-    assert await found("creator = anonymous AND create_time > 2026-01-01T00:00:00Z") == [
-        gone.name,
-        waiting.name,
-        running.name,
-    ]
-    assert await found("create_time > 2999-01-01T00:00:00Z") == []
-    for wrong in ("state = ASLEEP", "colour = red", "state =", "(" * 99):
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await found(wrong)
-        assert fields(refused.value) == {"filter"}
-    await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=running.name))
 
 
 async def test_previews_of_how_far_a_word_is(trainer: Running) -> None:
@@ -430,244 +296,11 @@ async def test_long_jobs_of_one_tenant_do_not_keep_another_waiting(start: StartT
         await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=job.name))
 
 
-async def test_there_is_room_for_so_many_jobs(start: StartTrainer) -> None:
-    trainer = await start(engine=ONE_AT_A_TIME, queue={"max_unfinished_per_tenant": 2})
-    jobs = [await trainer.create(await trainer.job(steps=10_000)) for _ in range(2)]
-    request = await trainer.job()
-    for only in (False, True):
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await trainer.create(request, validate_only=only)
-        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        error = refusal(refused.value)
-        assert (error.reason, error.metadata) == ("TENANT_JOBS", {"unfinished": "2", "limit": "2"})
-        assert error.retry_after is not None
-    await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=jobs[1].name))
-    await trainer.create(request)
-    trainer = await start(engine=ONE_AT_A_TIME, queue={"max_unfinished": 2})
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await trainer.create(request)
-    assert refusal(refused.value).reason == "QUEUE_FULL"
-    listed = await trainer.stub.ListJobs(trainer_pb2.ListJobsRequest(parent="tenants/default"))
-    for job in listed.jobs:
-        if job.state in (Job.STATE_QUEUED, Job.STATE_RUNNING):
-            await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=job.name))
-
-
-async def test_a_registry_that_is_broken_fails_the_job_after_some_attempts(start: StartTrainer, words: Any) -> None:
-    calls = 0
-
-    async def broken(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        nonlocal calls
-        calls += 1
-        await context.abort(grpc.StatusCode.INTERNAL, "the catalogue is upside down")
-
-    server = grpc.aio.server()
-    handler: Any = grpc.unary_unary_rpc_method_handler(broken)
-    service = "pseudoword.registry.v1.RegistryService"
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"PublishVersion": handler}),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    trainer = await start(registry=f"127.0.0.1:{port}", publish_tries=3)
-    job = (await trainer.watch((await trainer.create(await trainer.job("broken"))).name))[-1].job
-    await server.stop(None)
-    assert (job.state, refusal_of(job), calls) == (Job.STATE_FAILED, "PUBLISH_FAILED", 3)
-    assert "3 attempts" in job.error.message
-    trainer = await start()
-    await trainer.stub.RetryJob(trainer_pb2.RetryJobRequest(name=job.name))
-    assert states(await trainer.watch(job.name))[-1] == "SUCCEEDED"
-
-
-@pytest.mark.parametrize("name", BAD_NAMES)
-async def test_names_are_checked(trainer: Running, name: str) -> None:
-    for rpc, request in (
-        ("GetJob", trainer_pb2.GetJobRequest),
-        ("CancelJob", trainer_pb2.CancelJobRequest),
-        ("RetryJob", trainer_pb2.RetryJobRequest),
-        ("GetPicture", trainer_pb2.GetPictureRequest),
-        ("DeletePicture", trainer_pb2.DeletePictureRequest),
-    ):
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await getattr(trainer.stub, rpc)(request(name=name))
-        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert fields(refused.value) == {"name"}
-
-
-async def test_jobs_that_are_not_there(trainer: Running) -> None:
-    name = "tenants/default/jobs/nobody"
-    for call in (
-        trainer.get(name),
-        trainer.watch(name),
-        trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=name)),
-        trainer.stub.RetryJob(trainer_pb2.RetryJobRequest(name=name)),
-    ):
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await call
-        assert (refused.value.code(), refusal(refused.value).reason) == (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND")
-
-
-async def test_cancel_while_it_runs_and_while_it_waits(start: StartTrainer, words: Any) -> None:
-    trainer = await start(engine=ONE_AT_A_TIME)
-    request = await trainer.job("stopped", steps=10_000)
-    running, waiting = await trainer.create(request), await trainer.create(request)
-    await trainer.reaches(running.name, Job.STATE_RUNNING, step=1)
-
-    cancelled = await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=waiting.name))
-    assert (cancelled.state, cancelled.attempt) == (Job.STATE_CANCELLED, 0)
-    cancelled = await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=running.name, request_id="once"))
-    assert cancelled.state == Job.STATE_CANCELLED
-    again = await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=running.name, request_id="once"))
-    assert again.state == Job.STATE_CANCELLED
-
-    # The device is free for the next one, long before 10,000 steps are made.
-    after = await trainer.create(await trainer.job("stopped"))
-    assert states(await trainer.watch(after.name))[-1] == "SUCCEEDED"
-    listed = await words.ListVersions(registry_pb2.ListVersionsRequest(parent="tenants/default/concepts/stopped"))
-    assert len(listed.versions) == 1
-    for name in (running.name, waiting.name, after.name):
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=name))
-        assert (refused.value.code(), refusal(refused.value).reason) == (
-            grpc.StatusCode.FAILED_PRECONDITION,
-            "JOB_STATE",
-        )
-
-
-async def test_a_job_that_was_cancelled_can_be_retried_at_once(trainer: Running) -> None:
-    created = await trainer.create(await trainer.job("stopped", steps=30))
-    await trainer.reaches(created.name, Job.STATE_RUNNING, step=1)
-    await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=created.name))
-    queued = await trainer.stub.RetryJob(trainer_pb2.RetryJobRequest(name=created.name))
-    assert (queued.state, queued.HasField("end_time")) == (Job.STATE_QUEUED, False)
-    done = (await trainer.watch(created.name))[-1].job
-    assert (done.state, done.attempt, done.progress.step) == (Job.STATE_SUCCEEDED, 2, 30)
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await trainer.stub.RetryJob(trainer_pb2.RetryJobRequest(name=created.name))
-    assert refusal(refused.value).reason == "JOB_STATE"
-
-
-async def test_etags_guard_a_cancel(trainer: Running) -> None:
-    created = await trainer.create(await trainer.job(steps=10_000))
-    await trainer.reaches(created.name, Job.STATE_RUNNING)
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=created.name, etag=created.etag))
-    assert (refused.value.code(), refusal(refused.value).reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
-    etag = (await trainer.get(created.name)).etag
-    await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=created.name, etag=etag))
-
-
-async def test_a_job_that_fails_says_why_and_can_be_retried(start: StartTrainer, tmp_path: Path) -> None:
-    trainer = await start(engine=ONE_AT_A_TIME)
-    # Bytes that rot in the store: the blob's digest tells.
-    blocker = await trainer.create(await trainer.job(steps=10_000))
-    await trainer.reaches(blocker.name, Job.STATE_RUNNING, step=1)
-    created = await trainer.create(await trainer.job("retried"))
-    damaged = [path for path in (tmp_path / "jobs" / "t").rglob("*") if path.is_file() and path.read_bytes() == REX[0]]
-    assert len(damaged) == 1
-    damaged[0].write_bytes(b"rot")
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await trainer.stub.RetryJob(trainer_pb2.RetryJobRequest(name=created.name))
-    assert refusal(refused.value).reason == "JOB_STATE"
-    await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=blocker.name))
-
-    failed = (await trainer.watch(created.name))[-1].job
-    assert failed.state == Job.STATE_FAILED
-    assert failed.error.code == grpc.StatusCode.DATA_LOSS.value[0]
-    assert "digest" in failed.error.message
-
-    damaged[0].write_bytes(REX[0])
-    queued = await trainer.stub.RetryJob(trainer_pb2.RetryJobRequest(name=created.name))
-    assert queued.state == Job.STATE_QUEUED
-    assert not queued.HasField("error")
-    done = (await trainer.watch(created.name))[-1].job
-    assert (done.state, done.attempt) == (Job.STATE_SUCCEEDED, 2)
-
-
-async def test_what_the_registry_refuses_fails_the_job(trainer: Running, words: Any) -> None:
-    name = "tenants/default/concepts/gone"
-    await words.CreateConcept(
-        registry_pb2.CreateConceptRequest(
-            parent="tenants/default", concept_id="gone", concept=registry_resources.Concept()
-        )
-    )
-    await words.DeleteConcept(registry_pb2.DeleteConceptRequest(name=name))
-    job = (await trainer.watch((await trainer.create(await trainer.job("gone"))).name))[-1].job
-    assert job.state == Job.STATE_FAILED
-    assert job.error.code == grpc.StatusCode.FAILED_PRECONDITION.value[0]
-
-
-async def test_publishing_waits_for_a_registry_that_is_away_and_holds_nothing_up(
-    start: StartTrainer, registry: Any
-) -> None:
-    trainer = await start(registry="127.0.0.1:1")
-    first = await trainer.create(await trainer.job("patient"))
-    second = await trainer.create(await trainer.job("patient", seed=1))
-    for job in (first, second):
-        await trainer.reaches(job.name, Job.STATE_PUBLISHING)
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=first.name))
-    assert refusal(refused.value).reason == "JOB_STATE"
-
-    trainer = await start()
-    jobs = [(await trainer.watch(job.name))[-1].job for job in (first, second)]
-    assert [job.state for job in jobs] == [Job.STATE_SUCCEEDED] * 2
-    assert {job.version for job in jobs} == {f"tenants/default/concepts/patient/versions/{n}" for n in (1, 2)}
-    assert [job.attempt for job in jobs] == [1, 1]
-
-
-async def test_a_server_told_to_stop_hands_its_job_back(start: StartTrainer) -> None:
-    trainer = await start()
-    created = await trainer.create(await trainer.job(steps=10_000))
-    await trainer.reaches(created.name, Job.STATE_RUNNING, step=1)
-    trainer = await start()
-    await trainer.reaches(created.name, Job.STATE_RUNNING, step=1)
-    assert (await trainer.get(created.name)).attempt == 1  # the one handed back does not count
-
-
-async def test_watches_end_when_the_server_stops(start: StartTrainer) -> None:
-    trainer = await start(registry="127.0.0.1:1")
-    created = await trainer.create(await trainer.job())
-    await trainer.reaches(created.name, Job.STATE_PUBLISHING)
-    watch = asyncio.create_task(trainer.watch(created.name))
-    await asyncio.sleep(0.1)
-    await trainer.trainer.server.stop(grace_s=10)
-    with pytest.raises(grpc.aio.AioRpcError) as stopped:
-        await watch
-    assert (stopped.value.code(), refusal(stopped.value).reason) == (grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING")
-
-
 async def test_a_second_trainer_on_a_store_is_refused(start: StartTrainer, tmp_path: Path, model: Any) -> None:
     await start()
     with pytest.raises(SettingsError, match="another process uses"):
         async with Trainer(settings_of(tmp_path, "127.0.0.1:1"), model):
             pass
-
-
-async def test_pages_of_jobs(trainer: Running) -> None:
-    blocker = await trainer.create(await trainer.job(steps=10_000))
-    made = [blocker.name] + [(await trainer.create(await trainer.job(seed=seed))).name for seed in range(4)]
-    seen: list[str] = []
-    request = trainer_pb2.ListJobsRequest(parent="tenants/default", page_size=2)
-    while True:
-        page = await trainer.stub.ListJobs(request)
-        assert len(page.jobs) <= 2
-        assert page.revision
-        seen += [job.name for job in page.jobs]
-        if not page.next_page_token:
-            break
-        request.page_token = page.next_page_token
-        await trainer.create(await trainer.job(seed=9))  # newer than where the list is: not in it
-    assert seen == made[::-1]
-    other = await trainer.stub.ListJobs(trainer_pb2.ListJobsRequest(parent="tenants/shop"))
-    assert list(other.jobs) == []
-    request.parent = "tenants/shop"
-    for wrong in (request, trainer_pb2.ListJobsRequest(parent="tenants/default", page_token="rex")):  # noqa: S106
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await trainer.stub.ListJobs(wrong)
-        assert refusal(refused.value).reason == "PAGE_TOKEN_INVALID"
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await trainer.stub.ListJobs(trainer_pb2.ListJobsRequest(parent="tenants/default", page_size=-1))
-    assert fields(refused.value) == {"page_size"}
-    await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=blocker.name))
 
 
 async def test_what_is_offered(trainer: Running) -> None:
