@@ -118,7 +118,8 @@ def start(work: Work) -> None:
 
 def classifier(work: Work) -> None:
     """Trains the judge that never reads a caption."""
-    plan = Plan(seed=work.seed, steps=work.steps(3000), batch=128, rate=2e-3, warmup=50, averaging=0.99)
+    steps = work.steps(3000 if work.committed else 10_000)
+    plan = Plan(seed=work.seed, steps=steps, batch=128, rate=2e-3, warmup=50, averaging=0.99)
     torch.manual_seed(1)
     kept = _committed(work, "classifier")
     judge = (Classifier() if kept is None else Classifier.load(kept).train().requires_grad_(True)).to(work.device)
@@ -136,8 +137,8 @@ def clip(work: Work) -> None:
     """Trains the miniature CLIP, with a text encoder of its own."""
     tokenizer = layout.load_tokenizer(work.model)
     # At 1e-3 a CLIP that is gone on from first forgets.
-    rate = 4e-4 if work.committed else 1e-3
-    plan = Plan(seed=work.seed, steps=work.steps(6000), batch=64, rate=rate, warmup=200, averaging=0.997)
+    steps, rate = (4000, 4e-4) if work.committed else (15_000, 1e-3)
+    plan = Plan(seed=work.seed, steps=work.steps(steps), batch=64, rate=rate, warmup=200, averaging=0.997)
     torch.manual_seed(2)
     kept = _committed(work, "clip")
     judge = (new_clip(tokenizer) if kept is None else CLIPModel.from_pretrained(kept, dtype=torch.float32)).to(
