@@ -124,7 +124,7 @@ _STAGES = ("drawings", "tokenizer", "vae", "classifier", "clip", "diffusion", "s
 @click.option(
     "--latent-channels",
     type=click.IntRange(min=1),
-    help="Of VAE and UNet that are made anew; absent: as the bundled ones have, 4. Eight hold small patterns.",
+    help="Of VAE and UNet that are made anew; absent: as the bundled ones have, 4.",
 )
 @click.option("--device", help="As torch names it, such as cuda:1; absent: the best that is there.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the processor; absent: torch decides.")
