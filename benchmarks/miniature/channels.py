@@ -10,15 +10,15 @@ table and writes docs/miniature/channels.json.
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image
 
-from benchmarks.miniature.drawings import decoded, held_out, vae_errors
+from benchmarks.miniature.drawings import decoded, held_out, pictures, vae_errors
+from benchmarks.miniature.scores import answered
 from diffusion.checkpoint import BUNDLED
 from diffusion.fitting import Plan, train
 from miniature.judges.attributes import ATTRIBUTES, targets
@@ -45,14 +45,10 @@ class Photos:
 
     def patterns(self, vae: AutoencoderKL | None) -> dict[str, float]:
         """In how many each pattern is found, after `vae` or as they were painted."""
-        images: Sequence[Image.Image] = self._images
-        if vae is not None:
-            images = [Image.fromarray((picture * 255).astype(np.uint8)) for picture in decoded(vae, images)]
-        parts = [list(images[start : start + 100]) for start in range(0, len(images), 100)]
-        found = torch.cat([self._classifier.judge(part)["pattern"] for part in parts]).argmax(dim=1).numpy()
+        images = self._images if vae is None else pictures(decoded(vae, self._images))
+        right = answered(self._classifier, images)["pattern"] == self._answers
         names = ATTRIBUTES["pattern"].answers
-        of_each = {name: self._answers == place for place, name in enumerate(names)}
-        return {name: float((found == self._answers)[where].mean()) for name, where in of_each.items()}
+        return {name: float(right[self._answers == place].mean()) for place, name in enumerate(names)}
 
 
 def run(channels: int, work: Work, folder: Path, steps: int) -> AutoencoderKL:

@@ -62,6 +62,11 @@ def decoded(vae: AutoencoderKL, images: Sequence[Image.Image]) -> npt.NDArray[np
     return values
 
 
+def pictures(values: npt.NDArray[np.float32]) -> list[Image.Image]:
+    """Of values [images, height, width, 3] of 0 to 1."""
+    return [Image.fromarray((picture * 255).astype(np.uint8)) for picture in values]
+
+
 def _values(images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
     return np.stack([np.asarray(image, np.float32) / 255 for image in images])
 
@@ -73,8 +78,8 @@ def vae_errors(vae: AutoencoderKL, count: int) -> tuple[VaeErrors, list[Sequence
     """
     drawings, images = held_out(count)
     photos = [place for place, drawing in enumerate(drawings) if drawing.style.name == "photo"]
-    true = _values([images[place] for place in photos])
-    again = decoded(vae, [images[place] for place in photos])
+    painted = [images[place] for place in photos]
+    true, again = _values(painted), decoded(vae, painted)
     colours = []
     for place, before, after in zip(photos, true, again, strict=True):
         toy = drawings[place].toy
@@ -85,7 +90,7 @@ def vae_errors(vae: AutoencoderKL, count: int) -> tuple[VaeErrors, list[Sequence
             colours.append(np.abs(before[near].mean(axis=0) - after[near].mean(axis=0)))
     errors = np.array(colours).mean(axis=0)
     rows = [
-        [Tile(image=Image.fromarray((picture * 255).astype(np.uint8)), caption=caption) for picture in stack[:8]]
+        [Tile(image=image, caption=caption) for image in pictures(stack[:8])]
         for stack, caption in ((true, "drawn"), (again, "through the VAE"))
     ]
     return (

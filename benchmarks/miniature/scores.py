@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -18,21 +19,24 @@ class PictureJudge(Protocol):
         """Probabilities [images, answers] of each attribute."""
 
 
+def answered(judge: PictureJudge, images: Sequence[Image.Image]) -> dict[str, npt.NDArray[np.int64]]:
+    """For each attribute the place of the likeliest answer in each picture [images]."""
+    parts = [judge.judge(list(images[start : start + 100])) for start in range(0, len(images), 100)]
+    return {name: torch.cat([part[name] for part in parts]).argmax(dim=1).numpy() for name in ATTRIBUTES}
+
+
 def by_answer(judge: PictureJudge, images: Sequence[Image.Image], drawings: Sequence[Drawing]) -> dict[str, float]:
     """For each attribute the share of right answers, averaged over answers, where one can be seen.
 
     Drawings with several different answers are left out.
     """
-    found: dict[str, torch.Tensor] = {}
-    parts = [judge.judge(list(images[start : start + 100])) for start in range(0, len(images), 100)]
-    for name in ATTRIBUTES:
-        found[name] = torch.cat([part[name] for part in parts]).argmax(dim=1)
+    found = answered(judge, images)
     scores = {}
     for name, attribute in ATTRIBUTES.items():
         shares, seen = targets(list(drawings), attribute)
         sure = seen & (shares.max(axis=1) > 0.9)
         truth = shares.argmax(axis=1)
-        right = found[name].numpy() == truth
+        right = found[name] == truth
         each = [right[sure & (truth == answer)].mean() for answer in np.unique(truth[sure])]
         scores[name] = float(np.mean(each)) if each else float("nan")
     return scores
