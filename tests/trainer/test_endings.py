@@ -11,14 +11,7 @@ from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from pseudoword.trainer.v1 import trainer_pb2
 from pseudoword.trainer.v1.resources_pb2 import Job
 
-from tests.trainer.conftest import (
-    ONE_AT_A_TIME,
-    REX,
-    Running,
-    refusal,
-    refusal_of,
-    states,
-)
+from tests.trainer.conftest import ONE_AT_A_TIME, REX, Running, refusal, refusal_of, states
 from tests.trainer.conftest import Start as StartTrainer
 
 

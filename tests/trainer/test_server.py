@@ -19,16 +19,7 @@ from pseudoword.trainer.v1.resources_pb2 import Example, Job, Recipe, Start
 from rpc.settings import SettingsError
 from storage.tensors import read_tensors
 from tests.conftest import Minio
-from tests.trainer.conftest import (
-    REX,
-    Running,
-    encoded,
-    fields,
-    refusal,
-    refusal_of,
-    settings_of,
-    states,
-)
+from tests.trainer.conftest import REX, Running, encoded, fields, refusal, refusal_of, settings_of, states
 from tests.trainer.conftest import Start as StartTrainer
 from trainer.server import Trainer
 
