@@ -14,8 +14,8 @@ from pseudoword.trainer.v1.resources_pb2 import JobEvent
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from standalone.plots import loss_curve
 from standalone.servers import Servers
+from trainer.plots import loss_curve
 
 WORD = "rex"
 SENTENCES = {

@@ -17,7 +17,7 @@ from storage.address import open_store
 from storage.book import Book
 from storage.errors import StorageError
 from storage.objects import ObjectStore
-from trainer.book import TrainerBook
+from trainer.jobs.state_machine import TrainerBook
 
 HELP = (
     "STORE is a folder, file:///folder or s3://bucket[/prefix]; the S3 settings are those of the servers, from "

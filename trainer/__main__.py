@@ -5,7 +5,7 @@ import sys
 
 from rpc.logs import configure
 from rpc.server import run
-from trainer.server import Trainer
+from trainer.app import Trainer
 from trainer.settings import TrainerSettings
 
 

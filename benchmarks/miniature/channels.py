@@ -20,13 +20,13 @@ from diffusers import AutoencoderKL
 from benchmarks.miniature.drawings import decoded, held_out, pictures, vae_errors
 from benchmarks.miniature.scores import answered
 from diffusion.checkpoint import BUNDLED
-from diffusion.fitting import Plan, train
 from miniature.judges.attributes import ATTRIBUTES, targets
 from miniature.judges.classifier import Classifier
 from miniature.training import layout, stages
 from miniature.training.judging import Batches
 from miniature.training.vae import VaeLoss, trainable
 from miniature.training.work import Work, pick_device
+from trainer.learned.fitting import Plan, train
 
 _COMMITTED = "the bundled one, of 4"
 _PAINTED = "as painted"

@@ -21,13 +21,13 @@ from PIL import Image
 
 from benchmarks.miniature.prompts import GUIDANCE, prompts, recognised
 from diffusion.checkpoint import BaseModel
-from diffusion.fitting import Plan, train
 from miniature.judges.classifier import Classifier
 from miniature.training import layout, stages
 from miniature.training.diffusion import DiffusionLoss, Mixture, latents_of, trainable
 from miniature.training.drawings import HELD_OUT, Drawings
 from miniature.training.vectors import Vectors
 from miniature.training.work import Work, pick_device
+from trainer.learned.fitting import Plan, train
 
 _COMMITTED = Path(__file__).parents[2] / "miniature"
 _BATCH, _RATE = 64, 5e-4

@@ -14,10 +14,10 @@ import torch
 
 from benchmarks.training.measure import make_case, say, task_of, tick
 from diffusion.checkpoint import BaseModel
-from trainer.engine import Engine
-from trainer.recipe import recipes
-from trainer.run import Run
-from trainer.starts import Words
+from trainer.training.initializers import Words
+from trainer.training.recipe import recipes
+from trainer.training.run import Run
+from trainer.worker.engine import Engine
 
 ROWS = (4, 8, 16)
 TICKS = 15

@@ -26,13 +26,13 @@ from benchmarks.training.measure import make_case, say, task_of
 from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
 from diffusion.prompt import parse
-from trainer.checkpoint import read_checkpoint, write_checkpoint
-from trainer.engine import Engine
-from trainer.pace import Pace
-from trainer.recipe import recipes
-from trainer.run import Run, Task
-from trainer.starts import Words
-from trainer.turns import Entry, Turns
+from trainer.training.initializers import Words
+from trainer.training.recipe import recipes
+from trainer.training.run import Run, Task
+from trainer.worker.checkpoint_codec import read_checkpoint, write_checkpoint
+from trainer.worker.drr import Entry, Turns
+from trainer.worker.engine import Engine
+from trainer.worker.tick_size import Pace
 
 SIZES = (1, 2, 4, 8, 16, 32)
 CONCEPTS = (1, 2, 4, 8, 16)

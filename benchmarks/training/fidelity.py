@@ -39,8 +39,8 @@ from benchmarks.training.measure import (
 from diffusion.checkpoint import BaseModel
 from miniature.judges.classifier import Classifier
 from miniature.judges.clip import Judge
-from trainer.recipe import Recipe, Schedule, recipes
-from trainer.starts import LearnedStart, Start, Words
+from trainer.training.initializers import LearnedStart, Start, Words
+from trainer.training.recipe import Recipe, Schedule, recipes
 
 SCRIPT_STEPS = (25, 50, 100, 200, 400, 800, 1500, 3000)
 _SCRIPT_RATE = 2e-3  # 5e-4 with --scale_lr, times four accumulated rows

@@ -22,12 +22,12 @@ from miniature.judges.classifier import Classifier
 from miniature.paint import paint
 from miniature.style import Style
 from miniature.world import COLOURS, SCENES, Drawing, Toy, random_colour, random_drawing, random_toy
-from trainer.engine import Engine
-from trainer.learned.network import beside, load
-from trainer.recipe import Recipe
-from trainer.run import Run, Task
-from trainer.starts import Start
-from trainer.templates import TEMPLATES
+from trainer.training.initializers import Start
+from trainer.training.recipe import Recipe
+from trainer.training.run import Run, Task
+from trainer.training.start_network import beside, load
+from trainer.training.templates import TEMPLATES
+from trainer.worker.engine import Engine
 
 WORD = WordRef(None, "toy")
 SENTENCES = (

@@ -22,10 +22,10 @@ from benchmarks.miniature.words import toys
 from benchmarks.training.measure import Measure, engine_of, interval, make_case, recognised, say, task_of, train
 from diffusion.checkpoint import BaseModel
 from miniature.judges.classifier import Classifier
-from trainer.draws import Draw
-from trainer.recipe import Recipe, Schedule, recipes
-from trainer.run import Run
-from trainer.starts import LearnedStart, Start, Words
+from trainer.training.initializers import LearnedStart, Start, Words
+from trainer.training.recipe import Recipe, Schedule, recipes
+from trainer.training.run import Run
+from trainer.training.samples import Draw
 
 _USUAL = recipes("miniature")["object"]
 _WORD = Words(words="toy")

@@ -20,10 +20,10 @@ import torch
 from benchmarks.miniature.words import styles, toys
 from benchmarks.training.measure import Case, Measure, engine_of, make_case, say, style_case, task_of, train
 from diffusion.checkpoint import BaseModel
-from trainer.engine import Engine
-from trainer.recipe import recipes
-from trainer.starts import BestWord, Given, LearnedStart, Start, Words
-from trainer.templates import STARTS
+from trainer.training.initializers import BestWord, Given, LearnedStart, Start, Words
+from trainer.training.recipe import recipes
+from trainer.training.templates import STARTS
+from trainer.worker.engine import Engine
 
 
 def starts(engine: Engine, kind: str) -> Mapping[str, Start]:

@@ -21,12 +21,12 @@ import torch
 
 from benchmarks.training.measure import Case, Measure, make_case, say, task_of, tick, train
 from diffusion.checkpoint import BaseModel
-from trainer.engine import Engine
-from trainer.recipe import Schedule, recipes
-from trainer.run import Run
-from trainer.schedule import cooling_steps
-from trainer.starts import Words
-from trainer.stopping import LEAST_STEPS, StopRule
+from trainer.training.initializers import Words
+from trainer.training.recipe import Schedule, recipes
+from trainer.training.run import Run
+from trainer.training.schedule import cooling_steps
+from trainer.training.stopping import LEAST_STEPS, StopRule
+from trainer.worker.engine import Engine
 
 HELD = replace(recipes("miniature")["object"], steps=100, schedule=Schedule.HOLD_THEN_COOL, early_stopping=True)
 STEPS = HELD.steps - cooling_steps(HELD)  # that are held where no rule fires

@@ -30,13 +30,13 @@ from miniature.judges.classifier import Classifier
 from miniature.judges.clip import Judge
 from miniature.paint import paint
 from miniature.training.drawings import HELD_OUT, Drawings
-from trainer.draws import draw
-from trainer.engine import Engine
-from trainer.latents import encode_pictures
-from trainer.losses import Part, RowLosses
-from trainer.recipe import recipes
-from trainer.starts import LearnedStart
-from trainer.templates import OBJECT
+from trainer.training.initializers import LearnedStart
+from trainer.training.latents import encode_pictures
+from trainer.training.losses import Part, RowLosses
+from trainer.training.recipe import recipes
+from trainer.training.samples import draw
+from trainer.training.templates import OBJECT
+from trainer.worker.engine import Engine
 
 _RECIPE = recipes("miniature")["object"]
 _FINE_TUNING_RATE = 1e-4  # of AdamW, for all weights of text encoder and UNet

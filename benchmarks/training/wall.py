@@ -32,7 +32,7 @@ from benchmarks.servers import learning
 from benchmarks.training.measure import Case, Measure, make_case, say
 from diffusion.checkpoint import BUNDLED, BaseModel
 from storage.tensors import read_tensors
-from trainer.engine import Engine
+from trainer.worker.engine import Engine
 
 _SAVED_EVERY = 25
 PUBLISHED = 3_000  # steps that the script's README asks for

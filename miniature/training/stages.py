@@ -11,7 +11,6 @@ from rich.progress import Progress
 from transformers import CLIPModel, CLIPTextModel
 
 from diffusion.checkpoint import BaseModel
-from diffusion.fitting import Plan, train
 from miniature.judges.classifier import Classifier
 from miniature.judges.clip import new_clip, new_processor
 from miniature.training import layout
@@ -23,7 +22,8 @@ from miniature.training.vae import VaeLoss, settle
 from miniature.training.vae import trainable as trainable_vae
 from miniature.training.vectors import Vectors
 from miniature.training.work import Work
-from trainer.learned import network as learned_start
+from trainer.learned.fitting import Plan, train
+from trainer.training import start_network as learned_start
 
 _LATENTS = "latents.pt"
 _CAPTIONED = 6000  # drawings whose captions the tokenizer is learned from

@@ -8,7 +8,7 @@ from diffusion.checkpoint import BaseModel
 from miniature.training.drawings import Drawings
 from miniature.training.vectors import Vectors
 from trainer.learned.fit import SHAKE
-from trainer.learned.network import KINDS, StartNetwork, unit_of
+from trainer.training.start_network import KINDS, StartNetwork, unit_of
 
 
 class StartLoss:

@@ -13,7 +13,6 @@ from torch import nn
 from transformers import CLIPTextModel
 
 from diffusion.checkpoint import BUNDLED, BaseModel
-from diffusion.fitting import Plan, train
 from miniature.__main__ import main
 from miniature.captions import caption
 from miniature.judges.attributes import ATTRIBUTES, targets
@@ -28,7 +27,8 @@ from miniature.training.tokenizer import train_tokenizer
 from miniature.training.vectors import Vectors
 from miniature.world import Drawing, Pattern, random_colour, random_drawing, random_toy
 from tests.miniature.worlds import drawings
-from trainer.learned.network import FOLDER, KINDS, load
+from trainer.learned.fitting import Plan, train
+from trainer.training.start_network import FOLDER, KINDS, load
 
 
 class Killed(Exception):
@@ -61,7 +61,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path: Path, monkeypa
     plan = Plan(steps=30, batch=16, rate=0.2, warmup=3, averaging=0.6)
     whole = untrained()
     train("whole", whole, plan, Regression(whole), tmp_path / "whole")
-    monkeypatch.setattr("diffusion.fitting._SAVE_EVERY_S", 0)  # after each step
+    monkeypatch.setattr("trainer.learned.fitting._SAVE_EVERY_S", 0)  # after each step
     for until in (8, 5, None):
         broken = untrained()
         try:

@@ -20,7 +20,7 @@ from tests.conftest import Place
 from tests.registry.asking import REX, SHOP, pointing, publish, publishing, version
 from tests.registry.commands import garbage, run
 from tests.registry.conftest import Running, Start
-from trainer.book import AddPicture, DeletePicture, TrainerBook
+from trainer.jobs.state_machine import AddPicture, DeletePicture, TrainerBook
 
 PRODUCTION = f"{REX}/aliases/production"
 GONE = f"{SHOP}/concepts/gone"

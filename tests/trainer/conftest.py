@@ -18,7 +18,7 @@ from pseudoword.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
 
 from diffusion.checkpoint import BaseModel
 from tests.processes import Process
-from trainer.server import Trainer
+from trainer.app import Trainer
 from trainer.settings import TrainerSettings
 
 CHUNK_BYTES = 64 * 2**10

@@ -9,9 +9,9 @@ from safetensors.numpy import save
 
 from diffusion.checkpoint import BaseModel
 from tests.trainer.test_engine import RECIPE, task
-from trainer.checkpoint import CheckpointInvalid, read_checkpoint, write_checkpoint
-from trainer.engine import Engine
-from trainer.run import Run
+from trainer.training.run import Run
+from trainer.worker.checkpoint_codec import CheckpointInvalid, read_checkpoint, write_checkpoint
+from trainer.worker.engine import Engine
 
 TASK = task(recipe=replace(RECIPE, steps=4, rows=2, weight_decay=0.1, start_weight=0.5), vectors=2)
 

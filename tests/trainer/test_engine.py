@@ -14,15 +14,15 @@ from diffusion.checkpoint import BaseModel
 from diffusion.errors import PromptTooLong
 from rpc.errors import FailedPrecondition, InvalidArgument
 from tests.trainer.conftest import REX
-from trainer import stopping
-from trainer.checkpoint import read_checkpoint, write_checkpoint
-from trainer.engine import Engine, Stopped
-from trainer.recipe import Schedule, recipes
-from trainer.record import MAX_POINTS, curve
-from trainer.run import Learned, Step, Task
-from trainer.schedule import cooling_steps
-from trainer.starts import BestWord, Given, Start, Words
-from trainer.stopping import LEAST_STEPS
+from trainer.training import stopping
+from trainer.training.initializers import BestWord, Given, Start, Words
+from trainer.training.recipe import Schedule, recipes
+from trainer.training.run import Learned, Step, Task
+from trainer.training.schedule import cooling_steps
+from trainer.training.stopping import LEAST_STEPS
+from trainer.worker.checkpoint_codec import read_checkpoint, write_checkpoint
+from trainer.worker.engine import Engine, Stopped
+from trainer.worker.provenance import MAX_POINTS, curve
 
 RECIPE = replace(recipes("miniature")["object"], steps=3, rows=2)
 

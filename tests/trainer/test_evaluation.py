@@ -29,7 +29,7 @@ from tests.trainer.conftest import REX, Running, encoded, fields, refusal, setti
 from tests.trainer.conftest import Start as StartTrainer
 from tests.trainer.holding import Holding
 from tests.trainer.zygote import Forked, Zygote
-from trainer.server import Trainer
+from trainer.app import Trainer
 
 ON = {"after_publishing": True}
 FIGURES = {"held_out_loss", "clip_i", "clip_t"}

@@ -21,21 +21,21 @@ from storage.disk import DiskStore
 from storage.ledger import Ledger
 from tests.conftest import need_program
 from tests.trainer.nats import Nats
-from trainer.attempt import Attempt
-from trainer.book import SHARDS, AddPicture, CreateJob, MoveJob, TrainerBook
-from trainer.desk import Desk
-from trainer.endings import Endings
-from trainer.jobs import Move, State
-from trainer.messages import job_of
+from trainer.app import TABLE
+from trainer.jobs.conversions import job_of
+from trainer.jobs.job_store import Desk
+from trainer.jobs.life_cycle import Move, State
+from trainer.jobs.state_machine import SHARDS, AddPicture, CreateJob, MoveJob, TrainerBook
 from trainer.metrics import TrainerMetrics
-from trainer.publisher import Publisher
 from trainer.queue.broker import Broker, token_of
 from trainer.queue.dispatcher import Dispatcher
 from trainer.queue.hints import Hints
 from trainer.queue.jetstream_queue import JetStreamQueue
 from trainer.queue.leadership import Leadership
 from trainer.queue.settings import NatsSettings
-from trainer.server import TABLE
+from trainer.worker.attempt import Attempt
+from trainer.worker.completion import Endings
+from trainer.worker.publisher import Publisher
 
 ACK_WAIT = timedelta(seconds=1.2)
 LEASE = timedelta(seconds=1)

@@ -16,8 +16,12 @@ from storage.book import Answer, Change
 from storage.disk import DiskStore
 from storage.entry import Mutation, Revision, canonical
 from storage.ledger import Ledger
-from trainer import book, loans
-from trainer.book import (
+from trainer.jobs import retention as loans
+from trainer.jobs import state_machine as book
+from trainer.jobs.conversions import job_of
+from trainer.jobs.follow_up import LAST_PRIORITY
+from trainer.jobs.life_cycle import ENDED, MOVES, UNFINISHED, Life, Move, State, WrongState
+from trainer.jobs.state_machine import (
     SHARD,
     SHARDS,
     AddPicture,
@@ -29,9 +33,6 @@ from trainer.book import (
     Terms,
     TrainerBook,
 )
-from trainer.evaluation.follow_up import LAST_PRIORITY
-from trainer.jobs import ENDED, MOVES, UNFINISHED, Life, Move, State, WrongState
-from trainer.messages import job_of
 
 DAY_US = 86_400_000_000
 PICTURE = f"tenants/default/pictures/{'a' * 64}"

@@ -18,7 +18,7 @@ from storage.tensors import read_tensors, write_tensors
 from tests.trainer.conftest import REX, Running, fields, states
 from tests.trainer.conftest import Start as StartTrainer
 from trainer.learned.command import fit_start
-from trainer.learned.network import FOLDER, StartNetwork, beside, load, save
+from trainer.training.start_network import FOLDER, StartNetwork, beside, load, save
 
 
 @pytest.fixture(scope="module")

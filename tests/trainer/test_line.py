@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.queue.line import Line, trade
+from trainer.queue.sfq import Line, trade
 
 
 def job(name: str, tenant: str, *, steps: int = 50, rows: int = 8, priority: int = 0, created_us: int = 0) -> Any:

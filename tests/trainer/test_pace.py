@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from trainer.pace import Pace
+from trainer.worker.tick_size import Pace
 
 
 def settled(seconds: Callable[[int], float], limit: int = 64, wanted: int = 64) -> tuple[int, list[int]]:

@@ -14,7 +14,7 @@ from pseudoword.trainer.v1 import trainer_pb2
 from pseudoword.trainer.v1.trainer_pb2 import UploadPictureRequest
 
 from tests.trainer.conftest import REX, Running, Start, encoded, fields, refusal
-from trainer.pictures import MAX_CHUNK_BYTES
+from trainer.pictures.store import MAX_CHUNK_BYTES
 
 Header = UploadPictureRequest.Header
 HEADER = UploadPictureRequest(header=Header(parent="tenants/default"))

@@ -1,6 +1,6 @@
 """When a preview is due."""
 
-from trainer.previews import Previews
+from trainer.jobs.preview_throttle import Previews
 
 
 def test_nobody_is_drawn_for_nobody() -> None:

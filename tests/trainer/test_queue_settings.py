@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from rpc.settings import SettingsError
 from tests.trainer.conftest import settings_of
+from trainer.app import Trainer
 from trainer.queue.settings import NatsSettings
-from trainer.server import Trainer
 
 
 @pytest.mark.parametrize(

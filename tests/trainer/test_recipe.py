@@ -12,7 +12,7 @@ from pseudoword.trainer.v1.resources_pb2 import Start
 
 from rpc.errors import InvalidArgument
 from rpc.validate import Violations
-from trainer.recipe import Recipe, fill_in, recipes, to_json
+from trainer.training.recipe import Recipe, fill_in, recipes, to_json
 
 OBJECT = registry_resources.CONCEPT_KIND_OBJECT
 STYLE = registry_resources.CONCEPT_KIND_STYLE

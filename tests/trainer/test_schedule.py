@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.recipe import Recipe, Schedule, recipes
-from trainer.schedule import cooling_steps, end_of, rate_of, vectors_at
-from trainer.stopping import LEAST_STEPS, WINDOW, StopRule
+from trainer.training.recipe import Recipe, Schedule, recipes
+from trainer.training.schedule import cooling_steps, end_of, rate_of, vectors_at
+from trainer.training.stopping import LEAST_STEPS, WINDOW, StopRule
 
 USUAL = recipes("miniature")["object"]
 

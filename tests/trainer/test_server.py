@@ -21,7 +21,7 @@ from storage.tensors import read_tensors
 from tests.conftest import Minio
 from tests.trainer.conftest import REX, Running, encoded, fields, refusal, refusal_of, settings_of, states
 from tests.trainer.conftest import Start as StartTrainer
-from trainer.server import Trainer
+from trainer.app import Trainer
 
 
 async def test_pictures_in_and_a_version_out(trainer: Running, words: Any) -> None:

@@ -15,10 +15,10 @@ from diffusion.encoder import PromptEncoder
 from diffusion.prompt import parse
 from rpc.errors import FailedPrecondition
 from tests.trainer.test_engine import RECIPE, learn, task
-from trainer.engine import Engine, Ticked
-from trainer.losses import Part
-from trainer.run import Run, Step
-from trainer.starts import Words
+from trainer.training.initializers import Words
+from trainer.training.losses import Part
+from trainer.training.run import Run, Step
+from trainer.worker.engine import Engine, Ticked
 
 FOUR = replace(RECIPE, steps=4, rows=4)
 

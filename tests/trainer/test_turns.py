@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.turns import Entry, Turns
+from trainer.worker.drr import Entry, Turns
 
 ROWS = 8  # that each job wants for a step
 

@@ -14,12 +14,12 @@ from diffusion.denoise import Denoising, step
 from diffusion.encoder import PromptEncoder
 from diffusion.pictures import square
 from diffusion.prompt import Prompt
-from trainer.draws import EVALUATION_STEP, draws_of_all_timesteps
 from trainer.evaluation.judges import Judges
 from trainer.evaluation.plan import GUIDANCE, LOSS_ROWS, PICTURES, STEPS
-from trainer.latents import encode_pictures
-from trainer.losses import Part, RowLosses, sentence
-from trainer.recipe import Recipe
+from trainer.training.latents import encode_pictures
+from trainer.training.losses import Part, RowLosses, sentence
+from trainer.training.recipe import Recipe
+from trainer.training.samples import EVALUATION_STEP, draws_of_all_timesteps
 
 _WORD = WordRef(None, "w")
 _ROWS = 16  # of a slice: a fraction of a second on two cores of a CPU, and half of what pays there

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import click
 
-from diffusion.fitting import Plan
 from diffusion.pictures import PictureLimits
 from diffusion.settings import ModelSettings, load_model
 from rpc.settings import SettingsError
 from trainer.learned.concepts import Concept, FolderInvalid, read_concepts
 from trainer.learned.fit import fit
-from trainer.learned.network import place, save
+from trainer.learned.fitting import Plan
+from trainer.training.start_network import place, save
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 

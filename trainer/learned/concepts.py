@@ -12,7 +12,7 @@ from diffusion.errors import PictureInvalid
 from diffusion.pictures import PictureLimits, read_picture
 from storage.errors import TensorsInvalid
 from storage.tensors import read_tensors
-from trainer.latents import Latents, encode_pictures
+from trainer.training.latents import Latents, encode_pictures
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _MAX_PICTURES = 32  # of a concept; a job has no more

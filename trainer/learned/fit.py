@@ -8,13 +8,13 @@ import torch
 
 from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
-from diffusion.fitting import Plan, train
-from trainer.draws import draw
 from trainer.learned.concepts import Concept
-from trainer.learned.network import StartNetwork, unit_of
-from trainer.losses import Part, RowLosses
-from trainer.recipe import OBJECT
-from trainer.templates import TEMPLATES
+from trainer.learned.fitting import Plan, train
+from trainer.training.losses import Part, RowLosses
+from trainer.training.recipe import OBJECT
+from trainer.training.samples import draw
+from trainer.training.start_network import StartNetwork, unit_of
+from trainer.training.templates import TEMPLATES
 
 SHAKE = 0.05  # deviation of the noise on latents, so that near pictures give near vectors
 _SHOWN = 5  # pictures of a concept at a time, at most

@@ -6,13 +6,13 @@ import time
 import structlog
 
 from rpc.patience import heed_cancel
-from trainer.book import Row
-from trainer.desk import Desk
-from trainer.jobs import State
+from trainer.jobs.job_store import Desk
+from trainer.jobs.life_cycle import State
+from trainer.jobs.state_machine import Row
 from trainer.metrics import TrainerMetrics
 from trainer.queue.broker import AWAY, Broker, token_of
 from trainer.queue.leadership import Leadership
-from trainer.queue.line import Line, trade
+from trainer.queue.sfq import Line, trade
 
 _LONGEST_S = 1.0  # between two looks: what NATS has lost is told by nobody
 _PATIENCE_S = 2.0  # without a place, before a job is handed back for another one

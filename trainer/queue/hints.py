@@ -16,9 +16,9 @@ from pseudoword.trainer.v1 import resources_pb2
 from rpc.errors import NotFound
 from rpc.patience import heed_cancel
 from storage.errors import StorageError
-from trainer.book import SHARD
-from trainer.desk import Desk, News
-from trainer.jobs import State
+from trainer.jobs.job_store import Desk, News
+from trainer.jobs.life_cycle import State
+from trainer.jobs.state_machine import SHARD
 from trainer.queue.broker import Broker
 
 _ATTEMPT, _INTERVAL = "Attempt", "Interval"

@@ -13,13 +13,13 @@ from pseudoword.names import InvalidName, JobName
 
 from rpc.errors import FailedPrecondition, NotFound
 from rpc.patience import heed_cancel, patiently
-from trainer.attempt import Attempt
-from trainer.book import MoveJob, Row
-from trainer.desk import Desk
-from trainer.endings import Endings
-from trainer.jobs import ENDED, Move, State
+from trainer.jobs.job_store import Desk
+from trainer.jobs.life_cycle import ENDED, Move, State
+from trainer.jobs.state_machine import MoveJob, Row
 from trainer.queue.broker import AWAY, Broker
-from trainer.queue.job_queue import workers_lost
+from trainer.worker.attempt import Attempt
+from trainer.worker.completion import Endings
+from trainer.worker.job_queue import workers_lost
 
 _PULL_S = 5.0  # for how long one request for a job waits
 _PAUSE_S = 1.0  # before NATS is asked again when something was wrong

@@ -3,12 +3,12 @@
 from collections import deque
 
 from rpc.errors import FailedPrecondition
-from trainer.attempt import Attempt
-from trainer.book import MoveJob, Row
-from trainer.desk import Desk
-from trainer.endings import Endings
-from trainer.jobs import Move, State
-from trainer.queue.job_queue import workers_lost
+from trainer.jobs.job_store import Desk
+from trainer.jobs.life_cycle import Move, State
+from trainer.jobs.state_machine import MoveJob, Row
+from trainer.worker.attempt import Attempt
+from trainer.worker.completion import Endings
+from trainer.worker.job_queue import workers_lost
 
 
 class LogQueue:

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainer.book import Row
 from trainer.evaluation.plan import cost_rows
+from trainer.jobs.state_machine import Row
 
 
 class Line:

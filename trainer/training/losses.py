@@ -11,8 +11,8 @@ from pseudoword.names import WordRef
 from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
 from diffusion.prompt import Prompt, parse
-from trainer.draws import Draw
-from trainer.latents import Latents
+from trainer.training.latents import Latents
+from trainer.training.samples import Draw
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@
 from typing import Protocol
 
 from rpc.errors import FailedPrecondition
-from trainer.attempt import Attempt
-from trainer.book import Row
+from trainer.jobs.state_machine import Row
+from trainer.worker.attempt import Attempt
 
 
 class JobQueue(Protocol):

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from trainer.run import RunState
+from trainer.training.run import RunState
 
 _FORMAT = 2
 _ARRAYS = ("vectors", "start", "first_moments", "second_moments", "gradient", "losses")

@@ -9,11 +9,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from trainer.draws import TRIAL_STEP, Draw, draws_of_all_timesteps
-from trainer.latents import Latents
-from trainer.losses import Part, RowLosses
-from trainer.recipe import Recipe
-from trainer.starts import Starts, Words
+from trainer.training.initializers import Starts, Words
+from trainer.training.latents import Latents
+from trainer.training.losses import Part, RowLosses
+from trainer.training.recipe import Recipe
+from trainer.training.samples import TRIAL_STEP, Draw, draws_of_all_timesteps
 
 _Row = TypeVar("_Row")
 _Key = TypeVar("_Key", bound=Hashable)

@@ -14,16 +14,16 @@ from rpc.identity import from_json
 from rpc.patience import patiently
 from storage.blobs import Blobs
 from storage.tensors import write_tensors
-from trainer.attempt import Attempt
-from trainer.book import FixFirst, KeepFirst, MoveJob, Row
-from trainer.desk import Desk
 from trainer.evaluation.measurement import Measurement
-from trainer.jobs import Move, State
-from trainer.messages import error_text, job_of
+from trainer.jobs.conversions import error_text, job_of
+from trainer.jobs.job_store import Desk
+from trainer.jobs.life_cycle import Move, State
+from trainer.jobs.state_machine import FixFirst, KeepFirst, MoveJob, Row
 from trainer.metrics import TrainerMetrics
-from trainer.publisher import Publisher
-from trainer.record import figures, record
-from trainer.run import Learned, Run
+from trainer.training.run import Learned, Run
+from trainer.worker.attempt import Attempt
+from trainer.worker.provenance import figures, record
+from trainer.worker.publisher import Publisher
 
 # What the book refuses with when a job is no longer the attempt's.
 _OVER = {"ATTEMPT_OVER", "JOB_STATE"}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from trainer.recipe import Recipe
+from trainer.training.recipe import Recipe
 
 # Steps that are never trained, whose draws are for something else: trying starts, and a version's loss.
 TRIAL_STEP = 2**31 - 1

@@ -7,10 +7,10 @@ from datetime import timedelta
 
 from pseudoword.trainer.v1 import resources_pb2
 
-from trainer.book import MoveJob
 from trainer.evaluation.measurement import Measurement
-from trainer.jobs import Move
-from trainer.run import Run
+from trainer.jobs.life_cycle import Move
+from trainer.jobs.state_machine import MoveJob
+from trainer.training.run import Run
 
 
 @dataclass(kw_only=True)

@@ -24,24 +24,24 @@ from rpc.settings import SettingsError
 from rpc.stores import end_when_replaced, open_fit_store, open_ledger
 from rpc.table import STORAGE
 from storage.blobs import Blobs
-from trainer.book import SHARDS, Terms, TrainerBook
-from trainer.checkpoints import Checkpoints
-from trainer.checks import JobChecks
-from trainer.desk import Desk
-from trainer.endings import Endings
-from trainer.engine import Engine
+from trainer.api.servicer import TrainerServicer
+from trainer.api.validation import JobChecks
 from trainer.evaluation.judges import Bench, clip_beside
-from trainer.learned.network import StartNetwork, beside, load
+from trainer.jobs.job_store import Desk
+from trainer.jobs.state_machine import SHARDS, Terms, TrainerBook
 from trainer.metrics import TrainerMetrics
-from trainer.pictures import LoanTerms, Pictures
-from trainer.publisher import Publisher
-from trainer.queue.job_queue import JobQueue
+from trainer.pictures.store import LoanTerms, Pictures
 from trainer.queue.log_queue import LogQueue
-from trainer.rpcs import TrainerServicer
+from trainer.registry_reader import Versions
 from trainer.settings import TrainerSettings
-from trainer.tasks import Tasks
-from trainer.versions import Versions
-from trainer.worker import Worker
+from trainer.training.start_network import StartNetwork, beside, load
+from trainer.worker.checkpoint_store import Checkpoints
+from trainer.worker.completion import Endings
+from trainer.worker.engine import Engine
+from trainer.worker.job_queue import JobQueue
+from trainer.worker.publisher import Publisher
+from trainer.worker.task_loader import Tasks
+from trainer.worker.worker import Worker
 
 if TYPE_CHECKING:
     from trainer.queue.broker import Broker

@@ -10,10 +10,10 @@ from rpc.patience import patiently
 from storage.blobs import Blobs
 from storage.errors import StorageError
 from storage.objects import ObjectStore
-from trainer.book import KeepCheckpoint
-from trainer.checkpoint import CheckpointInvalid, read_checkpoint, write_checkpoint
-from trainer.desk import Desk
-from trainer.run import RunState
+from trainer.jobs.job_store import Desk
+from trainer.jobs.state_machine import KeepCheckpoint
+from trainer.training.run import RunState
+from trainer.worker.checkpoint_codec import CheckpointInvalid, read_checkpoint, write_checkpoint
 
 _logger = structlog.get_logger(__name__)
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from rpc.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
-from trainer.jobs import UNFINISHED, State
+from trainer.jobs.life_cycle import UNFINISHED, State
 
 Row = dict[str, Any]
 

@@ -10,7 +10,7 @@ from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
 from diffusion.prompt import Prompt
 from rpc.errors import InvalidArgument
-from trainer.learned.network import StartNetwork, unit_of
+from trainer.training.start_network import StartNetwork, unit_of
 
 CANDIDATES = 24  # words of the vocabulary that are looked at more closely
 

@@ -18,20 +18,20 @@ from pseudoword.trainer.v1 import resources_pb2
 
 from rpc.identity import Principal, from_json
 from rpc.patience import patiently
-from trainer.attempt import Attempt
-from trainer.book import KeepCheckpoint, Row
-from trainer.checkpoints import Checkpoints
-from trainer.desk import Desk
-from trainer.endings import Endings
-from trainer.engine import Engine, Ticked
-from trainer.jobs import Move, State
-from trainer.messages import job_of
+from trainer.jobs.conversions import job_of
+from trainer.jobs.job_store import Desk
+from trainer.jobs.life_cycle import Move, State
+from trainer.jobs.state_machine import KeepCheckpoint, Row
 from trainer.metrics import TrainerMetrics
-from trainer.pace import Pace
-from trainer.queue.job_queue import JobQueue
-from trainer.run import Run, RunState, Step
-from trainer.tasks import Tasks
-from trainer.turns import Entry, Turns
+from trainer.training.run import Run, RunState, Step
+from trainer.worker.attempt import Attempt
+from trainer.worker.checkpoint_store import Checkpoints
+from trainer.worker.completion import Endings
+from trainer.worker.drr import Entry, Turns
+from trainer.worker.engine import Engine, Ticked
+from trainer.worker.job_queue import JobQueue
+from trainer.worker.task_loader import Tasks
+from trainer.worker.tick_size import Pace
 
 _T = TypeVar("_T")
 _logger = structlog.get_logger(__name__)

@@ -11,9 +11,9 @@ from pseudoword.trainer.v1 import resources_pb2
 
 from trainer.evaluation.measurement import Measurement
 from trainer.evaluation.plan import GUIDANCE, LOSS_ROWS, STEPS
-from trainer.recipe import Recipe, to_json
-from trainer.run import Learned
-from trainer.schedule import StopReason
+from trainer.training.recipe import Recipe, to_json
+from trainer.training.run import Learned
+from trainer.training.schedule import StopReason
 
 MAX_POINTS = 1_000
 _MAX_EVALUATOR = 200  # characters, as the registry's

@@ -24,9 +24,9 @@ from rpc.patience import patiently
 from rpc.validate import Violations
 from storage.blobs import Blobs
 from storage.objects import ObjectStore
-from trainer import loans
-from trainer.book import SHARD, AddPicture, DeletePicture, Row
-from trainer.desk import Context, Desk
+from trainer.jobs import retention as loans
+from trainer.jobs.job_store import Context, Desk
+from trainer.jobs.state_machine import SHARD, AddPicture, DeletePicture, Row
 
 MAX_CHUNK_BYTES = 2**20
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")

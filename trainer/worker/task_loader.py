@@ -6,15 +6,15 @@ from pseudoword.trainer.v1 import resources_pb2
 from rpc.errors import FailedPrecondition
 from rpc.identity import Principal
 from rpc.validate import Violations
-from trainer.checks import fitting, templates
-from trainer.engine import Engine
+from trainer.api.validation import fitting, templates
 from trainer.evaluation.measurement import Subject
-from trainer.pictures import Pictures
-from trainer.recipe import fill_in
-from trainer.run import Task
-from trainer.starts import BestWord, Given, LearnedStart, Start, Words
-from trainer.templates import EDITS, STARTS, TEMPLATES
-from trainer.versions import Versions
+from trainer.pictures.store import Pictures
+from trainer.registry_reader import Versions
+from trainer.training.initializers import BestWord, Given, LearnedStart, Start, Words
+from trainer.training.recipe import fill_in
+from trainer.training.run import Task
+from trainer.training.templates import EDITS, STARTS, TEMPLATES
+from trainer.worker.engine import Engine
 
 
 class Tasks:

@@ -17,11 +17,11 @@ from diffusion.prompt import parse
 from rpc.errors import Error
 from rpc.identity import Principal, to_json
 from rpc.validate import Violations
-from trainer.book import CreateJob
-from trainer.engine import Engine
-from trainer.evaluation.follow_up import LAST_PRIORITY
-from trainer.recipe import fill_in, name_of
-from trainer.templates import STARTS, TEMPLATES
+from trainer.jobs.follow_up import LAST_PRIORITY
+from trainer.jobs.state_machine import CreateJob
+from trainer.training.recipe import fill_in, name_of
+from trainer.training.templates import STARTS, TEMPLATES
+from trainer.worker.engine import Engine
 
 MAX_EXAMPLES = 32
 MAX_VECTORS = 16

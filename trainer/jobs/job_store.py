@@ -16,12 +16,13 @@ from rpc.patience import Watchers, heard, patiently
 from storage.entry import Revision
 from storage.errors import StorageError
 from storage.ledger import Ledger
-from trainer import book, loans
-from trainer.book import SHARD, AddPicture, Command, DeletePicture, MoveJob, Row
-from trainer.jobs import State
-from trainer.messages import job_of
+from trainer.jobs import retention as loans
+from trainer.jobs import state_machine as book
+from trainer.jobs.conversions import job_of
+from trainer.jobs.life_cycle import State
+from trainer.jobs.preview_throttle import Previews
+from trainer.jobs.state_machine import SHARD, AddPicture, Command, DeletePicture, MoveJob, Row
 from trainer.metrics import TrainerMetrics
-from trainer.previews import Previews
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

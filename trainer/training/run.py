@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from rpc.errors import FailedPrecondition
-from trainer.draws import Draw, draw
-from trainer.latents import Latents
-from trainer.recipe import Recipe
-from trainer.schedule import StopReason, end_of, rate_of, vectors_at
-from trainer.starts import Start
-from trainer.stopping import StopRule
+from trainer.training.initializers import Start
+from trainer.training.latents import Latents
+from trainer.training.recipe import Recipe
+from trainer.training.samples import Draw, draw
+from trainer.training.schedule import StopReason, end_of, rate_of, vectors_at
+from trainer.training.stopping import StopRule
 
 _SMOOTHING = 0.9  # of the exponential mean of the loss
 # Loss scale of half precision: where it begins, and after how many good steps it is doubled (as torch's GradScaler).

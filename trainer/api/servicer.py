@@ -17,16 +17,16 @@ from rpc.identity import Role, current_principal
 from rpc.pages import Cursor, fitting, page_size
 from rpc.patience import heard
 from rpc.validate import Violations, admitted
-from trainer import book
-from trainer.book import SHARD, MoveJob, Row
-from trainer.checks import JobChecks
-from trainer.desk import Context, Desk
-from trainer.jobs import ENDED, Move
-from trainer.messages import picture_of
+from trainer.api.validation import JobChecks
+from trainer.jobs import state_machine as book
+from trainer.jobs.conversions import picture_of
+from trainer.jobs.job_store import Context, Desk
+from trainer.jobs.life_cycle import ENDED, Move
+from trainer.jobs.state_machine import SHARD, MoveJob, Row
 from trainer.metrics import TrainerMetrics
-from trainer.pictures import Pictures
-from trainer.recipe import recipes
-from trainer.versions import Versions
+from trainer.pictures.store import Pictures
+from trainer.registry_reader import Versions
+from trainer.training.recipe import recipes
 
 # Shortest and longest time between two previews of a job.
 _PREVIEW_INTERVALS_S = (1.0, 3600.0)

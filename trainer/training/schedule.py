@@ -3,7 +3,7 @@
 import math
 from enum import StrEnum
 
-from trainer.recipe import Recipe, Schedule
+from trainer.training.recipe import Recipe, Schedule
 
 
 class StopReason(StrEnum):

@@ -18,14 +18,14 @@ from diffusion.decode import decode
 from diffusion.denoise import Denoising, step
 from diffusion.encoder import PromptEncoder
 from diffusion.prompt import Prompt
-from trainer.best import Trial, best_word, better
 from trainer.evaluation.judges import Bench
 from trainer.evaluation.measurement import Measurement, Subject
-from trainer.latents import Latents, encode_pictures
-from trainer.learned.network import StartNetwork
-from trainer.losses import Part, RowLosses, sentence
-from trainer.run import Learned, Run, RunState, Step, Task, Unit
-from trainer.starts import BestWord, LearnedStart, Starts, Words
+from trainer.training.initializer_search import Trial, best_word, better
+from trainer.training.initializers import BestWord, LearnedStart, Starts, Words
+from trainer.training.latents import Latents, encode_pictures
+from trainer.training.losses import Part, RowLosses, sentence
+from trainer.training.run import Learned, Run, RunState, Step, Task, Unit
+from trainer.training.start_network import StartNetwork
 
 _WORD = WordRef(None, "w")  # how a template's word is called while its length is checked
 _PREVIEW_STEPS = 10

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from standalone.plots import loss_curve
+from trainer.plots import loss_curve
 
 _SAVE_EVERY_S = 60
 _SMOOTHING = 0.98  # of the loss that is shown

@@ -1,0 +1,1 @@
+"""Uploaded pictures: received in chunks, checked, kept, deleted when nothing needs them. No torch."""
