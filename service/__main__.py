@@ -19,23 +19,23 @@ from rpc.server import Server, run
 from rpc.settings import SettingsError
 from rpc.stores import end_when_replaced, open_fit_store, open_ledger
 from rpc.table import STORAGE
-from service.admission import Roster
-from service.batches.book import SHARDS, BatchBook
-from service.batches.desk import Desk
+from service.api.servicer import GenerationServicer
+from service.batches.batch_store import Desk
 from service.batches.rpcs import BatchRpcs, NoBatches
 from service.batches.runner import Runner
-from service.engine import Engine
-from service.intake import Intake
-from service.meanings import Meanings
+from service.batches.state_machine import SHARDS, BatchBook
+from service.engine.engine import Engine
 from service.metrics import EngineMetrics
-from service.pace import Pace
-from service.policy import Policy
+from service.request.prepare import Intake
 from service.safety import Safety, SafetyPolicy
-from service.server import GenerationServicer
+from service.scheduling.admission import Roster
+from service.scheduling.cost_model import Pace
+from service.scheduling.scheduler import Policy
 from service.settings import GenerationSettings
-from service.tensors import TensorCache
-from service.watch import RegistryWatch
-from service.words import Words
+from service.words.registry_watch import RegistryWatch
+from service.words.resolution_cache import Meanings
+from service.words.resolver import Words
+from service.words.tensor_cache import TensorCache
 
 SERVICE = "pseudoword.generation.v1.GenerationService"
 TABLE = STORAGE.extended(

@@ -15,9 +15,9 @@ from typing import Any
 import click
 import numpy as np
 
-from service.admission import Full, Roster, Ticket
-from service.pace import Pace, Shape
-from service.policy import Ask, Overloaded, Policy, TooLate
+from service.scheduling.admission import Full, Roster, Ticket
+from service.scheduling.cost_model import Pace, Shape
+from service.scheduling.scheduler import Ask, Overloaded, Policy, TooLate
 from service.settings import Limits
 
 

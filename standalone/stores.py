@@ -12,7 +12,7 @@ from registry.catalogue.book import RegistryBook
 from registry.catalogue.commands import Quotas
 from rpc.settings import Settings, SettingsError, explain
 from rpc.stores import S3Settings, StoreSettings, open_fit_store
-from service.batches.book import BatchBook
+from service.batches.state_machine import BatchBook
 from storage.address import open_store
 from storage.book import Book
 from storage.errors import StorageError

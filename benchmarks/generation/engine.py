@@ -12,14 +12,14 @@ from pseudoword.names import WordRef
 
 from benchmarks.generation.workload import Asked
 from diffusion.checkpoint import BaseModel
-from service.admission import Roster
-from service.drawing import Drawing, check
-from service.engine import Engine
-from service.mailbox import Drawn, Mailbox
+from service.engine.engine import Engine
 from service.metrics import EngineMetrics
-from service.pace import Pace
-from service.policy import Policy
-from service.request import Request
+from service.request.mailbox import Drawn, Mailbox
+from service.request.params import Drawing, check
+from service.request.request import Request
+from service.scheduling.admission import Roster
+from service.scheduling.cost_model import Pace
+from service.scheduling.scheduler import Policy
 from service.settings import Defaults, Limits
 
 

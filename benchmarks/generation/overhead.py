@@ -31,14 +31,14 @@ from diffusion import decode, denoise
 from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
 from rpc.identity import ANONYMOUS
-from service.intake import Intake
-from service.meanings import Meanings
 from service.metrics import EngineMetrics
-from service.request import Request
+from service.request.prepare import Intake
+from service.request.request import Request
 from service.settings import WordSettings
-from service.tensors import TensorCache
-from service.watch import RegistryWatch
-from service.words import Words
+from service.words.registry_watch import RegistryWatch
+from service.words.resolution_cache import Meanings
+from service.words.resolver import Words
+from service.words.tensor_cache import TensorCache
 from standalone.servers import Servers
 
 MOVING = "moving"

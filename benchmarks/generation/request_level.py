@@ -8,7 +8,7 @@ from typing import Any
 
 from rpc.server import run
 from service.__main__ import main
-from service.admission import Roster, Ticket
+from service.scheduling.admission import Roster, Ticket
 
 
 class RequestLevel(Roster):

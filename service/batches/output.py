@@ -22,7 +22,7 @@ from contextlib import suppress
 from pseudoword.names import BatchName
 
 from service.batches.plan import Item, Plan
-from service.record import from_file, to_json
+from service.request.records import from_file, to_json
 from storage.errors import ObjectExists, ObjectMissing
 from storage.objects import ObjectStore, list_all
 

@@ -19,15 +19,15 @@ from rpc.leftovers import discard
 from rpc.pages import Cursor, fitting, page_size
 from rpc.patience import heard
 from rpc.validate import Violations, admitted
-from service.batches.book import CreateBatch, MoveBatch, Row, has_ended
-from service.batches.checks import Order, check_batch
-from service.batches.desk import Desk
-from service.batches.life import Move, State
-from service.batches.messages import batch_of, store_uri, summary
+from service.batches.batch_store import Desk
+from service.batches.conversions import batch_of, store_uri, summary
+from service.batches.life_cycle import Move, State
 from service.batches.runner import Runner
-from service.drawing import Drawing
+from service.batches.state_machine import CreateBatch, MoveBatch, Row, has_ended
+from service.batches.validation import Order, check_batch
+from service.request.params import Drawing
 from service.settings import GenerationSettings
-from service.words import Word, Words
+from service.words.resolver import Word, Words
 from storage.blobs import Blobs
 from storage.objects import ObjectStore
 

@@ -20,19 +20,19 @@ from diffusion.checkpoint import ModelSpec
 from rpc.errors import Error, ErrorTable, FailedPrecondition, ResourceExhausted, to_status
 from rpc.identity import Principal, from_json
 from rpc.patience import patiently
-from service.batches.book import MoveBatch, Row
-from service.batches.checks import Order, order
+from service.batches.batch_store import Desk
 from service.batches.claims import Claim, Claims
-from service.batches.desk import Desk
-from service.batches.life import Move
-from service.batches.messages import error_text
+from service.batches.conversions import error_text
+from service.batches.life_cycle import Move
 from service.batches.output import Output, finished
 from service.batches.plan import Item
-from service.drawing import FORMATS, check
-from service.engine import Engine
-from service.intake import Intake
-from service.mailbox import Drawn
-from service.record import ENDINGS, to_file
+from service.batches.state_machine import MoveBatch, Row
+from service.batches.validation import Order, order
+from service.engine.engine import Engine
+from service.request.mailbox import Drawn
+from service.request.params import FORMATS, check
+from service.request.prepare import Intake
+from service.request.records import ENDINGS, to_file
 from service.settings import GenerationSettings
 from storage.blobs import Blobs
 from storage.errors import StorageError

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.admission import Full, Roster, Ticket
-from service.pace import Pace
-from service.policy import Ask, Overloaded, Policy, TooLate
+from service.scheduling.admission import Full, Roster, Ticket
+from service.scheduling.cost_model import Pace
+from service.scheduling.scheduler import Ask, Overloaded, Policy, TooLate
 
 
 def ticket(number: int, **fields: object) -> Ticket:

@@ -16,16 +16,16 @@ from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
 from diffusion.prompt import Prompt
 from rpc.errors import Cancelled, DeadlineExceeded, ResourceExhausted
-from service.admission import Roster, Ticket
-from service.drawing import check
-from service.engine import Engine
-from service.mailbox import Drawn, Event, Failed, Mailbox, Previewed, Stepped
+from service.engine.engine import Engine
 from service.metrics import EngineMetrics
-from service.pace import Pace
-from service.policy import Policy
-from service.request import Request
+from service.request.mailbox import Drawn, Event, Failed, Mailbox, Previewed, Stepped
+from service.request.params import check
+from service.request.request import Request
+from service.scheduling.admission import Roster, Ticket
+from service.scheduling.cost_model import Pace
+from service.scheduling.scheduler import Policy
 from service.settings import Defaults, Limits
-from service.tensors import TensorCache
+from service.words.tensor_cache import TensorCache
 
 
 class Counting(Roster):

@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from service.meanings import FOREIGN_LIMIT_S, Key, Meanings
+from service.words.resolution_cache import FOREIGN_LIMIT_S, Key, Meanings
 
 _CONCEPT = st.sampled_from(["rex", "mia"])
 _TENANT = st.sampled_from(["a", "b"])

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.pace import Pace
+from service.scheduling.cost_model import Pace
 
 BASE = (64, 64)
 

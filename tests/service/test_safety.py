@@ -20,15 +20,15 @@ from diffusion.errors import CheckpointInvalid
 from diffusion.safety import SafetyChecker
 from rpc.settings import SettingsError
 from service.__main__ import _safety
-from service.admission import Roster
-from service.drawing import check
-from service.engine import Engine
-from service.mailbox import Drawn, Mailbox, Previewed
+from service.engine.engine import Engine
 from service.metrics import EngineMetrics
-from service.pace import Pace
-from service.policy import Policy
-from service.request import Request
+from service.request.mailbox import Drawn, Mailbox, Previewed
+from service.request.params import check
+from service.request.request import Request
 from service.safety import Safety
+from service.scheduling.admission import Roster
+from service.scheduling.cost_model import Pace
+from service.scheduling.scheduler import Policy
 from service.settings import Defaults, GenerationSettings, Limits
 
 Make = Callable[[float], str]

@@ -12,14 +12,14 @@ from prometheus_client import CollectorRegistry
 from pseudoword.generation.v1 import generation_pb2, resources_pb2
 
 from diffusion.checkpoint import BaseModel
-from service.admission import Roster, Ticket
-from service.drawing import check
-from service.engine import Engine
-from service.mailbox import Drawn, Mailbox
+from service.engine.engine import Engine
 from service.metrics import EngineMetrics
-from service.pace import Pace, Shape
-from service.policy import Ask, Policy
-from service.request import Request
+from service.request.mailbox import Drawn, Mailbox
+from service.request.params import check
+from service.request.request import Request
+from service.scheduling.admission import Roster, Ticket
+from service.scheduling.cost_model import Pace, Shape
+from service.scheduling.scheduler import Ask, Policy
 from service.settings import Defaults, Limits
 from service.simulator import Costs, Machine, main, poisson, summary
 

@@ -17,11 +17,11 @@ from diffusion.checkpoint import BaseModel
 from diffusion.messages import base_model
 from rpc.errors import DataLoss, Unavailable
 from rpc.identity import ANONYMOUS
-from service.meanings import Meanings
 from service.metrics import EngineMetrics
 from service.settings import WordSettings
-from service.tensors import TensorCache
-from service.words import Words
+from service.words.resolution_cache import Meanings
+from service.words.resolver import Words
+from service.words.tensor_cache import TensorCache
 from storage.tensors import tensors_digest, write_tensors
 
 REX = WordRef(None, "rex")

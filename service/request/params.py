@@ -12,8 +12,8 @@ from diffusion.checkpoint import ModelSpec
 from diffusion.prompt import Prompt, parse
 from diffusion.schedulers import SCHEDULERS
 from rpc.validate import Violations
+from service.request.init_image import Start, check_start
 from service.settings import Defaults, Limits
-from service.start import Start, check_start
 
 _GREATEST_SEED = 2**63 - 1
 _MAX_PROMPT_BYTES = 8192

@@ -14,7 +14,7 @@ from pseudoword.generation.v1 import generation_pb2, resources_pb2
 
 from diffusion.checkpoint import BaseModel
 from diffusion.messages import base_model
-from service.drawing import Drawing
+from service.request.params import Drawing
 
 RECORD_KEY = "pseudoword"
 _EXIF_IMAGE_DESCRIPTION = 0x010E

@@ -11,9 +11,9 @@ import torch
 from pseudoword.names import WordRef
 
 from diffusion.denoise import Beginning, Denoising
-from service.drawing import Drawing
-from service.mailbox import Mailbox
-from service.policy import Ask
+from service.request.mailbox import Mailbox
+from service.request.params import Drawing
+from service.scheduling.scheduler import Ask
 
 
 @dataclass(kw_only=True, eq=False)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import inf
 
-from service.pace import Shape
+from service.scheduling.cost_model import Shape
 
 
 class Full(Exception):

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-from service.admission import Roster, Ticket
-from service.pace import Pace, Shape
+from service.scheduling.admission import Roster, Ticket
+from service.scheduling.cost_model import Pace, Shape
 
 _SURE = 0.7  # of what a call is expected to take: surely no less than that
 

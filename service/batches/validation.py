@@ -10,7 +10,7 @@ from diffusion.checkpoint import ModelSpec
 from rpc.errors import InvalidArgument
 from rpc.validate import Violations
 from service.batches.plan import BLANK, Item, Plan, fill
-from service.drawing import FORMATS, Drawing, check
+from service.request.params import FORMATS, Drawing, check
 from service.settings import GenerationSettings
 
 _LAYOUTS = (resources_pb2.Batch.LAYOUT_FOLDER, resources_pb2.Batch.LAYOUT_WEBDATASET)

@@ -12,11 +12,11 @@ from pseudoword.names import VersionName, WordRef
 from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
 from rpc.identity import Principal
-from service.drawing import Drawing
-from service.mailbox import Mailbox
-from service.record import Recorder
-from service.request import Request
-from service.words import Word, Words, by_ref
+from service.request.mailbox import Mailbox
+from service.request.params import Drawing
+from service.request.records import Recorder
+from service.request.request import Request
+from service.words.resolver import Word, Words, by_ref
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from google.rpc import status_pb2
 from pseudoword.generation.v1 import resources_pb2
 from pseudoword.names import BatchName
 
-from service.batches.book import Row
 from service.batches.output import folder, manifest_name
+from service.batches.state_machine import Row
 
 
 def summary(batch: resources_pb2.Batch) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from json import dumps, loads
 from typing import Any
 
 from rpc.errors import Aborted, FailedPrecondition, NotFound, ResourceExhausted
-from service.batches.life import ENDED, Move, State, WrongState, after
+from service.batches.life_cycle import ENDED, Move, State, WrongState, after
 from storage.book import Answer, Change, Effect
 
 SHARD = 0

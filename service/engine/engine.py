@@ -24,13 +24,13 @@ from diffusion.encoder import PromptEncoder
 from diffusion.errors import DenoiserUnavailable
 from diffusion.prompt import Prompt, parse
 from rpc.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable
-from service.admission import Full
-from service.mailbox import Drawn, Failed, Previewed, Started, Stepped
 from service.metrics import EngineMetrics
-from service.policy import Overloaded, Policy, TooLate
-from service.request import Picture, Request
+from service.request.mailbox import Drawn, Failed, Previewed, Started, Stepped
+from service.request.request import Picture, Request
 from service.safety import Judged, Safety
-from service.tensors import TensorCache
+from service.scheduling.admission import Full
+from service.scheduling.scheduler import Overloaded, Policy, TooLate
+from service.words.tensor_cache import TensorCache
 
 _logger = structlog.get_logger(__name__)
 # Rows of the calls that are timed at warm-up; no more once a call has taken so long.

@@ -18,10 +18,10 @@ from rpc.clients import as_caller, forwarded
 from rpc.errors import DataLoss, FailedPrecondition, InvalidArgument, Unavailable, from_status
 from rpc.identity import Principal
 from rpc.settings import SettingsError
-from service.meanings import Key, Meanings
 from service.metrics import EngineMetrics
 from service.settings import WordSettings
-from service.tensors import TensorCache
+from service.words.resolution_cache import Key, Meanings
+from service.words.tensor_cache import TensorCache
 from storage.signatures import Keys, KeysInvalid
 from storage.tensors import read_tensors, tensors_digest
 

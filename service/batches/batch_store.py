@@ -8,8 +8,8 @@ from pseudoword.names import BatchName
 
 from rpc import commits
 from rpc.patience import Watchers, heard, patiently
-from service.batches import book
-from service.batches.book import SHARD, Command, MoveBatch, Row
+from service.batches import state_machine as book
+from service.batches.state_machine import SHARD, Command, MoveBatch, Row
 from storage.entry import Revision
 from storage.ledger import Ledger
 

@@ -18,14 +18,14 @@ from diffusion.schedulers import SCHEDULERS
 from rpc.identity import Role, current_principal
 from rpc.validate import Violations
 from service.batches.rpcs import BatchRpcs, NoBatches
-from service.drawing import check
-from service.engine import Engine
-from service.intake import Intake
-from service.mailbox import Drawn, Previewed, Started, Stepped
-from service.record import to_file, to_preview
-from service.request import Request
+from service.engine.engine import Engine
+from service.request.mailbox import Drawn, Previewed, Started, Stepped
+from service.request.params import check
+from service.request.prepare import Intake
+from service.request.records import to_file, to_preview
+from service.request.request import Request
 from service.settings import GenerationSettings
-from service.words import Words
+from service.words.resolver import Words
 
 CHUNK_BYTES = 256 * 2**10
 _MAX_PREFETCH = 64

@@ -1,0 +1,1 @@
+"""GenerationService's rpcs: a request is checked, admitted, and answered with the events of its mailbox."""

@@ -1,0 +1,1 @@
+"""One request on its way: validated, prepared for the engine, in flight, written to files."""

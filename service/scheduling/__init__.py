@@ -1,0 +1,1 @@
+"""Who is admitted and who runs next, decided by measured costs. Pure: no torch, no gRPC, the time handed in."""

@@ -1,0 +1,1 @@
+"""What words mean: asked of the registry, cached until its watch tells of a change, their vectors on the device."""
