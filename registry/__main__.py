@@ -1,6 +1,6 @@
 """`python -m registry`: the registry server."""
 
-from registry.server import Registry
+from registry.app import Registry
 from registry.settings import RegistrySettings
 from rpc.logs import configure
 from rpc.server import run

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import click
 
-from registry.catalogue.book import RegistryBook
 from registry.catalogue.commands import Quotas
 from registry.catalogue.folding import Kept, fold
+from registry.catalogue.state_machine import RegistryBook
 from standalone.stores import HELP, opened
 from storage.backup import claim, copy_blobs, put_entries
 from storage.checkpoints import whole_view, write_checkpoint

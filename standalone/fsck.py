@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from registry.catalogue.rows import FOREVER
+from registry.catalogue.versioned_rows import FOREVER
 from standalone.stores import HELP, books, opened
 from storage.inspection import Inspection
 from storage.report import Report, Severity, Vectors

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
-from registry.catalogue.book import RegistryBook
 from registry.catalogue.commands import Quotas
-from registry.collector import GRACE, Collector
+from registry.catalogue.state_machine import RegistryBook
+from registry.garbage import GRACE, Collector
 from standalone.stores import HELP, books, opened
 from storage.errors import ObjectMissing
 from storage.ledger import Ledger

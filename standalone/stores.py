@@ -8,8 +8,8 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from registry.catalogue.book import RegistryBook
 from registry.catalogue.commands import Quotas
+from registry.catalogue.state_machine import RegistryBook
 from rpc.settings import Settings, SettingsError, explain
 from rpc.stores import S3Settings, StoreSettings, open_fit_store
 from service.batches.state_machine import BatchBook

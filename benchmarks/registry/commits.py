@@ -21,9 +21,9 @@ import click
 from pseudoword.names import ConceptName
 
 from benchmarks.registry.catalogue import placed
-from registry.catalogue.book import RegistryBook
+from registry.app import SHARDS
 from registry.catalogue.commands import Command, ConceptFields, CreateConcept, Quotas
-from registry.server import SHARDS
+from registry.catalogue.state_machine import RegistryBook
 from storage import writer
 from storage.entry import MAX_MUTATIONS
 from storage.ledger import Ledger, shard_of

@@ -6,10 +6,11 @@ from typing import Any
 
 from pseudoword.names import AliasName, VersionName
 
-from registry.catalogue import concepts, pointers, tenants, versions
+from registry.catalogue import alias_table as pointers
+from registry.catalogue import concepts, tenants, versions
+from registry.catalogue.alias_table import OF_ALIAS
 from registry.catalogue.commands import DeleteAlias, RollbackAlias, SetAlias
-from registry.catalogue.pointers import OF_ALIAS
-from registry.catalogue.rows import FOREVER, NOW
+from registry.catalogue.versioned_rows import FOREVER, NOW
 from rpc.errors import Aborted, AlreadyExists, FailedPrecondition
 from storage.book import Change, Effect
 

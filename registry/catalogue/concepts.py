@@ -17,7 +17,7 @@ from registry.catalogue.commands import (
     UndeleteConcept,
     UpdateConcept,
 )
-from registry.catalogue.rows import NOW, SPAN, TRUE_THEN, end, insert, place, replace
+from registry.catalogue.versioned_rows import NOW, SPAN, TRUE_THEN, end, insert, place, replace
 from rpc.errors import AlreadyExists, FailedPrecondition, NotFound
 from storage.book import Change, Effect
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pseudoword.names import TenantName
 
 from registry.catalogue.commands import CondemnBlobs
-from registry.catalogue.rows import FOREVER
+from registry.catalogue.versioned_rows import FOREVER
 from rpc.errors import Aborted, FailedPrecondition
 from storage.book import Answer, Change, Effect
 

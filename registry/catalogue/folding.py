@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pseudoword.names import TenantName
 
 from registry.catalogue.content import CONDEMNED, TAKEN
-from registry.catalogue.rows import place
+from registry.catalogue.versioned_rows import place
 from storage.book import Change
 from storage.entry import MAX_MUTATIONS, Mutation, canonical
 from storage.view import all_changes

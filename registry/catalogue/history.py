@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from registry.catalogue.content import HIDDEN
-from registry.catalogue.rows import place
+from registry.catalogue.versioned_rows import place
 from storage.book import Change
 from storage.entry import MAX_MUTATIONS
 from storage.view import change_of

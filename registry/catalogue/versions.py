@@ -7,9 +7,10 @@ from typing import Any
 
 from pseudoword.names import LATEST, ConceptName, EvaluationName, VersionName
 
-from registry.catalogue import concepts, content, pointers, tenants
+from registry.catalogue import alias_table as pointers
+from registry.catalogue import concepts, content, tenants
 from registry.catalogue.commands import CreateEvaluation, PublishVersion, Quotas, UnyankVersion, YankVersion
-from registry.catalogue.rows import NOW, SPAN, TRUE_THEN, insert, place, replace
+from registry.catalogue.versioned_rows import NOW, SPAN, TRUE_THEN, insert, place, replace
 from rpc.errors import AlreadyExists, FailedPrecondition, NotFound
 from storage.book import Answer, Change, Effect
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from pseudoword.names import LATEST, PRODUCTION, AliasName, ConceptName, VersionName, WordRef
 
-from registry.catalogue import concepts, pointers, versions
+from registry.catalogue import alias_table as pointers
+from registry.catalogue import concepts, versions
 from rpc.errors import NotFound, PermissionDenied
 
 

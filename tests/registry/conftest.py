@@ -9,7 +9,7 @@ import grpc.aio
 import pytest
 from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 
-from registry.server import Registry
+from registry.app import Registry
 from registry.settings import RegistrySettings
 from tests.conftest import Place
 

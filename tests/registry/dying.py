@@ -21,9 +21,9 @@ import grpc.aio
 from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 
-from registry.catalogue.book import RegistryBook
+from registry.app import Registry
 from registry.catalogue.commands import Quotas
-from registry.server import Registry
+from registry.catalogue.state_machine import RegistryBook
 from rpc import stores
 from standalone.fsck import _vectors
 from standalone.gc import _collect

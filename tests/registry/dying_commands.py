@@ -20,7 +20,7 @@ from typing import Any
 import click
 import structlog
 
-from registry import server
+from registry import app as server
 from standalone import fold, fsck, stores
 from standalone.backup import backup, restore
 from storage import backup as copies

@@ -16,7 +16,7 @@ from pseudoword.errors import PseudowordError
 from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 
-from registry.server import Registry
+from registry.app import Registry
 from tests.conftest import Place
 from tests.registry.asking import REX, publish, publishing
 from tests.registry.conftest import settings_of

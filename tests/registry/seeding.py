@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pseudoword.names import ConceptName
 
-from registry.catalogue.book import RegistryBook
+from registry.app import SHARDS
 from registry.catalogue.commands import Command, ConceptFields, PublishVersion, Quotas
-from registry.server import SHARDS
+from registry.catalogue.state_machine import RegistryBook
 from storage.ledger import Ledger, shard_of
 from storage.log import Log
 from storage.objects import ObjectStore

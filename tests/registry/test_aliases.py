@@ -14,8 +14,7 @@ from pseudoword.names import AliasName, ConceptName, VersionName
 from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1 import resources_pb2 as res
 
-from registry.catalogue import pointers
-from registry.catalogue.book import RegistryBook
+from registry.catalogue import alias_table as pointers
 from registry.catalogue.commands import (
     Command,
     ConceptFields,
@@ -27,7 +26,8 @@ from registry.catalogue.commands import (
     UnyankVersion,
     YankVersion,
 )
-from registry.catalogue.rows import NOW
+from registry.catalogue.state_machine import RegistryBook
+from registry.catalogue.versioned_rows import NOW
 from rpc.errors import FailedPrecondition, NotFound
 from storage.book import Answer, Change
 from storage.entry import Mutation, Revision

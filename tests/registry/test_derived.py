@@ -13,7 +13,7 @@ from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1 import resources_pb2 as res
 from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 
-from registry.server import Registry
+from registry.app import Registry
 from rpc.settings import SettingsError
 from storage.disk import DiskStore
 from tests.conftest import Place

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from pseudoword.registry.v1 import registry_pb2 as rpc
 
+from registry.app import Registry
 from registry.catalogue.commands import CondemnBlobs
-from registry.desk import Desk
-from registry.server import Registry
+from registry.catalogue_store import Desk
 from rpc.errors import FailedPrecondition
 from standalone.gc import collect
 from storage.blobs import Blob, Blobs

@@ -9,7 +9,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1 import resources_pb2 as res
 
-from registry.catalogue import rows
+from registry.catalogue import versioned_rows as rows
 from rpc import pages
 from tests.registry.asking import REX, SHOP, pointing, publish, publishing, refused, version
 from tests.registry.conftest import Running

@@ -20,7 +20,7 @@ import pytest
 from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 
-from registry.server import Registry
+from registry.app import Registry
 from rpc.settings import SettingsError
 from storage.disk import DiskStore
 from storage.tensors import read_tensors

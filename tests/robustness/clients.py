@@ -17,7 +17,7 @@ from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1 import resources_pb2 as res
 from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 
-from registry.server import SHARDS
+from registry.app import SHARDS
 from storage.entry import Revision
 from storage.ledger import shard_of
 from tests.robustness import requests

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from registry.app import Registry
 from registry.catalogue import aliases, concepts
-from registry.desk import Desk
-from registry.server import Registry
+from registry.catalogue_store import Desk
 from storage.entry import Revision
 from storage.log import Backoff, Log, Metadata
 from storage.view import View

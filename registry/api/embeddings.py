@@ -6,10 +6,12 @@ import sqlite3
 from pseudoword.names import TenantName, VersionName
 from pseudoword.registry.v1 import registry_pb2
 
-from registry import checks, files, messages
+from registry import files
+from registry.api import conversions as messages
+from registry.api import validation as checks
+from registry.api.base import Context, Rpcs
 from registry.catalogue import concepts, versions
 from registry.catalogue.words import not_granted
-from registry.rpcs.base import Context, Rpcs
 from rpc.identity import Role, current_principal
 from rpc.validate import Violations
 from storage.errors import Damaged, TensorsInvalid

@@ -6,7 +6,7 @@ from typing import Any
 
 from pseudoword.names import InvalidName
 
-from registry.desk import Context, Desk
+from registry.catalogue_store import Context, Desk
 from registry.pickles import Pickles
 from registry.signatures import SignaturePolicy
 from rpc.identity import Principal

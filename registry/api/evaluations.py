@@ -5,11 +5,12 @@ import secrets
 from pseudoword.names import EvaluationName, VersionName
 from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
-from registry import checks, messages
+from registry.api import conversions as messages
+from registry.api import validation as checks
+from registry.api.base import Context, Rpcs, admitted, child, mutation
 from registry.catalogue import versions
 from registry.catalogue.commands import CreateEvaluation
-from registry.catalogue.rows import NOW
-from registry.rpcs.base import Context, Rpcs, admitted, child, mutation
+from registry.catalogue.versioned_rows import NOW
 from rpc.identity import Role
 from rpc.validate import Violations
 

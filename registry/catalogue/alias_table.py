@@ -9,7 +9,7 @@ from typing import Any
 
 from pseudoword.names import LATEST, AliasName, ConceptName
 
-from registry.catalogue.rows import FOREVER, NOW, SPAN, TRUE_THEN, insert, place
+from registry.catalogue.versioned_rows import FOREVER, NOW, SPAN, TRUE_THEN, insert, place
 from rpc.errors import NotFound
 from storage.book import Change
 

@@ -9,12 +9,14 @@ from typing import Any
 from pseudoword.names import ConceptName, VersionName
 from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
-from registry import checks, files, messages
+from registry import files
+from registry.api import conversions as messages
+from registry.api import validation as checks
+from registry.api.base import Context, Rpcs, admitted, mutation
 from registry.catalogue import concepts, versions
 from registry.catalogue.commands import ConceptFields, PublishVersion, UnyankVersion, YankVersion
-from registry.catalogue.rows import NOW
-from registry.desk import Desk
-from registry.rpcs.base import Context, Rpcs, admitted, mutation
+from registry.catalogue.versioned_rows import NOW
+from registry.catalogue_store import Desk
 from rpc.commits import UNCOMMITTED
 from rpc.errors import InvalidArgument, Unavailable
 from rpc.filters import Field, Kind, filtered

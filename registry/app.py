@@ -7,18 +7,18 @@ from pseudoword.registry.v1.registry_pb2_grpc import (
     add_RegistryServiceServicer_to_server,
 )
 
-from registry.catalogue.book import RegistryBook
+from registry.api.aliases import AliasRpcs
+from registry.api.concepts import ConceptRpcs
+from registry.api.embeddings import EmbeddingRpcs
+from registry.api.evaluations import EvaluationRpcs
+from registry.api.resolve import ResolveRpcs
+from registry.api.tenants import TenantRpcs
+from registry.api.versions import VersionRpcs
+from registry.api.watch import WatchRpcs
 from registry.catalogue.commands import Quotas
-from registry.desk import Desk
+from registry.catalogue.state_machine import RegistryBook
+from registry.catalogue_store import Desk
 from registry.pickles import Pickles
-from registry.rpcs.aliases import AliasRpcs
-from registry.rpcs.concepts import ConceptRpcs
-from registry.rpcs.embeddings import EmbeddingRpcs
-from registry.rpcs.evaluations import EvaluationRpcs
-from registry.rpcs.resolve import ResolveRpcs
-from registry.rpcs.tenants import TenantRpcs
-from registry.rpcs.versions import VersionRpcs
-from registry.rpcs.watch import WatchRpcs
 from registry.settings import RegistrySettings
 from registry.signatures import SignaturePolicy
 from rpc.server import Server

@@ -13,7 +13,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from registry.catalogue.commands import Command
-from registry.catalogue.rows import NOW, check_kept, place
+from registry.catalogue.versioned_rows import NOW, check_kept, place
 from rpc import commits
 from rpc.pages import Cursor, fitting, page_size, request_digest
 from rpc.validate import Violations

@@ -9,13 +9,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pseudoword.names import TenantName
 from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
-from registry import checks, messages
+from registry.api import conversions as messages
+from registry.api import validation as checks
+from registry.api.base import Context, Rpcs, admitted, tenants_of
+from registry.api.resume_token import Resume
 from registry.catalogue import history
 from registry.catalogue.content import HIDDEN
-from registry.catalogue.rows import NOW
-from registry.desk import Desk
-from registry.resume import Resume
-from registry.rpcs.base import Context, Rpcs, admitted, tenants_of
+from registry.catalogue.versioned_rows import NOW
+from registry.catalogue_store import Desk
 from rpc.errors import PermissionDenied, Unavailable
 from rpc.filters import Field, Kind, filtered
 from rpc.identity import Principal, Role, current_principal

@@ -8,10 +8,11 @@ from typing import Any
 from pseudoword.names import TenantName
 from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
-from registry import checks, messages
+from registry.api import conversions as messages
+from registry.api import validation as checks
+from registry.api.base import Context, Rpcs, admitted, child, mutation, tenants_of
 from registry.catalogue import tenants
 from registry.catalogue.commands import CreateTenant, Quotas, UpdateTenant
-from registry.rpcs.base import Context, Rpcs, admitted, child, mutation, tenants_of
 from rpc.identity import Role, current_principal
 from rpc.pages import Cursor, page_size, request_digest
 from rpc.validate import Violations

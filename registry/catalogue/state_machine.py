@@ -4,7 +4,9 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from registry.catalogue import aliases, concepts, content, pointers, rows, tenants, versions
+from registry.catalogue import alias_table as pointers
+from registry.catalogue import aliases, concepts, content, tenants, versions
+from registry.catalogue import versioned_rows as rows
 from registry.catalogue.commands import (
     Command,
     CondemnBlobs,

@@ -11,9 +11,10 @@ from typing import TypeAlias
 from pseudoword.names import InvalidName, TenantName, WordRef
 from pseudoword.registry.v1 import registry_pb2
 
-from registry import checks, messages
+from registry.api import conversions as messages
+from registry.api import validation as checks
+from registry.api.base import Context, Rpcs, admitted
 from registry.catalogue.words import Meaning, resolve
-from registry.rpcs.base import Context, Rpcs, admitted
 from rpc.errors import Error, NotFound, PermissionDenied, to_status
 from rpc.identity import Role, current_principal
 from rpc.validate import Violations

@@ -8,7 +8,9 @@ from typing import Any
 from pseudoword.names import ConceptName, TenantName
 from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
-from registry import checks, messages
+from registry.api import conversions as messages
+from registry.api import validation as checks
+from registry.api.base import Context, Rpcs, admitted, child, mutation
 from registry.catalogue import concepts
 from registry.catalogue.commands import (
     CreateConcept,
@@ -17,7 +19,6 @@ from registry.catalogue.commands import (
     UndeleteConcept,
     UpdateConcept,
 )
-from registry.rpcs.base import Context, Rpcs, admitted, child, mutation
 from rpc.filters import Field, Kind, Term, parsed, required, to_sql
 from rpc.identity import Role
 from rpc.validate import Violations

@@ -5,11 +5,13 @@ import sqlite3
 from pseudoword.names import LATEST, AliasName, ConceptName, VersionName
 from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
-from registry import checks, messages
-from registry.catalogue import concepts, pointers
+from registry.api import conversions as messages
+from registry.api import validation as checks
+from registry.api.base import Context, Rpcs, admitted, mutation
+from registry.catalogue import alias_table as pointers
+from registry.catalogue import concepts
 from registry.catalogue.commands import DeleteAlias, RollbackAlias, SetAlias
-from registry.catalogue.rows import NOW
-from registry.rpcs.base import Context, Rpcs, admitted, mutation
+from registry.catalogue.versioned_rows import NOW
 from rpc.identity import Role
 from rpc.validate import Violations
 
