@@ -21,9 +21,9 @@ from registry.catalogue_store import Desk
 from registry.pickles import Pickles
 from registry.settings import RegistrySettings
 from registry.signatures import SignaturePolicy
+from rpc.open_store import end_when_replaced, open_fit_store, open_ledger
 from rpc.server import Server
-from rpc.stores import end_when_replaced, open_fit_store, open_ledger
-from rpc.table import STORAGE
+from rpc.storage_errors import STORAGE
 from storage.blobs import Blobs
 
 SERVICE = "pseudoword.registry.v1.RegistryService"

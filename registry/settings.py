@@ -6,8 +6,8 @@ from typing import Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from rpc.open_store import S3Settings, StoreSettings
 from rpc.settings import ServerSettings, Settings
-from rpc.stores import S3Settings, StoreSettings
 
 
 class QuotaSettings(BaseModel, frozen=True, extra="forbid"):

@@ -15,10 +15,10 @@ from diffusion.threads import in_passing
 from rpc.clients import channel
 from rpc.errors import FailedPrecondition, InvalidArgument, Unavailable
 from rpc.logs import configure
+from rpc.open_store import end_when_replaced, open_fit_store, open_ledger
 from rpc.server import Server, run
 from rpc.settings import SettingsError
-from rpc.stores import end_when_replaced, open_fit_store, open_ledger
-from rpc.table import STORAGE
+from rpc.storage_errors import STORAGE
 from service.api.servicer import GenerationServicer
 from service.batches.batch_store import Desk
 from service.batches.rpcs import BatchRpcs, NoBatches

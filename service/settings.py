@@ -8,8 +8,8 @@ from pydantic import BaseModel, Field, field_validator
 from diffusion.schedulers import SCHEDULERS
 from diffusion.settings import DenoiserSettings, ModelSettings
 from rpc.clients import Peer
+from rpc.open_store import S3Settings, StoreSettings
 from rpc.settings import ServerSettings, Settings
-from rpc.stores import S3Settings, StoreSettings
 from service.safety import SafetyPolicy
 
 

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from registry.catalogue.commands import Quotas
 from registry.catalogue.state_machine import RegistryBook
+from rpc.open_store import S3Settings, StoreSettings, open_fit_store
 from rpc.settings import Settings, SettingsError, explain
-from rpc.stores import S3Settings, StoreSettings, open_fit_store
 from service.batches.state_machine import BatchBook
 from storage.address import open_store
 from storage.book import Book

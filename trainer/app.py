@@ -12,17 +12,17 @@ from pseudoword.trainer.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to
 
 from diffusion import errors as diffusion_errors
 from diffusion.checkpoint import BaseModel, ModelSpec
+from diffusion.conversions import base_model
 from diffusion.errors import CheckpointInvalid
-from diffusion.messages import base_model
 from diffusion.pictures import PictureLimits
 from diffusion.settings import load_model
 from diffusion.threads import in_passing
 from rpc.clients import channel
 from rpc.errors import InvalidArgument
+from rpc.open_store import end_when_replaced, open_fit_store, open_ledger
 from rpc.server import Server
 from rpc.settings import SettingsError
-from rpc.stores import end_when_replaced, open_fit_store, open_ledger
-from rpc.table import STORAGE
+from rpc.storage_errors import STORAGE
 from storage.blobs import Blobs
 from trainer.api.servicer import TrainerServicer
 from trainer.api.validation import JobChecks

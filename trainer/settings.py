@@ -7,8 +7,8 @@ from pydantic import BaseModel, Field
 
 from diffusion.settings import ModelSettings
 from rpc.clients import Peer
+from rpc.open_store import S3Settings, StoreSettings
 from rpc.settings import ServerSettings, Settings
-from rpc.stores import S3Settings, StoreSettings
 from trainer.queue.settings import NatsSettings, QueueSettings
 
 

@@ -27,7 +27,7 @@ from benchmarks.generation.peer import Peer
 from benchmarks.generation.workload import Asked, mix, vectors
 from benchmarks.servers import drawing
 from diffusion.checkpoint import BaseModel
-from diffusion.messages import base_model
+from diffusion.conversions import base_model
 from diffusion.threads import Made, in_passing
 from storage.tensors import write_tensors
 

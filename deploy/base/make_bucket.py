@@ -13,8 +13,8 @@ import urllib3
 from minio.error import MinioException, S3Error, ServerError
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
 
+from rpc.open_store import S3Settings, StoreSettings
 from rpc.settings import Settings, SettingsError
-from rpc.stores import S3Settings, StoreSettings
 
 
 class _Settings(Settings):

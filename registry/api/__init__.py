@@ -1,1 +1,1 @@
-"""RegistryService's rpcs, by resource: a request is checked, its command committed or its rows read, its answer made."""
+"""RegistryService's rpcs, by resource: a request is checked, committed or read from the view, and answered."""

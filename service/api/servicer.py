@@ -13,7 +13,7 @@ from pseudoword.generation.v1 import generation_pb2, generation_pb2_grpc, resour
 from pseudoword.names import InvalidName, TenantName, WordRef
 
 from diffusion.checkpoint import BaseModel
-from diffusion.messages import base_model
+from diffusion.conversions import base_model
 from diffusion.schedulers import SCHEDULERS
 from rpc.identity import Role, current_principal
 from rpc.validate import Violations

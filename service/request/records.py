@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from pseudoword.generation.v1 import generation_pb2, resources_pb2
 
 from diffusion.checkpoint import BaseModel
-from diffusion.messages import base_model
+from diffusion.conversions import base_model
 from service.request.params import Drawing
 
 RECORD_KEY = "pseudoword"

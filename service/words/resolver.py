@@ -13,7 +13,7 @@ from pseudoword.registry.v1 import registry_pb2, registry_pb2_grpc
 from pseudoword.registry.v1 import resources_pb2 as registry_resources
 
 from diffusion.checkpoint import BaseModel
-from diffusion.match import Match, match
+from diffusion.compatibility import Match, match
 from rpc.clients import as_caller, forwarded
 from rpc.errors import DataLoss, FailedPrecondition, InvalidArgument, Unavailable, from_status
 from rpc.identity import Principal

@@ -12,9 +12,9 @@ from pseudoword.names import WordRef
 
 from diffusion import decode
 from diffusion.checkpoint import BUNDLED, BaseModel
+from diffusion.compatibility import Match, match
 from diffusion.encoder import PromptEncoder
 from diffusion.errors import CheckpointInvalid
-from diffusion.match import Match, match
 from diffusion.prompt import parse
 
 

@@ -24,7 +24,7 @@ from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from registry.app import Registry
 from registry.catalogue.commands import Quotas
 from registry.catalogue.state_machine import RegistryBook
-from rpc import stores
+from rpc import open_store as stores
 from standalone.fsck import _vectors
 from standalone.gc import _collect
 from storage.blobs import Blobs

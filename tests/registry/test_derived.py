@@ -91,7 +91,7 @@ class _Gate(DiskStore):
 async def test_an_unknown_outcome_is_said_and_can_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = _Gate(tmp_path / "store")
     gate.open.set()
-    monkeypatch.setattr("rpc.stores.open_store", lambda address, access: gate)
+    monkeypatch.setattr("rpc.open_store.open_store", lambda address, access: gate)
     place = Place(address=str(tmp_path / "store"), access=None)
     async with Registry(settings_of(place)) as registry, grpc.aio.insecure_channel(registry.server.address) as channel:
         stub: Any = RegistryServiceStub(channel)

@@ -170,7 +170,7 @@ class _Forgetful(DiskStore):
 
 
 async def test_a_store_that_is_not_fit_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rpc.stores.open_store", lambda address, access: _Forgetful(tmp_path / "store"))
+    monkeypatch.setattr("rpc.open_store.open_store", lambda address, access: _Forgetful(tmp_path / "store"))
     place = Place(address=str(tmp_path / "store"), access=None)
     with pytest.raises(SettingsError, match="the store fails the check 'create if absent'"):
         async with Registry(settings_of(place)):

@@ -17,7 +17,7 @@ from rpc.errors import Unavailable
 from rpc.identity import Role, current_principal
 from rpc.server import Server
 from rpc.settings import ServerSettings
-from rpc.table import STORAGE
+from rpc.storage_errors import STORAGE
 from rpc.validate import Violations
 from storage.errors import StoreUnavailable
 

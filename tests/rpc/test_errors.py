@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pseudoword.errors import PseudowordError
 from pseudoword.trainer.v1 import trainer_pb2
 
-from rpc import errors, table
+from rpc import errors
+from rpc import storage_errors as table
 from storage import errors as storage
 from tests.rpc.conftest import Serve
 

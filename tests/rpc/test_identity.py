@@ -15,7 +15,7 @@ from rpc.clients import Peer, as_caller, channel
 from rpc.identity import ANONYMOUS, Principal, Role, Tokens
 from rpc.server import Server
 from rpc.settings import ServerSettings, SettingsError
-from rpc.table import STORAGE
+from rpc.storage_errors import STORAGE
 from tests.rpc.conftest import SERVICE, Serve, health, token_entry
 
 SHOP = Principal(name="customer", tenants=frozenset({"shop"}), roles=frozenset({Role.WRITER}))

@@ -13,7 +13,7 @@ from pseudoword.client import Client
 from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
 from diffusion.checkpoint import BaseModel
-from diffusion.messages import base_model
+from diffusion.conversions import base_model
 from storage.signatures import sign
 from storage.tensors import tensors_digest, write_tensors
 from tests.processes import Process

@@ -14,7 +14,7 @@ from pseudoword.names import WordRef
 from pseudoword.registry.v1 import registry_pb2, registry_pb2_grpc, resources_pb2
 
 from diffusion.checkpoint import BaseModel
-from diffusion.messages import base_model
+from diffusion.conversions import base_model
 from rpc.errors import DataLoss, Unavailable
 from rpc.identity import ANONYMOUS
 from service.metrics import EngineMetrics

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pydantic import SecretStr
 
-from rpc.stores import S3Settings
+from rpc.open_store import S3Settings
 from storage.address import open_store
 from storage.blobs import Blobs
 from storage.disk import DiskStore, refuse_network_filesystem

@@ -9,8 +9,8 @@ from pseudoword.names import JobName, PictureName, TenantName
 from pseudoword.trainer.v1 import resources_pb2, trainer_pb2, trainer_pb2_grpc
 
 from diffusion.checkpoint import BaseModel
+from diffusion.conversions import base_model
 from diffusion.errors import PictureInvalid
-from diffusion.messages import base_model
 from rpc.errors import InvalidArgument, Unavailable
 from rpc.filters import filtered
 from rpc.identity import Role, current_principal

@@ -11,8 +11,8 @@ from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from pseudoword.trainer.v1 import resources_pb2
 
 from diffusion.checkpoint import BaseModel
+from diffusion.conversions import base_model
 from diffusion.errors import PromptTooLong
-from diffusion.messages import base_model
 from diffusion.prompt import parse
 from rpc.errors import Error
 from rpc.identity import Principal, to_json
