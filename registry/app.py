@@ -24,7 +24,7 @@ from registry.signatures import SignaturePolicy
 from rpc.open_store import end_when_replaced, open_fit_store, open_ledger
 from rpc.server import Server
 from rpc.storage_errors import STORAGE
-from storage.blobs import Blobs
+from storage.objects.blobs import Blobs
 
 SERVICE = "pseudoword.registry.v1.RegistryService"
 # A tenant belongs to one of them, for ever; the number is fixed when a store is made.

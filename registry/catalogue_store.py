@@ -17,11 +17,11 @@ from registry.catalogue.versioned_rows import NOW, check_kept, place
 from rpc import commits
 from rpc.pages import Cursor, fitting, page_size, request_digest
 from rpc.validate import Violations
-from storage.blobs import Blob, Blobs
-from storage.entry import Revision
 from storage.errors import RevisionAhead, StorageError
-from storage.ledger import Ledger, shard_of
-from storage.writer import Result
+from storage.ledger.entry import Revision
+from storage.ledger.ledger import Ledger, shard_of
+from storage.ledger.writer import Result
+from storage.objects.blobs import Blob, Blobs
 
 Context = grpc.aio.ServicerContext[Any, Any]
 T = TypeVar("T")

@@ -15,10 +15,10 @@ from itertools import groupby
 from registry.catalogue import content
 from registry.catalogue.commands import Command, CondemnBlobs
 from rpc.errors import FailedPrecondition
-from storage.blobs import tenant_of
-from storage.ledger import Ledger, shard_of
-from storage.objects import ObjectInfo, ObjectStore
-from storage.sweep import Collection, is_over, leftovers
+from storage.garbage import Collection, is_over, leftovers
+from storage.ledger.ledger import Ledger, shard_of
+from storage.objects.base import ObjectInfo, ObjectStore
+from storage.objects.blobs import tenant_of
 
 GRACE = timedelta(hours=24)
 _PAGE = 1000

@@ -9,8 +9,8 @@ from rpc.errors import Error
 from rpc.identity import current_principal
 from rpc.patience import patiently
 from storage.errors import Contention, EntryTooLarge, NotCommitted, RequestIdReused
-from storage.ledger import Ledger
-from storage.writer import Result
+from storage.ledger.ledger import Ledger
+from storage.ledger.writer import Result
 
 _C = TypeVar("_C")
 

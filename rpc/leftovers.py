@@ -5,7 +5,7 @@ import asyncio
 import structlog
 
 from storage.errors import StorageError
-from storage.objects import ObjectStore
+from storage.objects.base import ObjectStore
 
 _logger = structlog.get_logger(__name__)
 

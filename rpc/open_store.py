@@ -14,15 +14,15 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 
 from rpc.server import Server
 from rpc.settings import SettingsError
-from storage.address import open_store
-from storage.book import Book
-from storage.disk import DiskStore
 from storage.errors import StorageError, StoreUnavailable, ViewInUse
-from storage.ledger import Ledger
-from storage.metrics import LedgerMetrics
-from storage.objects import ObjectStore
-from storage.probe import probe
-from storage.s3 import S3Access
+from storage.ledger.ledger import Ledger
+from storage.ledger.metrics import LedgerMetrics
+from storage.ledger.state_machine import Book
+from storage.objects.base import ObjectStore
+from storage.objects.disk import DiskStore
+from storage.objects.open import open_store
+from storage.objects.probe import probe
+from storage.objects.s3 import S3Access
 
 # Servers of one machine that can share a store without a views setting.
 _SLOTS = 64

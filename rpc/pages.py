@@ -13,8 +13,8 @@ from google.protobuf.message import Message
 
 from rpc.errors import InvalidArgument, OutOfRange
 from rpc.validate import Violations
-from storage.entry import Revision
 from storage.errors import BadRevision
+from storage.ledger.entry import Revision
 
 DEFAULT_SIZE = 50
 MAX_SIZE = 1_000

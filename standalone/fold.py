@@ -15,13 +15,13 @@ from registry.catalogue.folding import Kept, fold
 from registry.catalogue.state_machine import RegistryBook
 from standalone.stores import HELP, opened
 from storage.backup import claim, copy_blobs, put_entries
-from storage.checkpoints import whole_view, write_checkpoint
-from storage.entry import Entry
 from storage.errors import ObjectMissing, StoreMismatch
-from storage.log import METADATA_NAME, Backoff, Log, Metadata, new_write_id
-from storage.objects import ObjectStore
-from storage.segments import RUN
-from storage.view import View
+from storage.ledger.entry import Entry
+from storage.ledger.log import METADATA_NAME, Backoff, Log, Metadata, new_write_id
+from storage.ledger.segments import RUN
+from storage.ledger.snapshots import whole_view, write_checkpoint
+from storage.ledger.view import View
+from storage.objects.base import ObjectStore
 
 _DAY_US = 86_400_000_000
 

@@ -11,8 +11,8 @@ import click
 
 from registry.catalogue.versioned_rows import FOREVER
 from standalone.stores import HELP, books, opened
-from storage.inspection import Inspection
-from storage.report import Report, Severity, Vectors
+from storage.inspect.report import Report, Severity, Vectors
+from storage.inspect.store import Inspection
 
 _SHOWN = 20  # findings of garbage and notes that are listed without --all
 

@@ -14,10 +14,10 @@ from registry.catalogue.state_machine import RegistryBook
 from registry.garbage import GRACE, Collector
 from standalone.stores import HELP, books, opened
 from storage.errors import ObjectMissing
-from storage.ledger import Ledger
-from storage.log import Metadata
-from storage.objects import ObjectStore
-from storage.sweep import Collection, sweep
+from storage.garbage import Collection, sweep
+from storage.ledger.ledger import Ledger
+from storage.ledger.log import Metadata
+from storage.objects.base import ObjectStore
 
 
 @click.command(name="gc", epilog=HELP)

@@ -13,10 +13,10 @@ from registry.catalogue.state_machine import RegistryBook
 from rpc.open_store import S3Settings, StoreSettings, open_fit_store
 from rpc.settings import Settings, SettingsError, explain
 from service.batches.state_machine import BatchBook
-from storage.address import open_store
-from storage.book import Book
 from storage.errors import StorageError
-from storage.objects import ObjectStore
+from storage.ledger.state_machine import Book
+from storage.objects.base import ObjectStore
+from storage.objects.open import open_store
 from trainer.jobs.state_machine import TrainerBook
 
 HELP = (

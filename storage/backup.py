@@ -17,15 +17,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from storage.blobs import Blobs
-from storage.book import Book
-from storage.checkpoints import whole_view, write_checkpoint
-from storage.entry import Entry, encode, entry_name
 from storage.errors import Damaged, ObjectMissing, StoreMismatch
-from storage.log import IDENTITY_FRESH_S, METADATA_NAME, RESTORING, Backoff, Log, Metadata, new_metadata
-from storage.objects import ObjectStore, list_all
-from storage.segments import RUN, pack, read_segment, segment_name, segments, unpack
-from storage.view import View
+from storage.ledger.entry import Entry, encode, entry_name
+from storage.ledger.log import IDENTITY_FRESH_S, METADATA_NAME, RESTORING, Backoff, Log, Metadata, new_metadata
+from storage.ledger.segments import RUN, pack, read_segment, segment_name, segments, unpack
+from storage.ledger.snapshots import whole_view, write_checkpoint
+from storage.ledger.state_machine import Book
+from storage.ledger.view import View
+from storage.objects.base import ObjectStore, list_all
+from storage.objects.blobs import Blobs
 
 MANIFEST = "backup.json"
 _FORMAT = 1

@@ -14,9 +14,9 @@ import minio
 import pytest
 import urllib3
 
-from storage.address import open_store
-from storage.objects import ObjectStore
-from storage.s3 import S3Access
+from storage.objects.base import ObjectStore
+from storage.objects.open import open_store
+from storage.objects.s3 import S3Access
 
 ROOT = Path(__file__).parent.parent
 _START_S = 60

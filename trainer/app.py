@@ -23,7 +23,7 @@ from rpc.open_store import end_when_replaced, open_fit_store, open_ledger
 from rpc.server import Server
 from rpc.settings import SettingsError
 from rpc.storage_errors import STORAGE
-from storage.blobs import Blobs
+from storage.objects.blobs import Blobs
 from trainer.api.servicer import TrainerServicer
 from trainer.api.validation import JobChecks
 from trainer.evaluation.judges import Bench, clip_beside

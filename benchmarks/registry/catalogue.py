@@ -28,8 +28,8 @@ from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 
 from benchmarks.registry.echo import METHOD
-from storage.address import open_store
-from storage.objects import list_all
+from storage.objects.base import list_all
+from storage.objects.open import open_store
 from tests.conftest import Minio, Place, find_program
 from tests.registry.seeding import PARENT, VERSIONS, seed, words_of
 

@@ -24,9 +24,9 @@ from benchmarks.registry.catalogue import placed
 from registry.app import SHARDS
 from registry.catalogue.commands import Command, ConceptFields, CreateConcept, Quotas
 from registry.catalogue.state_machine import RegistryBook
-from storage import writer
-from storage.entry import MAX_MUTATIONS
-from storage.ledger import Ledger, shard_of
+from storage.ledger import writer
+from storage.ledger.entry import MAX_MUTATIONS
+from storage.ledger.ledger import Ledger, shard_of
 from tests.conftest import Place
 from tests.registry.seeding import TENANT
 

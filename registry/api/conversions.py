@@ -10,8 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pseudoword.names import AliasName, ConceptName, EvaluationName, TenantName, VersionName
 from pseudoword.registry.v1 import resources_pb2
 
-from storage.book import Change
-from storage.entry import Revision
+from storage.ledger.entry import Revision
+from storage.ledger.state_machine import Change
 
 Row = Mapping[str, Any]
 

@@ -18,7 +18,7 @@ from registry.catalogue.words import Meaning, resolve
 from rpc.errors import Error, NotFound, PermissionDenied, to_status
 from rpc.identity import Role, current_principal
 from rpc.validate import Violations
-from storage.entry import Revision
+from storage.ledger.entry import Revision
 
 MAX_WORDS = 64
 _KEPT = 4096  # answers of some kilobytes each

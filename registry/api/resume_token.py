@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import Self
 
 from rpc.errors import InvalidArgument
-from storage.entry import Revision
 from storage.errors import RevisionAhead
+from storage.ledger.entry import Revision
 
 # No log grows so long, and the database cannot count further.
 _NO_ENTRY = 2**53

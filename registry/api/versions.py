@@ -22,9 +22,9 @@ from rpc.errors import InvalidArgument, Unavailable
 from rpc.filters import Field, Kind, filtered
 from rpc.identity import Role
 from rpc.validate import Violations
-from storage.blobs import Blob
-from storage.entry import Revision
 from storage.errors import Damaged, ObjectMissing, TensorsInvalid
+from storage.ledger.entry import Revision
+from storage.objects.blobs import Blob
 from storage.tensors import Vectors, is_pickle, read_tensors, tensors_digest, write_tensors
 
 _FIELDS = {

@@ -11,7 +11,7 @@ from pseudoword.names import LATEST, AliasName, ConceptName
 
 from registry.catalogue.versioned_rows import FOREVER, NOW, SPAN, TRUE_THEN, insert, place
 from rpc.errors import NotFound
-from storage.book import Change
+from storage.ledger.state_machine import Change
 
 # `version` 0: the alias did not exist from then on. `restored` is the `since` of the row that a rollback went back to,
 # or the row's own: where the next rollback goes on looking.

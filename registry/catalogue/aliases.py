@@ -12,7 +12,7 @@ from registry.catalogue.alias_table import OF_ALIAS
 from registry.catalogue.commands import DeleteAlias, RollbackAlias, SetAlias
 from registry.catalogue.versioned_rows import FOREVER, NOW
 from rpc.errors import Aborted, AlreadyExists, FailedPrecondition
-from storage.book import Change, Effect
+from storage.ledger.state_machine import Change, Effect
 
 
 def decide_set(db: sqlite3.Connection, command: SetAlias) -> Sequence[Effect]:

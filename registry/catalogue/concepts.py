@@ -19,7 +19,7 @@ from registry.catalogue.commands import (
 )
 from registry.catalogue.versioned_rows import NOW, SPAN, TRUE_THEN, end, insert, place, replace
 from rpc.errors import AlreadyExists, FailedPrecondition, NotFound
-from storage.book import Change, Effect
+from storage.ledger.state_machine import Change, Effect
 
 ACTIVE = "STATE_ACTIVE"
 DELETED = "STATE_DELETED"

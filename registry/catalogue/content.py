@@ -8,7 +8,7 @@ from pseudoword.names import TenantName
 from registry.catalogue.commands import CondemnBlobs
 from registry.catalogue.versioned_rows import FOREVER
 from rpc.errors import Aborted, FailedPrecondition
-from storage.book import Answer, Change, Effect
+from storage.ledger.state_machine import Answer, Change, Effect
 
 # A change of this kind is the collector's.
 CONDEMNED = "blobs-condemned"

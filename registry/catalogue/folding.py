@@ -14,9 +14,9 @@ from pseudoword.names import TenantName
 
 from registry.catalogue.content import CONDEMNED, TAKEN
 from registry.catalogue.versioned_rows import place
-from storage.book import Change
-from storage.entry import MAX_MUTATIONS, Mutation, canonical
-from storage.view import all_changes
+from storage.ledger.entry import MAX_MUTATIONS, Mutation, canonical
+from storage.ledger.state_machine import Change
+from storage.ledger.view import all_changes
 
 _NAMES = 200  # an entry holds so many with room to spare
 _LIFE = ("concept-deleted", "concept-undeleted")

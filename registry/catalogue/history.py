@@ -6,9 +6,9 @@ from typing import Any
 
 from registry.catalogue.content import HIDDEN
 from registry.catalogue.versioned_rows import place
-from storage.book import Change
-from storage.entry import MAX_MUTATIONS
-from storage.view import change_of
+from storage.ledger.entry import MAX_MUTATIONS
+from storage.ledger.state_machine import Change
+from storage.ledger.view import change_of
 
 __all__ = ["newest", "place"]
 

@@ -26,7 +26,7 @@ from registry.catalogue.commands import (
     UpdateTenant,
     YankVersion,
 )
-from storage.book import Answer, Change, Effect
+from storage.ledger.state_machine import Answer, Change, Effect
 
 _APPLY: Mapping[str, Callable[[sqlite3.Connection, Change], dict[str, Any]]] = {
     "tenant-created": tenants.apply,

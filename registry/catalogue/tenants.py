@@ -9,7 +9,7 @@ from pseudoword.names import TenantName
 
 from registry.catalogue.commands import CreateTenant, Quotas, UpdateTenant
 from rpc.errors import Aborted, AlreadyExists, NotFound, ResourceExhausted
-from storage.book import Change, Effect
+from storage.ledger.state_machine import Change, Effect
 
 SCHEMA = """
 CREATE TABLE tenants (

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rpc.errors import OutOfRange
-from storage.book import Change
-from storage.entry import MAX_MUTATIONS, Revision
+from storage.ledger.entry import MAX_MUTATIONS, Revision
+from storage.ledger.state_machine import Change
 
 FOREVER = 2**62
 NOW = FOREVER - 1  # a place after all changes: what is true now

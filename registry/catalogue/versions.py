@@ -12,7 +12,7 @@ from registry.catalogue import concepts, content, tenants
 from registry.catalogue.commands import CreateEvaluation, PublishVersion, Quotas, UnyankVersion, YankVersion
 from registry.catalogue.versioned_rows import NOW, SPAN, TRUE_THEN, insert, place, replace
 from rpc.errors import AlreadyExists, FailedPrecondition, NotFound
-from storage.book import Answer, Change, Effect
+from storage.ledger.state_machine import Answer, Change, Effect
 
 ACTIVE = "STATE_ACTIVE"
 YANKED = "STATE_YANKED"

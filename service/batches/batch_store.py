@@ -10,8 +10,8 @@ from rpc import commits
 from rpc.patience import Watchers, heard, patiently
 from service.batches import state_machine as book
 from service.batches.state_machine import SHARD, Command, MoveBatch, Row
-from storage.entry import Revision
-from storage.ledger import Ledger
+from storage.ledger.entry import Revision
+from storage.ledger.ledger import Ledger
 
 _COMMIT_TIMEOUT = timedelta(seconds=30)
 # Another server of the store may have made or ended a batch.

@@ -18,7 +18,7 @@ from pseudoword.names import BatchName
 from rpc.patience import heard
 from service.batches.output import folder
 from storage.errors import ObjectExists, StorageError
-from storage.objects import ObjectStore, list_all
+from storage.objects.base import ObjectStore, list_all
 
 _CLAIM = re.compile(r"([0-9]{6})/([0-9]{6})")
 _RENEWALS = 3  # in the time after which a claim is over

@@ -24,7 +24,7 @@ from pseudoword.names import BatchName
 from service.batches.plan import Item, Plan
 from service.request.records import from_file, to_json
 from storage.errors import ObjectExists, ObjectMissing
-from storage.objects import ObjectStore, list_all
+from storage.objects.base import ObjectStore, list_all
 
 _PART = re.compile(r"parts/([0-9]{6})\.jsonl")
 

@@ -28,8 +28,8 @@ from service.batches.validation import Order, check_batch
 from service.request.params import Drawing
 from service.settings import GenerationSettings
 from service.words.resolver import Word, Words
-from storage.blobs import Blobs
-from storage.objects import ObjectStore
+from storage.objects.base import ObjectStore
+from storage.objects.blobs import Blobs
 
 Watch = AsyncIterator[generation_pb2.WatchBatchResponse]
 

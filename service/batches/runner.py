@@ -34,9 +34,9 @@ from service.request.params import FORMATS, check
 from service.request.prepare import Intake
 from service.request.records import ENDINGS, to_file
 from service.settings import GenerationSettings
-from storage.blobs import Blobs
 from storage.errors import StorageError
-from storage.objects import ObjectStore
+from storage.objects.base import ObjectStore
+from storage.objects.blobs import Blobs
 
 _SHARDS_AT_ONCE = 2  # so that there is something to draw while the other one is packed
 _PAUSE_S = 2.0  # before a batch that has failed for a reason that passes is tried again

@@ -8,7 +8,7 @@ from typing import Any
 
 from rpc.errors import Aborted, FailedPrecondition, NotFound, ResourceExhausted
 from service.batches.life_cycle import ENDED, Move, State, WrongState, after
-from storage.book import Answer, Change, Effect
+from storage.ledger.state_machine import Answer, Change, Effect
 
 SHARD = 0
 SHARDS = 1

@@ -27,11 +27,11 @@ from registry.catalogue.state_machine import RegistryBook
 from rpc import open_store as stores
 from standalone.fsck import _vectors
 from standalone.gc import _collect
-from storage.blobs import Blobs
-from storage.disk import DiskStore
 from storage.errors import ObjectMissing
-from storage.inspection import Inspection
-from storage.objects import ObjectStore
+from storage.inspect.store import Inspection
+from storage.objects.base import ObjectStore
+from storage.objects.blobs import Blobs
+from storage.objects.disk import DiskStore
 from tests.conftest import Place
 from tests.registry.asking import REX, pointing, publishing, version
 from tests.registry.conftest import settings_of

@@ -24,10 +24,12 @@ from registry import app as server
 from standalone import fold, fsck, stores
 from standalone.backup import backup, restore
 from storage import backup as copies
-from storage import segments, shards, upkeep, writer
-from storage.checkpoints import checkpoints, superseded
-from storage.disk import DiskStore
-from storage.objects import ObjectStore
+from storage.inspect import shard as shards
+from storage.ledger import maintenance as upkeep
+from storage.ledger import segments, writer
+from storage.ledger.snapshots import checkpoints, superseded
+from storage.objects.base import ObjectStore
+from storage.objects.disk import DiskStore
 from tests.registry.dying import Dying, forked, live
 from tests.storage.counters import Counters, fill, open_ledger
 

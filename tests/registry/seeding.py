@@ -10,11 +10,11 @@ from pseudoword.names import ConceptName
 from registry.app import SHARDS
 from registry.catalogue.commands import Command, ConceptFields, PublishVersion, Quotas
 from registry.catalogue.state_machine import RegistryBook
-from storage.ledger import Ledger, shard_of
-from storage.log import Log
-from storage.objects import ObjectStore
-from storage.upkeep import write_if_due
-from storage.view import View
+from storage.ledger.ledger import Ledger, shard_of
+from storage.ledger.log import Log
+from storage.ledger.maintenance import write_if_due
+from storage.ledger.view import View
+from storage.objects.base import ObjectStore
 
 TENANT = "shop"
 PARENT = f"tenants/{TENANT}"

@@ -29,8 +29,8 @@ from registry.catalogue.commands import (
 from registry.catalogue.state_machine import RegistryBook
 from registry.catalogue.versioned_rows import NOW
 from rpc.errors import FailedPrecondition, NotFound
-from storage.book import Answer, Change
-from storage.entry import Mutation, Revision
+from storage.ledger.entry import Mutation, Revision
+from storage.ledger.state_machine import Answer, Change
 from tests.registry.asking import REX, pointing, publish, refused, resolve
 
 PRODUCTION = f"{REX}/aliases/production"

@@ -9,8 +9,8 @@ from pseudoword.registry.v1 import registry_pb2 as rpc
 
 from standalone.backup import backup, restore
 from standalone.fsck import fsck
-from storage.log import METADATA_NAME, Metadata
-from storage.segments import segment_name
+from storage.ledger.log import METADATA_NAME, Metadata
+from storage.ledger.segments import segment_name
 from tests.conftest import Place
 from tests.registry.asking import REX, SHOP, publish, publishing, refused
 from tests.registry.commands import garbage, run

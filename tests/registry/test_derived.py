@@ -15,7 +15,7 @@ from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 
 from registry.app import Registry
 from rpc.settings import SettingsError
-from storage.disk import DiskStore
+from storage.objects.disk import DiskStore
 from tests.conftest import Place
 from tests.registry.asking import REX, SHOP, pointing, publish, publishing, refused
 from tests.registry.conftest import Start, settings_of

@@ -17,7 +17,7 @@ from pseudoword.errors import PseudowordError
 from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 
-from storage.s3 import S3Access
+from storage.objects.s3 import S3Access
 from tests.conftest import ROOT, Minio, Place
 from tests.processes import Process
 from tests.registry.asking import REX, SHOP, pointing, publish, publishing
@@ -221,8 +221,8 @@ async def test_the_store_goes_away_and_comes_back(minio_binary: Path, tmp_path: 
 def _wait_for(access: S3Access) -> None:
     from tenacity import retry, stop_after_delay, wait_fixed
 
-    from storage.probe import probe
-    from storage.s3 import S3Store
+    from storage.objects.probe import probe
+    from storage.objects.s3 import S3Store
 
     store = S3Store(access, "words")
     retry(stop=stop_after_delay(60), wait=wait_fixed(0.2), reraise=True)(probe)(store)

@@ -7,8 +7,8 @@ from typing import Any
 from pseudoword.registry.v1 import registry_pb2 as rpc
 
 from standalone.fsck import fsck
-from storage.entry import decode, encode, entry_name
-from storage.log import Metadata
+from storage.ledger.entry import decode, encode, entry_name
+from storage.ledger.log import Metadata
 from tests.conftest import Place
 from tests.registry.asking import REX, publish, publishing, refused, version
 from tests.registry.commands import run

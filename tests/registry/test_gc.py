@@ -14,8 +14,8 @@ from registry.catalogue.commands import CondemnBlobs
 from registry.catalogue_store import Desk
 from rpc.errors import FailedPrecondition
 from standalone.gc import collect
-from storage.blobs import Blob, Blobs
-from storage.ledger import Ledger
+from storage.ledger.ledger import Ledger
+from storage.objects.blobs import Blob, Blobs
 from tests.conftest import Place
 from tests.registry.asking import REX, SHOP, pointing, publish, publishing, version
 from tests.registry.commands import garbage, run

@@ -22,7 +22,7 @@ from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 
 from registry.app import Registry
 from rpc.settings import SettingsError
-from storage.disk import DiskStore
+from storage.objects.disk import DiskStore
 from storage.tensors import read_tensors
 from tests.conftest import ROOT, Place
 from tests.registry.asking import REX, SHOP, publishing, vectors

@@ -10,7 +10,7 @@ from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 
 from standalone.backup import backup, restore
-from storage.objects import list_all
+from storage.objects.base import list_all
 from tests.conftest import Place
 from tests.processes import Process
 from tests.registry.asking import REX, SHOP, publish, publishing, refused

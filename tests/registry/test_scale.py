@@ -14,8 +14,8 @@ from pseudoword.registry.v1 import resources_pb2 as res
 from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 
 from registry.app import Registry
-from storage.disk import DiskStore
-from storage.view import View
+from storage.ledger.view import View
+from storage.objects.disk import DiskStore
 from tests.conftest import Place
 from tests.registry.asking import SHOP, pointing, publishing, version
 from tests.registry.conftest import settings_of

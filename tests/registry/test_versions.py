@@ -9,7 +9,7 @@ from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1 import resources_pb2 as res
 from safetensors.numpy import save
 
-from storage.objects import ObjectStore
+from storage.objects.base import ObjectStore
 from storage.tensors import read_tensors, tensors_digest
 from tests.registry.asking import (
     REX,

@@ -12,7 +12,7 @@ from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1 import resources_pb2 as res
 
 from registry.app import SHARDS
-from storage.ledger import shard_of
+from storage.ledger.ledger import shard_of
 from tests.registry.asking import REX, SHOP, pointing, publish, refused
 from tests.registry.conftest import Running, Start
 from tests.rpc.conftest import token_entry

@@ -18,8 +18,8 @@ from pseudoword.registry.v1 import resources_pb2 as res
 from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 
 from registry.app import SHARDS
-from storage.entry import Revision
-from storage.ledger import shard_of
+from storage.ledger.entry import Revision
+from storage.ledger.ledger import shard_of
 from tests.robustness import requests
 from tests.robustness.history import NOTHING, OK, UNKNOWN, History, Operation, Told, Watched
 

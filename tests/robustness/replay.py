@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from storage.entry import Mutation, Revision
-from storage.log import Log
-from storage.segments import entries_after
+from storage.ledger.entry import Mutation, Revision
+from storage.ledger.log import Log
+from storage.ledger.segments import entries_after
 from tests.robustness.history import NOTHING, OK, UNKNOWN, History, Operation, Watched
 from tests.robustness.requests import READS
 

@@ -17,9 +17,9 @@ import pytest
 from registry.app import Registry
 from registry.catalogue import aliases, concepts
 from registry.catalogue_store import Desk
-from storage.entry import Revision
-from storage.log import Backoff, Log, Metadata
-from storage.view import View
+from storage.ledger.entry import Revision
+from storage.ledger.log import Backoff, Log, Metadata
+from storage.ledger.view import View
 from tests.conftest import Place
 from tests.registry.conftest import settings_of
 from tests.robustness.clients import Replicas, use

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.log import Backoff, Log, Metadata
-from storage.objects import ObjectStore
+from storage.ledger.log import Backoff, Log, Metadata
+from storage.objects.base import ObjectStore
 from tests.conftest import ROOT
 from tests.robustness.history import History
 from tests.robustness.replay import judge, replayed

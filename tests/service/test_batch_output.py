@@ -19,7 +19,7 @@ from service.request.params import check
 from service.request.records import to_file
 from service.settings import Defaults, Limits
 from storage.errors import ObjectMissing
-from storage.objects import ObjectStore, list_all
+from storage.objects.base import ObjectStore, list_all
 
 NAME = BatchName("default", "b1")
 PLAN = Plan(prompts=["a dog", "a cat"], seeds=3, seed=0, shard_pictures=4)

@@ -12,7 +12,7 @@ from pseudoword.client import Client
 from pseudoword.generation.v1 import resources_pb2
 from pseudoword.names import BatchName
 
-from storage.objects import ObjectInfo, ObjectStore, list_all
+from storage.objects.base import ObjectInfo, ObjectStore, list_all
 from tests.conftest import Minio, Place
 from tests.processes import Process
 

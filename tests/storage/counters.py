@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.address import open_store
-from storage.book import Answer, Change, Effect
-from storage.disk import DiskStore
-from storage.entry import Entry, Mutation, encode, entry_name
-from storage.ledger import Ledger
-from storage.log import Log
-from storage.objects import ObjectStore
-from storage.s3 import S3Access
-from storage.writer import Result
+from storage.ledger.entry import Entry, Mutation, encode, entry_name
+from storage.ledger.ledger import Ledger
+from storage.ledger.log import Log
+from storage.ledger.state_machine import Answer, Change, Effect
+from storage.ledger.writer import Result
+from storage.objects.base import ObjectStore
+from storage.objects.disk import DiskStore
+from storage.objects.open import open_store
+from storage.objects.s3 import S3Access
 
 
 class Refused(Exception):

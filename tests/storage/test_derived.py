@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.checkpoints import checkpoints
-from storage.disk import DiskStore
-from storage.entry import Entry, Mutation, entry_name
 from storage.errors import Damaged
-from storage.ledger import Ledger
-from storage.objects import ObjectStore
-from storage.segments import RUN, pack, segment_name, segments, unpack
-from storage.view import FORMAT
+from storage.ledger.entry import Entry, Mutation, entry_name
+from storage.ledger.ledger import Ledger
+from storage.ledger.segments import RUN, pack, segment_name, segments, unpack
+from storage.ledger.snapshots import checkpoints
+from storage.ledger.view import FORMAT
+from storage.objects.base import ObjectStore
+from storage.objects.disk import DiskStore
 from tests.storage.counters import Add, Counters, Counting, add, everything, fill, open_ledger, value_of
 
 Eventually = Callable[[Callable[[], bool]], None]
@@ -136,9 +136,9 @@ async def test_few_entries_of_many_changes_are_copied_too(
     tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And where it is too soon for the next checkpoint, it is written later, though nothing more is put."""
-    monkeypatch.setattr("storage.upkeep.CHANGES", 50)
-    monkeypatch.setattr("storage.writer.CHANGES", 50)
-    monkeypatch.setattr("storage.upkeep._SHARE", 30)
+    monkeypatch.setattr("storage.ledger.maintenance.CHANGES", 50)
+    monkeypatch.setattr("storage.ledger.writer.CHANGES", 50)
+    monkeypatch.setattr("storage.ledger.maintenance._SHARE", 30)
     store = DiskStore(tmp_path / "store")
     ledger = open_ledger(store, tmp_path / "view")
 

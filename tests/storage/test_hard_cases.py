@@ -14,11 +14,11 @@ from typing import Any, cast
 
 import pytest
 
-from storage.disk import DiskStore
-from storage.entry import Entry, Mutation, encode, entry_name
 from storage.errors import ClockSkew, ObjectExists, OutcomeUnknown, StoreUnavailable
-from storage.ledger import Ledger
-from storage.objects import ObjectStore
+from storage.ledger.entry import Entry, Mutation, encode, entry_name
+from storage.ledger.ledger import Ledger
+from storage.objects.base import ObjectStore
+from storage.objects.disk import DiskStore
 from tests.storage.counters import Add, Refused, add, everything, fill, open_ledger, value_of
 
 SLEPT = 2000

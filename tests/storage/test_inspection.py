@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from storage.blobs import Blobs
-from storage.checkpoints import checkpoints, write_checkpoint
-from storage.disk import DiskStore
-from storage.entry import decode, encode, entry_name
 from storage.errors import Damaged, ObjectMissing, StoreMismatch
-from storage.inspection import Inspection
-from storage.log import METADATA_NAME, RESTORING, Log, Metadata
-from storage.report import Report
-from storage.segments import RUN, segment_name, write_missing
-from storage.view import View
+from storage.inspect.report import Report
+from storage.inspect.store import Inspection
+from storage.ledger.entry import decode, encode, entry_name
+from storage.ledger.log import METADATA_NAME, RESTORING, Log, Metadata
+from storage.ledger.segments import RUN, segment_name, write_missing
+from storage.ledger.snapshots import checkpoints, write_checkpoint
+from storage.ledger.view import View
+from storage.objects.blobs import Blobs
+from storage.objects.disk import DiskStore
 from tests.storage.counters import Add, Counters, add, fill, open_ledger
 
 COUNT = RUN + 40

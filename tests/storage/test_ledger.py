@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from storage.disk import DiskStore
-from storage.entry import Revision, decode, entry_name
 from storage.errors import (
     BadRevision,
     Closed,
@@ -25,9 +23,11 @@ from storage.errors import (
     StoreUnavailable,
     ViewInUse,
 )
-from storage.ledger import Ledger, shard_of
-from storage.objects import ObjectStore
-from storage.view import View
+from storage.ledger.entry import Revision, decode, entry_name
+from storage.ledger.ledger import Ledger, shard_of
+from storage.ledger.view import View
+from storage.objects.base import ObjectStore
+from storage.objects.disk import DiskStore
 from tests.storage.counters import Add, Counters, Counting, Refused, add, everything, open_ledger, value_of
 
 
@@ -127,7 +127,7 @@ class Overtaken(DiskStore):
 async def test_who_loses_every_race_is_told_so_and_has_written_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.writer._MAX_ROUNDS", 6)
+    monkeypatch.setattr("storage.ledger.writer._MAX_ROUNDS", 6)
     loop, seen = asyncio.get_running_loop(), 0
     store = Overtaken(tmp_path / "store")
     other = open_ledger(DiskStore(tmp_path / "store"), tmp_path / "other")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from storage.ledger import Ledger
+from storage.ledger.ledger import Ledger
 from tests.conftest import ROOT, Place
 from tests.storage.counters import Add, add, everything, open_ledger
 

@@ -1,4 +1,4 @@
-"""What both stores promise, as storage/objects.py says it."""
+"""What both stores promise, as storage/objects/base.py says it."""
 
 import socket
 import threading
@@ -18,9 +18,6 @@ from cryptography.x509.oid import NameOID
 from pydantic import SecretStr
 
 from rpc.open_store import S3Settings
-from storage.address import open_store
-from storage.blobs import Blobs
-from storage.disk import DiskStore, refuse_network_filesystem
 from storage.errors import (
     BadAddress,
     Damaged,
@@ -32,9 +29,12 @@ from storage.errors import (
     StoreUnavailable,
     StoreUnfit,
 )
-from storage.objects import ObjectInfo, ObjectStore
-from storage.probe import probe
-from storage.s3 import S3Access, S3Store
+from storage.objects.base import ObjectInfo, ObjectStore
+from storage.objects.blobs import Blobs
+from storage.objects.disk import DiskStore, refuse_network_filesystem
+from storage.objects.open import open_store
+from storage.objects.probe import probe
+from storage.objects.s3 import S3Access, S3Store
 from tests.conftest import Minio
 
 

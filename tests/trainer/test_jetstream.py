@@ -16,9 +16,9 @@ from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from pseudoword.trainer.v1 import resources_pb2
 
 from rpc.errors import FailedPrecondition
-from storage.blobs import Blobs
-from storage.disk import DiskStore
-from storage.ledger import Ledger
+from storage.ledger.ledger import Ledger
+from storage.objects.blobs import Blobs
+from storage.objects.disk import DiskStore
 from tests.conftest import need_program
 from tests.trainer.nats import Nats
 from trainer.app import TABLE

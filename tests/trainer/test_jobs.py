@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rpc.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
-from storage.book import Answer, Change
-from storage.disk import DiskStore
-from storage.entry import Mutation, Revision, canonical
-from storage.ledger import Ledger
+from storage.ledger.entry import Mutation, Revision, canonical
+from storage.ledger.ledger import Ledger
+from storage.ledger.state_machine import Answer, Change
+from storage.objects.disk import DiskStore
 from trainer.jobs import retention as loans
 from trainer.jobs import state_machine as book
 from trainer.jobs.conversions import job_of

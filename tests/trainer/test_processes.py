@@ -16,7 +16,7 @@ from pseudoword.errors import PseudowordError
 from pseudoword.trainer.v1 import trainer_pb2
 from pseudoword.trainer.v1.resources_pb2 import Job, Recipe
 
-from storage.log import IDENTITY_FRESH_S
+from storage.ledger.log import IDENTITY_FRESH_S
 from tests.processes import Process
 from tests.trainer.conftest import REX
 from tests.trainer.holding import Holding

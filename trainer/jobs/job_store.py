@@ -13,9 +13,9 @@ from pseudoword.trainer.v1 import resources_pb2
 
 from rpc import commits
 from rpc.patience import Watchers, heard, patiently
-from storage.entry import Revision
 from storage.errors import StorageError
-from storage.ledger import Ledger
+from storage.ledger.entry import Revision
+from storage.ledger.ledger import Ledger
 from trainer.jobs import retention as loans
 from trainer.jobs import state_machine as book
 from trainer.jobs.conversions import job_of

@@ -11,7 +11,7 @@ from typing import Any
 
 from rpc.errors import Aborted, FailedPrecondition, NotFound, ResourceExhausted
 from rpc.filters import Field, Kind
-from storage.book import Answer, Change, Effect
+from storage.ledger.state_machine import Answer, Change, Effect
 from trainer.jobs import retention as loans
 from trainer.jobs.follow_up import follow_up, name_of
 from trainer.jobs.life_cycle import ENDED, UNFINISHED, Life, Move, Purpose, State, WrongState

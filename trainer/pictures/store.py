@@ -22,8 +22,8 @@ from rpc.identity import Role, current_principal
 from rpc.leftovers import discard
 from rpc.patience import patiently
 from rpc.validate import Violations
-from storage.blobs import Blobs
-from storage.objects import ObjectStore
+from storage.objects.base import ObjectStore
+from storage.objects.blobs import Blobs
 from trainer.jobs import retention as loans
 from trainer.jobs.job_store import Context, Desk
 from trainer.jobs.state_machine import SHARD, AddPicture, DeletePicture, Row

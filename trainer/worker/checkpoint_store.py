@@ -7,9 +7,9 @@ import structlog
 from rpc.errors import FailedPrecondition
 from rpc.leftovers import discard
 from rpc.patience import patiently
-from storage.blobs import Blobs
 from storage.errors import StorageError
-from storage.objects import ObjectStore
+from storage.objects.base import ObjectStore
+from storage.objects.blobs import Blobs
 from trainer.jobs.job_store import Desk
 from trainer.jobs.state_machine import KeepCheckpoint
 from trainer.training.run import RunState

@@ -12,7 +12,7 @@ from pseudoword.trainer.v1 import resources_pb2
 from rpc.errors import Error, ErrorTable, FailedPrecondition, NotFound, to_status
 from rpc.identity import from_json
 from rpc.patience import patiently
-from storage.blobs import Blobs
+from storage.objects.blobs import Blobs
 from storage.tensors import write_tensors
 from trainer.evaluation.measurement import Measurement
 from trainer.jobs.conversions import error_text, job_of

@@ -14,13 +14,13 @@ from typing import Any
 
 import structlog
 
-from storage import frames
-from storage.book import Book
 from storage.errors import Damaged, ObjectExists, ObjectMissing
-from storage.log import Log
-from storage.objects import ObjectStore, list_all
-from storage.segments import entries_after
-from storage.view import View
+from storage.ledger import frames
+from storage.ledger.log import Log
+from storage.ledger.segments import entries_after
+from storage.ledger.state_machine import Book
+from storage.ledger.view import View
+from storage.objects.base import ObjectStore, list_all
 
 _FORMAT = 1
 _CHUNK = 2**20

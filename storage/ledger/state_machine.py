@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from storage.entry import Mutation, Revision
+from storage.ledger.entry import Mutation, Revision
 
 C_contra = TypeVar("C_contra", contravariant=True)
 

@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from storage.blobs import tenant_of
-from storage.book import Book
-from storage.checkpoints import checkpoints, unpack_checkpoint
-from storage.entry import Entry, entry_name
 from storage.errors import Damaged, ObjectMissing
-from storage.log import Log
-from storage.objects import list_all
-from storage.report import Report, Severity, Vectors
-from storage.segments import RUN, first_of_run, read_segment, segment_name, segments
-from storage.tables import digests
-from storage.view import View
+from storage.inspect.report import Report, Severity, Vectors
+from storage.inspect.table_digest import digests
+from storage.ledger.entry import Entry, entry_name
+from storage.ledger.log import Log
+from storage.ledger.segments import RUN, first_of_run, read_segment, segment_name, segments
+from storage.ledger.snapshots import checkpoints, unpack_checkpoint
+from storage.ledger.state_machine import Book
+from storage.ledger.view import View
+from storage.objects.base import list_all
+from storage.objects.blobs import tenant_of
 
 _WINDOW = 64
 

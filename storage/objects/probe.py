@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 from storage.errors import ObjectExists, ObjectMissing, StoreUnfit
-from storage.objects import ObjectStore
+from storage.objects.base import ObjectStore
 
 _ROUNDS = 2
 

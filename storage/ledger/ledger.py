@@ -12,15 +12,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from storage.book import Book, Change
-from storage.entry import Revision
 from storage.errors import BadRevision, Closed, NotCommitted, OutcomeUnknown, RevisionAhead, StoreUnavailable, ViewInUse
-from storage.log import Backoff, Log
-from storage.metrics import LedgerMetrics
-from storage.objects import ObjectStore
-from storage.upkeep import Upkeep
-from storage.view import changes_after
-from storage.writer import Pending, Result, ShardWriter
+from storage.ledger.entry import Revision
+from storage.ledger.log import Backoff, Log
+from storage.ledger.maintenance import Upkeep
+from storage.ledger.metrics import LedgerMetrics
+from storage.ledger.state_machine import Book, Change
+from storage.ledger.view import changes_after
+from storage.ledger.writer import Pending, Result, ShardWriter
+from storage.objects.base import ObjectStore
 
 C = TypeVar("C")
 T = TypeVar("T")

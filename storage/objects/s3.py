@@ -29,7 +29,7 @@ from storage.errors import (
     StoreRefused,
     StoreUnavailable,
 )
-from storage.objects import ObjectInfo, check_name, check_prefix
+from storage.objects.base import ObjectInfo, check_name, check_prefix
 
 _MISSING = {"NoSuchKey", "NoSuchObject"}
 _EXISTS = {"PreconditionFailed"}

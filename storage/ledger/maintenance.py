@@ -9,12 +9,12 @@ from threading import Condition, Event, Thread
 
 import structlog
 
-from storage.checkpoints import checkpoints, superseded, write_checkpoint
 from storage.errors import StorageError
-from storage.log import Log
-from storage.metrics import LedgerMetrics
-from storage.segments import RUN, write_missing
-from storage.view import View
+from storage.ledger.log import Log
+from storage.ledger.metrics import LedgerMetrics
+from storage.ledger.segments import RUN, write_missing
+from storage.ledger.snapshots import checkpoints, superseded, write_checkpoint
+from storage.ledger.view import View
 
 # A new replica reads at most about so many changes from the log, which takes it seconds.
 CHANGES = 2**14

@@ -20,15 +20,15 @@ from typing import Any
 
 import structlog
 
-from storage.book import Answer, Book, Change
-from storage.checkpoints import restore_newest
-from storage.entry import MAX_MUTATIONS, Entry, Mutation, Revision, canonical, entry_name, fits, mutation_bytes
 from storage.errors import Closed, Contention, Damaged, OutcomeUnknown, ViewFailed
-from storage.log import Backoff, Log, new_write_id, now_us
-from storage.metrics import LedgerMetrics
-from storage.segments import RUN, entries_after
-from storage.upkeep import CHANGES, Upkeep
-from storage.view import View
+from storage.ledger.entry import MAX_MUTATIONS, Entry, Mutation, Revision, canonical, entry_name, fits, mutation_bytes
+from storage.ledger.log import Backoff, Log, new_write_id, now_us
+from storage.ledger.maintenance import CHANGES, Upkeep
+from storage.ledger.metrics import LedgerMetrics
+from storage.ledger.segments import RUN, entries_after
+from storage.ledger.snapshots import restore_newest
+from storage.ledger.state_machine import Answer, Book, Change
+from storage.ledger.view import View
 
 _MAX_ROUNDS = 100
 # A lost race is no sign of a store that is overloaded: who waits for long only loses more of them.

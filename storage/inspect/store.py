@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from storage.blobs import Blobs, tenant_of
-from storage.book import Book
-from storage.disk import DiskStore
 from storage.errors import Damaged, ObjectMissing, TensorsInvalid
-from storage.log import METADATA_NAME, Backoff, Log, Metadata
-from storage.objects import ObjectStore, list_all
-from storage.report import Report, Severity, Vectors
-from storage.shards import Content, ShardInspection
+from storage.inspect.report import Report, Severity, Vectors
+from storage.inspect.shard import Content, ShardInspection
+from storage.ledger.log import METADATA_NAME, Backoff, Log, Metadata
+from storage.ledger.state_machine import Book
+from storage.objects.base import ObjectStore, list_all
+from storage.objects.blobs import Blobs, tenant_of
+from storage.objects.disk import DiskStore
 from storage.tensors import read_tensors, tensors_digest
 
 _THREADS = 16

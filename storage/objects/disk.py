@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from storage.errors import ObjectExists, ObjectMissing, StoreRefused, StoreUnavailable, StoreUnfit
-from storage.objects import ObjectInfo, check_name, check_prefix
+from storage.objects.base import ObjectInfo, check_name, check_prefix
 
 # Object names never begin with a dot, so that no name can reach into this folder.
 _TEMPORARY = ".tmp"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from storage.errors import Damaged, InvalidName
-from storage.objects import ObjectStore
+from storage.objects.base import ObjectStore
 
 _NAME = re.compile(r"t/([a-z][a-z0-9-]{0,62})/blobs/[0-9a-f]{64}/[0-9a-f]{16}")
 

@@ -12,7 +12,6 @@ from threading import Event, Lock
 
 import structlog
 
-from storage.entry import FORMAT, Entry, decode, encode, entry_name
 from storage.errors import (
     ClockSkew,
     Damaged,
@@ -25,7 +24,8 @@ from storage.errors import (
     StoreReplaced,
     StoreUnavailable,
 )
-from storage.objects import ObjectStore
+from storage.ledger.entry import FORMAT, Entry, decode, encode, entry_name
+from storage.objects.base import ObjectStore
 
 METADATA_NAME = "store.json"
 # In the place of the format's number, until a restore has ended.

@@ -15,9 +15,9 @@ from typing import Any
 
 import structlog
 
-from storage.book import Book, Change
-from storage.entry import Entry, Mutation, Revision
 from storage.errors import Damaged, RequestIdReused
+from storage.ledger.entry import Entry, Mutation, Revision
+from storage.ledger.state_machine import Book, Change
 
 FORMAT = 2
 # Request ids are remembered for so long, by the log's time.

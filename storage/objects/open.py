@@ -3,10 +3,10 @@
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from storage.disk import DiskStore
 from storage.errors import BadAddress
-from storage.objects import ObjectStore
-from storage.s3 import S3Access, S3Store
+from storage.objects.base import ObjectStore
+from storage.objects.disk import DiskStore
+from storage.objects.s3 import S3Access, S3Store
 
 
 def open_store(address: str, s3: S3Access | None = None) -> ObjectStore:

@@ -13,13 +13,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from storage.book import Book
-from storage.checkpoints import checkpoints, superseded, whole_view
 from storage.errors import ObjectMissing
-from storage.log import Backoff, Log, Metadata
-from storage.objects import ObjectInfo, ObjectStore, list_all
-from storage.shards import blob_names
-from storage.view import all_changes
+from storage.inspect.shard import blob_names
+from storage.ledger.log import Backoff, Log, Metadata
+from storage.ledger.snapshots import checkpoints, superseded, whole_view
+from storage.ledger.state_machine import Book
+from storage.ledger.view import all_changes
+from storage.objects.base import ObjectInfo, ObjectStore, list_all
 
 
 @dataclass(kw_only=True)

@@ -11,11 +11,11 @@ from contextlib import suppress
 
 import structlog
 
-from storage import frames
-from storage.entry import Entry, decode, encode, entry_name
 from storage.errors import Damaged, ObjectExists, ObjectMissing, StorageError
-from storage.log import Log
-from storage.objects import ObjectStore, list_all
+from storage.ledger import frames
+from storage.ledger.entry import Entry, decode, encode, entry_name
+from storage.ledger.log import Log
+from storage.objects.base import ObjectStore, list_all
 
 RUN = 1024
 _FORMAT = 1
