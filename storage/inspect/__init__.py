@@ -1,1 +1,1 @@
-"""Reads a whole store and names what is damaged: the log replayed, beside everything derived from it. Changes nothing."""
+"""Reads a whole store and names what is damaged: the log is replayed and compared with everything derived from it."""
