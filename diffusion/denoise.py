@@ -17,7 +17,7 @@ from diffusion.solvers import Solver, solver_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beginning:
+class DecodedInitImage:
     """A picture to start from: RGB, of the result's size. The share `strength` (above 0 to 1) of the way is gone anew.
 
     With `mask` (grey, of the same size) only what is white in it is redrawn.
@@ -46,7 +46,7 @@ class Denoising:
         seed: int,
         width: int,
         height: int,
-        beginning: Beginning | None = None,
+        beginning: DecodedInitImage | None = None,
     ) -> None:
         """`embeds` and `negative` are hidden states [1, length, dims]; without `negative` there is no guidance. Sizes
         in pixels. Raises SchedulerUnknown."""
@@ -78,7 +78,12 @@ class Denoising:
             self._table = torch.stack([torch.stack(column) for column in columns.values()], dim=1).to(model.device)
 
     def _begin(
-        self, model: BaseModel, beginning: Beginning, skipped: int, generator: torch.Generator, dtype: torch.dtype
+        self,
+        model: BaseModel,
+        beginning: DecodedInitImage,
+        skipped: int,
+        generator: torch.Generator,
+        dtype: torch.dtype,
     ) -> None:
         """As diffusers' image-to-image and inpainting pipelines begin, draw for draw."""
         scheduler = self._scheduler

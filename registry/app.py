@@ -16,8 +16,8 @@ from registry.api.tenants import TenantRpcs
 from registry.api.versions import VersionRpcs
 from registry.api.watch import WatchRpcs
 from registry.catalogue.commands import Quotas
-from registry.catalogue.state_machine import RegistryBook
-from registry.catalogue_store import Desk
+from registry.catalogue.state_machine import CatalogueStateMachine
+from registry.catalogue_store import CatalogueStore
 from registry.pickles import Pickles
 from registry.settings import RegistrySettings
 from registry.signatures import SignaturePolicy
@@ -64,7 +64,7 @@ class Registry:
         signatures = SignaturePolicy.of(settings.signatures)
         self._store = await asyncio.to_thread(open_fit_store, settings.store, settings.s3)
         try:
-            book = RegistryBook(Quotas(**settings.quotas.model_dump()))
+            book = CatalogueStateMachine(Quotas(**settings.quotas.model_dump()))
             self._ledger = await asyncio.to_thread(
                 open_ledger, self._store, settings.store, book, shards=SHARDS, metrics=self.server.metrics
             )
@@ -72,7 +72,7 @@ class Registry:
             self._store.close()
             raise
         try:
-            desk = Desk(self._ledger, Blobs(self._store), settings.commit_timeout)
+            desk = CatalogueStore(self._ledger, Blobs(self._store), settings.commit_timeout)
             servicer = RegistryServicer(
                 desk,
                 signatures=signatures,

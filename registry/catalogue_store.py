@@ -37,7 +37,7 @@ class Page(Generic[M]):
     revision: Revision
 
 
-class Desk:
+class CatalogueStore:
     """One server's ledger and blobs. Lives on the server's event loop."""
 
     def __init__(self, ledger: Ledger[Command], blobs: Blobs, commit_timeout: timedelta) -> None:

@@ -20,21 +20,21 @@ from rpc.server import Server, run
 from rpc.settings import SettingsError
 from rpc.storage_errors import STORAGE
 from service.api.servicer import GenerationServicer
-from service.batches.batch_store import Desk
+from service.batches.batch_store import BatchStore
 from service.batches.rpcs import BatchRpcs, NoBatches
 from service.batches.runner import Runner
-from service.batches.state_machine import SHARDS, BatchBook
+from service.batches.state_machine import SHARDS, BatchStateMachine
 from service.engine.engine import Engine
 from service.metrics import EngineMetrics
-from service.request.prepare import Intake
+from service.request.prepare import RequestPreparer
 from service.safety import Safety, SafetyPolicy
 from service.scheduling.admission import Roster
-from service.scheduling.cost_model import Pace
+from service.scheduling.cost_model import StepCostModel
 from service.scheduling.scheduler import Policy
 from service.settings import GenerationSettings
 from service.words.registry_watch import RegistryWatch
-from service.words.resolution_cache import Meanings
-from service.words.resolver import Words
+from service.words.resolution_cache import ResolutionCache
+from service.words.resolver import WordResolver
 from service.words.tensor_cache import TensorCache
 
 SERVICE = "pseudoword.generation.v1.GenerationService"
@@ -67,28 +67,28 @@ async def main(roster: type[Roster] = Roster) -> None:
             max_rows=limits.max_rows,
             aging_s=limits.aging.total_seconds(),
         )
-        pace = Pace((model.spec.sample_size_px, model.spec.sample_size_px))
+        pace = StepCostModel((model.spec.sample_size_px, model.spec.sample_size_px))
         safety = await in_passing(lambda: _safety(settings, model))
         engine = Engine(model, Policy(made, pace), metrics, safety=safety)
         metrics.waiting.set_function(engine.waiting)
         stub = RegistryServiceStub(registry)
-        meanings: Meanings[Version] = Meanings(settings.words.max_meanings)
+        meanings: ResolutionCache[Version] = ResolutionCache(settings.words.max_meanings)
         vectors: TensorCache[str] = TensorCache(settings.words.cache_bytes)
-        words = Words(stub, model, meanings, vectors, metrics, settings.words)
+        words = WordResolver(stub, model, meanings, vectors, metrics, settings.words)
         watch = asyncio.create_task(RegistryWatch(stub, meanings).run())
         stack.push_async_callback(_ended, watch)
-        intake = Intake(model, words)
+        intake = RequestPreparer(model, words)
         batches: BatchRpcs | NoBatches = NoBatches()
         runner: Runner | None = None
         if settings.store.address:
             store = await asyncio.to_thread(open_fit_store, settings.store, settings.s3)
             stack.callback(store.close)
-            ledger = await asyncio.to_thread(open_ledger, store, settings.store, BatchBook(), shards=SHARDS)
+            ledger = await asyncio.to_thread(open_ledger, store, settings.store, BatchStateMachine(), shards=SHARDS)
             stack.push_async_callback(ledger.close)
             minding = asyncio.create_task(end_when_replaced(server, ledger))
             stack.push_async_callback(_ended, minding)
             stack.callback(ledger.refuse_replaced)
-            desk = Desk(ledger)
+            desk = BatchStore(ledger)
             runner = Runner(desk, store, model.spec, intake, engine, settings, TABLE)
             batches = BatchRpcs(model, desk, runner, words, store, settings, server.draining)
         servicer = GenerationServicer(model, engine, words, intake, batches, settings)

@@ -21,7 +21,7 @@ class EngineMetrics:
             "pseudoword_generation_pictures_waiting", "Pictures that wait or are being drawn.", registry=registry
         )
         self.word_hits = Counter(
-            "pseudoword_generation_word_cache_hits_total", "Words found in the cache.", registry=registry
+            "pseudoword_generation_word_cache_hits_total", "WordResolver found in the cache.", registry=registry
         )
         self.word_offline = Counter(
             "pseudoword_generation_words_offline_total",
@@ -29,5 +29,7 @@ class EngineMetrics:
             registry=registry,
         )
         self.word_misses = Counter(
-            "pseudoword_generation_word_cache_misses_total", "Words fetched from the registry.", registry=registry
+            "pseudoword_generation_word_cache_misses_total",
+            "WordResolver fetched from the registry.",
+            registry=registry,
         )

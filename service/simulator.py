@@ -16,7 +16,7 @@ import click
 import numpy as np
 
 from service.scheduling.admission import Full, Roster, Ticket
-from service.scheduling.cost_model import Pace, Shape
+from service.scheduling.cost_model import Shape, StepCostModel
 from service.scheduling.scheduler import Ask, Overloaded, Policy, TooLate
 from service.settings import Limits
 
@@ -199,7 +199,7 @@ def fleet(trace: Sequence[Ask], machines: int, times: dict[int, float], limits: 
     shape = trace[0].shape if trace else (64, 64)
     made = []
     for number in range(machines):
-        pace = Pace(shape)
+        pace = StepCostModel(shape)
         for rows, seconds in times.items():
             pace.measured(shape, rows, seconds)
         roster = Roster(

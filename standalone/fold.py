@@ -12,7 +12,7 @@ import click
 
 from registry.catalogue.commands import Quotas
 from registry.catalogue.folding import Kept, fold
-from registry.catalogue.state_machine import RegistryBook
+from registry.catalogue.state_machine import CatalogueStateMachine
 from standalone.stores import HELP, opened
 from storage.backup import claim, copy_blobs, put_entries
 from storage.errors import ObjectMissing, StoreMismatch
@@ -81,7 +81,7 @@ def _fold(source: ObjectStore, target: ObjectStore, folder: Path, before_us: int
         old = Metadata.read(source)
     except ObjectMissing:
         raise click.ClickException(f"there is no store at {source.description}") from None
-    book = RegistryBook(Quotas())
+    book = CatalogueStateMachine(Quotas())
     if old.book != book.name:
         raise StoreMismatch(f"this is the {old.book}'s store; only a registry's is folded")
     new = claim(target, old.book, old.shards)

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from registry.catalogue.commands import Quotas
-from registry.catalogue.state_machine import RegistryBook
+from registry.catalogue.state_machine import CatalogueStateMachine
 from registry.garbage import GRACE, Collector
 from standalone.stores import HELP, books, opened
 from storage.errors import ObjectMissing
@@ -64,7 +64,7 @@ def _collected(store: ObjectStore, grace: timedelta, *, stopped: bool, dry_run: 
         metadata = Metadata.read(store)
     except ObjectMissing:
         raise click.ClickException(f"there is no store at {store.description}") from None
-    if metadata.book == RegistryBook.name:
+    if metadata.book == CatalogueStateMachine.name:
         return asyncio.run(_collect(store, grace, dry_run))
     book = books().get(metadata.book)
     if book is None:
@@ -76,7 +76,7 @@ def _collected(store: ObjectStore, grace: timedelta, *, stopped: bool, dry_run: 
 async def _collect(store: ObjectStore, grace: timedelta, dry_run: bool) -> Collection:
     shards = Metadata.read(store).shards
     with tempfile.TemporaryDirectory(prefix="pseudoword-gc-") as folder:
-        book = RegistryBook(Quotas())
+        book = CatalogueStateMachine(Quotas())
         ledger = Ledger.open(store, book, shards=shards, view_folder=Path(folder), upkeep=not dry_run)
         try:
             return await Collector(ledger, store, grace=grace, dry_run=dry_run).run()

@@ -9,15 +9,15 @@ import click
 from pydantic import ValidationError
 
 from registry.catalogue.commands import Quotas
-from registry.catalogue.state_machine import RegistryBook
+from registry.catalogue.state_machine import CatalogueStateMachine
 from rpc.open_store import S3Settings, StoreSettings, open_fit_store
 from rpc.settings import Settings, SettingsError, explain
-from service.batches.state_machine import BatchBook
+from service.batches.state_machine import BatchStateMachine
 from storage.errors import StorageError
 from storage.ledger.state_machine import Book
 from storage.objects.base import ObjectStore
 from storage.objects.open import open_store
-from trainer.jobs.state_machine import TrainerBook
+from trainer.jobs.state_machine import TrainerStateMachine
 
 HELP = (
     "STORE is a folder, file:///folder or s3://bucket[/prefix]; the S3 settings are those of the servers, from "
@@ -31,7 +31,7 @@ class _Access(Settings):
 
 def books() -> Mapping[str, Book[Any]]:
     """The books that a store may have been made for, by name."""
-    return {book.name: book for book in (RegistryBook(Quotas()), TrainerBook(), BatchBook())}
+    return {book.name: book for book in (CatalogueStateMachine(Quotas()), TrainerStateMachine(), BatchStateMachine())}
 
 
 @contextmanager

@@ -25,22 +25,22 @@ from rpc.settings import SettingsError
 from rpc.storage_errors import STORAGE
 from storage.objects.blobs import Blobs
 from trainer.api.servicer import TrainerServicer
-from trainer.api.validation import JobChecks
-from trainer.evaluation.judges import Bench, clip_beside
-from trainer.jobs.job_store import Desk
-from trainer.jobs.state_machine import SHARDS, Terms, TrainerBook
+from trainer.api.validation import JobValidator
+from trainer.evaluation.judges import JudgeLoader, clip_beside
+from trainer.jobs.job_store import JobStore
+from trainer.jobs.state_machine import SHARDS, TenantLimits, TrainerStateMachine
 from trainer.metrics import TrainerMetrics
-from trainer.pictures.store import LoanTerms, Pictures
+from trainer.pictures.store import PictureStore, UploadLimits
 from trainer.queue.log_queue import LogQueue
-from trainer.registry_reader import Versions
+from trainer.registry_reader import RegistryReader
 from trainer.settings import TrainerSettings
 from trainer.training.start_network import StartNetwork, beside, load
-from trainer.worker.checkpoint_store import Checkpoints
-from trainer.worker.completion import Endings
+from trainer.worker.checkpoint_store import CheckpointStore
+from trainer.worker.completion import JobCompletion
 from trainer.worker.engine import Engine
 from trainer.worker.job_queue import JobQueue
 from trainer.worker.publisher import Publisher
-from trainer.worker.task_loader import Tasks
+from trainer.worker.task_loader import TaskLoader
 from trainer.worker.worker import Worker
 
 if TYPE_CHECKING:
@@ -110,27 +110,27 @@ class Trainer:
         self._stack.callback(store.close)
         # Where the queue is the log, a second worker on it would take the first one's jobs for lost.
         alone = settings.queue.kind == "log"
-        kept = TrainerBook(_terms(settings))
+        kept = TrainerStateMachine(_terms(settings))
         ledger = await asyncio.to_thread(open_ledger, store, settings.store, kept, shards=SHARDS, alone=alone)
         self._ledger = ledger
         self._stack.push_async_callback(ledger.close)
         registry = RegistryServiceStub(await self._stack.enter_async_context(channel(settings.registry)))
         model = await in_passing(self._load)
         metrics = TrainerMetrics(self.server.metrics)
-        desk = Desk(ledger, metrics)
-        pictures = Pictures(desk, store, _loan_terms(settings))
+        desk = JobStore(ledger, metrics)
+        pictures = PictureStore(desk, store, _loan_terms(settings))
         engine = await in_passing(lambda: _engine(settings, model, trains=self._trains))
-        versions = Versions(registry)
+        versions = RegistryReader(registry)
         broker = None if alone else _broker(settings)
         if self._trains:
             publisher = Publisher(registry, internal_tries=settings.publish_tries)
-            endings = Endings(desk, Blobs(store), publisher, metrics, TABLE)
+            endings = JobCompletion(desk, Blobs(store), publisher, metrics, TABLE)
             self._worker = Worker(
                 desk,
                 _queue(settings, desk, endings, broker, model.spec),
-                Checkpoints(desk, store),
+                CheckpointStore(desk, store),
                 engine,
-                Tasks(pictures, versions, engine, base_model(model.spec)),
+                TaskLoader(pictures, versions, engine, base_model(model.spec)),
                 endings,
                 metrics,
                 max_running=settings.engine.max_running,
@@ -140,7 +140,7 @@ class Trainer:
         if broker is not None:
             await self._share(broker, desk, metrics)
         if self._serves:
-            checks = JobChecks(model, engine)
+            checks = JobValidator(model, engine)
             servicer = TrainerServicer(model, desk, pictures, checks, versions, metrics, self.server.draining)
             self.server.add(add_TrainerServiceServicer_to_server, servicer, SERVICE)
         await self.server.start()
@@ -156,7 +156,7 @@ class Trainer:
     def _load(self) -> BaseModel:
         return self._model or load_model(self._settings.model, prompts_only=not self._trains)
 
-    async def _share(self, broker: "Broker", desk: Desk, metrics: TrainerMetrics) -> None:
+    async def _share(self, broker: "Broker", desk: JobStore, metrics: TrainerMetrics) -> None:
         """Reaches the other processes, now or when NATS is there."""
         from trainer.queue.dispatcher import Dispatcher
         from trainer.queue.hints import Hints
@@ -195,7 +195,7 @@ def _broker(settings: TrainerSettings) -> "Broker":
 
 
 def _queue(
-    settings: TrainerSettings, desk: Desk, endings: Endings, broker: "Broker | None", spec: ModelSpec
+    settings: TrainerSettings, desk: JobStore, endings: JobCompletion, broker: "Broker | None", spec: ModelSpec
 ) -> JobQueue:
     """Where the worker gets its jobs."""
     if broker is None:
@@ -208,19 +208,19 @@ def _queue(
     return JetStreamQueue(broker, desk, endings, base=base, max_losses=settings.max_losses)
 
 
-def _loan_terms(settings: TrainerSettings) -> LoanTerms:
+def _loan_terms(settings: TrainerSettings) -> UploadLimits:
     limits = settings.pictures
-    return LoanTerms(
+    return UploadLimits(
         limits=PictureLimits(max_bytes=limits.max_bytes, max_pixels=limits.max_pixels, min_side_px=limits.min_side_px),
         lifetime=limits.lifetime,
         max_receiving_bytes=limits.max_receiving_bytes,
     )
 
 
-def _terms(settings: TrainerSettings) -> Terms:
+def _terms(settings: TrainerSettings) -> TenantLimits:
     """What the settings promise to tenants."""
     pictures = settings.pictures
-    return Terms(
+    return TenantLimits(
         unfinished=settings.queue.max_unfinished,
         unfinished_per_tenant=settings.queue.max_unfinished_per_tenant,
         picture_bytes_per_tenant=pictures.max_bytes_per_tenant,
@@ -230,9 +230,9 @@ def _terms(settings: TrainerSettings) -> Terms:
     )
 
 
-def _bench(settings: TrainerSettings) -> Bench:
+def _bench(settings: TrainerSettings) -> JudgeLoader:
     evaluation = settings.evaluation
-    return Bench(clip=evaluation.clip or clip_beside(settings.model.source), dino=evaluation.dino)
+    return JudgeLoader(clip=evaluation.clip or clip_beside(settings.model.source), dino=evaluation.dino)
 
 
 def _engine(settings: TrainerSettings, model: BaseModel, *, trains: bool) -> Engine:

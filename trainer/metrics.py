@@ -61,7 +61,7 @@ class TrainerMetrics:
         )
         self.pictures = Counter(
             "pseudoword_trainer_pictures_total",
-            "Pictures uploaded, by outcome: taken, refused.",
+            "PictureStore uploaded, by outcome: taken, refused.",
             ("outcome",),
             registry=registry,
         )

@@ -16,7 +16,7 @@ from storage.tensors import read_tensors
 _CALL_TIMEOUT_S = 10.0
 
 
-class Versions:
+class RegistryReader:
     """The registry's versions."""
 
     def __init__(self, registry: "registry_pb2_grpc.RegistryServiceAsyncStub") -> None:

@@ -15,10 +15,10 @@ from diffusion.checkpoint import BaseModel
 from service.engine.engine import Engine
 from service.metrics import EngineMetrics
 from service.request.mailbox import Drawn, Mailbox
-from service.request.params import Drawing, check
+from service.request.params import GenerationParams, check
 from service.request.request import Request
 from service.scheduling.admission import Roster
-from service.scheduling.cost_model import Pace
+from service.scheduling.cost_model import StepCostModel
 from service.scheduling.scheduler import Policy
 from service.settings import Defaults, Limits
 
@@ -50,11 +50,11 @@ async def _draw(engine: Engine, model: BaseModel, words: Mapping[str, torch.Tens
 def make(model: BaseModel) -> Engine:
     """An engine with room for everything; not started."""
     size = model.spec.sample_size_px
-    policy = Policy(Roster(max_pictures=10_000, max_rows=32), Pace((size, size)))
+    policy = Policy(Roster(max_pictures=10_000, max_rows=32), StepCostModel((size, size)))
     return Engine(model, policy, EngineMetrics(CollectorRegistry()))
 
 
-def checked(one: Asked, model: BaseModel) -> tuple[resources_pb2.PictureSettings, Drawing]:
+def checked(one: Asked, model: BaseModel) -> tuple[resources_pb2.PictureSettings, GenerationParams]:
     """A request's settings, and what the server makes of them."""
     settings = resources_pb2.PictureSettings(
         prompt=one.prompt, seed=one.seed, steps=one.steps, guidance_scale=one.guidance, scheduler=one.scheduler

@@ -32,12 +32,12 @@ from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
 from rpc.identity import ANONYMOUS
 from service.metrics import EngineMetrics
-from service.request.prepare import Intake
+from service.request.prepare import RequestPreparer
 from service.request.request import Request
 from service.settings import WordSettings
 from service.words.registry_watch import RegistryWatch
-from service.words.resolution_cache import Meanings
-from service.words.resolver import Words
+from service.words.resolution_cache import ResolutionCache
+from service.words.resolver import WordResolver
 from service.words.tensor_cache import TensorCache
 from standalone.servers import Servers
 
@@ -75,16 +75,16 @@ def main(model: str | None, device: str, requests: int, output: Path | None) -> 
 async def _measured(model: BaseModel, client: Client, registry: str, requests: int) -> dict[str, Any]:
     async with grpc.aio.insecure_channel(registry) as channel:
         stub: Any = RegistryServiceStub(channel)
-        meanings: Meanings[Any] = Meanings(1000)
+        meanings: ResolutionCache[Any] = ResolutionCache(1000)
         metrics = EngineMetrics(CollectorRegistry())
         cache: TensorCache[str] = TensorCache(2**28)
-        words = Words(stub, model, meanings, cache, metrics, WordSettings())
+        words = WordResolver(stub, model, meanings, cache, metrics, WordSettings())
         watch = asyncio.create_task(RegistryWatch(stub, meanings).run())
         await asyncio.sleep(2.5)  # until the watch has spoken
         attach = await _attach(words)
         moved = [await _moved(words, client, 1 + number % 2) for number in range(_MOVES)]
         engine = make(model)
-        taken = [await _taken(Intake(model, words), model, number) for number in range(requests)]
+        taken = [await _taken(RequestPreparer(model, words), model, number) for number in range(requests)]
         for one in taken:
             engine.submit(one)
         with _stopwatches() as spent:
@@ -111,7 +111,7 @@ async def _measured(model: BaseModel, client: Client, registry: str, requests: i
     }
 
 
-async def _attach(words: Words) -> list[float]:
+async def _attach(words: WordResolver) -> list[float]:
     """Seconds of attaching one word of eight, each in memory."""
     times = []
     for number in range(2008):
@@ -122,7 +122,7 @@ async def _attach(words: Words) -> list[float]:
     return times[8:]
 
 
-async def _moved(words: Words, client: Client, version: int) -> float:
+async def _moved(words: WordResolver, client: Client, version: int) -> float:
     """Seconds from the answer to a move of an alias until a request means the new version."""
     await asyncio.sleep(random.uniform(0, 1))  # the watch speaks once a second
     await asyncio.to_thread(client.set_alias, MOVING, "production", version)
@@ -134,7 +134,7 @@ async def _moved(words: Words, client: Client, version: int) -> float:
         await asyncio.sleep(0.005)
 
 
-async def _taken(intake: Intake, model: BaseModel, number: int) -> Request:
+async def _taken(intake: RequestPreparer, model: BaseModel, number: int) -> Request:
     settings, drawing = checked(mix(number + 1, seed=3)[-1], model)
     return (await intake.take(drawing, settings, ANONYMOUS, arrived=time.monotonic())).request
 

@@ -23,7 +23,7 @@ from pseudoword.names import ConceptName
 from benchmarks.registry.catalogue import placed
 from registry.app import SHARDS
 from registry.catalogue.commands import Command, ConceptFields, CreateConcept, Quotas
-from registry.catalogue.state_machine import RegistryBook
+from registry.catalogue.state_machine import CatalogueStateMachine
 from storage.ledger import writer
 from storage.ledger.entry import MAX_MUTATIONS
 from storage.ledger.ledger import Ledger, shard_of
@@ -63,7 +63,7 @@ async def _measure(
 ) -> dict[str, Any]:
     store = place.open()
     writer.MAX_MUTATIONS = MAX_MUTATIONS if grouped else 1  # type: ignore[attr-defined]
-    book = RegistryBook(Quotas(concepts=10**9, versions_per_concept=10**9, embedding_bytes=10**15))
+    book = CatalogueStateMachine(Quotas(concepts=10**9, versions_per_concept=10**9, embedding_bytes=10**15))
     ledgers: list[Ledger[Command]] = [
         Ledger.open(store, book, shards=SHARDS, view_folder=views / str(number)) for number in range(replicas)
     ]

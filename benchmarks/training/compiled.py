@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.training.measure import make_case, say, task_of, tick
 from diffusion.checkpoint import BaseModel
-from trainer.training.initializers import Words
+from trainer.training.initializers import FromWords
 from trainer.training.recipe import recipes
 from trainer.training.run import Run
 from trainer.worker.engine import Engine
@@ -47,7 +47,7 @@ def main() -> None:
     say("| rows | a tick, ms | compiled, ms | the first one, s |\n|---|---|---|---|")
     for rows in ROWS:
         recipe = replace(recipes("miniature")["object"], rows=rows, steps=TICKS + 1)
-        runs = [engine.prepare(task_of(make_case(0), Words(words="toy"), recipe)) for engine in engines]
+        runs = [engine.prepare(task_of(make_case(0), FromWords(words="toy"), recipe)) for engine in engines]
         _, first = (timed(engine, run) for engine, run in zip(engines, runs, strict=True))
         pairs = [[timed(engine, run) for engine, run in zip(engines, runs, strict=True)] for _ in range(TICKS)]
         plain, compiled = (1000 * median(each) for each in zip(*pairs, strict=True))

@@ -26,13 +26,13 @@ from benchmarks.training.measure import make_case, say, task_of
 from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
 from diffusion.prompt import parse
-from trainer.training.initializers import Words
+from trainer.training.initializers import FromWords
 from trainer.training.recipe import recipes
 from trainer.training.run import Run, Task
 from trainer.worker.checkpoint_codec import read_checkpoint, write_checkpoint
-from trainer.worker.drr import Entry, Turns
+from trainer.worker.drr import DeficitRoundRobin, Entry
 from trainer.worker.engine import Engine
-from trainer.worker.tick_size import Pace
+from trainer.worker.tick_size import TickSizer
 
 SIZES = (1, 2, 4, 8, 16, 32)
 CONCEPTS = (1, 2, 4, 8, 16)
@@ -69,7 +69,7 @@ def bare(model: BaseModel, rows: int) -> float:
 
 def own_task(seed: int, rows: int, steps: int) -> Task:
     recipe = replace(recipes("miniature")["object"], rows=rows, steps=steps)
-    return replace(task_of(make_case(2_000 + seed), Words(words="toy"), recipe), seed=seed)
+    return replace(task_of(make_case(2_000 + seed), FromWords(words="toy"), recipe), seed=seed)
 
 
 def throughput(engine: Engine, concepts: int, rows: int) -> float:
@@ -81,7 +81,7 @@ def throughput(engine: Engine, concepts: int, rows: int) -> float:
 
 def together(engine: Engine, tasks: Sequence[Task]) -> list[float]:
     """Seconds until each tenant's job has ended, as the worker ticks them."""
-    turns, pace = Turns(quantum_rows=2_000), Pace()
+    turns, pace = DeficitRoundRobin(quantum_rows=2_000), TickSizer()
     began = time.perf_counter()
     runs: dict[str, Run] = {}
     for index, task in enumerate(tasks):

@@ -39,7 +39,7 @@ from benchmarks.training.measure import (
 from diffusion.checkpoint import BaseModel
 from miniature.judges.classifier import Classifier
 from miniature.judges.clip import Judge
-from trainer.training.initializers import LearnedStart, Start, Words
+from trainer.training.initializers import FromWords, Initializer, LearnedStart
 from trainer.training.recipe import Recipe, Schedule, recipes
 
 SCRIPT_STEPS = (25, 50, 100, 200, 400, 800, 1500, 3000)
@@ -48,14 +48,14 @@ _PLAIN = ("a photo of a <toy>",) * 4
 _AT_ONCE = 12  # toys in one pass
 _SCRIPT = "script"
 _USUAL = recipes("miniature")["object"]
-_WORD, _LEARNED = Words(words="toy"), LearnedStart(kind="object", usual="toy")
+_WORD, _LEARNED = FromWords(words="toy"), LearnedStart(kind="object", usual="toy")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ours:
     """A way of ours to learn a word."""
 
-    start: Start
+    start: Initializer
     recipe: Recipe
 
 
@@ -76,7 +76,7 @@ Seen = Mapping[str, Any]
 Learned = tuple[list[dict[str, Any]], list[np.ndarray]]
 
 
-class Bench:
+class JudgeLoader:
     """Words of the bundled model, and what they are worth."""
 
     def __init__(self) -> None:
@@ -206,7 +206,7 @@ def main() -> None:
         seen = json.loads(options.output.read_text("utf-8"))
         words = load_file(options.output.with_suffix(".safetensors"))
     cases = [make_case(number, toy) for number, toy in enumerate(toys(options.toys))]
-    bench = Bench()
+    bench = JudgeLoader()
     # A file may lack toys, and ways of ours that came since.
     for name in (*OURS, _SCRIPT):
         rows = seen.setdefault(name, [])

@@ -22,7 +22,7 @@ from miniature.judges.classifier import Classifier
 from miniature.paint import paint
 from miniature.style import Style
 from miniature.world import COLOURS, SCENES, Drawing, Toy, random_colour, random_drawing, random_toy
-from trainer.training.initializers import Start
+from trainer.training.initializers import Initializer
 from trainer.training.recipe import Recipe
 from trainer.training.run import Run, Task
 from trainer.training.start_network import beside, load
@@ -90,7 +90,7 @@ def engine_of(model: BaseModel) -> Engine:
     return Engine(model, learned_start=None if folder is None else load(folder, model.spec))
 
 
-def task_of(case: Case, start: Start, recipe: Recipe) -> Task:
+def task_of(case: Case, start: Initializer, recipe: Recipe) -> Task:
     """One vector, from the usual sentences of the recipe's kind."""
     templates = [TEMPLATES[recipe.name]] * len(case.learn)
     return Task(pictures=case.learn, templates=templates, start=start, vectors=1, seed=0, recipe=recipe)

@@ -22,13 +22,13 @@ from benchmarks.miniature.words import toys
 from benchmarks.training.measure import Measure, engine_of, interval, make_case, recognised, say, task_of, train
 from diffusion.checkpoint import BaseModel
 from miniature.judges.classifier import Classifier
-from trainer.training.initializers import LearnedStart, Start, Words
+from trainer.training.initializers import FromWords, Initializer, LearnedStart
 from trainer.training.recipe import Recipe, Schedule, recipes
 from trainer.training.run import Run
-from trainer.training.samples import Draw
+from trainer.training.samples import TrainingSample
 
 _USUAL = recipes("miniature")["object"]
-_WORD = Words(words="toy")
+_WORD = FromWords(words="toy")
 _LEARNED = LearnedStart(kind="object", usual="toy")
 _UNIFORM = replace(_USUAL, stratified=False)
 
@@ -38,23 +38,23 @@ class Arm:
     """The default, but for what is said."""
 
     recipe: Recipe = _USUAL
-    start: Start = _LEARNED
+    start: Initializer = _LEARNED
     change: Callable[[Run], None] = lambda run: None
     """What the product has no setting for is changed in the run itself."""
 
 
 def _means_only(run: Run) -> None:
     """Latents without their own spread."""
-    _redraw(run, lambda draws: [replace(one, shake=np.zeros_like(one.shake)) for one in draws])
+    _redraw(run, lambda draws: [replace(one, posterior_noise=np.zeros_like(one.posterior_noise)) for one in draws])
 
 
 def _pool(steps: int) -> Callable[[Run], None]:
     """The draws of the first `steps` steps again and again."""
 
     def change(run: Run) -> None:
-        kept: dict[tuple[int, int], Draw] = {}
+        kept: dict[tuple[int, int], TrainingSample] = {}
 
-        def again(draws: Sequence[Draw]) -> list[Draw]:
+        def again(draws: Sequence[TrainingSample]) -> list[TrainingSample]:
             return [kept.setdefault((run.step % steps, row), one) for row, one in enumerate(draws)]
 
         _redraw(run, again)
@@ -75,11 +75,13 @@ def _mirrored_noise(run: Run) -> None:
     _redraw(run, lambda draws: _pairs(draws, lambda one, other: replace(one, noise=-one.noise)))
 
 
-def _pairs(draws: Sequence[Draw], second: Callable[[Draw, Draw], Draw]) -> list[Draw]:
+def _pairs(
+    draws: Sequence[TrainingSample], second: Callable[[TrainingSample, TrainingSample], TrainingSample]
+) -> list[TrainingSample]:
     return [draws[row] if row % 2 == 0 else second(draws[row - 1], draws[row]) for row in range(len(draws))]
 
 
-def _redraw(run: Run, change: Callable[[Sequence[Draw]], list[Draw]]) -> None:
+def _redraw(run: Run, change: Callable[[Sequence[TrainingSample]], list[TrainingSample]]) -> None:
     """A tick takes all rows of a step here, so `change` sees them together."""
     drawn = run.draws
     run.draws = lambda count: change(drawn(count))  # type: ignore[method-assign]
@@ -153,7 +155,7 @@ def main() -> None:
     def losses_of(words: Sequence[torch.Tensor]) -> np.ndarray:
         return np.array([measure.loss(case, vectors) for case, vectors in zip(cases, words, strict=True)])
 
-    start = losses_of([model.embedding.table.weight.detach()[engine.starts.ids("toy")]] * len(cases))
+    start = losses_of([model.embedding.table.weight.detach()[engine.initializers.ids("toy")]] * len(cases))
     say(f"| the word *toy*, no step | 0 | {start.mean():.6f} | | |")
     best: np.ndarray | None = None
     for name, arm in RECIPES.items():

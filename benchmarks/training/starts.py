@@ -20,17 +20,17 @@ import torch
 from benchmarks.miniature.words import styles, toys
 from benchmarks.training.measure import Case, Measure, engine_of, make_case, say, style_case, task_of, train
 from diffusion.checkpoint import BaseModel
-from trainer.training.initializers import BestWord, Given, LearnedStart, Start, Words
+from trainer.training.initializers import BestWord, FromVectors, FromWords, Initializer, LearnedStart
 from trainer.training.recipe import recipes
 from trainer.training.templates import STARTS
 from trainer.worker.engine import Engine
 
 
-def starts(engine: Engine, kind: str) -> Mapping[str, Start]:
+def starts(engine: Engine, kind: str) -> Mapping[str, Initializer]:
     """The starts that are compared, by what tables call them."""
-    usual = engine.starts.first_of(STARTS[kind])
+    usual = engine.initializers.first_of(STARTS[kind])
     return {
-        f"the word *{usual}*": Words(words=usual),
+        f"the word *{usual}*": FromWords(words=usual),
         "the best word": BestWord(usual=usual),
         "the learned start": LearnedStart(kind=kind, usual=usual),
     }
@@ -45,7 +45,7 @@ def losses_of(engine: Engine, measure: Measure, case: Case, kind: str, steps: Se
         began = time.perf_counter()
         run = engine.prepare(task)
         seconds = time.perf_counter() - began
-        given = replace(task, start=Given(vectors=run.at_once().vectors))
+        given = replace(task, start=FromVectors(vectors=run.at_once().vectors))
         runs = {
             count: engine.prepare(replace(given, recipe=replace(task.recipe, steps=count))) for count in steps if count
         }

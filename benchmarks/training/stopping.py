@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.training.measure import Case, Measure, make_case, say, task_of, tick, train
 from diffusion.checkpoint import BaseModel
-from trainer.training.initializers import Words
+from trainer.training.initializers import FromWords
 from trainer.training.recipe import Schedule, recipes
 from trainer.training.run import Run
 from trainer.training.schedule import cooling_steps
@@ -52,7 +52,7 @@ class Recorder(StopRule):
 
 def watch(engine: Engine, measure: Measure, cases: Sequence[Case]) -> list[Seen]:
     """For each toy the cosines of its gradients, and the held-out loss after a cool-down from each snapshot."""
-    tasks = [task_of(case, Words(words="toy"), HELD) for case in cases]
+    tasks = [task_of(case, FromWords(words="toy"), HELD) for case in cases]
     runs = [engine.prepare(task) for task in tasks]
     recorders = [Recorder() for _ in runs]
     for run, recorder in zip(runs, recorders, strict=True):

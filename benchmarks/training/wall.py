@@ -140,7 +140,7 @@ def main() -> None:
     model = BaseModel.load(None)
     measure = Measure(model)
     found: dict[str, Any] = {"ours": {}}
-    usual = model.embedding.table.weight[Engine(model).starts.ids("toy")].detach()
+    usual = model.embedding.table.weight[Engine(model).initializers.ids("toy")].detach()
     found["start"] = measure.loss(case, usual)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -7,7 +7,7 @@ import torch
 from diffusion.checkpoint import BaseModel
 from miniature.training.drawings import Drawings
 from miniature.training.vectors import Vectors
-from trainer.learned.fit import SHAKE
+from trainer.learned.fit import LATENT_NOISE
 from trainer.training.start_network import KINDS, StartNetwork, unit_of
 
 
@@ -51,7 +51,7 @@ class StartLoss:
             numbers, targets = self._numbers[kind], self._targets[kind]
             rows = torch.randint(len(numbers), (self._batch,), generator=generator)
             shown = self._latents[numbers[rows]].float()
-            shown = (shown + SHAKE * torch.randn(shown.shape, generator=generator)).to(targets.device)
+            shown = (shown + LATENT_NOISE * torch.randn(shown.shape, generator=generator)).to(targets.device)
             said = self._network(list(torch.split(shown, 1)), kind)
             losses.append((said - targets[rows.to(targets.device)]).square().mean() / self._spread[kind])
         return torch.stack(losses).sum()

@@ -6,7 +6,7 @@ from typing import Any
 
 from pseudoword.names import InvalidName
 
-from registry.catalogue_store import Context, Desk
+from registry.catalogue_store import CatalogueStore, Context
 from registry.pickles import Pickles
 from registry.signatures import SignaturePolicy
 from rpc.identity import Principal
@@ -23,7 +23,7 @@ class Rpcs:
 
     def __init__(
         self,
-        desk: Desk,
+        desk: CatalogueStore,
         *,
         pickles: Pickles,
         signatures: SignaturePolicy,

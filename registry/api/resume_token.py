@@ -11,7 +11,7 @@ from storage.ledger.entry import Revision
 _NO_ENTRY = 2**53
 
 
-class Resume:
+class ResumeToken:
     """`after` has for each watched shard the revision up to which everything was told. `str()` is the token: those
     revisions, with dots between."""
 
@@ -39,9 +39,9 @@ class Resume:
             )
         return cls({shard: after[shard] for shard in shards})
 
-    def moved(self, revision: Revision) -> "Resume":
+    def moved(self, revision: Revision) -> "ResumeToken":
         """With one shard further."""
-        return Resume(self.after | {revision.shard: revision})
+        return ResumeToken(self.after | {revision.shard: revision})
 
     def __str__(self) -> str:
         return ".".join(str(self.after[shard]) for shard in sorted(self.after))

@@ -16,7 +16,7 @@ from registry.api.base import Context, Rpcs, admitted, mutation
 from registry.catalogue import concepts, versions
 from registry.catalogue.commands import ConceptFields, PublishVersion, UnyankVersion, YankVersion
 from registry.catalogue.versioned_rows import NOW
-from registry.catalogue_store import Desk
+from registry.catalogue_store import CatalogueStore
 from rpc.commits import UNCOMMITTED
 from rpc.errors import InvalidArgument, Unavailable
 from rpc.filters import Field, Kind, filtered
@@ -218,7 +218,7 @@ class VersionRpcs(Rpcs):
         return await whole(self._desk, result.value, result.revision)
 
 
-async def whole(desk: Desk, row: messages.Row, revision: Revision) -> resources_pb2.Version:
+async def whole(desk: CatalogueStore, row: messages.Row, revision: Revision) -> resources_pb2.Version:
     """A version with its loss curve and recipe, which are read from its record. Raises Damaged."""
     version = messages.version(row, revision)
     if not row["record"]:

@@ -12,11 +12,11 @@ from pseudoword.registry.v1 import registry_pb2, resources_pb2
 from registry.api import conversions as messages
 from registry.api import validation as checks
 from registry.api.base import Context, Rpcs, admitted, tenants_of
-from registry.api.resume_token import Resume
+from registry.api.resume_token import ResumeToken
 from registry.catalogue import history
 from registry.catalogue.content import HIDDEN
 from registry.catalogue.versioned_rows import NOW
-from registry.catalogue_store import Desk
+from registry.catalogue_store import CatalogueStore
 from rpc.errors import PermissionDenied, Unavailable
 from rpc.filters import Field, Kind, filtered
 from rpc.identity import Principal, Role, current_principal
@@ -83,13 +83,13 @@ class WatchRpcs(Rpcs):
                 marked = time.monotonic()
             await self._pause(shards, 0.0 if moved else _POLL.total_seconds())
 
-    async def _start(self, token: str, shards: set[int]) -> Resume:
+    async def _start(self, token: str, shards: set[int]) -> ResumeToken:
         """Where to begin: as the token says, or now. Raises InvalidArgument, StoreChanged, RevisionAhead."""
         ledger = self._desk.ledger
         if token:
-            return Resume.parse(token, ledger.store_id, shards)
+            return ResumeToken.parse(token, ledger.store_id, shards)
         now = await asyncio.gather(*(ledger.read(shard, lambda db: None) for shard in shards))
-        return Resume({shard: revision for shard, (_, revision) in zip(shards, now, strict=True)})
+        return ResumeToken({shard: revision for shard, (_, revision) in zip(shards, now, strict=True)})
 
     async def _pause(self, shards: set[int], most_s: float) -> None:
         """Until something may have changed. Raises Unavailable when the server stops."""
@@ -132,7 +132,7 @@ class WatchRpcs(Rpcs):
         )
 
 
-def _shards(desk: Desk, principal: Principal) -> set[int]:
+def _shards(desk: CatalogueStore, principal: Principal) -> set[int]:
     """The shards of all tenants that the caller may read. Raises PermissionDenied when there are none."""
     allowed = tenants_of(principal)
     if allowed is None:
@@ -153,7 +153,7 @@ def _bookmark_interval(found: Violations, request: registry_pb2.WatchEventsReque
     return interval
 
 
-def _bookmark(complete_s: float, resume: Resume) -> registry_pb2.WatchEventsResponse:
+def _bookmark(complete_s: float, resume: ResumeToken) -> registry_pb2.WatchEventsResponse:
     complete = Timestamp()
     complete.FromMicroseconds(round(complete_s * 1_000_000))
     return registry_pb2.WatchEventsResponse(

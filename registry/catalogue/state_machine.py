@@ -47,7 +47,7 @@ _APPLY: Mapping[str, Callable[[sqlite3.Connection, Change], dict[str, Any]]] = {
 }
 
 
-class RegistryBook:
+class CatalogueStateMachine:
     """A storage.Book. `quotas` are what a tenant may keep unless it has quotas of its own."""
 
     name = "registry"

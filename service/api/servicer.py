@@ -21,11 +21,11 @@ from service.batches.rpcs import BatchRpcs, NoBatches
 from service.engine.engine import Engine
 from service.request.mailbox import Drawn, Previewed, Started, Stepped
 from service.request.params import check
-from service.request.prepare import Intake
+from service.request.prepare import RequestPreparer
 from service.request.records import to_file, to_preview
 from service.request.request import Request
 from service.settings import GenerationSettings
-from service.words.resolver import Words
+from service.words.resolver import WordResolver
 
 CHUNK_BYTES = 256 * 2**10
 _MAX_PREFETCH = 64
@@ -42,8 +42,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self,
         model: BaseModel,
         engine: Engine,
-        words: Words,
-        intake: Intake,
+        words: WordResolver,
+        intake: RequestPreparer,
         batches: BatchRpcs | NoBatches,
         settings: GenerationSettings,
     ) -> None:

@@ -19,7 +19,7 @@ _LOOK_S = 2.0
 _ACTOR = "generation"
 
 
-class Desk:
+class BatchStore:
     """One server's. Lives on its event loop."""
 
     def __init__(self, ledger: Ledger[Command]) -> None:

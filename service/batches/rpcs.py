@@ -19,15 +19,15 @@ from rpc.leftovers import discard
 from rpc.pages import Cursor, fitting, page_size
 from rpc.patience import heard
 from rpc.validate import Violations, admitted
-from service.batches.batch_store import Desk
+from service.batches.batch_store import BatchStore
 from service.batches.conversions import batch_of, store_uri, summary
 from service.batches.life_cycle import Move, State
 from service.batches.runner import Runner
 from service.batches.state_machine import CreateBatch, MoveBatch, Row, has_ended
 from service.batches.validation import Order, check_batch
-from service.request.params import Drawing
+from service.request.params import GenerationParams
 from service.settings import GenerationSettings
-from service.words.resolver import Word, Words
+from service.words.resolver import Word, WordResolver
 from storage.objects.base import ObjectStore
 from storage.objects.blobs import Blobs
 
@@ -48,9 +48,9 @@ class BatchRpcs:
     def __init__(
         self,
         model: BaseModel,
-        desk: Desk,
+        desk: BatchStore,
         runner: Runner,
-        words: Words,
+        words: WordResolver,
         store: ObjectStore,
         settings: GenerationSettings,
         draining: asyncio.Event,
@@ -156,7 +156,7 @@ class BatchRpcs:
         self._runner.cancelled(row["name"])
         return await self._whole(row)
 
-    async def _attached(self, tenant: str, drawings: Sequence[Drawing]) -> Sequence[Word]:
+    async def _attached(self, tenant: str, drawings: Sequence[GenerationParams]) -> Sequence[Word]:
         refs: dict[WordRef, None] = {}
         for drawing in drawings:
             refs |= dict.fromkeys((*drawing.prompt.words, *drawing.negative_prompt.words))
@@ -171,7 +171,7 @@ class BatchRpcs:
             )
         return words
 
-    def _check_lengths(self, made: Order, drawings: Sequence[Drawing], words: Sequence[Word]) -> None:
+    def _check_lengths(self, made: Order, drawings: Sequence[GenerationParams], words: Sequence[Word]) -> None:
         counts = {word.ref: len(word.vectors) for word in words}
         for number, drawing in enumerate(drawings):
             try:

@@ -20,7 +20,7 @@ from diffusion.checkpoint import ModelSpec
 from rpc.errors import Error, ErrorTable, FailedPrecondition, ResourceExhausted, to_status
 from rpc.identity import Principal, from_json
 from rpc.patience import patiently
-from service.batches.batch_store import Desk
+from service.batches.batch_store import BatchStore
 from service.batches.claims import Claim, Claims
 from service.batches.conversions import error_text
 from service.batches.life_cycle import Move
@@ -31,7 +31,7 @@ from service.batches.validation import Order, order
 from service.engine.engine import Engine
 from service.request.mailbox import Drawn
 from service.request.params import FORMATS, check
-from service.request.prepare import Intake
+from service.request.prepare import RequestPreparer
 from service.request.records import ENDINGS, to_file
 from service.settings import GenerationSettings
 from storage.errors import StorageError
@@ -60,10 +60,10 @@ class Runner:
 
     def __init__(
         self,
-        desk: Desk,
+        desk: BatchStore,
         store: ObjectStore,
         spec: ModelSpec,
-        intake: Intake,
+        intake: RequestPreparer,
         engine: Engine,
         settings: GenerationSettings,
         table: ErrorTable,

@@ -56,7 +56,7 @@ class MoveBatch:
 Command = CreateBatch | MoveBatch
 
 
-class BatchBook:
+class BatchStateMachine:
     """Rules and tables of batches; a storage.Book."""
 
     name = "generation"

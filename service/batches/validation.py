@@ -10,7 +10,7 @@ from diffusion.checkpoint import ModelSpec
 from rpc.errors import InvalidArgument
 from rpc.validate import Violations
 from service.batches.plan import BLANK, Item, Plan, fill
-from service.request.params import FORMATS, Drawing, check
+from service.request.params import FORMATS, GenerationParams, check
 from service.settings import GenerationSettings
 
 _LAYOUTS = (resources_pb2.Batch.LAYOUT_FOLDER, resources_pb2.Batch.LAYOUT_WEBDATASET)
@@ -46,7 +46,7 @@ def order(batch: resources_pb2.Batch, shard_pictures: int) -> Order:
 
 def check_batch(
     parent: str, asked: resources_pb2.Batch, spec: ModelSpec, settings: GenerationSettings, wrong: Violations
-) -> tuple[Order, Sequence[Drawing]]:
+) -> tuple[Order, Sequence[GenerationParams]]:
     """The order, and the drawing of each of its prompts. Takes up to seconds for many prompts.
 
     Raises InvalidArgument with all that is wrong, also with what `wrong` holds already.
@@ -107,7 +107,7 @@ def _check_blanks(batch: resources_pb2.Batch, wrong: Violations) -> int:
 
 def _drawings(
     parent: str, made: Order, spec: ModelSpec, settings: GenerationSettings, wrong: Violations
-) -> Sequence[Drawing]:
+) -> Sequence[GenerationParams]:
     plan = made.plan
     drawings, faults = [], 0
     for number, prompt in enumerate(plan.prompts):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageOps
 from pseudoword.generation.v1 import resources_pb2
 
-from diffusion.denoise import Beginning
+from diffusion.denoise import DecodedInitImage
 from diffusion.errors import PictureInvalid
 from diffusion.pictures import PictureInfo, PictureLimits, picture_info, read_picture
 from rpc.errors import InvalidArgument
@@ -16,7 +16,7 @@ _LIMITS = PictureLimits(max_bytes=12 * 2**20)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
+class InitImage:
     """The bytes of a start picture and a mask (empty: none), and the sha256 (hex) of each."""
 
     picture: bytes
@@ -28,22 +28,22 @@ class Start:
         """Of picture and mask; empty where there is none."""
         return hashlib.sha256(self.picture).hexdigest(), hashlib.sha256(self.mask).hexdigest() if self.mask else ""
 
-    def decoded(self, width: int, height: int) -> Beginning:
+    def decoded(self, width: int, height: int) -> DecodedInitImage:
         """Both at the result's size; what does not fit its shape is cut off around the middle, never stretched. Takes
         the time of decoding. Raises InvalidArgument."""
         size = (width, height)
         shown = _read("settings.start_picture", self.picture)
         mask = _read("settings.mask", self.mask).convert("L") if self.mask else None
-        return Beginning(
+        return DecodedInitImage(
             picture=ImageOps.fit(shown, size, Image.Resampling.LANCZOS),
             mask=None if mask is None else ImageOps.fit(mask, size, Image.Resampling.LANCZOS),
             strength=self.strength,
         )
 
 
-def check_start(
+def validate_init_image(
     settings: resources_pb2.PictureSettings, default_strength: float, wrong: Violations
-) -> tuple[Start | None, PictureInfo | None]:
+) -> tuple[InitImage | None, PictureInfo | None]:
     """The start that `settings` ask for and what its picture's header says; adds to `wrong`."""
     if not settings.start_picture:
         for field, given in (("strength", settings.HasField("strength")), ("mask", bool(settings.mask))):
@@ -61,7 +61,7 @@ def check_start(
                 "settings.mask",
                 f"has {mask.width} x {mask.height} pixels, and start_picture {info.width} x {info.height}",
             )
-    return Start(picture=settings.start_picture, mask=settings.mask, strength=strength), info
+    return InitImage(picture=settings.start_picture, mask=settings.mask, strength=strength), info
 
 
 def _info(field: str, data: bytes, wrong: Violations) -> PictureInfo | None:

@@ -12,7 +12,7 @@ from diffusion.checkpoint import ModelSpec
 from diffusion.prompt import Prompt, parse
 from diffusion.schedulers import SCHEDULERS
 from rpc.validate import Violations
-from service.request.init_image import Start, check_start
+from service.request.init_image import InitImage, validate_init_image
 from service.settings import Defaults, Limits
 
 _GREATEST_SEED = 2**63 - 1
@@ -27,7 +27,7 @@ FORMATS: Mapping[int, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
+class GenerationParams:
     """A checked request. Sizes in pixels; picture i has the seed `seed` + i."""
 
     tenant: str
@@ -48,7 +48,7 @@ class Drawing:
     allow_family: bool
     clip_skip: int
     prompt_weights: bool
-    start: Start | None
+    start: InitImage | None
 
     @property
     def guided(self) -> bool:
@@ -81,7 +81,9 @@ class Drawing:
         return settings
 
 
-def check(request: generation_pb2.GenerateRequest, spec: ModelSpec, defaults: Defaults, limits: Limits) -> Drawing:
+def check(
+    request: generation_pb2.GenerateRequest, spec: ModelSpec, defaults: Defaults, limits: Limits
+) -> GenerationParams:
     """Checks a request at the edge. Raises InvalidArgument with every field that is wrong."""
     settings = request.settings
     wrong = Violations()
@@ -109,7 +111,7 @@ def check(request: generation_pb2.GenerateRequest, spec: ModelSpec, defaults: De
         prompts[field] = parse(getattr(settings, field), weights=settings.prompt_weights)
         if any(weight > _MAX_WEIGHT for weight in prompts[field].weights):
             wrong.add(f"settings.{field}", f"holds a weight above {_MAX_WEIGHT:g}")
-    start, info = check_start(settings, defaults.strength, wrong)
+    start, info = validate_init_image(settings, defaults.strength, wrong)
     if start is not None and 0 < start.strength <= 1 <= steps and not int(steps * start.strength):
         wrong.add("settings.strength", f"is {start.strength:g}: of {steps} steps it leaves none")
     sizes = {}
@@ -132,7 +134,7 @@ def check(request: generation_pb2.GenerateRequest, spec: ModelSpec, defaults: De
     wrong.number("preview_every", request.preview_every, 0, limits.max_steps)
     wrong.number("priority", request.priority, -9, 9)
     wrong.raise_if_any()
-    return Drawing(
+    return GenerationParams(
         tenant=tenant.tenant,
         prompt=prompts["prompt"],
         negative_prompt=prompts["negative_prompt"],

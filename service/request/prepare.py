@@ -13,31 +13,31 @@ from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
 from rpc.identity import Principal
 from service.request.mailbox import Mailbox
-from service.request.params import Drawing
+from service.request.params import GenerationParams
 from service.request.records import Recorder
 from service.request.request import Request
-from service.words.resolver import Word, Words, by_ref
+from service.words.resolver import Word, WordResolver, by_ref
 
 
 @dataclass(frozen=True, kw_only=True)
-class Taken:
+class Prepared:
     """A request, and the record of each of its pictures."""
 
     request: Request
     records: list[resources_pb2.PictureRecord]
 
 
-class Intake:
+class RequestPreparer:
     """One resident model's. Lives on the event loop."""
 
-    def __init__(self, model: BaseModel, words: Words) -> None:
+    def __init__(self, model: BaseModel, words: WordResolver) -> None:
         self._words = words
         self._encoder = PromptEncoder(model)
         self._recorder = Recorder(model)
 
     async def take(
         self,
-        drawing: Drawing,
+        drawing: GenerationParams,
         settings: resources_pb2.PictureSettings,
         principal: Principal,
         *,
@@ -45,12 +45,12 @@ class Intake:
         deadline: float = inf,
         max_staleness: timedelta | None = None,
         versions: Mapping[str, VersionName] | None = None,
-    ) -> Taken:
+    ) -> Prepared:
         """Finds the words of `drawing` on behalf of `principal`, and checks that its prompts fit the encoder.
 
         `settings` are the request's, for the prompts as they were written; `arrived` and `deadline` are seconds on the
         monotonic clock. With `versions` (word to version) words mean those, whatever their aliases mean now. Raises
-        what Words.attach raises, PromptTooLong, and InvalidArgument for a start picture that cannot be decoded.
+        what WordResolver.attach raises, PromptTooLong, and InvalidArgument for a start picture that cannot be decoded.
         """
         refs = tuple(dict.fromkeys((*drawing.prompt.words, *drawing.negative_prompt.words)))
         asked = refs if versions is None else [pinned(versions[str(ref)]) for ref in refs]
@@ -79,7 +79,9 @@ class Intake:
             arrived=arrived,
             deadline=deadline,
         )
-        return Taken(request=request, records=self._recorder.records(drawing, settings, [word.use for word in words]))
+        return Prepared(
+            request=request, records=self._recorder.records(drawing, settings, [word.use for word in words])
+        )
 
 
 def pinned(version: VersionName) -> WordRef:

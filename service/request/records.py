@@ -14,7 +14,7 @@ from pseudoword.generation.v1 import generation_pb2, resources_pb2
 
 from diffusion.checkpoint import BaseModel
 from diffusion.conversions import base_model
-from service.request.params import Drawing
+from service.request.params import GenerationParams
 
 RECORD_KEY = "pseudoword"
 _EXIF_IMAGE_DESCRIPTION = 0x010E
@@ -36,7 +36,7 @@ class Recorder:
         )
 
     def records(
-        self, drawing: Drawing, settings: resources_pb2.PictureSettings, words: Sequence[resources_pb2.WordUse]
+        self, drawing: GenerationParams, settings: resources_pb2.PictureSettings, words: Sequence[resources_pb2.WordUse]
     ) -> list[resources_pb2.PictureRecord]:
         """One record for each picture; `settings` are the request's, for the prompts as they were written."""
         records = []
@@ -57,7 +57,7 @@ def to_json(record: resources_pb2.PictureRecord) -> str:
 
 
 def to_file(
-    pixels: np.ndarray, drawing: Drawing, record: resources_pb2.PictureRecord
+    pixels: np.ndarray, drawing: GenerationParams, record: resources_pb2.PictureRecord
 ) -> tuple[bytes, generation_pb2.PictureInfo]:
     """A picture file and what it is. `pixels` is uint8 [height, width, 3].
 

@@ -10,9 +10,9 @@ from math import inf
 import torch
 from pseudoword.names import WordRef
 
-from diffusion.denoise import Beginning, Denoising
+from diffusion.denoise import DecodedInitImage, Denoising
 from service.request.mailbox import Mailbox
-from service.request.params import Drawing
+from service.request.params import GenerationParams
 from service.scheduling.scheduler import Ask
 
 
@@ -24,11 +24,11 @@ class Request:
     the engine reads before each call.
     """
 
-    drawing: Drawing
+    drawing: GenerationParams
     vectors: Mapping[WordRef, torch.Tensor]
     digests: Mapping[WordRef, str] = field(default_factory=dict)  # of the vectors, as far as they are known
     mailbox: Mailbox
-    beginning: Beginning | None = None
+    beginning: DecodedInitImage | None = None
     deadline: float = inf
     arrived: float = field(default_factory=time.monotonic)
     gone: threading.Event = field(default_factory=threading.Event)

@@ -16,7 +16,7 @@ _STALE = 32  # calls after which a number of rows is tried once more
 _WORTH = 0.97  # of the best rate that was measured: more rows than give this only make everybody wait
 
 
-class Pace:
+class StepCostModel:
     """One model's step times. `base` is the shape that was measured at warm-up; another shape's times are the base's
     times the ratio of their areas, until its own calls tell."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf
 
 from service.scheduling.admission import Roster, Ticket
-from service.scheduling.cost_model import Pace, Shape
+from service.scheduling.cost_model import Shape, StepCostModel
 
 _SURE = 0.7  # of what a call is expected to take: surely no less than that
 
@@ -65,7 +65,7 @@ class Ask:
 class Policy:
     """A roster and a pace. Calls left are counted here, a picture at a time."""
 
-    def __init__(self, roster: Roster, pace: Pace) -> None:
+    def __init__(self, roster: Roster, pace: StepCostModel) -> None:
         self.roster = roster
         self.pace = pace
         self._left: dict[int, tuple[Ticket, int]] = {}

@@ -11,7 +11,7 @@ from pseudoword.registry.v1 import resources_pb2 as registry_resources
 
 from rpc.clients import error_of
 from rpc.errors import OutOfRange
-from service.words.resolution_cache import Meanings
+from service.words.resolution_cache import ResolutionCache
 
 _BOOKMARK_S = 1  # the least that the contract allows
 _SILENCE_S = 10.0  # a watch without even a bookmark for so long is dead
@@ -26,7 +26,7 @@ class RegistryWatch:
     def __init__(
         self,
         registry: "registry_pb2_grpc.RegistryServiceAsyncStub",
-        meanings: Meanings[registry_resources.Version],
+        meanings: ResolutionCache[registry_resources.Version],
     ) -> None:
         self._registry = registry
         self._meanings = meanings

@@ -29,7 +29,7 @@ class Key:
         return self.asking != self.owner
 
 
-class Meanings(Generic[M]):
+class ResolutionCache(Generic[M]):
     """The newest meanings of at most `limit` words. Times are seconds on the clock of `now`."""
 
     def __init__(self, limit: int) -> None:
@@ -103,7 +103,7 @@ class Meanings(Generic[M]):
 class Answers(Generic[M]):
     """Answers of one question to the registry."""
 
-    def __init__(self, meanings: Meanings[M], changed: set[tuple[str, str]]) -> None:
+    def __init__(self, meanings: ResolutionCache[M], changed: set[tuple[str, str]]) -> None:
         self._meanings = meanings
         self._changed = changed
 

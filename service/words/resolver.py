@@ -1,4 +1,4 @@
-"""Words: what they mean now, and their vectors on the device."""
+"""Resolves the words of a request: which version each one means, and its vectors on the device."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ from rpc.identity import Principal
 from rpc.settings import SettingsError
 from service.metrics import EngineMetrics
 from service.settings import WordSettings
-from service.words.resolution_cache import Key, Meanings
+from service.words.resolution_cache import Key, ResolutionCache
 from service.words.tensor_cache import TensorCache
 from storage.signatures import Keys, KeysInvalid
 from storage.tensors import read_tensors, tensors_digest
@@ -41,7 +41,7 @@ class Word:
     vectors: torch.Tensor
 
 
-class Words:
+class WordResolver:
     """Asks the registry what words mean, on the caller's behalf, and keeps what it answers: meanings until the watch
     tells of a change, vectors until there is no room."""
 
@@ -49,7 +49,7 @@ class Words:
         self,
         registry: "registry_pb2_grpc.RegistryServiceAsyncStub",
         model: BaseModel,
-        meanings: Meanings[registry_resources.Version],
+        meanings: ResolutionCache[registry_resources.Version],
         vectors: TensorCache[str],
         metrics: EngineMetrics,
         settings: WordSettings,

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from diffusion import decode, denoise
 from diffusion.checkpoint import BUNDLED, BaseModel
-from diffusion.denoise import Beginning, Denoising
+from diffusion.denoise import DecodedInitImage, Denoising
 from diffusion.encoder import PromptEncoder
 from diffusion.prompt import parse
 from diffusion.schedulers import SCHEDULERS, make_scheduler
@@ -138,7 +138,7 @@ def test_a_start_picture(
     if masked:
         how |= {"width": 64, "height": 64}
     reference = theirs(other, model, "a photo of <rex>", scheduler, num_inference_steps=4, guidance_scale=4.0, **how)
-    beginning = Beginning(picture=picture, strength=strength, mask=mask if masked else None)
+    beginning = DecodedInitImage(picture=picture, strength=strength, mask=mask if masked else None)
     denoising = ours(model, vectors, "a photo of <rex>", scheduler=scheduler, beginning=beginning)
     assert denoising.calls == SCHEDULERS[scheduler].model_calls(4, strength)
     assert np.array_equal(drawn(model, denoising), reference)

@@ -23,7 +23,7 @@ from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 
 from registry.app import Registry
 from registry.catalogue.commands import Quotas
-from registry.catalogue.state_machine import RegistryBook
+from registry.catalogue.state_machine import CatalogueStateMachine
 from rpc import open_store as stores
 from standalone.fsck import _vectors
 from standalone.gc import _collect
@@ -126,7 +126,7 @@ def _inspect(root: Path) -> list[list[str]]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             inspection = Inspection(
-                DiskStore(root), {"registry": RegistryBook(Quotas())}, Path(folder), vectors=_vectors
+                DiskStore(root), {"registry": CatalogueStateMachine(Quotas())}, Path(folder), vectors=_vectors
             )
         except ObjectMissing:
             return []

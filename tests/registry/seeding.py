@@ -9,7 +9,7 @@ from pseudoword.names import ConceptName
 
 from registry.app import SHARDS
 from registry.catalogue.commands import Command, ConceptFields, PublishVersion, Quotas
-from registry.catalogue.state_machine import RegistryBook
+from registry.catalogue.state_machine import CatalogueStateMachine
 from storage.ledger.ledger import Ledger, shard_of
 from storage.ledger.log import Log
 from storage.ledger.maintenance import write_if_due
@@ -22,7 +22,7 @@ VERSIONS = 3
 SHARD = shard_of(TENANT, SHARDS)
 _AT_ONCE = 2000
 _SUMMARY = {"base_model": {"family": "stable-diffusion-1", "encoders": [{"name": "text_encoder", "dimensions": 768}]}}
-_BOOK = RegistryBook(Quotas(concepts=10**9, versions_per_concept=10**9, embedding_bytes=10**15))
+_BOOK = CatalogueStateMachine(Quotas(concepts=10**9, versions_per_concept=10**9, embedding_bytes=10**15))
 
 
 def words_of(size: int, count: int) -> Sequence[str]:

@@ -26,7 +26,7 @@ from registry.catalogue.commands import (
     UnyankVersion,
     YankVersion,
 )
-from registry.catalogue.state_machine import RegistryBook
+from registry.catalogue.state_machine import CatalogueStateMachine
 from registry.catalogue.versioned_rows import NOW
 from rpc.errors import FailedPrecondition, NotFound
 from storage.ledger.entry import Mutation, Revision
@@ -178,7 +178,7 @@ class AliasMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.book = RegistryBook(Quotas(concepts=10, versions_per_concept=100, embedding_bytes=10**6))
+        self.book = CatalogueStateMachine(Quotas(concepts=10, versions_per_concept=100, embedding_bytes=10**6))
         self.db = sqlite3.connect(":memory:", isolation_level=None)
         self.db.row_factory = sqlite3.Row
         self.book.create(self.db)

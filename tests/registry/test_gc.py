@@ -11,7 +11,7 @@ from pseudoword.registry.v1 import registry_pb2 as rpc
 
 from registry.app import Registry
 from registry.catalogue.commands import CondemnBlobs
-from registry.catalogue_store import Desk
+from registry.catalogue_store import CatalogueStore
 from rpc.errors import FailedPrecondition
 from standalone.gc import collect
 from storage.ledger.ledger import Ledger
@@ -20,7 +20,7 @@ from tests.conftest import Place
 from tests.registry.asking import REX, SHOP, pointing, publish, publishing, version
 from tests.registry.commands import garbage, run
 from tests.registry.conftest import Running, Start
-from trainer.jobs.state_machine import AddPicture, DeletePicture, TrainerBook
+from trainer.jobs.state_machine import AddPicture, DeletePicture, TrainerStateMachine
 
 PRODUCTION = f"{REX}/aliases/production"
 GONE = f"{SHOP}/concepts/gone"
@@ -97,14 +97,14 @@ async def test_a_publisher_asleep_across_a_collection_uploads_anew(
     uploaded, awake = asyncio.Event(), asyncio.Event()
     names: list[str] = []
 
-    async def slow(self: Desk, tenant: str, data: bytes) -> Blob:
+    async def slow(self: CatalogueStore, tenant: str, data: bytes) -> Blob:
         blob = await asyncio.to_thread(self._blobs.put, tenant, data)
         names.append(blob.name)
         uploaded.set()
         await awake.wait()
         return blob
 
-    monkeypatch.setattr(Desk, "put_blob", slow)
+    monkeypatch.setattr(CatalogueStore, "put_blob", slow)
     stub = await running.call()
     publishing_now = asyncio.ensure_future(stub.PublishVersion(publishing(3.0)))
     await uploaded.wait()
@@ -169,7 +169,7 @@ async def test_collecting_beside_publishers_loses_nothing(place: Place, start: S
 async def test_a_trainers_store(place: Place, tmp_path: Path) -> None:
     """What its entries named and nothing needs; what no entry names only while the trainer is stopped."""
     store = place.open()
-    ledger = Ledger.open(store, TrainerBook(), shards=1, view_folder=tmp_path / "view")
+    ledger = Ledger.open(store, TrainerStateMachine(), shards=1, view_folder=tmp_path / "view")
     blobs = Blobs(store)
     needed, dropped, lost = [blobs.put("shop", name) for name in (b"needed", b"dropped", b"lost")]
 

@@ -16,7 +16,7 @@ import pytest
 
 from registry.app import Registry
 from registry.catalogue import aliases, concepts
-from registry.catalogue_store import Desk
+from registry.catalogue_store import CatalogueStore
 from storage.ledger.entry import Revision
 from storage.ledger.log import Backoff, Log, Metadata
 from storage.ledger.view import View
@@ -80,16 +80,16 @@ async def test_a_registry_that_is_sound_passes_and_a_watch_that_tells_wrongly_do
 
 def _stale(patch: Patch) -> None:
     """Strong reads are answered from a view as it is; watches are sound."""
-    read, still_at = Desk.read, Desk.still_at
+    read, still_at = CatalogueStore.read, CatalogueStore.still_at
 
-    async def old_read(self: Desk, tenant: str, fn: Any, max_staleness: Any = None) -> Any:
+    async def old_read(self: CatalogueStore, tenant: str, fn: Any, max_staleness: Any = None) -> Any:
         return await read(self, tenant, fn, _LONG_AGO)
 
-    async def still_old(self: Desk, revisions: Any, max_staleness: Any = None) -> Any:
+    async def still_old(self: CatalogueStore, revisions: Any, max_staleness: Any = None) -> Any:
         return await still_at(self, revisions, _LONG_AGO)
 
-    patch.setattr(Desk, "read", old_read)
-    patch.setattr(Desk, "still_at", still_old)
+    patch.setattr(CatalogueStore, "read", old_read)
+    patch.setattr(CatalogueStore, "still_at", still_old)
 
 
 def _no_etags(patch: Patch) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.scheduling.admission import Full, Roster, Ticket
-from service.scheduling.cost_model import Pace
+from service.scheduling.cost_model import StepCostModel
 from service.scheduling.scheduler import Ask, Overloaded, Policy, TooLate
 
 
@@ -136,7 +136,7 @@ def test_full_and_room_again() -> None:
 
 
 def policy(**limits: int) -> Policy:
-    pace = Pace((64, 64))
+    pace = StepCostModel((64, 64))
     for rows, seconds in ((1, 0.1), (2, 0.1), (4, 0.2)):
         pace.measured((64, 64), rows, seconds)
     return Policy(Roster(**({"max_pictures": 9, "max_rows": 4} | limits)), pace)

@@ -22,7 +22,7 @@ from service.request.mailbox import Drawn, Event, Failed, Mailbox, Previewed, St
 from service.request.params import check
 from service.request.request import Request
 from service.scheduling.admission import Roster, Ticket
-from service.scheduling.cost_model import Pace
+from service.scheduling.cost_model import StepCostModel
 from service.scheduling.scheduler import Policy
 from service.settings import Defaults, Limits
 from service.words.tensor_cache import TensorCache
@@ -45,7 +45,7 @@ class Counting(Roster):
 @pytest.fixture
 async def running(model: BaseModel) -> AsyncIterator[tuple[Engine, Counting]]:
     roster = Counting()
-    engine = Engine(model, Policy(roster, Pace((64, 64))), EngineMetrics(CollectorRegistry()))
+    engine = Engine(model, Policy(roster, StepCostModel((64, 64))), EngineMetrics(CollectorRegistry()))
     await asyncio.to_thread(engine.start)
     yield engine, roster
     await asyncio.to_thread(engine.stop)
@@ -83,7 +83,7 @@ async def test_who_goes_away_takes_part_in_one_more_call_at_most(
 
 async def test_a_deadline_out_of_reach_is_overload(model: BaseModel) -> None:
     """With the model for itself it would be in time; with what is before it, it would not."""
-    pace = Pace((64, 64))
+    pace = StepCostModel((64, 64))
     pace.measured((64, 64), 2, 0.1)
     engine = Engine(model, Policy(Roster(max_pictures=3, max_rows=2), pace), EngineMetrics(CollectorRegistry()))
     now = time.monotonic()

@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from service.words.resolution_cache import FOREIGN_LIMIT_S, Key, Meanings
+from service.words.resolution_cache import FOREIGN_LIMIT_S, Key, ResolutionCache
 
 _CONCEPT = st.sampled_from(["rex", "mia"])
 _TENANT = st.sampled_from(["a", "b"])
@@ -20,7 +20,7 @@ class Listening(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.meanings: Meanings[int] = Meanings(limit=3)
+        self.meanings: ResolutionCache[int] = ResolutionCache(limit=3)
         self.truth: dict[tuple[str, str], int] = {}
         self.untold: list[tuple[str, str]] = []
         self.told_at = 0.0  # everything before is told
@@ -86,7 +86,7 @@ TestListening = Listening.TestCase
 
 
 def test_what_was_kept_is_used_again() -> None:
-    meanings: Meanings[str] = Meanings(limit=10)
+    meanings: ResolutionCache[str] = ResolutionCache(limit=10)
     rex = key("a", "a", "rex")
     with meanings.asking() as answers:
         answers.keep([(rex, "v1")])

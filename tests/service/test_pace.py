@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.scheduling.cost_model import Pace
+from service.scheduling.cost_model import StepCostModel
 
 BASE = (64, 64)
 
 
-def pace(**times: float) -> Pace:
-    made = Pace(BASE)
+def pace(**times: float) -> StepCostModel:
+    made = StepCostModel(BASE)
     for rows, seconds in times.items():
         made.measured(BASE, int(rows[1:]), seconds)
     return made
@@ -22,7 +22,7 @@ def test_between_and_beyond_what_was_measured() -> None:
     assert times.seconds((64, 128), 2) == 3.0
     times.measured((64, 128), 2, 2.0)
     assert times.seconds((64, 128), 2) == 2.0
-    assert Pace(BASE).seconds(BASE, 4) == 0.0
+    assert StepCostModel(BASE).seconds(BASE, 4) == 0.0
 
 
 def test_a_newer_call_counts_a_fifth() -> None:
@@ -36,7 +36,7 @@ def test_batches_only_as_far_as_it_gains() -> None:
     assert pace(r1=1.0, r2=1.0, r4=1.0, r8=2.0).useful_rows(BASE, 32) == 4
     assert pace(r1=1.0, r2=1.2, r4=1.6, r8=2.4).useful_rows(BASE, 32) == 8
     assert pace(r1=1.0, r2=1.2, r4=1.6, r8=2.4).useful_rows(BASE, 4) == 4
-    assert Pace(BASE).useful_rows(BASE, 32) == 32
+    assert StepCostModel(BASE).useful_rows(BASE, 32) == 32
 
 
 def test_a_slow_measurement_does_not_stand_for_ever() -> None:
@@ -68,7 +68,7 @@ def test_rows_that_cost_nothing() -> None:
     times = pace(r1=1.0, r2=1.0, r4=1.04, r8=2.0)
     assert [times.free_rows(BASE, rows, 32) for rows in (1, 4, 5, 8)] == [4, 4, 5, 8]
     assert times.free_rows(BASE, 1, 2) == 2
-    assert Pace(BASE).free_rows(BASE, 3, 32) == 3
+    assert StepCostModel(BASE).free_rows(BASE, 3, 32) == 3
 
 
 def test_solo_time() -> None:
@@ -85,7 +85,7 @@ _TIMES = st.dictionaries(st.sampled_from([1, 2, 4, 8, 16]), st.floats(0.01, 10),
 
 @given(_TIMES, st.integers(1, 64), st.integers(1, 32))
 def test_bounds(times: dict[int, float], rows: int, limit: int) -> None:
-    made = Pace(BASE)
+    made = StepCostModel(BASE)
     for number, seconds in times.items():
         made.measured(BASE, number, seconds)
     assert min(times.values()) <= made.seconds(BASE, rows) <= max(times.values()) * max(1.0, rows / max(times))

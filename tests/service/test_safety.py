@@ -27,7 +27,7 @@ from service.request.params import check
 from service.request.request import Request
 from service.safety import Safety
 from service.scheduling.admission import Roster
-from service.scheduling.cost_model import Pace
+from service.scheduling.cost_model import StepCostModel
 from service.scheduling.scheduler import Policy
 from service.settings import Defaults, GenerationSettings, Limits
 
@@ -71,7 +71,7 @@ async def drawn(model: BaseModel, safety: Safety | None) -> tuple[Drawn, int]:
     """A picture, and how many previews came."""
     roster = Roster(max_pictures=9, max_rows=2)
     metrics = EngineMetrics(CollectorRegistry())
-    engine = Engine(model, Policy(roster, Pace((64, 64))), metrics, safety=safety)
+    engine = Engine(model, Policy(roster, StepCostModel((64, 64))), metrics, safety=safety)
     settings = resources_pb2.PictureSettings(prompt="a dog", steps=3, seed=1, exact=True)
     asked = generation_pb2.GenerateRequest(parent="tenants/a", settings=settings, preview_every=1)
     drawing = check(asked, model.spec, Defaults(), Limits())

@@ -18,7 +18,7 @@ from service.request.mailbox import Drawn, Mailbox
 from service.request.params import check
 from service.request.request import Request
 from service.scheduling.admission import Roster, Ticket
-from service.scheduling.cost_model import Pace, Shape
+from service.scheduling.cost_model import Shape, StepCostModel
 from service.scheduling.scheduler import Ask, Policy
 from service.settings import Defaults, Limits
 from service.simulator import Costs, Machine, main, poisson, summary
@@ -28,7 +28,7 @@ _TABLE = {1: 0.1, 2: 0.1, 4: 0.1, 8: 0.2}
 
 
 def machine(times: dict[int, float] = _TABLE, costs: Costs = Costs(), **limits: int) -> Machine:  # noqa: B008
-    pace = Pace(BASE)
+    pace = StepCostModel(BASE)
     for rows, seconds in times.items():
         pace.measured(BASE, rows, seconds)
     return Machine(Policy(Roster(**({"max_pictures": 100, "max_rows": 8} | limits)), pace), costs)
@@ -105,7 +105,7 @@ class Watched(Roster):
         return group
 
 
-class WarmUpOnly(Pace):
+class WarmUpOnly(StepCostModel):
     """A pace that learns nothing after the warm-up, so that the simulator can be given the same table."""
 
     def measured(self, shape: Shape, rows: int, seconds: float) -> None:

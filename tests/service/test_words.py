@@ -19,8 +19,8 @@ from rpc.errors import DataLoss, Unavailable
 from rpc.identity import ANONYMOUS
 from service.metrics import EngineMetrics
 from service.settings import WordSettings
-from service.words.resolution_cache import Meanings
-from service.words.resolver import Words
+from service.words.resolution_cache import ResolutionCache
+from service.words.resolver import WordResolver
 from service.words.tensor_cache import TensorCache
 from storage.tensors import tensors_digest, write_tensors
 
@@ -71,28 +71,28 @@ async def registry(model: BaseModel) -> AsyncIterator[Registry]:
 
 
 @pytest.fixture
-async def words(model: BaseModel, registry: Registry) -> AsyncIterator[Callable[..., Words]]:
+async def words(model: BaseModel, registry: Registry) -> AsyncIterator[Callable[..., WordResolver]]:
     """words(...settings) are a Generation server's, whose watch has just spoken."""
     async with grpc.aio.insecure_channel(registry.address) as channel:
 
-        def make(**settings: Any) -> Words:
-            meanings: Meanings[resources_pb2.Version] = Meanings(10)
+        def make(**settings: Any) -> WordResolver:
+            meanings: ResolutionCache[resources_pb2.Version] = ResolutionCache(10)
             meanings.hear(time.monotonic())
             stub: Any = registry_pb2_grpc.RegistryServiceStub(channel)
             metrics = EngineMetrics(CollectorRegistry())
-            return Words(stub, model, meanings, TensorCache(2**20), metrics, WordSettings(**settings))
+            return WordResolver(stub, model, meanings, TensorCache(2**20), metrics, WordSettings(**settings))
 
         yield make
 
 
-async def attached(words: Words) -> float:
+async def attached(words: WordResolver) -> float:
     """What the vectors of <rex> are full of."""
     (word,) = await words.attach("default", [REX], ANONYMOUS, field="prompt")
     return float(word.vectors[0, 0])
 
 
 async def test_vectors_that_are_not_those_of_the_digest_are_never_used(
-    registry: Registry, words: Callable[..., Words]
+    registry: Registry, words: Callable[..., WordResolver]
 ) -> None:
     server = words()
     for _ in range(2):  # and are not kept either
@@ -107,7 +107,7 @@ async def test_vectors_that_are_not_those_of_the_digest_are_never_used(
 
 @pytest.mark.parametrize(("offline", "served"), [(timedelta(hours=1), True), (timedelta(0), False)])
 async def test_how_long_words_outlive_the_registry_is_the_operators_choice(
-    registry: Registry, words: Callable[..., Words], offline: timedelta, served: bool
+    registry: Registry, words: Callable[..., WordResolver], offline: timedelta, served: bool
 ) -> None:
     registry.given = registry.named
     server = words(offline=offline, max_staleness=timedelta(0))

@@ -15,7 +15,7 @@ from diffusion.errors import PromptTooLong
 from rpc.errors import FailedPrecondition, InvalidArgument
 from tests.trainer.conftest import REX
 from trainer.training import stopping
-from trainer.training.initializers import BestWord, Given, Start, Words
+from trainer.training.initializers import BestWord, FromVectors, FromWords, Initializer
 from trainer.training.recipe import Schedule, recipes
 from trainer.training.run import Learned, Step, Task
 from trainer.training.schedule import cooling_steps
@@ -37,7 +37,7 @@ def task(**changes: Any) -> Task:
     fields: dict[str, Any] = {
         "pictures": pictures,
         "templates": [["a photo of a {}", "a picture of the {}"]] * 2,
-        "start": Words(words="toy"),
+        "start": FromWords(words="toy"),
         "vectors": 1,
         "seed": 0,
         "recipe": RECIPE,
@@ -116,37 +116,37 @@ def test_the_norm_can_be_held(engine: Engine, model: BaseModel) -> None:
 
 def test_where_vectors_start(engine: Engine, model: BaseModel) -> None:
     table = model.text_encoder.get_input_embeddings().weight.detach()
-    ids = engine.starts.ids("red toy")
+    ids = engine.initializers.ids("red toy")
     almost_nothing = replace(RECIPE, steps=1, learning_rate=1e-9)
-    two = learn(engine, start=Words(words="red toy"), vectors=2, recipe=almost_nothing)
+    two = learn(engine, start=FromWords(words="red toy"), vectors=2, recipe=almost_nothing)
     assert two.vectors == pytest.approx(table[ids].numpy(), abs=1e-6)
-    three = learn(engine, start=Words(words="red toy"), vectors=3, recipe=almost_nothing)
+    three = learn(engine, start=FromWords(words="red toy"), vectors=3, recipe=almost_nothing)
     assert three.vectors == pytest.approx(table[ids].mean(0).expand(3, -1).numpy(), abs=1e-6)
 
 
 @pytest.mark.parametrize("word", ["xylophone", "<|endoftext|>", "toy qwertz", "🙂"])
 def test_a_start_outside_of_the_vocabulary(engine: Engine, word: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
-        engine.starts.ids(word)
+        engine.initializers.ids(word)
     assert refused.value.reason == "START_UNKNOWN"
 
 
 def test_several_words_as_the_encoder_has_them(engine: Engine, model: BaseModel) -> None:
     """Cross Initialization: the encoder's own output at the words' places, far from the vocabulary's norm."""
     almost_nothing = replace(RECIPE, steps=1, learning_rate=1e-9)
-    learned = learn(engine, start=Words(words="red toy", encoded=True), vectors=2, recipe=almost_nothing)
-    ids = [model.tokenizer.bos_token_id, *engine.starts.ids("red toy"), model.tokenizer.eos_token_id]
+    learned = learn(engine, start=FromWords(words="red toy", encoded=True), vectors=2, recipe=almost_nothing)
+    ids = [model.tokenizer.bos_token_id, *engine.initializers.ids("red toy"), model.tokenizer.eos_token_id]
     padded = ids + [model.tokenizer.pad_token_id] * (model.spec.encoders[0].length - len(ids))
     with torch.no_grad():
         hidden = model.text_encoder(torch.tensor([padded])).last_hidden_state
     assert learned.vectors == pytest.approx(hidden[0, 1:3].numpy(), abs=1e-5)
-    one = learn(engine, start=Words(words="red toy", encoded=True), recipe=almost_nothing)
+    one = learn(engine, start=FromWords(words="red toy", encoded=True), recipe=almost_nothing)
     assert one.vectors == pytest.approx(learned.vectors.mean(axis=0, keepdims=True), abs=1e-5)
 
 
 def test_vectors_that_exist_go_on(engine: Engine) -> None:
     first = learn(engine)
-    still = learn(engine, start=Given(vectors=first.vectors), recipe=replace(RECIPE, steps=1, learning_rate=1e-9))
+    still = learn(engine, start=FromVectors(vectors=first.vectors), recipe=replace(RECIPE, steps=1, learning_rate=1e-9))
     assert still.vectors == pytest.approx(first.vectors, abs=1e-6)
 
 
@@ -162,16 +162,16 @@ def test_the_vocabularys_best_word(engine: Engine) -> None:
     assert first == chosen(0) != "snow"
     still = replace(RECIPE, steps=1, rows=32, learning_rate=1e-9)
 
-    def loss(start: Start) -> float:
+    def loss(start: Initializer) -> float:
         return learn(engine, start=start, recipe=still, seed=5).losses[0]
 
-    assert loss(Words(words=first)) < loss(Words(words="snow"))
+    assert loss(FromWords(words=first)) < loss(FromWords(words="snow"))
 
 
 def model_word(engine: Engine, vector: torch.Tensor) -> str:
     """The vocabulary's word that `vector` is."""
-    index = int((engine.starts.table - vector).norm(dim=-1).argmin())
-    assert torch.equal(engine.starts.table[index], vector)
+    index = int((engine.initializers.table - vector).norm(dim=-1).argmin())
+    assert torch.equal(engine.initializers.table[index], vector)
     return str(engine._model.tokenizer.convert_ids_to_tokens(index).removesuffix("</w>"))
 
 
@@ -232,7 +232,7 @@ def test_training_stops_by_itself_and_cools_down(engine: Engine, monkeypatch: py
 
 
 def test_the_first_start_that_the_vocabulary_has(engine: Engine) -> None:
-    assert engine.starts.first_of(["xylophone", "painting", "toy"]) == "painting"
+    assert engine.initializers.first_of(["xylophone", "painting", "toy"]) == "painting"
 
 
 def test_a_sentence_must_have_room_for_its_word(engine: Engine) -> None:

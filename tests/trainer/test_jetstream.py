@@ -23,9 +23,9 @@ from tests.conftest import need_program
 from tests.trainer.nats import Nats
 from trainer.app import TABLE
 from trainer.jobs.conversions import job_of
-from trainer.jobs.job_store import Desk
+from trainer.jobs.job_store import JobStore
 from trainer.jobs.life_cycle import Move, State
-from trainer.jobs.state_machine import SHARDS, AddPicture, CreateJob, MoveJob, TrainerBook
+from trainer.jobs.state_machine import SHARDS, AddPicture, CreateJob, MoveJob, TrainerStateMachine
 from trainer.metrics import TrainerMetrics
 from trainer.queue.broker import Broker, token_of
 from trainer.queue.dispatcher import Dispatcher
@@ -34,7 +34,7 @@ from trainer.queue.jetstream_queue import JetStreamQueue
 from trainer.queue.leadership import Leadership
 from trainer.queue.settings import NatsSettings
 from trainer.worker.attempt import Attempt
-from trainer.worker.completion import Endings
+from trainer.worker.completion import JobCompletion
 from trainer.worker.publisher import Publisher
 
 ACK_WAIT = timedelta(seconds=1.2)
@@ -48,7 +48,7 @@ PICTURE = f"tenants/default/pictures/{'a' * 64}"
 class Side:
     """A process's part in the queue."""
 
-    desk: Desk
+    desk: JobStore
     metrics: TrainerMetrics
     broker: Broker
     queue: JetStreamQueue
@@ -135,12 +135,12 @@ async def side(tmp_path: Path, nats: Nats) -> AsyncIterator[MakeSide]:
         async def make(*, dispatches: bool = False, max_losses: int = 3, ahead: int = 4) -> Side:
             folder = tmp_path / f"view{next(number)}"
             store = DiskStore(tmp_path / "jobs")
-            ledger = Ledger.open(store, TrainerBook(), shards=SHARDS, view_folder=folder)
+            ledger = Ledger.open(store, TrainerStateMachine(), shards=SHARDS, view_folder=folder)
             stack.push_async_callback(ledger.close)
             metrics = TrainerMetrics(CollectorRegistry())
-            desk = Desk(ledger, metrics)
+            desk = JobStore(ledger, metrics)
             publisher = Publisher(RegistryServiceStub(channel), internal_tries=1)
-            endings = Endings(desk, Blobs(store), publisher, metrics, TABLE)
+            endings = JobCompletion(desk, Blobs(store), publisher, metrics, TABLE)
             broker = Broker(NatsSettings(servers=nats.url), ack_wait=ACK_WAIT)
             queue = JetStreamQueue(broker, desk, endings, base=BASE, max_losses=max_losses)
             leadership = Leadership(broker, "dispatcher", LEASE)

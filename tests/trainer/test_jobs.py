@@ -30,8 +30,8 @@ from trainer.jobs.state_machine import (
     DeletePicture,
     KeepCheckpoint,
     MoveJob,
-    Terms,
-    TrainerBook,
+    TenantLimits,
+    TrainerStateMachine,
 )
 
 DAY_US = 86_400_000_000
@@ -64,8 +64,8 @@ def test_whatever_happens_to_a_job(moves: list[Move]) -> None:
 class Spoken:
     """A trainer's book on a database of its own, without a log: what is decided is applied."""
 
-    def __init__(self, terms: Terms) -> None:
-        self._book = TrainerBook(terms)
+    def __init__(self, terms: TenantLimits) -> None:
+        self._book = TrainerStateMachine(terms)
         self._count = 0
         self.db = sqlite3.connect(":memory:", isolation_level=None)
         self.db.row_factory = sqlite3.Row
@@ -103,7 +103,7 @@ def test_whatever_happens_each_published_version_has_an_evaluation_while_there_i
     happens: list[tuple[int, Move | None]], room: int
 ) -> None:
     """And no picture is let go that an unfinished job needs."""
-    spoken = Spoken(Terms(follow_ups=room, unfinished_per_tenant=6))
+    spoken = Spoken(TenantLimits(follow_ups=room, unfinished_per_tenant=6))
     spoken.say(picture())
     for name in "abc":
         spoken.say(job(f"tenants/default/jobs/{name}"))
@@ -132,8 +132,10 @@ def test_whatever_happens_each_published_version_has_an_evaluation_while_there_i
 
 
 async def test_evaluations_take_no_place_of_jobs_that_train(tmp_path: Path) -> None:
-    terms = Terms(follow_ups=1, unfinished_per_tenant=1)
-    ledger = Ledger.open(DiskStore(tmp_path / "store"), TrainerBook(terms), shards=SHARDS, view_folder=tmp_path / "v")
+    terms = TenantLimits(follow_ups=1, unfinished_per_tenant=1)
+    ledger = Ledger.open(
+        DiskStore(tmp_path / "store"), TrainerStateMachine(terms), shards=SHARDS, view_folder=tmp_path / "v"
+    )
     kept = Kept(ledger)
     await kept.commit(picture(lifetime_us=7 * DAY_US))
     other = "tenants/default/jobs/j2"
@@ -168,7 +170,7 @@ async def test_evaluations_take_no_place_of_jobs_that_train(tmp_path: Path) -> N
     before = await kept.job()
     await ledger.close()
     anew = Kept(
-        Ledger.open(DiskStore(tmp_path / "store"), TrainerBook(), shards=SHARDS, view_folder=tmp_path / "other")
+        Ledger.open(DiskStore(tmp_path / "store"), TrainerStateMachine(), shards=SHARDS, view_folder=tmp_path / "other")
     )
     assert await anew.job() == before
     await anew.ledger.close()
@@ -237,7 +239,9 @@ def job(name: str = JOB, priority: int = 0, tenant: str = "default") -> CreateJo
 
 @pytest.fixture
 async def kept(tmp_path: Path) -> AsyncIterator[Kept]:
-    ledger = Ledger.open(DiskStore(tmp_path / "store"), TrainerBook(), shards=SHARDS, view_folder=tmp_path / "view")
+    ledger = Ledger.open(
+        DiskStore(tmp_path / "store"), TrainerStateMachine(), shards=SHARDS, view_folder=tmp_path / "view"
+    )
     yield Kept(ledger)
     await ledger.close()
 
@@ -287,7 +291,7 @@ async def test_a_checkpoint_lasts_until_the_job_is_fixed_or_has_ended(kept: Kept
     assert refused.value.reason == "ATTEMPT_OVER"
     row = await kept.job()
     assert row["detail"] == {"checkpoint": "t/default/blobs/c/1"}
-    blobs, _ = await kept.ledger.read(SHARD, lambda db: list(TrainerBook().blobs(db)))
+    blobs, _ = await kept.ledger.read(SHARD, lambda db: list(TrainerStateMachine().blobs(db)))
     assert "t/default/blobs/c/1" in blobs
     etag = row["revision"]
     await kept.commit(KeepCheckpoint(name=JOB, attempt=2, checkpoint="t/default/blobs/c/3"))
@@ -424,7 +428,7 @@ async def test_pictures_stay_a_day_after_a_failure(kept: Kept) -> None:
 
 
 async def test_a_tenants_pictures_have_so_many_bytes(tmp_path: Path) -> None:
-    small = TrainerBook(Terms(picture_bytes_per_tenant=7))
+    small = TrainerStateMachine(TenantLimits(picture_bytes_per_tenant=7))
     ledger = Ledger.open(DiskStore(tmp_path / "store"), small, shards=SHARDS, view_folder=tmp_path / "view")
     kept = Kept(ledger)
     await kept.commit(picture())
@@ -466,7 +470,7 @@ async def test_a_view_made_anew_from_the_log_is_the_same(kept: Kept, tmp_path: P
     before = await kept.job()
     await kept.ledger.close()
     anew = Kept(
-        Ledger.open(DiskStore(tmp_path / "store"), TrainerBook(), shards=SHARDS, view_folder=tmp_path / "other")
+        Ledger.open(DiskStore(tmp_path / "store"), TrainerStateMachine(), shards=SHARDS, view_folder=tmp_path / "other")
     )
     assert await anew.job() == before
     await anew.ledger.close()

@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.queue.sfq import Line, trade
+from trainer.queue.sfq import StartTimeFairQueue, trade
 
 
 def job(name: str, tenant: str, *, steps: int = 50, rows: int = 8, priority: int = 0, created_us: int = 0) -> Any:
@@ -20,7 +20,7 @@ def job(name: str, tenant: str, *, steps: int = 50, rows: int = 8, priority: int
     }
 
 
-def order(line: Line, jobs: list[Any]) -> list[str]:
+def order(line: StartTimeFairQueue, jobs: list[Any]) -> list[str]:
     """The names in the order in which they are handed out, one after the other."""
     found = []
     left = {one["name"]: one for one in jobs}
@@ -34,7 +34,7 @@ def order(line: Line, jobs: list[Any]) -> list[str]:
 def test_a_tenant_with_few_jobs_does_not_wait_for_one_with_many() -> None:
     many = [job(f"many{index:02}", "many", created_us=index) for index in range(20)]
     few = [job(f"few{index}", "few", created_us=100 + index) for index in range(2)]
-    found = order(Line(), many + few)
+    found = order(StartTimeFairQueue(), many + few)
     assert found.index("few1") <= 4
     assert [name for name in found if name.startswith("many")] == [one["name"] for one in many]
 
@@ -42,14 +42,14 @@ def test_a_tenant_with_few_jobs_does_not_wait_for_one_with_many() -> None:
 def test_long_jobs_cost_more_than_short_ones() -> None:
     long = [job(f"long{index}", "long", steps=1_000) for index in range(3)]
     short = [job(f"short{index:02}", "short", steps=50) for index in range(30)]
-    found = order(Line(), long + short)
+    found = order(StartTimeFairQueue(), long + short)
     # A long one has 8,000 rows, a short one 400.
     between = found[found.index("long0") + 1 : found.index("long1")]
     assert len(between) in {19, 20, 21}
 
 
 def test_who_comes_is_served_before_those_that_have_had_a_turn() -> None:
-    line = Line()
+    line = StartTimeFairQueue()
     waiting = [job(f"{tenant}{index}", tenant) for tenant in ("ann", "bea") for index in range(9)]
     line.wait(waiting)
     gone = {line.first() for _ in range(6)}
@@ -64,7 +64,7 @@ def test_priorities_order_a_tenants_own_jobs_and_below_zero_wait_for_everybody()
         job("low", "ann", priority=-1, created_us=0),
         job("other", "bea", created_us=3),
     ]
-    found = order(Line(), jobs)
+    found = order(StartTimeFairQueue(), jobs)
     assert found.index("high") < found.index("old")
     assert found[-1] == "low"
 
@@ -86,7 +86,7 @@ jobs = st.lists(
 
 @given(jobs)
 def test_everybody_is_handed_out_once(waiting: list[Any]) -> None:
-    found = order(Line(), waiting)
+    found = order(StartTimeFairQueue(), waiting)
     assert sorted(found) == sorted(one["name"] for one in waiting)
 
 
@@ -117,7 +117,7 @@ def test_an_evaluation_costs_what_it_computes() -> None:
         {**job(f"e{index:02}", "ann", priority=-9), "spec": {"evaluates": "v", "recipe": {"name": "object"}}}
         for index in range(9)
     ]
-    line = Line()
+    line = StartTimeFairQueue()
     long = job("long", "bea", steps=1_000, priority=-9)
     line.wait([*evaluations, long, job("later", "bea", priority=-9, created_us=1)])
     found = [line.first() for _ in range(len(line))]

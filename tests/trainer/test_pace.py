@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 
-from trainer.worker.tick_size import Pace
+from trainer.worker.tick_size import TickSizer
 
 
 def settled(seconds: Callable[[int], float], limit: int = 64, wanted: int = 64) -> tuple[int, list[int]]:
     """The rows that a pace comes to rest at where `wanted` rows are always wanted, and those that it tried."""
-    pace, tried = Pace(), []
+    pace, tried = TickSizer(), []
     for _ in range(40):
         rows = pace.useful_rows(limit, wanted)
         tried.append(rows)
@@ -41,7 +41,7 @@ def test_who_waits_decides_what_is_worth_it() -> None:
 
 
 def test_the_first_call_of_a_size_tells_nothing() -> None:
-    pace = Pace()
+    pace = TickSizer()
     pace.measured(8, 30.0)
     assert pace.table == {}
     pace.measured(8, 0.1)
@@ -50,7 +50,7 @@ def test_the_first_call_of_a_size_tells_nothing() -> None:
 
 
 def test_a_limit_that_shrinks_is_kept() -> None:
-    pace = Pace()
+    pace = TickSizer()
     for rows in (8, 8, 16, 16, 32, 32):
         pace.measured(rows, 0.1)
     assert pace.useful_rows(12, 64) == 12

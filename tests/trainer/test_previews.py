@@ -1,10 +1,10 @@
 """When a preview is due."""
 
-from trainer.jobs.preview_throttle import Previews
+from trainer.jobs.preview_throttle import PreviewThrottle
 
 
 def test_nobody_is_drawn_for_nobody() -> None:
-    previews = Previews()
+    previews = PreviewThrottle()
     assert not previews.due("a", 0.0)
     with previews.wanted("a", 5.0):
         assert previews.due("a", 0.0)
@@ -13,7 +13,7 @@ def test_nobody_is_drawn_for_nobody() -> None:
 
 
 def test_as_often_as_the_most_eager_watcher_wants() -> None:
-    previews = Previews()
+    previews = PreviewThrottle()
     with previews.wanted("a", 60.0), previews.wanted("a", 5.0):
         previews.drawn("a", 0.0, 0.0)
         assert [previews.due("a", now) for now in (4.9, 5.0)] == [False, True]
@@ -22,7 +22,7 @@ def test_as_often_as_the_most_eager_watcher_wants() -> None:
 
 
 def test_previews_take_a_tenth_of_the_device() -> None:
-    previews = Previews()
+    previews = PreviewThrottle()
     with previews.wanted("a", 1.0), previews.wanted("b", 1.0):
         previews.drawn("a", 10.0, 12.0)
         assert not previews.due("b", 29.9)

@@ -15,10 +15,10 @@ from diffusion.encoder import PromptEncoder
 from diffusion.prompt import parse
 from rpc.errors import FailedPrecondition
 from tests.trainer.test_engine import RECIPE, learn, task
-from trainer.training.initializers import Words
+from trainer.training.initializers import FromWords
 from trainer.training.losses import Part
 from trainer.training.run import Run, Step
-from trainer.worker.engine import Engine, Ticked
+from trainer.worker.engine import Engine, TickResult
 
 FOUR = replace(RECIPE, steps=4, rows=4)
 
@@ -28,9 +28,9 @@ def engine(model: BaseModel) -> Engine:
     return Engine(model)
 
 
-def train(engine: Engine, runs: Sequence[Run], *, rows: int = 3) -> dict[int, list[Ticked]]:
+def train(engine: Engine, runs: Sequence[Run], *, rows: int = 3) -> dict[int, list[TickResult]]:
     """Trains all at once to their ends, `rows` of each in a tick; what each tick came to, by run."""
-    ticked: dict[int, list[Ticked]] = {id(run): [] for run in runs}
+    ticked: dict[int, list[TickResult]] = {id(run): [] for run in runs}
     left = list(runs)
     while left:
         for one in engine.tick([(run, min(rows, run.rows_left)) for run in left]):
@@ -58,8 +58,8 @@ def test_a_gradient_in_a_mixed_batch_is_that_of_the_job_alone(engine: Engine, ro
     """At equal vectors, within a relative L2 of 1e-4, however the rows of a step are spread over ticks."""
     tasks = [
         task(recipe=FOUR, seed=1),
-        task(recipe=replace(FOUR, rows=2, min_snr_gamma=5.0), seed=2, vectors=3, start=Words(words="red toy")),
-        task(recipe=replace(FOUR, flips=True, rows=5), seed=3, start=Words(words="red")),
+        task(recipe=replace(FOUR, rows=2, min_snr_gamma=5.0), seed=2, vectors=3, start=FromWords(words="red toy")),
+        task(recipe=replace(FOUR, flips=True, rows=5), seed=3, start=FromWords(words="red")),
     ]
     alone = [first_step(engine, [engine.prepare(one)], rows=8)[0] for one in tasks]
     mixed = first_step(engine, [engine.prepare(one) for one in tasks], rows=rows)

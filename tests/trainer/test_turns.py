@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.worker.drr import Entry, Turns
+from trainer.worker.drr import DeficitRoundRobin, Entry
 
 ROWS = 8  # that each job wants for a step
 
@@ -14,9 +14,9 @@ def entry(tenant: str, priority: int = 0, order: int = 0) -> Entry:
     return Entry(tenant=tenant, priority=priority, order=order)
 
 
-def turns_of(tenants: str, *, quantum: int = 40) -> Turns:
+def turns_of(tenants: str, *, quantum: int = 40) -> DeficitRoundRobin:
     """A job for each letter, which is its tenant: `aab` makes a0, a1 and b2."""
-    turns = Turns(quantum_rows=quantum)
+    turns = DeficitRoundRobin(quantum_rows=quantum)
     for index, tenant in enumerate(tenants):
         turns.join(f"{tenant}{index}", entry(tenant, order=index))
     return turns
@@ -73,7 +73,7 @@ def test_nobody_is_first_again_by_leaving() -> None:
 
 
 def test_priorities_order_a_tenants_own_jobs_and_below_zero_waits_for_all() -> None:
-    turns = Turns(quantum_rows=1000)
+    turns = DeficitRoundRobin(quantum_rows=1000)
     for name, priority in (("usual", 0), ("urgent", 5), ("later", 0), ("background", -1)):
         turns.join(name, entry("a", priority, len(name)))
     turns.join("other", entry("b", -9))
@@ -96,7 +96,7 @@ def test_priorities_order_a_tenants_own_jobs_and_below_zero_waits_for_all() -> N
 def test_what_is_granted_is_wanted_and_no_row_is_left_out(
     jobs: list[tuple[str, int]], wanted: list[int], limit: int
 ) -> None:
-    turns = Turns(quantum_rows=10)
+    turns = DeficitRoundRobin(quantum_rows=10)
     for index, (tenant, priority) in enumerate(jobs):
         turns.join(str(index), entry(tenant, priority, index))
     asked = {str(index): wanted[index] for index in range(len(jobs))}

@@ -17,15 +17,15 @@ from rpc.identity import Role, current_principal
 from rpc.pages import Cursor, fitting, page_size
 from rpc.patience import heard
 from rpc.validate import Violations, admitted
-from trainer.api.validation import JobChecks
+from trainer.api.validation import JobValidator
 from trainer.jobs import state_machine as book
 from trainer.jobs.conversions import picture_of
-from trainer.jobs.job_store import Context, Desk
+from trainer.jobs.job_store import Context, JobStore
 from trainer.jobs.life_cycle import ENDED, Move
 from trainer.jobs.state_machine import SHARD, MoveJob, Row
 from trainer.metrics import TrainerMetrics
-from trainer.pictures.store import Pictures
-from trainer.registry_reader import Versions
+from trainer.pictures.store import PictureStore
+from trainer.registry_reader import RegistryReader
 from trainer.training.recipe import recipes
 
 # Shortest and longest time between two previews of a job.
@@ -38,10 +38,10 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     def __init__(
         self,
         model: BaseModel,
-        desk: Desk,
-        pictures: Pictures,
-        checks: JobChecks,
-        versions: Versions,
+        desk: JobStore,
+        pictures: PictureStore,
+        checks: JobValidator,
+        versions: RegistryReader,
         metrics: TrainerMetrics,
         draining: asyncio.Event,
     ) -> None:

@@ -33,7 +33,7 @@ _EVALUATION_PRIORITY = -1  # after all that train, before those that the trainer
 _TRAINS = {"start", "vectors", "recipe", "word_at_once", "description", "labels"}
 
 
-class JobChecks:
+class JobValidator:
     """Checks jobs for one resident model."""
 
     def __init__(self, model: BaseModel, engine: Engine) -> None:
@@ -172,12 +172,12 @@ class JobChecks:
             case "learned":
                 self._check_learned(job, recipe, wrong)
                 return job.start
-        if recipe in self._engine.starts.learned_kinds:
+        if recipe in self._engine.initializers.learned_kinds:
             return resources_pb2.Start(learned=True)
-        return resources_pb2.Start(words=self._engine.starts.first_of(STARTS[recipe]))
+        return resources_pb2.Start(words=self._engine.initializers.first_of(STARTS[recipe]))
 
     def _check_learned(self, job: resources_pb2.Job, recipe: str, wrong: Violations) -> None:
-        known = self._engine.starts.learned_kinds
+        known = self._engine.initializers.learned_kinds
         if not job.start.learned:
             wrong.add("job.start.learned", "is false; leave the start out for the recipe's own")
         elif not known:
@@ -196,7 +196,7 @@ class JobChecks:
         wrong.characters(field, text, _MAX_START)
         if len(words) <= _MAX_START:
             try:
-                self._engine.starts.ids(words)
+                self._engine.initializers.ids(words)
                 self._engine.check_length(f"{words} {{}}", 0)
             except (Error, PromptTooLong) as error:
                 wrong.add(field, error.message)

@@ -77,7 +77,7 @@ class Judges:
     names: Sequence[str] = ()
 
 
-class Bench:
+class JudgeLoader:
     """The judges of one trainer, read when they are first needed. Used by the engine's thread."""
 
     def __init__(self, *, clip: Path | None = None, dino: Path | None = None) -> None:

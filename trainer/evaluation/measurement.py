@@ -19,7 +19,7 @@ from trainer.evaluation.plan import GUIDANCE, LOSS_ROWS, PICTURES, STEPS
 from trainer.training.latents import encode_pictures
 from trainer.training.losses import Part, RowLosses, sentence
 from trainer.training.recipe import Recipe
-from trainer.training.samples import EVALUATION_STEP, draws_of_all_timesteps
+from trainer.training.samples import EVALUATION_STEP, samples_of_all_timesteps
 
 _WORD = WordRef(None, "w")
 _ROWS = 16  # of a slice: a fraction of a second on two cores of a CPU, and half of what pays there
@@ -107,7 +107,7 @@ class Measurement:
     def _loss(self) -> Iterator[None]:
         """The mean denoising loss over rows that no training has seen."""
         means = self._latents.means
-        draws = draws_of_all_timesteps(
+        draws = samples_of_all_timesteps(
             self._subject.recipe,
             seed=self._subject.seed,
             step=EVALUATION_STEP,

@@ -20,7 +20,7 @@ from trainer.jobs import retention as loans
 from trainer.jobs import state_machine as book
 from trainer.jobs.conversions import job_of
 from trainer.jobs.life_cycle import State
-from trainer.jobs.preview_throttle import Previews
+from trainer.jobs.preview_throttle import PreviewThrottle
 from trainer.jobs.state_machine import SHARD, AddPicture, Command, DeletePicture, MoveJob, Row
 from trainer.metrics import TrainerMetrics
 
@@ -36,14 +36,14 @@ _ACTOR = "trainer"
 News = resources_pb2.Progress | resources_pb2.JobEvent.Preview
 
 
-class Desk:
+class JobStore:
     """One trainer's jobs. Lives on the server's event loop."""
 
     def __init__(self, ledger: Ledger[Command], metrics: TrainerMetrics) -> None:
         self.ledger = ledger
         self._metrics = metrics
         self._progress: dict[str, resources_pb2.Progress] = {}
-        self.previews = Previews()
+        self.previews = PreviewThrottle()
         self._shown: dict[str, resources_pb2.JobEvent.Preview] = {}
         self.watchers = Watchers()
         self._work = asyncio.Event()

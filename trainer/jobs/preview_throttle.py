@@ -9,7 +9,7 @@ from contextlib import contextmanager
 _SHARE = 0.1  # of the device's time
 
 
-class Previews:
+class PreviewThrottle:
     """What watchers want of jobs. Times are seconds on the caller's clock."""
 
     def __init__(self) -> None:

@@ -128,7 +128,7 @@ class KeepFirst:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Terms:
+class TenantLimits:
     """What is promised to tenants, and what is not. A job is unfinished until it has succeeded, failed or been
     cancelled.
 
@@ -149,14 +149,14 @@ class Terms:
 Command = AddPicture | DeletePicture | CreateJob | MoveJob | KeepCheckpoint | FixFirst | KeepFirst
 
 
-class TrainerBook:
+class TrainerStateMachine:
     """Rules and tables of pictures and jobs; a storage.Book."""
 
     name = "trainer"
     schema_version = 6
 
-    def __init__(self, terms: Terms | None = None) -> None:
-        self._terms = terms or Terms()
+    def __init__(self, terms: TenantLimits | None = None) -> None:
+        self._terms = terms or TenantLimits()
 
     def create(self, db: sqlite3.Connection) -> None:
         """Make the tables, empty."""
@@ -346,7 +346,7 @@ def _purpose(spec: Mapping[str, Any]) -> Purpose:
     return Purpose.EVALUATION if "evaluates" in spec else Purpose.TRAINING
 
 
-def _moved(db: sqlite3.Connection, command: MoveJob, now_us: int, terms: Terms) -> list[Effect]:
+def _moved(db: sqlite3.Connection, command: MoveJob, now_us: int, terms: TenantLimits) -> list[Effect]:
     row = _held(db, command.name, command.attempt)
     if command.etag and command.etag != row["revision"]:
         raise Aborted(
@@ -379,7 +379,7 @@ def _noted(name: str, **detail: str) -> Effect:
     return Effect(kind="job-noted", body={"name": name, "detail": detail})
 
 
-def _follows(db: sqlite3.Connection, tenant: str, terms: Terms) -> bool:
+def _follows(db: sqlite3.Connection, tenant: str, terms: TenantLimits) -> bool:
     """Whether a version that a tenant publishes now is evaluated."""
     return _count(db, Purpose.FOLLOW_UP, tenant) < terms.follow_ups
 
@@ -392,7 +392,7 @@ def _count(db: sqlite3.Connection, purpose: str, tenant: str = "") -> int:
     return int(db.execute(counted, (purpose,)).fetchone()[0])
 
 
-def _check_room(db: sqlite3.Connection, tenant: str, purpose: str, terms: Terms) -> None:
+def _check_room(db: sqlite3.Connection, tenant: str, purpose: str, terms: TenantLimits) -> None:
     """Raises ResourceExhausted when a client's job more of this purpose would be too many."""
     if purpose == Purpose.FOLLOW_UP:  # retried
         purpose = Purpose.EVALUATION

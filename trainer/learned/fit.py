@@ -16,7 +16,7 @@ from trainer.training.samples import draw
 from trainer.training.start_network import StartNetwork, unit_of
 from trainer.training.templates import TEMPLATES
 
-SHAKE = 0.05  # deviation of the noise on latents, so that near pictures give near vectors
+LATENT_NOISE = 0.05  # deviation of the noise on latents, so that near pictures give near vectors
 _SHOWN = 5  # pictures of a concept at a time, at most
 _ROWS = 2  # denoised of each concept
 _LENGTH = 0.01  # weight of a vector's squared distance, in RMS, from the vocabulary's mean length
@@ -100,4 +100,4 @@ def _shown(concept: Concept, generator: torch.Generator) -> torch.Tensor:
     means = concept.latents.means
     count = int(torch.randint(1, min(_SHOWN, len(means)) + 1, (1,), generator=generator))
     some = means[torch.randperm(len(means), generator=generator)[:count]]
-    return some + SHAKE * torch.randn(some.shape, generator=generator).to(some.device)
+    return some + LATENT_NOISE * torch.randn(some.shape, generator=generator).to(some.device)

@@ -25,7 +25,7 @@ from rpc.validate import Violations
 from storage.objects.base import ObjectStore
 from storage.objects.blobs import Blobs
 from trainer.jobs import retention as loans
-from trainer.jobs.job_store import Context, Desk
+from trainer.jobs.job_store import Context, JobStore
 from trainer.jobs.state_machine import SHARD, AddPicture, DeletePicture, Row
 
 MAX_CHUNK_BYTES = 2**20
@@ -36,7 +36,7 @@ Requests = AsyncIterator[trainer_pb2.UploadPictureRequest]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoanTerms:
+class UploadLimits:
     """What is taken and for how long; `max_receiving_bytes` bounds all unfinished uploads together."""
 
     limits: PictureLimits
@@ -44,10 +44,10 @@ class LoanTerms:
     max_receiving_bytes: int
 
 
-class Pictures:
+class PictureStore:
     """Every tenant's pictures. Lives on the server's event loop."""
 
-    def __init__(self, desk: Desk, store: ObjectStore, terms: LoanTerms) -> None:
+    def __init__(self, desk: JobStore, store: ObjectStore, terms: UploadLimits) -> None:
         self._desk = desk
         self._store = store
         self._blobs = Blobs(store)

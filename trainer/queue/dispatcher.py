@@ -6,13 +6,13 @@ import time
 import structlog
 
 from rpc.patience import heed_cancel
-from trainer.jobs.job_store import Desk
+from trainer.jobs.job_store import JobStore
 from trainer.jobs.life_cycle import State
 from trainer.jobs.state_machine import Row
 from trainer.metrics import TrainerMetrics
 from trainer.queue.broker import AWAY, Broker, token_of
 from trainer.queue.leadership import Leadership
-from trainer.queue.sfq import Line, trade
+from trainer.queue.sfq import StartTimeFairQueue, trade
 
 _LONGEST_S = 1.0  # between two looks: what NATS has lost is told by nobody
 _PATIENCE_S = 2.0  # without a place, before a job is handed back for another one
@@ -26,7 +26,7 @@ class Dispatcher:
     def __init__(
         self,
         broker: Broker,
-        desk: Desk,
+        desk: JobStore,
         leadership: Leadership,
         metrics: TrainerMetrics,
         *,
@@ -37,7 +37,7 @@ class Dispatcher:
         self._desk = desk
         self._leadership = leadership
         self._ahead = ahead
-        self._lines: dict[str, Line] = {}
+        self._lines: dict[str, StartTimeFairQueue] = {}
         # Since when no worker of a base model has had a place that a tenant without any should have.
         self._wanted_since: dict[str, float] = {}
         metrics.dispatches.set_function(lambda: leadership.held)
@@ -74,7 +74,7 @@ class Dispatcher:
             queued = [row for row in rows if row["state"] == State.QUEUED]
             if queued:
                 demand = await self._broker.demand(base)
-                line = self._lines.setdefault(base, Line())
+                line = self._lines.setdefault(base, StartTimeFairQueue())
                 line.wait([row for row in queued if row["name"] not in sent])
                 for sent_now in range(min(self._ahead - demand.untaken, len(line))):
                     if not line.ordinary and demand.untaken + sent_now:

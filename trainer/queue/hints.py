@@ -16,7 +16,7 @@ from pseudoword.trainer.v1 import resources_pb2
 from rpc.errors import NotFound
 from rpc.patience import heed_cancel
 from storage.errors import StorageError
-from trainer.jobs.job_store import Desk, News
+from trainer.jobs.job_store import JobStore, News
 from trainer.jobs.life_cycle import State
 from trainer.jobs.state_machine import SHARD
 from trainer.queue.broker import Broker
@@ -30,7 +30,7 @@ _logger = structlog.get_logger(__name__)
 class Hints:
     """One process's hints, of which it hears others'. Lives on the event loop. Before broker.open()."""
 
-    def __init__(self, broker: Broker, desk: Desk, *, trains: bool) -> None:
+    def __init__(self, broker: Broker, desk: JobStore, *, trains: bool) -> None:
         """A process that `trains` says how far its jobs are, and is told what others want to see."""
         self._broker = broker
         self._desk = desk

@@ -13,12 +13,12 @@ from pseudoword.names import InvalidName, JobName
 
 from rpc.errors import FailedPrecondition, NotFound
 from rpc.patience import heed_cancel, patiently
-from trainer.jobs.job_store import Desk
+from trainer.jobs.job_store import JobStore
 from trainer.jobs.life_cycle import ENDED, Move, State
 from trainer.jobs.state_machine import MoveJob, Row
 from trainer.queue.broker import AWAY, Broker
 from trainer.worker.attempt import Attempt
-from trainer.worker.completion import Endings
+from trainer.worker.completion import JobCompletion
 from trainer.worker.job_queue import workers_lost
 
 _PULL_S = 5.0  # for how long one request for a job waits
@@ -45,7 +45,7 @@ class JetStreamQueue:
     the message is acknowledged after it.
     """
 
-    def __init__(self, broker: Broker, desk: Desk, endings: Endings, *, base: str, max_losses: int) -> None:
+    def __init__(self, broker: Broker, desk: JobStore, endings: JobCompletion, *, base: str, max_losses: int) -> None:
         """`base` is the base model's token; `max_losses` workers may die of a job. Before broker.open()."""
         self._broker = broker
         self._desk = desk

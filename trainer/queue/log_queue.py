@@ -3,18 +3,18 @@
 from collections import deque
 
 from rpc.errors import FailedPrecondition
-from trainer.jobs.job_store import Desk
+from trainer.jobs.job_store import JobStore
 from trainer.jobs.life_cycle import Move, State
 from trainer.jobs.state_machine import MoveJob, Row
 from trainer.worker.attempt import Attempt
-from trainer.worker.completion import Endings
+from trainer.worker.completion import JobCompletion
 from trainer.worker.job_queue import workers_lost
 
 
 class LogQueue:
     """A JobQueue: what is QUEUED in the log waits; there is nothing else to lose."""
 
-    def __init__(self, desk: Desk, endings: Endings, *, max_per_tenant: int, max_losses: int) -> None:
+    def __init__(self, desk: JobStore, endings: JobCompletion, *, max_per_tenant: int, max_losses: int) -> None:
         """A tenant has at most `max_per_tenant` jobs trained at once; `max_losses` workers may die of a job."""
         self._desk = desk
         self._endings = endings

@@ -14,7 +14,7 @@ from trainer.evaluation.plan import cost_rows
 from trainer.jobs.state_machine import Row
 
 
-class Line:
+class StartTimeFairQueue:
     """Those that wait for one base model."""
 
     def __init__(self) -> None:

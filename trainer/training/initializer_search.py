@@ -9,11 +9,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from trainer.training.initializers import Starts, Words
+from trainer.training.initializers import FromWords, Initializers
 from trainer.training.latents import Latents
 from trainer.training.losses import Part, RowLosses
 from trainer.training.recipe import Recipe
-from trainer.training.samples import TRIAL_STEP, Draw, draws_of_all_timesteps
+from trainer.training.samples import TRIAL_STEP, TrainingSample, samples_of_all_timesteps
 
 _Row = TypeVar("_Row")
 _Key = TypeVar("_Key", bound=Hashable)
@@ -34,7 +34,7 @@ class Trial:
     max_rows: int
 
 
-def best_word(trial: Trial, usual: str, starts: Starts) -> str:
+def best_word(trial: Trial, usual: str, starts: Initializers) -> str:
     """The word with the lowest loss on the pictures; `usual` where none beats it.
 
     One backward pass at the usual start says which words are promising; most of them are left out again round by round,
@@ -63,7 +63,9 @@ def better(trial: Trial, candidates: Sequence[torch.Tensor]) -> int:
 
 
 @torch.no_grad()
-def _try(trial: Trial, candidates: Mapping[_Key, torch.Tensor], draws: Sequence[Draw], sums: dict[_Key, float]) -> None:
+def _try(
+    trial: Trial, candidates: Mapping[_Key, torch.Tensor], draws: Sequence[TrainingSample], sums: dict[_Key, float]
+) -> None:
     """Adds each candidate's losses to its sum."""
     rows = [(key, one) for key in candidates for one in draws]
     for tried in _batches(rows, trial.max_rows):
@@ -75,10 +77,10 @@ def _try(trial: Trial, candidates: Mapping[_Key, torch.Tensor], draws: Sequence[
             sums[key] += loss
 
 
-def _draws(trial: Trial) -> list[Draw]:
+def _draws(trial: Trial) -> list[TrainingSample]:
     """As many as the last round tries, over all timesteps, in an order in which the first few span them too."""
     means, count = trial.latents.means, _ROUNDS[-1]
-    draws = draws_of_all_timesteps(
+    draws = samples_of_all_timesteps(
         trial.recipe,
         seed=trial.seed,
         step=TRIAL_STEP,
@@ -91,8 +93,8 @@ def _draws(trial: Trial) -> list[Draw]:
     return [draws[row] for row in order]
 
 
-def _row(starts: Starts, word: str) -> torch.Tensor:
-    return starts.vectors(Words(words=word), 1).clone()
+def _row(starts: Initializers, word: str) -> torch.Tensor:
+    return starts.vectors(FromWords(words=word), 1).clone()
 
 
 def _batches(rows: Sequence[_Row], size: int) -> Iterator[Sequence[_Row]]:

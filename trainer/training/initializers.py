@@ -16,7 +16,7 @@ CANDIDATES = 24  # words of the vocabulary that are looked at more closely
 
 
 @dataclass(frozen=True, kw_only=True)
-class Words:
+class FromWords:
     """Words of the vocabulary, one entry each; `encoded`: instead of their rows, what the text encoder makes of them
     (Cross Initialization, CVPR 2024), which a learned vector comes to resemble."""
 
@@ -25,7 +25,7 @@ class Words:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class FromVectors:
     """fp32 [vectors, dims], as an existing version has them."""
 
     vectors: np.ndarray
@@ -47,10 +47,10 @@ class LearnedStart:
     usual: str
 
 
-Start = Words | Given | BestWord | LearnedStart
+Initializer = FromWords | FromVectors | BestWord | LearnedStart
 
 
-class Starts:
+class Initializers:
     """The starts that one frozen model has to offer."""
 
     def __init__(self, model: BaseModel, encoder: PromptEncoder, network: StartNetwork | None = None) -> None:
@@ -87,14 +87,14 @@ class Starts:
         self.ids(candidates[-1])
         return candidates[-1]
 
-    def vectors(self, start: Words | Given, count: int) -> torch.Tensor:
+    def vectors(self, start: FromWords | FromVectors, count: int) -> torch.Tensor:
         """fp32 [count, dims]: one entry a vector; their mean for every vector where their numbers differ."""
         match start:
-            case Given(vectors=vectors):
+            case FromVectors(vectors=vectors):
                 rows = torch.from_numpy(vectors).to(self.table.device)
-            case Words(words=words, encoded=False):
+            case FromWords(words=words, encoded=False):
                 rows = self.table[torch.tensor(self.ids(words), device=self.table.device)]
-            case Words(words=words):
+            case FromWords(words=words):
                 rows = self._encoded(words)
         return rows if len(rows) == count else rows.mean(dim=0, keepdim=True).expand(count, -1)
 

@@ -12,7 +12,7 @@ from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
 from diffusion.prompt import Prompt, parse
 from trainer.training.latents import Latents
-from trainer.training.samples import Draw
+from trainer.training.samples import TrainingSample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Part:
 
     vectors: torch.Tensor
     latents: Latents
-    draws: Sequence[Draw]
+    draws: Sequence[TrainingSample]
     min_snr_gamma: float = 0.0
 
 
@@ -46,10 +46,10 @@ class RowLosses:
             torch.cat([getattr(part.latents, name)[rows] for part, rows in zip(parts, picked, strict=True)])
             for name in ("means", "deviations", "weights")
         )
-        shake = torch.from_numpy(np.stack([one.shake for one in draws])).to(device)
+        posterior_noise = torch.from_numpy(np.stack([one.posterior_noise for one in draws])).to(device)
         noise = torch.from_numpy(np.stack([one.noise for one in draws])).to(device)
         timesteps = torch.tensor([one.timestep for one in draws], device=device)
-        clean = means + deviations * shake
+        clean = means + deviations * posterior_noise
         noisy = self._noise.add_noise(clean, noise, timesteps)
         vectors = {word: part.vectors for word, part in zip(words, parts, strict=True)}
         hidden = self._encoder.encode(prompts, vectors)

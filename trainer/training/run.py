@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from rpc.errors import FailedPrecondition
-from trainer.training.initializers import Start
+from trainer.training.initializers import Initializer
 from trainer.training.latents import Latents
 from trainer.training.recipe import Recipe
-from trainer.training.samples import Draw, draw
+from trainer.training.samples import TrainingSample, draw
 from trainer.training.schedule import StopReason, end_of, rate_of, vectors_at
 from trainer.training.stopping import StopRule
 
@@ -29,7 +29,7 @@ class Task:
 
     pictures: Sequence[Image.Image]
     templates: Sequence[Sequence[str]]
-    start: Start
+    start: Initializer
     vectors: int
     seed: int
     recipe: Recipe
@@ -145,7 +145,7 @@ class Run:
         """Rows that the step it is in still lacks."""
         return self.task.recipe.rows - len(self._row_losses)
 
-    def draws(self, count: int) -> list[Draw]:
+    def draws(self, count: int) -> list[TrainingSample]:
         """The next `count` rows of the step; the same again until they are gathered."""
         first = len(self._row_losses)
         return [

@@ -15,14 +15,14 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draw:
-    """One row. `picture` is an index into the latents, mirrored ones after the others; `shake` and `noise`
+class TrainingSample:
+    """One row. `picture` is an index into the latents, mirrored ones after the others; `posterior_noise` and `noise`
     [channels, h, w] are standard normal: the latent's own spread, and what is to be predicted."""
 
     picture: int
     sentence: str
     timestep: int
-    shake: Floats
+    posterior_noise: Floats
     noise: Floats
 
 
@@ -35,7 +35,7 @@ def draw(
     latents: int,
     templates: Sequence[Sequence[str]],
     shape: tuple[int, ...],
-) -> Draw:
+) -> TrainingSample:
     """Row `row` of step `step` (both from 0) of the job with `seed`; `latents` counts the pictures with their mirrors.
 
     The generator is Philox (Salmon et al. 2011) keyed by (seed, step, row): no draw depends on another.
@@ -44,16 +44,16 @@ def draw(
     picture = int(generator.integers(latents))
     sentences = templates[picture % len(templates)]
     sentence = sentences[int(generator.integers(len(sentences)))]
-    return Draw(
+    return TrainingSample(
         picture=picture,
         sentence=sentence,
         timestep=_timestep(recipe, row, float(generator.random())),
-        shake=generator.standard_normal(shape, dtype=np.float32),
+        posterior_noise=generator.standard_normal(shape, dtype=np.float32),
         noise=generator.standard_normal(shape, dtype=np.float32),
     )
 
 
-def draws_of_all_timesteps(
+def samples_of_all_timesteps(
     recipe: Recipe,
     *,
     seed: int,
@@ -62,7 +62,7 @@ def draws_of_all_timesteps(
     latents: int,
     templates: Sequence[Sequence[str]],
     shape: tuple[int, ...],
-) -> list[Draw]:
+) -> list[TrainingSample]:
     """All `count` rows of a step, one in each of as many equal strata of the recipe's timesteps, in their order; else
     as `draw`."""
     whole = replace(recipe, rows=count, stratified=True)

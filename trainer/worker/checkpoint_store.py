@@ -10,7 +10,7 @@ from rpc.patience import patiently
 from storage.errors import StorageError
 from storage.objects.base import ObjectStore
 from storage.objects.blobs import Blobs
-from trainer.jobs.job_store import Desk
+from trainer.jobs.job_store import JobStore
 from trainer.jobs.state_machine import KeepCheckpoint
 from trainer.training.run import RunState
 from trainer.worker.checkpoint_codec import CheckpointInvalid, read_checkpoint, write_checkpoint
@@ -18,10 +18,10 @@ from trainer.worker.checkpoint_codec import CheckpointInvalid, read_checkpoint, 
 _logger = structlog.get_logger(__name__)
 
 
-class Checkpoints:
+class CheckpointStore:
     """Every job's checkpoint. Lives on the server's event loop; while the store is away all of it waits."""
 
-    def __init__(self, desk: Desk, store: ObjectStore) -> None:
+    def __init__(self, desk: JobStore, store: ObjectStore) -> None:
         self._desk = desk
         self._store = store
         self._blobs = Blobs(store)

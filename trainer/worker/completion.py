@@ -16,7 +16,7 @@ from storage.objects.blobs import Blobs
 from storage.tensors import write_tensors
 from trainer.evaluation.measurement import Measurement
 from trainer.jobs.conversions import error_text, job_of
-from trainer.jobs.job_store import Desk
+from trainer.jobs.job_store import JobStore
 from trainer.jobs.life_cycle import Move, State
 from trainer.jobs.state_machine import FixFirst, KeepFirst, MoveJob, Row
 from trainer.metrics import TrainerMetrics
@@ -30,11 +30,11 @@ _OVER = {"ATTEMPT_OVER", "JOB_STATE"}
 _logger = structlog.get_logger(__name__)
 
 
-class Endings:
+class JobCompletion:
     """The last words about attempts. Lives on the server's event loop; while the store is away all of it waits."""
 
     def __init__(
-        self, desk: Desk, blobs: Blobs, publisher: Publisher, metrics: TrainerMetrics, table: ErrorTable
+        self, desk: JobStore, blobs: Blobs, publisher: Publisher, metrics: TrainerMetrics, table: ErrorTable
     ) -> None:
         """`table` says what a job's error becomes."""
         self._desk = desk

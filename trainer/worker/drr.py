@@ -20,7 +20,7 @@ class Entry:
     order: int
 
 
-class Turns:
+class DeficitRoundRobin:
     """The jobs that are trained, and the choice of those that get the rows of a tick."""
 
     def __init__(self, *, quantum_rows: int) -> None:

@@ -18,10 +18,10 @@ from diffusion.decode import decode
 from diffusion.denoise import Denoising, step
 from diffusion.encoder import PromptEncoder
 from diffusion.prompt import Prompt
-from trainer.evaluation.judges import Bench
+from trainer.evaluation.judges import JudgeLoader
 from trainer.evaluation.measurement import Measurement, Subject
 from trainer.training.initializer_search import Trial, best_word, better
-from trainer.training.initializers import BestWord, LearnedStart, Starts, Words
+from trainer.training.initializers import BestWord, FromWords, Initializers, LearnedStart
 from trainer.training.latents import Latents, encode_pictures
 from trainer.training.losses import Part, RowLosses, sentence
 from trainer.training.run import Learned, Run, RunState, Step, Task, Unit
@@ -37,7 +37,7 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ticked:
+class TickResult:
     """What a tick came to for one job: the step that it completed, if any, or why it cannot go on."""
 
     run: Run
@@ -55,18 +55,18 @@ class Engine:
         max_rows: int = 64,
         checkpoint_activations: bool = False,
         learned_start: StartNetwork | None = None,
-        bench: Bench | None = None,
+        bench: JudgeLoader | None = None,
     ) -> None:
         """At most `max_rows` rows in a tick; fewer once the device's memory was too small for as many.
         `checkpoint_activations` computes the UNet's activations anew in the backward pass: less memory, more time."""
         self._model = model
         self._encoder = PromptEncoder(model)
         self._losses = RowLosses(model, self._encoder)
-        self._bench = bench or Bench()
+        self._bench = bench or JudgeLoader()
         self.max_rows = max_rows
-        self.starts = Starts(model, self._encoder, learned_start)
-        table = self.starts.table
-        self.unit = Unit(rms=self.starts.unit.item(), norm=table.norm(dim=-1).mean().item())
+        self.initializers = Initializers(model, self._encoder, learned_start)
+        table = self.initializers.table
+        self.unit = Unit(rms=self.initializers.unit.item(), norm=table.norm(dim=-1).mean().item())
         if checkpoint_activations:
             model.unet.enable_gradient_checkpointing()
 
@@ -98,22 +98,22 @@ class Engine:
         )
         match task.start:
             case BestWord(usual=usual):
-                word = best_word(trial, usual, self.starts)
-                return self.starts.vectors(Words(words=word), task.vectors), word
+                word = best_word(trial, usual, self.initializers)
+                return self.initializers.vectors(FromWords(words=word), task.vectors), word
             case LearnedStart(kind=kind, usual=usual):
                 candidates = [
-                    self.starts.vectors(Words(words=usual), task.vectors),
-                    self.starts.learned(kind, latents.means, task.vectors),
+                    self.initializers.vectors(FromWords(words=usual), task.vectors),
+                    self.initializers.learned(kind, latents.means, task.vectors),
                 ]
                 chosen = better(trial, candidates)
                 return candidates[chosen], (usual, "learned")[chosen]
             case start:
-                return self.starts.vectors(start, task.vectors), ""
+                return self.initializers.vectors(start, task.vectors), ""
 
-    def tick(self, grants: Sequence[tuple[Run, int]]) -> list[Ticked]:
+    def tick(self, grants: Sequence[tuple[Run, int]]) -> list[TickResult]:
         """Trains the next rows of some jobs, so many of each, in one pass.
 
-        A job that cannot be computed is told by its own Ticked and disturbs no other. When the device's memory does not
+        A job that cannot be computed is told by its own TickResult and disturbs no other. When the device's memory does not
         suffice nothing has happened, `max_rows` is lower from then on, and the answer is empty.
         """
         try:
@@ -123,10 +123,10 @@ class Engine:
             if rows > 1:
                 self.max_rows = rows // 2
                 return []
-            return [Ticked(run=grants[0][0], error=error)]
+            return [TickResult(run=grants[0][0], error=error)]
         except Exception as error:
             if len(grants) == 1:
-                return [Ticked(run=grants[0][0], error=error)]
+                return [TickResult(run=grants[0][0], error=error)]
             # Whose rows it was is found by each alone.
             return [ticked for grant in grants for ticked in self.tick([grant])]
 
@@ -169,7 +169,7 @@ class Engine:
                     on_step(ticked.step)
         return run.learned()
 
-    def _together(self, grants: Sequence[tuple[Run, int]]) -> list[Ticked]:
+    def _together(self, grants: Sequence[tuple[Run, int]]) -> list[TickResult]:
         by_row = self._losses.of(
             [
                 Part(
@@ -192,7 +192,7 @@ class Engine:
             own_losses = [next(losses) for _ in range(count)]
             own_gradients = [next(gradients) for _ in run.active]
             try:
-                ticked.append(Ticked(run=run, step=run.gather(own_losses, own_gradients)))
+                ticked.append(TickResult(run=run, step=run.gather(own_losses, own_gradients)))
             except Exception as error:
-                ticked.append(Ticked(run=run, error=error))
+                ticked.append(TickResult(run=run, error=error))
         return ticked

@@ -8,20 +8,20 @@ from rpc.identity import Principal
 from rpc.validate import Violations
 from trainer.api.validation import fitting, templates
 from trainer.evaluation.measurement import Subject
-from trainer.pictures.store import Pictures
-from trainer.registry_reader import Versions
-from trainer.training.initializers import BestWord, Given, LearnedStart, Start, Words
+from trainer.pictures.store import PictureStore
+from trainer.registry_reader import RegistryReader
+from trainer.training.initializers import BestWord, FromVectors, FromWords, Initializer, LearnedStart
 from trainer.training.recipe import fill_in
 from trainer.training.run import Task
 from trainer.training.templates import EDITS, STARTS, TEMPLATES
 from trainer.worker.engine import Engine
 
 
-class Tasks:
+class TaskLoader:
     """Makes tasks of jobs for one resident model. While the store or the registry is away this waits."""
 
     def __init__(
-        self, pictures: Pictures, versions: Versions, engine: Engine, base_model: registry_resources.BaseModel
+        self, pictures: PictureStore, versions: RegistryReader, engine: Engine, base_model: registry_resources.BaseModel
     ) -> None:
         self._pictures = pictures
         self._versions = versions
@@ -29,7 +29,7 @@ class Tasks:
         self._base_model = base_model
 
     async def training(self, job: resources_pb2.Job, principal: Principal) -> Task:
-        """Raises whatever makes the job impossible: BASE_MODEL_CHANGED, and what Pictures and Versions raise."""
+        """Raises whatever makes the job impossible: BASE_MODEL_CHANGED, and what PictureStore and RegistryReader raise."""
         self._check_base_model(job)
         return Task(
             pictures=[await self._pictures.read(example.picture) for example in job.examples],
@@ -52,7 +52,7 @@ class Tasks:
             templates=templates(job, self._engine),
             plain=(fitting(TEMPLATES[kind], job.vectors, self._engine) or TEMPLATES[kind])[0],
             edits=fitting(EDITS[kind], job.vectors, self._engine),
-            usual=self._engine.starts.first_of(STARTS[kind]),
+            usual=self._engine.initializers.first_of(STARTS[kind]),
             recipe=fill_in(job.recipe, job.kind, self._base_model.family, Violations()),
             seed=job.seed,
         )
@@ -65,15 +65,15 @@ class Tasks:
                 reason="BASE_MODEL_CHANGED",
             )
 
-    async def _start(self, job: resources_pb2.Job, principal: Principal) -> Start:
+    async def _start(self, job: resources_pb2.Job, principal: Principal) -> Initializer:
         match job.start.WhichOneof("start"):
             case "version":
-                return Given(vectors=await self._versions.vectors(job.start.version, principal))
+                return FromVectors(vectors=await self._versions.vectors(job.start.version, principal))
             case "best_of_vocabulary":
-                return BestWord(usual=self._engine.starts.first_of(STARTS[job.recipe.name]))
+                return BestWord(usual=self._engine.initializers.first_of(STARTS[job.recipe.name]))
             case "learned":
-                usual = self._engine.starts.first_of(STARTS[job.recipe.name])
+                usual = self._engine.initializers.first_of(STARTS[job.recipe.name])
                 return LearnedStart(kind=job.recipe.name, usual=usual)
             case "encoded_words":
-                return Words(words=job.start.encoded_words, encoded=True)
-        return Words(words=job.start.words)
+                return FromWords(words=job.start.encoded_words, encoded=True)
+        return FromWords(words=job.start.words)

@@ -10,7 +10,7 @@ _FIRST = 8  # rows that are tried before anything was measured
 _NEWEST = 0.2  # weight of the newest tick in the smoothed time
 
 
-class Pace:
+class TickSizer:
     """One model's tick times."""
 
     def __init__(self) -> None:

@@ -19,19 +19,19 @@ from pseudoword.trainer.v1 import resources_pb2
 from rpc.identity import Principal, from_json
 from rpc.patience import patiently
 from trainer.jobs.conversions import job_of
-from trainer.jobs.job_store import Desk
+from trainer.jobs.job_store import JobStore
 from trainer.jobs.life_cycle import Move, State
 from trainer.jobs.state_machine import KeepCheckpoint, Row
 from trainer.metrics import TrainerMetrics
 from trainer.training.run import Run, RunState, Step
 from trainer.worker.attempt import Attempt
-from trainer.worker.checkpoint_store import Checkpoints
-from trainer.worker.completion import Endings
-from trainer.worker.drr import Entry, Turns
-from trainer.worker.engine import Engine, Ticked
+from trainer.worker.checkpoint_store import CheckpointStore
+from trainer.worker.completion import JobCompletion
+from trainer.worker.drr import DeficitRoundRobin, Entry
+from trainer.worker.engine import Engine, TickResult
 from trainer.worker.job_queue import JobQueue
-from trainer.worker.task_loader import Tasks
-from trainer.worker.tick_size import Pace
+from trainer.worker.task_loader import TaskLoader
+from trainer.worker.tick_size import TickSizer
 
 _T = TypeVar("_T")
 _logger = structlog.get_logger(__name__)
@@ -44,12 +44,12 @@ class Worker:
 
     def __init__(
         self,
-        desk: Desk,
+        desk: JobStore,
         queue: JobQueue,
-        checkpoints: Checkpoints,
+        checkpoints: CheckpointStore,
         engine: Engine,
-        tasks: Tasks,
-        endings: Endings,
+        tasks: TaskLoader,
+        endings: JobCompletion,
         metrics: TrainerMetrics,
         *,
         max_running: int,
@@ -66,8 +66,8 @@ class Worker:
         self._metrics = metrics
         self._max_running = max_running
         self._checkpoint_s = checkpoint_every.total_seconds()
-        self._turns = Turns(quantum_rows=quantum_rows)
-        self._pace = Pace()
+        self._turns = DeficitRoundRobin(quantum_rows=quantum_rows)
+        self._pace = TickSizer()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="train")
         self._attempts: dict[str, Attempt] = {}
         metrics.held.set_function(lambda: len(self._attempts))
@@ -252,7 +252,7 @@ class Worker:
         attempts = [ready[name] for name in granted]
         grants = [(attempt.run, granted[attempt.job.name]) for attempt in attempts if attempt.run is not None]
 
-        def tick() -> tuple[list[Ticked], float]:
+        def tick() -> tuple[list[TickResult], float]:
             began = time.monotonic()  # not before: the thread may be encoding somebody's pictures
             return self._engine.tick(grants), time.monotonic() - began
 
@@ -270,7 +270,7 @@ class Worker:
                 if one.step is not None and not attempt.over and self._desk.previews.due(attempt.job.name, now):
                     await self._preview(attempt, one.run)
 
-    def _heed(self, attempt: Attempt, ticked: Ticked, now: float) -> None:
+    def _heed(self, attempt: Attempt, ticked: TickResult, now: float) -> None:
         """What a tick came to for one attempt."""
         if ticked.error is not None:
             self._give_up(attempt, ticked.error)
