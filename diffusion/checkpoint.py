@@ -50,6 +50,11 @@ class ModelSpec:
     prediction_type: str
     digest: str
 
+    @property
+    def sample_shape_px(self) -> tuple[int, int]:
+        """(height, width) of the pictures that the model was trained on."""
+        return self.sample_size_px, self.sample_size_px
+
 
 class BaseModel:
     """The frozen parts of one checkpoint. Nothing in it ever changes; words come in through `embedding`.

@@ -46,7 +46,7 @@ class Denoising:
         seed: int,
         width: int,
         height: int,
-        beginning: DecodedInitImage | None = None,
+        init_image: DecodedInitImage | None = None,
     ) -> None:
         """`embeds` and `negative` are hidden states [1, length, dims]; without `negative` there is no guidance. Sizes
         in pixels. Raises SchedulerUnknown."""
@@ -62,12 +62,12 @@ class Denoising:
         self._kept: _Kept | None = None
         scale = model.spec.vae_scale
         shape = (1, model.spec.latent_channels, height // scale, width // scale)
-        if beginning is None:
+        if init_image is None:
             noise = randn_tensor(shape, generator=generator, device=model.device, dtype=embeds.dtype)
             self.latents: torch.Tensor = noise * self._scheduler.init_noise_sigma
         else:
-            skipped = SCHEDULERS[scheduler].skipped_calls(steps, beginning.strength)
-            self._begin(model, beginning, skipped, generator, embeds.dtype)
+            skipped = SCHEDULERS[scheduler].skipped_calls(steps, init_image.strength)
+            self._begin(model, init_image, skipped, generator, embeds.dtype)
         self.position = 0
         # What inpainting puts back is noised by the scheduler, which then has to count the steps itself.
         self.solver = solver_of(self._scheduler) if self._kept is None else None
@@ -80,7 +80,7 @@ class Denoising:
     def _begin(
         self,
         model: BaseModel,
-        beginning: DecodedInitImage,
+        init_image: DecodedInitImage,
         skipped: int,
         generator: torch.Generator,
         dtype: torch.dtype,
@@ -90,19 +90,19 @@ class Denoising:
         self._timesteps = scheduler.timesteps[skipped:]
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(skipped)
-        clean = _encoded(model, beginning.picture, generator)
-        if beginning.mask is not None:
+        clean = _encoded(model, init_image.picture, generator)
+        if init_image.mask is not None:
             clean = clean.contiguous()  # as the inpainting pipeline's repeat() leaves them
         noise = randn_tensor(clean.shape, generator=generator, device=model.device, dtype=dtype)
-        if beginning.mask is None or beginning.strength < 1:
+        if init_image.mask is None or init_image.strength < 1:
             self.latents = scheduler.add_noise(clean, noise, self._timesteps[:1])
         else:
             self.latents = noise * scheduler.init_noise_sigma
-        if beginning.mask is not None:
+        if init_image.mask is not None:
             # The pipeline encodes the masked picture here, which only checkpoints of nine channels use; it takes these
             # numbers from the generator.
             randn_tensor(clean.shape, generator=generator, device=model.device, dtype=dtype)
-            levels = torch.from_numpy(np.array(beginning.mask.convert("L"), dtype=np.float32) / 255)[None, None]
+            levels = torch.from_numpy(np.array(init_image.mask.convert("L"), dtype=np.float32) / 255)[None, None]
             cells = torch.nn.functional.interpolate((levels >= 0.5).float(), size=clean.shape[-2:])
             self._kept = _Kept(clean=clean, noise=noise, redrawn=cells.to(model.device, dtype))
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import diffusers
-
 from diffusion.errors import SchedulerUnknown
 
 
@@ -114,6 +112,8 @@ def make_scheduler(name: str, config: Mapping[str, Any], *, seed: int) -> Any:
     kind = SCHEDULERS.get(name)
     if kind is None:
         raise SchedulerUnknown(f"{name[:64]!r} is not one of {', '.join(sorted(SCHEDULERS))}", scheduler=name[:64])
+    import diffusers  # takes seconds, and the table above is read for a server's --help
+
     scheduler_class = getattr(diffusers, kind.class_name)
     # What the checkpoint's file does not say is the class's own default, not that of the file's class.
     left_out = set(config.get("_use_default_values", ()))

@@ -1,18 +1,8 @@
-"""`python -m registry`: the registry server."""
+"""`python -m registry`: the registry."""
 
 from registry.app import Registry
 from registry.settings import RegistrySettings
-from rpc.logs import configure
-from rpc.server import run
-
-
-async def main() -> None:
-    """Serves until SIGTERM."""
-    settings = RegistrySettings.load("registry")
-    configure("registry", settings.server.log_level, settings.server.log_format)
-    async with Registry(settings) as registry:
-        await registry.run_until_signalled()
-
+from rpc.app import run
 
 if __name__ == "__main__":
-    run("registry", main())
+    run("registry", Registry, lambda: RegistrySettings.load("registry"))

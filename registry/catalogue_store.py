@@ -2,7 +2,6 @@
 
 import asyncio
 import sqlite3
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,12 +13,12 @@ from google.protobuf.message import Message
 
 from registry.catalogue.commands import Command
 from registry.catalogue.versioned_rows import NOW, check_kept, place
-from rpc import commits
-from rpc.pages import Cursor, fitting, page_size, request_digest
+from rpc.ledger_store import LedgerStore
+from rpc.pages import Cursor, cut, page_size
 from rpc.validate import Violations
 from storage.errors import RevisionAhead, StorageError
 from storage.ledger.entry import Revision
-from storage.ledger.ledger import Ledger, shard_of
+from storage.ledger.ledger import Ledger
 from storage.ledger.writer import Result
 from storage.objects.blobs import Blob, Blobs
 
@@ -37,28 +36,19 @@ class Page(Generic[M]):
     revision: Revision
 
 
-class CatalogueStore:
-    """One server's ledger and blobs. Lives on the server's event loop."""
+class CatalogueStore(LedgerStore[Command]):
+    """One registry's catalogue and blobs."""
 
     def __init__(self, ledger: Ledger[Command], blobs: Blobs, commit_timeout: timedelta) -> None:
-        self.ledger = ledger
+        super().__init__(ledger, actor="registry", commit_timeout=commit_timeout)
         self._blobs = blobs
-        self._commit_timeout = commit_timeout
 
     async def commit(self, tenant: str, command: Command, request: Any, context: Context) -> Result:
-        """Decide and keep `command`, which `request` asks for. Raises what the book refuses with, and StorageErrors.
+        """Commits `command`, which `request` asks for. Raises what the state machine refuses with, and StorageErrors.
 
-        A commit that takes longer than the caller's deadline is told in time to be answered.
+        A commit that takes longer than the caller's deadline is answered before that ends.
         """
-        return await commits.commit(
-            self.ledger, self.shard(tenant), tenant, command, request, context, longest=self._commit_timeout
-        )
-
-    async def read(
-        self, tenant: str, fn: Callable[[sqlite3.Connection], T], max_staleness: timedelta | None = None
-    ) -> tuple[T, Revision]:
-        """`fn` of one moment of the tenant's view, and that moment's revision; see Ledger.read."""
-        return await self.ledger.read(self.shard(tenant), fn, max_staleness=max_staleness)
+        return await self._commit(tenant, command, request, context)
 
     async def still_at(self, revisions: list[Revision], max_staleness: timedelta | None = None) -> bool:
         """Whether reads begun now, of each revision's shard, would show just that revision; see Ledger.revision."""
@@ -103,15 +93,8 @@ class CatalogueStore:
         if shown is not None and shown.place > now.place:
             raise RevisionAhead(f"revision {shown} is ahead of the log, which is at {now}", revision=str(shown))
         revision = shown or now
-        items = [message(row, revision) for row in rows[:size]]
-        items = items[: fitting(items)]
-        token = ""
-        if len(items) < len(rows):
-            issued = time.time() if cursor is None else cursor.issued
-            following = Cursor(
-                key=[key(rows[len(items) - 1])], revision=revision, issued=issued, request=request_digest(request)
-            )
-            token = following.token()
+        messages = [message(row, revision) for row in rows[:size]]
+        items, token = cut(rows, messages, lambda row: [key(row)], request, cursor, revision)
         return Page(items=items, token=token, revision=revision)
 
     async def put_blob(self, tenant: str, data: bytes) -> Blob:
@@ -127,7 +110,3 @@ class CatalogueStore:
     async def get_blob(self, name: str) -> bytes:
         """A blob's bytes, checked. Raises Damaged, ObjectMissing and other StorageErrors."""
         return await asyncio.to_thread(self._blobs.get, name)
-
-    def shard(self, tenant: str) -> int:
-        """The shard of a tenant."""
-        return shard_of(tenant, self.ledger.shards)

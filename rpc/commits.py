@@ -1,21 +1,29 @@
 """How an rpc's change becomes an entry of a ledger: the caller's request id, principal and deadline with it."""
 
+import asyncio
 import hashlib
 import uuid
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import structlog
+
 from rpc.errors import Error
 from rpc.identity import current_principal
-from rpc.patience import patiently
-from storage.errors import Contention, EntryTooLarge, NotCommitted, RequestIdReused
+from rpc.retry import retry_while_unavailable
+from storage.errors import Contention, EntryTooLarge, NotCommitted, RequestIdReused, StorageError
 from storage.ledger.ledger import Ledger
 from storage.ledger.writer import Result
+from storage.objects.base import ObjectStore
 
 _C = TypeVar("_C")
 
-# Whoever hears one of these from a commit knows that nothing was committed: what was uploaded for it can go.
+# A commit that raises one of these has committed nothing: what was uploaded for it can be deleted.
 UNCOMMITTED = (Error, Contention, EntryTooLarge, NotCommitted, RequestIdReused)
+
+
+_logger = structlog.get_logger(__name__)
 
 
 async def commit(
@@ -25,7 +33,7 @@ async def commit(
     repetition harmless, and validate_only changes nothing.
 
     A commit that takes longer than the caller's deadline, or `longest`, is told in time to be answered. Raises what the
-    book refuses with, and StorageErrors.
+    state machine refuses with, and StorageErrors.
     """
     principal = current_principal()
     remaining_s = context.time_remaining()
@@ -49,9 +57,9 @@ async def commit_own(
     ledger: Ledger[_C], shard: int, tenant: str, command: _C, *, actor: str, longest: timedelta
 ) -> Result:
     """Decide and keep `command`, which the server makes by itself as `actor`, tried until the store takes it; each try
-    takes no longer than `longest`. Raises what the book refuses with, Closed and StoreReplaced."""
+    takes no longer than `longest`. Raises what the state machine refuses with, Closed and StoreReplaced."""
     request_id = str(uuid.uuid4())
-    return await patiently(
+    return await retry_while_unavailable(
         lambda: ledger.commit(
             shard,
             command,
@@ -63,6 +71,29 @@ async def commit_own(
             timeout_s=longest.total_seconds(),
         )
     )
+
+
+async def commit_blob(
+    blob: str, commit: Callable[[], Awaitable[dict[str, Any]]], delete: Callable[[str], Awaitable[None]]
+) -> dict[str, Any]:
+    """The row that `commit` gives, which names the uploaded object `blob`; an upload that no entry names in the end is
+    deleted: the commit was refused, or the row has the blob of an earlier request. Raises what `commit` raises."""
+    try:
+        row = await commit()
+    except UNCOMMITTED:
+        await delete(blob)
+        raise
+    if row["blob"] != blob:
+        await delete(blob)
+    return row
+
+
+async def discard(store: ObjectStore, blob: str) -> None:
+    """Deletes the object `blob`, which no entry names. If the store is unavailable it is left to `pseudoword gc`."""
+    try:
+        await asyncio.to_thread(store.delete, blob)
+    except StorageError as error:
+        _logger.warning("a blob was not deleted", blob=blob, error=error.message)
 
 
 def body_digest(request: Any) -> str:

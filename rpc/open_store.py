@@ -5,19 +5,18 @@ import os
 import tempfile
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, Field, SecretStr
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from rpc.server import Server
 from rpc.settings import SettingsError
 from storage.errors import StorageError, StoreUnavailable, ViewInUse
 from storage.ledger.ledger import Ledger
 from storage.ledger.metrics import LedgerMetrics
-from storage.ledger.state_machine import Book
+from storage.ledger.state_machine import StateMachine
 from storage.objects.base import ObjectStore
 from storage.objects.disk import DiskStore
 from storage.objects.open import open_store
@@ -98,7 +97,7 @@ def open_fit_store(settings: StoreSettings, s3: S3Settings) -> ObjectStore:
 def open_ledger(
     store: ObjectStore,
     settings: StoreSettings,
-    book: Book[_C],
+    state_machine: StateMachine[_C],
     *,
     shards: int,
     alone: bool = False,
@@ -113,7 +112,7 @@ def open_ledger(
     counters = LedgerMetrics(metrics)
 
     def opened(folder: Path) -> Ledger[_C]:
-        return Ledger.open(store, book, shards=shards, view_folder=folder, metrics=counters)
+        return Ledger.open(store, state_machine, shards=shards, view_folder=folder, metrics=counters)
 
     try:
         if settings.views is not None:
@@ -131,13 +130,6 @@ def open_ledger(
         raise SettingsError(f"the store {settings.address} cannot be used: {error.message}") from None
     except OSError as error:
         raise SettingsError(f"the views of {settings.address} cannot be kept: {error}") from None
-
-
-async def end_when_replaced(server: Server, ledger: Ledger[Any]) -> None:
-    """Lets the server end once its ledger's store is found to be another one; run it beside the server, and call the
-    ledger's refuse_replaced() after it."""
-    await ledger.until_replaced()
-    server.end()
 
 
 def _views_base(store: ObjectStore, address: str) -> Path | None:

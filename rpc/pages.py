@@ -5,9 +5,9 @@ import binascii
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from google.protobuf.message import Message
 
@@ -15,6 +15,9 @@ from rpc.errors import InvalidArgument, OutOfRange
 from rpc.validate import Violations
 from storage.errors import BadRevision
 from storage.ledger.entry import Revision
+
+R = TypeVar("R")
+M = TypeVar("M", bound=Message)
 
 DEFAULT_SIZE = 50
 MAX_SIZE = 1_000
@@ -95,6 +98,30 @@ def request_digest(request: Message) -> str:
             rest.ClearField(field)
     name = request.DESCRIPTOR.full_name.encode()
     return hashlib.sha256(name + b"\0" + rest.SerializeToString(deterministic=True)).hexdigest()[:16]
+
+
+def cut(
+    rows: Sequence[R],
+    messages: Sequence[M],
+    key: Callable[[R], Sequence[Any]],
+    request: Any,
+    cursor: Cursor | None,
+    revision: Revision | None = None,
+) -> tuple[list[M], str]:
+    """The page's items, and the token of the next page, empty at the end.
+
+    `rows` are those of the page and one more where there is one; `messages` are of the page's rows alone, as many of
+    which are given as fit MAX_PAGE_BYTES. `key` is where the next page goes on after a row; `cursor` is the page's own.
+    """
+    items = list(messages[: fitting(messages)])
+    if len(items) == len(rows):
+        return items, ""
+    return items, Cursor.after(key(rows[len(items) - 1]), request, cursor, revision).token()
+
+
+def creation_key(row: Mapping[str, Any]) -> Sequence[Any]:
+    """The key of rows that are listed newest first."""
+    return row["created_us"], row["name"]
 
 
 def fitting(messages: Sequence[Message]) -> int:

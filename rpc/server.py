@@ -4,10 +4,9 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,7 +24,6 @@ from rpc.identity import Tokens
 from rpc.interceptor import Interceptor
 from rpc.metrics import Metrics, new_registry
 from rpc.settings import ServerSettings, SettingsError, is_loopback, read_file
-from storage.errors import StoreReplaced
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -250,16 +248,6 @@ class Server:
         self._metrics_server.shutdown()
         self._metrics_server.server_close()
         self._metrics_thread.join()
-
-
-def run(name: str, main: Coroutine[Any, Any, None]) -> None:
-    """Runs a server's main coroutine; a SettingsError, and a store that was replaced under it, end the process with the
-    message and status 2."""
-    try:
-        asyncio.run(main)
-    except (SettingsError, StoreReplaced) as error:
-        sys.stderr.write(f"{name}: {error}\n")
-        raise SystemExit(2) from None
 
 
 async def _first(work: asyncio.Future[Any], hurry: asyncio.Task[Any], ends: float) -> None:

@@ -45,6 +45,7 @@ STORAGE = ErrorTable(
         storage.Closed: Unavailable,
         # A lost race, as the contract has it: nothing was written, simply try again.
         storage.Contention: Aborted,
+        storage.EtagMismatch: Aborted,
         storage.StorageError: Internal,
     }
 )

@@ -1,7 +1,7 @@
 """`python -m service.simulator`: what a number of machines would do with a load, without the machines.
 
-The rules are the engine's own (service.policy), the clock is virtual, and a call of the denoiser takes what the table
-says. Pure but for the command line at the end.
+The scheduler is the engine's own, the clock is virtual, and a call of the denoiser takes what the table says. Pure but
+for the command line at the end.
 """
 
 import json
@@ -15,9 +15,8 @@ from typing import Any
 import click
 import numpy as np
 
-from service.scheduling.admission import Full, Roster, Ticket
 from service.scheduling.cost_model import Shape, StepCostModel
-from service.scheduling.scheduler import Ask, Overloaded, Policy, TooLate
+from service.scheduling.scheduler import Full, Overloaded, Scheduler, TooLate, Work
 from service.settings import Limits
 
 
@@ -34,14 +33,14 @@ class Outcome:
     """What became of a request; times are those of the trace. `refused` is a reason, or empty. `ended` is when its last
     picture was there, infinite where that never came."""
 
-    ask: Ask
+    work: Work
     refused: str = ""
     started: float = inf
     ended: float = inf
 
     @property
     def latency_s(self) -> float:
-        return self.ended - self.ask.arrived
+        return self.ended - self.work.arrived
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +55,8 @@ class Call:
 class Machine:
     """One engine on a virtual clock. Requests are numbered as they come, pictures as they enter."""
 
-    def __init__(self, policy: Policy, costs: Costs) -> None:
-        self._policy = policy
+    def __init__(self, scheduler: Scheduler, costs: Costs) -> None:
+        self._scheduler = scheduler
         self._costs = costs
         self._ids = count()
         self._owner: dict[int, int] = {}  # pictures in flight, and whose they are
@@ -67,7 +66,7 @@ class Machine:
         self.calls: list[Call] = []
         self.ended = 0.0  # when its last call was over
 
-    def run(self, trace: Sequence[Ask]) -> None:
+    def run(self, trace: Sequence[Work]) -> None:
         """Serves `trace`, which is in order of arrival, to its end."""
         coming = list(trace)[::-1]
         now = 0.0
@@ -77,17 +76,17 @@ class Machine:
             self._judge(coming, now)
             now = self._enter(now)
             self._drop(now)
-            group = self._policy.next_group(now)
+            group = self._scheduler.next_group(now)
             if group:
                 now = self.ended = self._tick(group, coming, now)
 
-    def _judge(self, coming: list[Ask], until: float) -> None:
+    def _judge(self, coming: list[Work], until: float) -> None:
         """Lets in, or refuses, what arrives up to `until`; another thread does that beside the calls."""
         while coming and coming[-1].arrived <= until:
-            ask = coming.pop()
-            outcome = Outcome(ask=ask)
+            work = coming.pop()
+            outcome = Outcome(work=work)
             try:
-                self._policy.let_in(ask, ask.arrived)
+                self._scheduler.admit(work, work.arrived)
                 self._entering.append(len(self.outcomes))
             except TooLate:
                 outcome = replace(outcome, refused="DEADLINE_TOO_SHORT")
@@ -100,25 +99,25 @@ class Machine:
     def _enter(self, now: float) -> float:
         for number in self._entering:
             now += self._costs.encode_s
-            ask = self.outcomes[number].ask
-            ids = [next(self._ids) for _ in range(ask.pictures)]
-            self._policy.enter(ask, ids)
+            work = self.outcomes[number].work
+            ids = [next(self._ids) for _ in range(work.pictures)]
+            self._scheduler.enter(work, ids)
             self._owner |= dict.fromkeys(ids, number)
-            self._calls_left |= dict.fromkeys(ids, ask.calls)
+            self._calls_left |= dict.fromkeys(ids, work.calls)
         self._entering.clear()
         return now
 
     def _drop(self, now: float) -> None:
-        late = {self._owner[ticket.id] for ticket in self._policy.hopeless(now)}
+        late = {self._owner[id] for id in self._scheduler.hopeless(now)}
         for id in [id for id, number in self._owner.items() if number in late]:
             self._leave(id)
         for number in late:
             self.outcomes[number] = replace(self.outcomes[number], refused="DEADLINE_EXCEEDED")
 
-    def _tick(self, group: Sequence[Ticket], coming: list[Ask], now: float) -> float:
-        rows = sum(ticket.rows for ticket in group)
-        seconds = self._policy.pace.seconds(group[0].shape, rows)
-        ids = [ticket.id for ticket in group]
+    def _tick(self, ids: Sequence[int], coming: list[Work], now: float) -> float:
+        works = [self.outcomes[self._owner[id]].work for id in ids]
+        rows = sum(work.rows for work in works)
+        seconds = self._scheduler.costs.seconds(works[0].shape, rows)
         self.calls.append(Call(ids=ids, rows=rows, seconds=seconds))
         for id in ids:
             number = self._owner[id]
@@ -126,7 +125,7 @@ class Machine:
                 self.outcomes[number] = replace(self.outcomes[number], started=now)
         now += seconds
         self._judge(coming, now)
-        self._policy.stepped(ids)
+        self._scheduler.stepped(ids)
         for id in ids:
             self._calls_left[id] -= 1
         done = [id for id in ids if not self._calls_left[id]]
@@ -139,37 +138,37 @@ class Machine:
         return now
 
     def _leave(self, id: int) -> None:
-        self._policy.leave(id)
+        self._scheduler.leave(id)
         del self._owner[id], self._calls_left[id]
 
 
 def poisson(
     *, rate: float, seconds: float, shape: Shape, calls: Sequence[int], guided: float, seed: int
-) -> Iterator[Ask]:
+) -> Iterator[Work]:
     """Requests of one picture with exponential gaps, `rate` a second for `seconds`; a share `guided` has two rows."""
     draw = np.random.default_rng(seed)
     now = float(draw.exponential(1 / rate))
     while now < seconds:
         tenant = f"t{draw.integers(8)}"
         rows = 2 if draw.random() < guided else 1
-        yield Ask(tenant=tenant, shape=shape, rows=rows, calls=int(draw.choice(calls)), arrived=now)
+        yield Work(tenant=tenant, shape=shape, rows=rows, calls=int(draw.choice(calls)), arrived=now)
         now += float(draw.exponential(1 / rate))
 
 
-def read_trace(path: Path) -> list[Ask]:
+def read_trace(path: Path) -> list[Work]:
     """Requests of a file with a JSON object a line: `at` (seconds), `tenant`, `height`, `width`, `rows`, `calls`, and
     where they differ from one ordinary picture without a deadline `pictures`, `priority`, `exact`, `deadline_s` (from
     its arrival). Raises ValueError naming the line."""
-    asks = []
+    works = []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         try:
             fields = json.loads(line)
             at, within = float(fields.pop("at")), float(fields.pop("deadline_s", inf))
             shape = (int(fields.pop("height")), int(fields.pop("width")))
-            asks.append(Ask(shape=shape, arrived=at, deadline=at + within, **fields))
+            works.append(Work(shape=shape, arrived=at, deadline=at + within, **fields))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"line {number}: {error}") from None
-    return sorted(asks, key=lambda ask: ask.arrived)
+    return sorted(works, key=lambda work: work.arrived)
 
 
 def summary(machines: Sequence[Machine]) -> dict[str, float]:
@@ -188,27 +187,28 @@ def summary(machines: Sequence[Machine]) -> dict[str, float]:
         "p50_s": float(p50),
         "p95_s": float(p95),
         "p99_s": float(p99),
-        "pictures_a_second": sum(outcome.ask.pictures for outcome in served) / last,
+        "pictures_a_second": sum(outcome.work.pictures for outcome in served) / last,
         "rows_a_call": sum(call.rows for call in calls) / max(1, len(calls)),
         "busy": busy,
     }
 
 
-def fleet(trace: Sequence[Ask], machines: int, times: dict[int, float], limits: Limits, costs: Costs) -> list[Machine]:
+def fleet(trace: Sequence[Work], machines: int, times: dict[int, float], limits: Limits, costs: Costs) -> list[Machine]:
     """`machines` alike, each with every `machines`-th request, as clients spread calls (round robin)."""
     shape = trace[0].shape if trace else (64, 64)
     made = []
     for number in range(machines):
-        pace = StepCostModel(shape)
+        step_costs = StepCostModel(shape)
         for rows, seconds in times.items():
-            pace.measured(shape, rows, seconds)
-        roster = Roster(
+            step_costs.observe(shape, rows, seconds)
+        scheduler = Scheduler(
+            step_costs,
             max_pictures=limits.max_pictures,
             max_pictures_a_tenant=limits.max_pictures_a_tenant,
             max_rows=limits.max_rows,
             aging_s=limits.aging.total_seconds(),
         )
-        machine = Machine(Policy(roster, pace), costs)
+        machine = Machine(scheduler, costs)
         machine.run(trace[number::machines])
         made.append(machine)
     return made
@@ -294,8 +294,10 @@ def main(
     limits = Limits(max_pictures=max_pictures, max_pictures_a_tenant=max_pictures, max_rows=max_rows)
     costs = Costs(encode_s=encode, decode_s=decode)
     if deadline is not None:
-        alone = fleet(trace[:1], 1, times, limits, costs)[0]._policy
-        trace = [replace(ask, deadline=ask.arrived + deadline * (alone.solo_s(ask) + encode + decode)) for ask in trace]
+        alone = fleet(trace[:1], 1, times, limits, costs)[0]._scheduler
+        trace = [
+            replace(work, deadline=work.arrived + deadline * (alone.solo_s(work) + encode + decode)) for work in trace
+        ]
     for number in machines:
         found = summary(fleet(trace, number, times, limits, costs))
         if as_json:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from standalone.stores import HELP, books, opened
+from standalone.stores import HELP, opened, state_machines
 from storage.backup import back_up
 from storage.backup import restore as restored
 
@@ -24,7 +24,7 @@ def backup(store: str, folder: str) -> None:
         opened(folder, existing=False) as target,
         tempfile.TemporaryDirectory(prefix="pseudoword-backup-") as views,
     ):
-        manifest = back_up(source, target, books(), Path(views))
+        manifest = back_up(source, target, state_machines(), Path(views))
     click.echo(
         f"{manifest.book} store {manifest.store_id}: {sum(manifest.entries)} entries, {manifest.blobs} blobs of "
         f"{manifest.blob_bytes} bytes in {folder}"
@@ -45,5 +45,5 @@ def restore(folder: str, store: str) -> None:
         opened(store, existing=False) as target,
         tempfile.TemporaryDirectory(prefix="pseudoword-restore-") as views,
     ):
-        metadata = restored(source, target, books(), Path(views))
+        metadata = restored(source, target, state_machines(), Path(views))
     click.echo(f"restored into {store}: store {metadata.store_id}")

@@ -119,7 +119,8 @@ def export_triton(
     diffusers.utils.logging.set_verbosity_error()
     import torch
 
-    from diffusion.settings import ModelSettings, load_model
+    from diffusion.loading import load_model
+    from diffusion.settings import ModelSettings
     from rpc.settings import SettingsError
 
     try:

@@ -81,15 +81,15 @@ def _fold(source: ObjectStore, target: ObjectStore, folder: Path, before_us: int
         old = Metadata.read(source)
     except ObjectMissing:
         raise click.ClickException(f"there is no store at {source.description}") from None
-    book = CatalogueStateMachine(Quotas())
-    if old.book != book.name:
+    state_machine = CatalogueStateMachine(Quotas())
+    if old.book != state_machine.name:
         raise StoreMismatch(f"this is the {old.book}'s store; only a registry's is folded")
     new = claim(target, old.book, old.shards)
     log = Log(source, old.store_id, old.shards, Backoff())
     done = Folded(store_id=new.store_id)
     for shard in range(old.shards):
-        now = View(folder / f"new-{shard}.sqlite", store_id=new.store_id, shard=shard, book=book)
-        with closing(now), whole_view(log, shard, book, folder / f"old-{shard}.sqlite") as was:
+        now = View(folder / f"new-{shard}.sqlite", store_id=new.store_id, shard=shard, state_machine=state_machine)
+        with closing(now), whole_view(log, shard, state_machine, folder / f"old-{shard}.sqlite") as was:
             done.entries += was.position.entry
             with was.snapshot() as (db, _):
                 done.changes += db.execute("SELECT count(*) FROM ledger_history").fetchone()[0]
@@ -98,10 +98,10 @@ def _fold(source: ObjectStore, target: ObjectStore, folder: Path, before_us: int
                     put_entries(target, run)
                     for entry in run:
                         now.replay(entry)
-                        done.kept_changes += len(entry.mutations)
+                        done.kept_changes += len(entry.events)
             done.kept_entries += now.position.entry
             with now.snapshot() as (db, _):
-                live = set(book.blobs(db))
+                live = set(state_machine.blobs(db))
             done.blobs += len(live)
             copy_blobs(source, target, live, set())
             if now.position.entry:
@@ -118,7 +118,7 @@ def _runs(store_id: str, shard: int, kept: Iterator[Kept]) -> Iterator[Sequence[
             number=number,
             time_us=entry.time_us,
             write_id=new_write_id(),
-            mutations=tuple(entry.mutations),
+            events=tuple(entry.events),
         )
         for number, entry in enumerate(kept, start=1)
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from registry.catalogue.versioned_rows import FOREVER
-from standalone.stores import HELP, books, opened
+from standalone.stores import HELP, opened, state_machines
 from storage.inspect.report import Report, Severity, Vectors
 from storage.inspect.store import Inspection
 
@@ -51,7 +51,7 @@ def fsck(store: str, views: tuple[Path, ...], as_json: bool, everything: bool) -
 def inspect(address: str, views: tuple[Path, ...] = ()) -> Report:
     """What an inspection of the store at `address` finds. Raises click.ClickException when it cannot be read."""
     with opened(address, existing=True) as store, tempfile.TemporaryDirectory(prefix="pseudoword-fsck-") as folder:
-        return Inspection(store, books(), Path(folder), vectors=_vectors, views=views).run()
+        return Inspection(store, state_machines(), Path(folder), vectors=_vectors, views=views).run()
 
 
 def _vectors(db: sqlite3.Connection) -> Mapping[str, Vectors]:

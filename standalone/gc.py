@@ -12,7 +12,7 @@ import click
 from registry.catalogue.commands import Quotas
 from registry.catalogue.state_machine import CatalogueStateMachine
 from registry.garbage import GRACE, Collector
-from standalone.stores import HELP, books, opened
+from standalone.stores import HELP, opened, state_machines
 from storage.errors import ObjectMissing
 from storage.garbage import Collection, sweep
 from storage.ledger.ledger import Ledger
@@ -66,18 +66,18 @@ def _collected(store: ObjectStore, grace: timedelta, *, stopped: bool, dry_run: 
         raise click.ClickException(f"there is no store at {store.description}") from None
     if metadata.book == CatalogueStateMachine.name:
         return asyncio.run(_collect(store, grace, dry_run))
-    book = books().get(metadata.book)
-    if book is None:
-        raise click.ClickException(f"nothing here knows a book called {metadata.book!r}")
+    state_machine = state_machines().get(metadata.book)
+    if state_machine is None:
+        raise click.ClickException(f"nothing here knows a state machine called {metadata.book!r}")
     with tempfile.TemporaryDirectory(prefix="pseudoword-gc-") as folder:
-        return sweep(store, book, Path(folder), grace=grace, stopped=stopped, dry_run=dry_run)
+        return sweep(store, state_machine, Path(folder), grace=grace, stopped=stopped, dry_run=dry_run)
 
 
 async def _collect(store: ObjectStore, grace: timedelta, dry_run: bool) -> Collection:
     shards = Metadata.read(store).shards
     with tempfile.TemporaryDirectory(prefix="pseudoword-gc-") as folder:
-        book = CatalogueStateMachine(Quotas())
-        ledger = Ledger.open(store, book, shards=shards, view_folder=Path(folder), upkeep=not dry_run)
+        state_machine = CatalogueStateMachine(Quotas())
+        ledger = Ledger.open(store, state_machine, shards=shards, view_folder=Path(folder), upkeep=not dry_run)
         try:
             return await Collector(ledger, store, grace=grace, dry_run=dry_run).run()
         finally:

@@ -14,7 +14,7 @@ from rpc.open_store import S3Settings, StoreSettings, open_fit_store
 from rpc.settings import Settings, SettingsError, explain
 from service.batches.state_machine import BatchStateMachine
 from storage.errors import StorageError
-from storage.ledger.state_machine import Book
+from storage.ledger.state_machine import StateMachine
 from storage.objects.base import ObjectStore
 from storage.objects.open import open_store
 from trainer.jobs.state_machine import TrainerStateMachine
@@ -29,9 +29,12 @@ class _Access(Settings):
     s3: S3Settings = S3Settings()
 
 
-def books() -> Mapping[str, Book[Any]]:
-    """The books that a store may have been made for, by name."""
-    return {book.name: book for book in (CatalogueStateMachine(Quotas()), TrainerStateMachine(), BatchStateMachine())}
+def state_machines() -> Mapping[str, StateMachine[Any]]:
+    """The state machines that a store may have been made for, by name."""
+    return {
+        state_machine.name: state_machine
+        for state_machine in (CatalogueStateMachine(Quotas()), TrainerStateMachine(), BatchStateMachine())
+    }
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from storage.ledger.entry import Entry, encode, entry_name
 from storage.ledger.log import IDENTITY_FRESH_S, METADATA_NAME, RESTORING, Backoff, Log, Metadata, new_metadata
 from storage.ledger.segments import RUN, pack, read_segment, segment_name, segments, unpack
 from storage.ledger.snapshots import whole_view, write_checkpoint
-from storage.ledger.state_machine import Book
+from storage.ledger.state_machine import StateMachine
 from storage.ledger.view import View
 from storage.objects.base import ObjectStore, list_all
 from storage.objects.blobs import Blobs
@@ -31,6 +31,7 @@ MANIFEST = "backup.json"
 _FORMAT = 1
 _THREADS = 16
 _WINDOW = 64
+StateMachines = Mapping[str, StateMachine[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,9 @@ class Manifest:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
-def back_up(store: ObjectStore, backup: ObjectStore, books: Mapping[str, Book[Any]], folder: Path) -> Manifest:
+def back_up(
+    store: ObjectStore, backup: ObjectStore, state_machines: Mapping[str, StateMachine[Any]], folder: Path
+) -> Manifest:
     """Copy `store` into `backup`, which is empty or an older backup of the same store; `folder` is for views.
 
     Blocks, for long. Raises StoreMismatch when `backup` holds something else, Damaged and ObjectMissing for what cannot
@@ -81,10 +84,12 @@ def back_up(store: ObjectStore, backup: ObjectStore, books: Mapping[str, Book[An
     last: list[int] = []
     live: set[str] = set()
     for shard in range(metadata.shards):
-        with whole_view(log, shard, _book(books, metadata.book), folder / f"shard-{shard}.sqlite") as view:
+        with whole_view(
+            log, shard, _state_machine(state_machines, metadata.book), folder / f"shard-{shard}.sqlite"
+        ) as view:
             last.append(view.position.entry)
             with view.snapshot() as (db, _):
-                live.update(view.book.blobs(db))
+                live.update(view.state_machine.blobs(db))
         _copy_entries(log, backup, shard, last[-1])
     # Content is copied after the entries that name it, and is still there: nothing is deleted within a day.
     size = copy_blobs(store, backup, live, present)
@@ -101,7 +106,9 @@ def back_up(store: ObjectStore, backup: ObjectStore, books: Mapping[str, Book[An
     return manifest
 
 
-def restore(backup: ObjectStore, store: ObjectStore, books: Mapping[str, Book[Any]], folder: Path) -> Metadata:
+def restore(
+    backup: ObjectStore, store: ObjectStore, state_machines: Mapping[str, StateMachine[Any]], folder: Path
+) -> Metadata:
     """Make a new store, with an id of its own, from `backup`; `store` must be empty, and is refused by servers until
     this has ended.
 
@@ -109,10 +116,12 @@ def restore(backup: ObjectStore, store: ObjectStore, books: Mapping[str, Book[An
     whole, and StoreUnavailable; an attempt that has failed leaves a store that is of no use.
     """
     manifest = Manifest.read(backup)
-    book = _book(books, manifest.book)
+    state_machine = _state_machine(state_machines, manifest.book)
     metadata = claim(store, manifest.book, manifest.shards)
     for shard, last in enumerate(manifest.entries):
-        view = View(folder / f"shard-{shard}.sqlite", store_id=metadata.store_id, shard=shard, book=book)
+        view = View(
+            folder / f"shard-{shard}.sqlite", store_id=metadata.store_id, shard=shard, state_machine=state_machine
+        )
         with closing(view):
             for entries in _runs(backup, manifest, shard, last):
                 renamed = [replace(entry, store_id=metadata.store_id) for entry in entries]
@@ -120,7 +129,7 @@ def restore(backup: ObjectStore, store: ObjectStore, books: Mapping[str, Book[An
                     view.replay(entry)
                 put_entries(store, renamed)
             with view.snapshot() as (db, _):
-                live = set(book.blobs(db))
+                live = set(state_machine.blobs(db))
             copy_blobs(backup, store, live, set())
             if last:
                 write_checkpoint(store, view)
@@ -128,13 +137,13 @@ def restore(backup: ObjectStore, store: ObjectStore, books: Mapping[str, Book[An
     return metadata
 
 
-def claim(store: ObjectStore, book: str, shards: int) -> Metadata:
+def claim(store: ObjectStore, state_machine: str, shards: int) -> Metadata:
     """Begin a new store in an empty place; servers refuse it until its metadata is put again, as an ordinary store's.
 
     Raises StoreMismatch when it is not empty, also when a server that knows what was here before still writes.
     """
     _refuse_occupied(store, set())
-    metadata = new_metadata(book, shards)
+    metadata = new_metadata(state_machine, shards)
     store.put_if_absent(METADATA_NAME, metadata.encode(RESTORING))
     # A server of what was here before finds out now, and puts nothing more, before there is anything to spoil.
     time.sleep(2 * IDENTITY_FRESH_S)
@@ -148,10 +157,10 @@ def _refuse_occupied(store: ObjectStore, mine: set[str]) -> None:
             raise StoreMismatch(f"{store.description} is not empty: {info.name!r} is there; empty it and begin anew")
 
 
-def _book(books: Mapping[str, Book[Any]], name: str) -> Book[Any]:
-    if name not in books:
-        raise Damaged(METADATA_NAME, f"nothing here knows a book called {name!r}")
-    return books[name]
+def _state_machine(state_machines: StateMachines, name: str) -> StateMachine[Any]:
+    if name not in state_machines:
+        raise Damaged(METADATA_NAME, f"nothing here knows a state machine called {name!r}")
+    return state_machines[name]
 
 
 def _refuse_foreign(backup: ObjectStore, store_id: str) -> None:

@@ -11,11 +11,12 @@
     ├── StoreRefused         the store said no, and nothing was written (credentials, bucket, full disk)
     ├── StoreUnavailable     no answer, or an answer that says "later"; a write may or may not have landed. Retry
     ├── StoreUnfit           the store lacks something that the commit log stands on; do not serve
-    ├── StoreMismatch        the store was made for other use (another book, shard count or format)
+    ├── StoreMismatch        the store was made for other use (another state machine, shard count or format)
     ├── StoreReplaced        the store that was opened is gone, or another one is in its place: open anew
     ├── Damaged              an object exists and is not what it must be
     ├── ClockSkew            this machine's clock is too far from the store's to write
-    ├── EntryTooLarge        one command's effects do not fit one entry
+    ├── EntryTooLarge        one command's events do not fit one entry
+    ├── EtagMismatch         a resource has changed since the caller read it: read it again
     ├── RequestIdReused      a request id came again with another body
     ├── OutcomeUnknown       the deadline ended while a commit was on its way: ask again with the same request id
     ├── NotCommitted         the deadline ended before the commit was tried: nothing was written. Retry
@@ -115,6 +116,13 @@ class ClockSkew(StorageError):
 
 class EntryTooLarge(StorageError):
     reason = "ENTRY_TOO_LARGE"
+
+
+class EtagMismatch(StorageError):
+    reason = "ETAG_MISMATCH"
+
+    def __init__(self, resource: str, present: str) -> None:
+        super().__init__(f"{resource} has changed since it was read: read it again", resource=resource, etag=present)
 
 
 class RequestIdReused(StorageError):

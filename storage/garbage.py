@@ -17,7 +17,7 @@ from storage.errors import ObjectMissing
 from storage.inspect.shard import blob_names
 from storage.ledger.log import Backoff, Log, Metadata
 from storage.ledger.snapshots import checkpoints, superseded, whole_view
-from storage.ledger.state_machine import Book
+from storage.ledger.state_machine import StateMachine
 from storage.ledger.view import all_changes
 from storage.objects.base import ObjectInfo, ObjectStore, list_all
 
@@ -50,7 +50,13 @@ def leftovers(store: ObjectStore, shards: int) -> Iterator[ObjectInfo]:
 
 
 def sweep(
-    store: ObjectStore, book: Book[Any], folder: Path, *, grace: timedelta, stopped: bool, dry_run: bool
+    store: ObjectStore,
+    state_machine: StateMachine[Any],
+    folder: Path,
+    *,
+    grace: timedelta,
+    stopped: bool,
+    dry_run: bool,
 ) -> Collection:
     """Delete what was put a `grace` ago and is not needed; `stopped`: also blobs that no entry names. `folder` is for
     views. Blocks. Raises ObjectMissing, Damaged, StoreMismatch, StoreUnavailable; what was done until then is done.
@@ -62,10 +68,13 @@ def sweep(
     named: set[str] = set()
     needed: set[str] = set()
     for shard in range(metadata.shards):
-        with whole_view(log, shard, book, folder / f"shard-{shard}.sqlite") as view, view.snapshot() as (db, _):
-            needed.update(book.blobs(db))
-            for change in all_changes(db, metadata.store_id, shard):
-                named.update(blob_names(change.mutation.effect))
+        with (
+            whole_view(log, shard, state_machine, folder / f"shard-{shard}.sqlite") as view,
+            view.snapshot() as (db, _),
+        ):
+            needed.update(state_machine.blobs(db))
+            for event in all_changes(db, metadata.store_id, shard):
+                named.update(blob_names(event.body))
     now, done = store.now(), Collection()
 
     def delete(info: ObjectInfo) -> None:

@@ -1,11 +1,7 @@
 """The trainer's life, from an unproven store to a job handed back and a closed ledger."""
 
-import asyncio
-from collections.abc import Coroutine
-from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import structlog
 from google.protobuf.json_format import MessageToDict
 from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from pseudoword.trainer.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
@@ -14,12 +10,12 @@ from diffusion import errors as diffusion_errors
 from diffusion.checkpoint import BaseModel, ModelSpec
 from diffusion.conversions import base_model
 from diffusion.errors import CheckpointInvalid
+from diffusion.loading import load_model
 from diffusion.pictures import PictureLimits
-from diffusion.settings import load_model
 from diffusion.threads import in_passing
+from rpc.app import App
 from rpc.clients import channel
 from rpc.errors import InvalidArgument
-from rpc.open_store import end_when_replaced, open_fit_store, open_ledger
 from rpc.server import Server
 from rpc.settings import SettingsError
 from rpc.storage_errors import STORAGE
@@ -27,8 +23,9 @@ from storage.objects.blobs import Blobs
 from trainer.api.servicer import TrainerServicer
 from trainer.api.validation import JobValidator
 from trainer.evaluation.judges import JudgeLoader, clip_beside
+from trainer.jobs.commands import TenantLimits
 from trainer.jobs.job_store import JobStore
-from trainer.jobs.state_machine import SHARDS, TenantLimits, TrainerStateMachine
+from trainer.jobs.state_machine import SHARDS, TrainerStateMachine
 from trainer.metrics import TrainerMetrics
 from trainer.pictures.store import PictureStore, UploadLimits
 from trainer.queue.log_queue import LogQueue
@@ -46,21 +43,15 @@ from trainer.worker.worker import Worker
 if TYPE_CHECKING:
     from trainer.queue.broker import Broker
 
-_logger = structlog.get_logger(__name__)
-
 SERVICE = "pseudoword.trainer.v1.TrainerService"
 TABLE = STORAGE.extended(
     {diffusion_errors.PictureInvalid: InvalidArgument, diffusion_errors.PromptTooLong: InvalidArgument}
 )
 
 
-class Trainer:
+class Trainer(App):
     """A trainer on its store; or, with the queue in NATS, one of several processes on one: servers, which take jobs and
-    hand them out, and workers, which train them.
-
-    async with Trainer(settings) as trainer:
-        await trainer.run_until_signalled()         # it serves at trainer.server.address
-    """
+    hand them out, and workers, which train them."""
 
     def __init__(self, settings: TrainerSettings, model: BaseModel | None = None, *, worker: bool = False) -> None:
         """`model` is one that is loaded already. A `worker` serves no clients, only health and metrics. Raises
@@ -69,121 +60,78 @@ class Trainer:
             raise SettingsError(
                 "a worker of its own needs queue.kind jetstream: with the log, the server is the worker"
             )
+        super().__init__(Server(settings.server, name="worker" if worker else "trainer", table=TABLE))
         self._settings = settings
         self._model = model
         self._serves = not worker
         self._trains = worker or settings.queue.kind == "log"
         self._worker: Worker | None = None
-        self._crash: BaseException | None = None
-        self._stack = AsyncExitStack()
-        self.server = Server(settings.server, name="worker" if worker else "trainer", table=TABLE)
 
-    async def __aenter__(self) -> "Trainer":
-        """Opens the store, loads the model, takes up what an earlier server left, serves. Raises SettingsError."""
-        try:
-            await self._open()
-        except BaseException:
-            await self._stack.aclose()
-            raise
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
-
-    async def run_until_signalled(self) -> None:
-        """Serves until SIGTERM, then hands the running jobs back. Raises what the worker has died of, if it has, and
-        StoreReplaced when its store was replaced under it."""
-        await self.server.run_until_signalled(self._stop)
-        self._ledger.refuse_replaced()
-        await self._stop()
-        if self._crash is not None:
-            raise self._crash
-
-    async def _stop(self) -> None:
+    async def _drain(self) -> None:
         if self._worker is not None:
             await self._worker.stop()
 
     async def _open(self) -> None:
         settings = self._settings
-        # Entered here, left in the opposite order: the ledger closes when nobody uses it any more.
-        store = await asyncio.to_thread(open_fit_store, settings.store, settings.s3)
-        self._stack.callback(store.close)
         # Where the queue is the log, a second worker on it would take the first one's jobs for lost.
         alone = settings.queue.kind == "log"
-        kept = TrainerStateMachine(_terms(settings))
-        ledger = await asyncio.to_thread(open_ledger, store, settings.store, kept, shards=SHARDS, alone=alone)
-        self._ledger = ledger
-        self._stack.push_async_callback(ledger.close)
+        state_machine = TrainerStateMachine(_tenant_limits(settings))
+        store, ledger = await self._open_ledger(settings.store, settings.s3, state_machine, shards=SHARDS, alone=alone)
         registry = RegistryServiceStub(await self._stack.enter_async_context(channel(settings.registry)))
         model = await in_passing(self._load)
         metrics = TrainerMetrics(self.server.metrics)
-        desk = JobStore(ledger, metrics)
-        pictures = PictureStore(desk, store, _loan_terms(settings))
+        job_store = JobStore(ledger, metrics)
+        pictures = PictureStore(job_store, store, _upload_limits(settings))
         engine = await in_passing(lambda: _engine(settings, model, trains=self._trains))
         versions = RegistryReader(registry)
         broker = None if alone else _broker(settings)
         if self._trains:
             publisher = Publisher(registry, internal_tries=settings.publish_tries)
-            endings = JobCompletion(desk, Blobs(store), publisher, metrics, TABLE)
+            completion = JobCompletion(job_store, Blobs(store), publisher, metrics, TABLE)
             self._worker = Worker(
-                desk,
-                _queue(settings, desk, endings, broker, model.spec),
-                CheckpointStore(desk, store),
+                job_store,
+                _queue(settings, job_store, completion, broker, model.spec),
+                CheckpointStore(job_store, store),
                 engine,
                 TaskLoader(pictures, versions, engine, base_model(model.spec)),
-                endings,
+                completion,
                 metrics,
                 max_running=settings.engine.max_running,
                 quantum_rows=settings.engine.quantum_rows,
                 checkpoint_every=settings.engine.checkpoint_every,
             )
         if broker is not None:
-            await self._share(broker, desk, metrics)
+            await self._share(broker, job_store, metrics)
         if self._serves:
             checks = JobValidator(model, engine)
-            servicer = TrainerServicer(model, desk, pictures, checks, versions, metrics, self.server.draining)
+            servicer = TrainerServicer(model, job_store, pictures, checks, versions, metrics, self.server.draining)
             self.server.add(add_TrainerServiceServicer_to_server, servicer, SERVICE)
-        await self.server.start()
-        self._stack.push_async_callback(self.server.stop, grace_s=0)
-        self._stack.push_async_callback(self._stop)
+        await self._serve()
+        self._stack.push_async_callback(self._drain)
         if self._worker is not None:
             await self._worker.start()
         if self._serves:
-            self._beside(pictures.sweep())
-        self._beside(end_when_replaced(self.server, ledger))
+            self._run_in_background(pictures.sweep())
         self.server.mark_ready()
 
     def _load(self) -> BaseModel:
         return self._model or load_model(self._settings.model, prompts_only=not self._trains)
 
-    async def _share(self, broker: "Broker", desk: JobStore, metrics: TrainerMetrics) -> None:
+    async def _share(self, broker: "Broker", job_store: JobStore, metrics: TrainerMetrics) -> None:
         """Reaches the other processes, now or when NATS is there."""
         from trainer.queue.dispatcher import Dispatcher
         from trainer.queue.hints import Hints
         from trainer.queue.leadership import Leadership
 
-        hints = Hints(broker, desk, trains=self._trains)
+        hints = Hints(broker, job_store, trains=self._trains)
         broker.open()
         self._stack.push_async_callback(broker.close)
-        self._beside(hints.run())
-        self._beside(desk.follow())
+        self._run_in_background(hints.run())
+        self._run_in_background(job_store.follow())
         if self._serves:
             queue = self._settings.queue
             leadership = Leadership(broker, "dispatcher", queue.dispatcher_lease)
-            self._beside(Dispatcher(broker, desk, leadership, metrics, ahead=queue.ahead).run())
-
-    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
-        """Does `work` until everything that was opened before it is closed. Its death ends the server."""
-        task = asyncio.create_task(work)
-
-        def ended(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and (error := task.exception()) is not None:
-                _logger.critical("the server cannot go on", exc_info=error)
-                self._crash = error
-                self.server.end()
-
-        task.add_done_callback(ended)
-        self._stack.push_async_callback(_ended, task)
+            self._run_in_background(Dispatcher(broker, job_store, leadership, metrics, ahead=queue.ahead).run())
 
 
 def _broker(settings: TrainerSettings) -> "Broker":
@@ -195,20 +143,20 @@ def _broker(settings: TrainerSettings) -> "Broker":
 
 
 def _queue(
-    settings: TrainerSettings, desk: JobStore, endings: JobCompletion, broker: "Broker | None", spec: ModelSpec
+    settings: TrainerSettings, job_store: JobStore, completion: JobCompletion, broker: "Broker | None", spec: ModelSpec
 ) -> JobQueue:
     """Where the worker gets its jobs."""
     if broker is None:
         per_tenant = settings.engine.max_running_per_tenant
-        return LogQueue(desk, endings, max_per_tenant=per_tenant, max_losses=settings.max_losses)
+        return LogQueue(job_store, completion, max_per_tenant=per_tenant, max_worker_deaths=settings.max_losses)
     from trainer.queue.broker import token_of
     from trainer.queue.jetstream_queue import JetStreamQueue
 
     base = token_of(MessageToDict(base_model(spec), preserving_proto_field_name=True))
-    return JetStreamQueue(broker, desk, endings, base=base, max_losses=settings.max_losses)
+    return JetStreamQueue(broker, job_store, completion, base=base, max_worker_deaths=settings.max_losses)
 
 
-def _loan_terms(settings: TrainerSettings) -> UploadLimits:
+def _upload_limits(settings: TrainerSettings) -> UploadLimits:
     limits = settings.pictures
     return UploadLimits(
         limits=PictureLimits(max_bytes=limits.max_bytes, max_pixels=limits.max_pixels, min_side_px=limits.min_side_px),
@@ -217,7 +165,7 @@ def _loan_terms(settings: TrainerSettings) -> UploadLimits:
     )
 
 
-def _terms(settings: TrainerSettings) -> TenantLimits:
+def _tenant_limits(settings: TrainerSettings) -> TenantLimits:
     """What the settings promise to tenants."""
     pictures = settings.pictures
     return TenantLimits(
@@ -251,8 +199,3 @@ def _learned_start(settings: TrainerSettings, spec: ModelSpec) -> StartNetwork |
         return None if folder is None else load(folder, spec)
     except CheckpointInvalid as error:
         raise SettingsError(error.message) from None
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait({task})

@@ -61,7 +61,7 @@ class TrainerMetrics:
         )
         self.pictures = Counter(
             "pseudoword_trainer_pictures_total",
-            "PictureStore uploaded, by outcome: taken, refused.",
+            "Pictures uploaded, by outcome: taken, refused.",
             ("outcome",),
             registry=registry,
         )

@@ -15,11 +15,10 @@ from diffusion.checkpoint import BaseModel
 from service.engine.engine import Engine
 from service.metrics import EngineMetrics
 from service.request.mailbox import Drawn, Mailbox
-from service.request.params import GenerationParams, check
+from service.request.params import GenerationParams, validate
 from service.request.request import Request
-from service.scheduling.admission import Roster
 from service.scheduling.cost_model import StepCostModel
-from service.scheduling.scheduler import Policy
+from service.scheduling.scheduler import Scheduler
 from service.settings import Defaults, Limits
 
 
@@ -39,19 +38,18 @@ def draw(model: BaseModel, words: Mapping[str, np.ndarray], asked: Sequence[Aske
 async def _draw(engine: Engine, model: BaseModel, words: Mapping[str, torch.Tensor], asked: Sequence[Asked]) -> None:
     requests = []
     for one in asked:
-        _, drawing = checked(one, model)
+        _, params = checked(one, model)
         vectors = {WordRef(None, one.word): words[one.word]}
         mailbox = Mailbox(asyncio.get_running_loop())
-        requests.append(Request(drawing=drawing, vectors=vectors, mailbox=mailbox, arrived=time.monotonic()))
+        requests.append(Request(params=params, vectors=vectors, mailbox=mailbox, arrived=time.monotonic()))
         engine.submit(requests[-1])
     await asyncio.gather(*map(drawn, requests))
 
 
 def make(model: BaseModel) -> Engine:
     """An engine with room for everything; not started."""
-    size = model.spec.sample_size_px
-    policy = Policy(Roster(max_pictures=10_000, max_rows=32), StepCostModel((size, size)))
-    return Engine(model, policy, EngineMetrics(CollectorRegistry()))
+    scheduler = Scheduler(StepCostModel(model.spec.sample_shape_px), max_pictures=10_000, max_rows=32)
+    return Engine(model, scheduler, EngineMetrics(CollectorRegistry()))
 
 
 def checked(one: Asked, model: BaseModel) -> tuple[resources_pb2.PictureSettings, GenerationParams]:
@@ -60,7 +58,7 @@ def checked(one: Asked, model: BaseModel) -> tuple[resources_pb2.PictureSettings
         prompt=one.prompt, seed=one.seed, steps=one.steps, guidance_scale=one.guidance, scheduler=one.scheduler
     )
     request = generation_pb2.GenerateRequest(parent="tenants/default", settings=settings)
-    return settings, check(request, model.spec, Defaults(), Limits())
+    return settings, validate(request, model.spec, Defaults(), Limits())
 
 
 async def drawn(request: Request) -> None:

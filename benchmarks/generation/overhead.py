@@ -75,23 +75,23 @@ def main(model: str | None, device: str, requests: int, output: Path | None) -> 
 async def _measured(model: BaseModel, client: Client, registry: str, requests: int) -> dict[str, Any]:
     async with grpc.aio.insecure_channel(registry) as channel:
         stub: Any = RegistryServiceStub(channel)
-        meanings: ResolutionCache[Any] = ResolutionCache(1000)
+        resolutions: ResolutionCache[Any] = ResolutionCache(1000)
         metrics = EngineMetrics(CollectorRegistry())
         cache: TensorCache[str] = TensorCache(2**28)
-        words = WordResolver(stub, model, meanings, cache, metrics, WordSettings())
-        watch = asyncio.create_task(RegistryWatch(stub, meanings).run())
+        words = WordResolver(stub, model, resolutions, cache, metrics, WordSettings())
+        watch = asyncio.create_task(RegistryWatch(stub, resolutions).run())
         await asyncio.sleep(2.5)  # until the watch has spoken
         attach = await _attach(words)
         moved = [await _moved(words, client, 1 + number % 2) for number in range(_MOVES)]
         engine = make(model)
-        taken = [await _taken(RequestPreparer(model, words), model, number) for number in range(requests)]
-        for one in taken:
+        prepared = [await _taken(RequestPreparer(model, words), model, number) for number in range(requests)]
+        for one in prepared:
             engine.submit(one)
         with _stopwatches() as spent:
             await asyncio.to_thread(engine.start)
             spent.clear()  # the warm-up
             began = time.perf_counter()
-            await asyncio.gather(*map(drawn, taken))
+            await asyncio.gather(*map(drawn, prepared))
             whole = time.perf_counter() - began
         await asyncio.to_thread(engine.stop)
         watch.cancel()
@@ -111,32 +111,32 @@ async def _measured(model: BaseModel, client: Client, registry: str, requests: i
     }
 
 
-async def _attach(words: WordResolver) -> list[float]:
+async def _attach(resolver: WordResolver) -> list[float]:
     """Seconds of attaching one word of eight, each in memory."""
     times = []
     for number in range(2008):
         ref = WordRef(None, f"word{number % 8}")
         began = time.perf_counter()
-        await words.attach("default", [ref], ANONYMOUS, field="prompt")
+        await resolver.resolve("default", [ref], ANONYMOUS, field="prompt")
         times.append(time.perf_counter() - began)
     return times[8:]
 
 
-async def _moved(words: WordResolver, client: Client, version: int) -> float:
+async def _moved(resolver: WordResolver, client: Client, version: int) -> float:
     """Seconds from the answer to a move of an alias until a request means the new version."""
     await asyncio.sleep(random.uniform(0, 1))  # the watch speaks once a second
     await asyncio.to_thread(client.set_alias, MOVING, "production", version)
     began = time.perf_counter()
     while True:
-        (word,) = await words.attach("default", [WordRef(None, MOVING)], ANONYMOUS, field="prompt")
+        (word,) = await resolver.resolve("default", [WordRef(None, MOVING)], ANONYMOUS, field="prompt")
         if word.use.version.endswith(f"/versions/{version}"):
             return time.perf_counter() - began
         await asyncio.sleep(0.005)
 
 
-async def _taken(intake: RequestPreparer, model: BaseModel, number: int) -> Request:
-    settings, drawing = checked(mix(number + 1, seed=3)[-1], model)
-    return (await intake.take(drawing, settings, ANONYMOUS, arrived=time.monotonic())).request
+async def _taken(preparer: RequestPreparer, model: BaseModel, number: int) -> Request:
+    settings, params = checked(mix(number + 1, seed=3)[-1], model)
+    return (await preparer.prepare(params, settings, ANONYMOUS, arrived=time.monotonic())).request
 
 
 @contextmanager

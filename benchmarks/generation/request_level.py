@@ -1,29 +1,37 @@
-"""The engine with batches of whole requests: a Generation server as `python -m service`, but who is in a call stays in
-it to the end, and nobody joins before all have ended. What batching servers do that cannot join between two steps.
+"""A Generation server that batches whole requests: the pictures of a call stay together until all of them are done, and
+no picture joins before. This is what batching servers do that cannot join between two steps.
 
-It is a kind one: requests with different schedulers, steps and guidance share a batch, which such servers seldom allow.
+The comparison favours it: requests with different schedulers, steps and guidance share a batch, which such servers
+seldom allow.
 """
 
 from typing import Any
 
-from rpc.server import run
-from service.__main__ import main
-from service.scheduling.admission import Roster, Ticket
+from rpc.app import run
+from service.app import Generation
+from service.scheduling.scheduler import Scheduler
+from service.settings import GenerationSettings
 
 
-class RequestLevel(Roster):
-    """A roster whose groups last."""
+class RequestLevelScheduler(Scheduler):
+    """A scheduler whose groups last until all of their pictures have left."""
 
-    def __init__(self, **limits: Any) -> None:
-        super().__init__(**limits)
-        self._group: list[Ticket] = []
+    def __init__(self, *arguments: Any, **limits: Any) -> None:
+        super().__init__(*arguments, **limits)
+        self._group: list[int] = []
 
-    def next_group(self, now: float, *rules: Any) -> list[Ticket]:
-        self._group = [ticket for ticket in self._group if ticket.id in self._tickets]
+    def next_group(self, now: float) -> list[int]:
+        self._group = [id for id in self._group if id in self._pictures]
         if not self._group:
-            self._group = super().next_group(now, *rules)
+            self._group = super().next_group(now)
         return self._group
 
 
+class RequestLevelGeneration(Generation):
+    """The Generation service with that scheduler."""
+
+    scheduler_class = RequestLevelScheduler
+
+
 if __name__ == "__main__":
-    run("generation", main(RequestLevel))
+    run("generation", RequestLevelGeneration, lambda: GenerationSettings.load("service"))

@@ -21,11 +21,10 @@ import click
 from pseudoword.names import ConceptName
 
 from benchmarks.registry.catalogue import placed
-from registry.app import SHARDS
 from registry.catalogue.commands import Command, ConceptFields, CreateConcept, Quotas
-from registry.catalogue.state_machine import CatalogueStateMachine
+from registry.catalogue.state_machine import SHARDS, CatalogueStateMachine
 from storage.ledger import writer
-from storage.ledger.entry import MAX_MUTATIONS
+from storage.ledger.entry import MAX_EVENTS
 from storage.ledger.ledger import Ledger, shard_of
 from tests.conftest import Place
 from tests.registry.seeding import TENANT
@@ -62,10 +61,10 @@ async def _measure(
     place: Place, views: Path, replicas: int, writers: int, grouped: bool, seconds: float
 ) -> dict[str, Any]:
     store = place.open()
-    writer.MAX_MUTATIONS = MAX_MUTATIONS if grouped else 1  # type: ignore[attr-defined]
-    book = CatalogueStateMachine(Quotas(concepts=10**9, versions_per_concept=10**9, embedding_bytes=10**15))
+    writer.MAX_MUTATIONS = MAX_EVENTS if grouped else 1  # type: ignore[attr-defined]
+    state_machine = CatalogueStateMachine(Quotas(concepts=10**9, versions_per_concept=10**9, embedding_bytes=10**15))
     ledgers: list[Ledger[Command]] = [
-        Ledger.open(store, book, shards=SHARDS, view_folder=views / str(number)) for number in range(replicas)
+        Ledger.open(store, state_machine, shards=SHARDS, view_folder=views / str(number)) for number in range(replicas)
     ]
     shard = shard_of(TENANT, SHARDS)
     made = [0] * replicas

@@ -94,7 +94,7 @@ def together(engine: Engine, tasks: Sequence[Task]) -> list[float]:
         granted = turns.grant(wanted, pace.useful_rows(engine.max_rows, sum(wanted.values())))
         tick = time.perf_counter()
         engine.tick([(runs[name], count) for name, count in granted.items()])
-        pace.measured(sum(granted.values()), time.perf_counter() - tick)
+        pace.observe(sum(granted.values()), time.perf_counter() - tick)
         for name in granted:
             if runs[name].done:
                 ended.append(time.perf_counter() - began)

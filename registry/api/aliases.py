@@ -7,9 +7,8 @@ from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
 from registry.api import conversions as messages
 from registry.api import validation as checks
-from registry.api.base import Context, Rpcs, admitted, mutation
-from registry.catalogue import alias_table as pointers
-from registry.catalogue import concepts
+from registry.api.base import Context, Rpcs, admitted, check_write
+from registry.catalogue import alias_table, concepts
 from registry.catalogue.commands import DeleteAlias, RollbackAlias, SetAlias
 from registry.catalogue.versioned_rows import NOW
 from rpc.identity import Role
@@ -27,7 +26,7 @@ class AliasRpcs(Rpcs):
         if version.parent != name.parent:
             found.add("alias.version", f"must be a version of {name.parent}")
         found.characters("reason", request.reason, checks.MAX_REASON)
-        mutation(found, request)
+        check_write(found, request)
         command = SetAlias(
             peer=context.peer(),
             name=name,
@@ -36,7 +35,7 @@ class AliasRpcs(Rpcs):
             etag=request.alias.etag,
             create_only=request.create_only,
         )
-        result = await self._desk.commit(name.tenant, command, request, context)
+        result = await self._catalogue.commit(name.tenant, command, request, context)
         return messages.alias(result.value, result.revision)
 
     async def GetAlias(self, request: registry_pb2.GetAliasRequest, context: Context) -> resources_pb2.Alias:
@@ -47,9 +46,9 @@ class AliasRpcs(Rpcs):
         found.raise_if_any()
 
         def work(db: sqlite3.Connection) -> messages.Row:
-            return pointers.get(db, name) if then_us is None else pointers.get_at(db, name, then_us)
+            return alias_table.get(db, name) if then_us is None else alias_table.get_at(db, name, then_us)
 
-        row, revision = await self._desk.read(name.tenant, work, age)
+        row, revision = await self._catalogue.read(name.tenant, work, age)
         return messages.alias(row, revision)
 
     async def ListAliases(
@@ -57,10 +56,10 @@ class AliasRpcs(Rpcs):
     ) -> registry_pb2.ListAliasesResponse:
         found = Violations()
         parent = admitted(found, ConceptName, request.parent, "parent", Role.READER)
-        page = await self._desk.page(
+        page = await self._catalogue.page(
             parent.tenant,
             request,
-            lambda db, at, after, limit: pointers.page(db, parent, at, after, limit),
+            lambda db, at, after, limit: alias_table.page(db, parent, at, after, limit),
             exists=lambda db: concepts.get(db, parent),
             message=messages.alias,
             key=lambda row: row["alias"],
@@ -77,9 +76,9 @@ class AliasRpcs(Rpcs):
         name = admitted(found, AliasName, request.name, "name", Role.WRITER)
         _refuse_latest(found, name, "name")
         found.characters("reason", request.reason, checks.MAX_REASON)
-        mutation(found, request)
+        check_write(found, request)
         command = DeleteAlias(peer=context.peer(), name=name, reason=request.reason, etag=request.etag)
-        result = await self._desk.commit(name.tenant, command, request, context)
+        result = await self._catalogue.commit(name.tenant, command, request, context)
         return registry_pb2.DeleteAliasResponse(revision=str(result.revision))
 
     async def RollbackAlias(self, request: registry_pb2.RollbackAliasRequest, context: Context) -> resources_pb2.Alias:
@@ -87,9 +86,9 @@ class AliasRpcs(Rpcs):
         name = admitted(found, AliasName, request.name, "name", Role.WRITER)
         _refuse_latest(found, name, "name")
         found.characters("reason", request.reason, checks.MAX_REASON)
-        mutation(found, request)
+        check_write(found, request)
         command = RollbackAlias(peer=context.peer(), name=name, reason=request.reason, etag=request.etag)
-        result = await self._desk.commit(name.tenant, command, request, context)
+        result = await self._catalogue.commit(name.tenant, command, request, context)
         return messages.alias(result.value, result.revision)
 
     async def ListAliasChanges(
@@ -97,10 +96,10 @@ class AliasRpcs(Rpcs):
     ) -> registry_pb2.ListAliasChangesResponse:
         found = Violations()
         parent = admitted(found, AliasName, request.parent, "parent", Role.READER)
-        page = await self._desk.page(
+        page = await self._catalogue.page(
             parent.tenant,
             request,
-            lambda db, at, before, limit: pointers.history(db, parent, at, before, limit),
+            lambda db, at, before, limit: alias_table.history(db, parent, at, before, limit),
             exists=lambda db: concepts.get(db, parent.parent),
             message=lambda row, revision: messages.alias_change(row),
             key=lambda row: row["since"],

@@ -12,7 +12,7 @@ from registry.signatures import SignaturePolicy
 from rpc.identity import Principal
 from rpc.validate import Violations, admitted
 
-__all__ = ["Context", "Rpcs", "admitted", "child", "mutation", "tenants_of"]
+__all__ = ["Context", "Rpcs", "admitted", "check_write", "child", "tenants_of"]
 
 
 class Rpcs:
@@ -23,21 +23,21 @@ class Rpcs:
 
     def __init__(
         self,
-        desk: CatalogueStore,
+        catalogue: CatalogueStore,
         *,
         pickles: Pickles,
         signatures: SignaturePolicy,
         keep_deleted: timedelta,
         draining: asyncio.Event,
     ) -> None:
-        self._desk = desk
+        self._catalogue = catalogue
         self._signatures = signatures
         self._pickles = pickles
         self._keep_deleted = keep_deleted
         self._draining = draining
 
 
-def mutation(found: Violations, request: Any) -> None:
+def check_write(found: Violations, request: Any) -> None:
     """Checks what every mutation has, and raises InvalidArgument if anything was found so far."""
     found.request_id(request)
     found.raise_if_any()

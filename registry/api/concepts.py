@@ -10,7 +10,7 @@ from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
 from registry.api import conversions as messages
 from registry.api import validation as checks
-from registry.api.base import Context, Rpcs, admitted, child, mutation
+from registry.api.base import Context, Rpcs, admitted, check_write, child
 from registry.catalogue import concepts
 from registry.catalogue.commands import (
     CreateConcept,
@@ -67,9 +67,9 @@ class ConceptRpcs(Rpcs):
         parent = admitted(found, TenantName, request.parent, "parent", Role.WRITER)
         name = child(found, ConceptName, str(parent), "concepts", request.concept_id, "concept_id")
         fields = checks.concept(found, "concept", request.concept)
-        mutation(found, request)
+        check_write(found, request)
         command = CreateConcept(peer=context.peer(), name=name, fields=fields)
-        result = await self._desk.commit(name.tenant, command, request, context)
+        result = await self._catalogue.commit(name.tenant, command, request, context)
         return messages.concept(result.value, result.revision)
 
     async def GetConcept(self, request: registry_pb2.GetConceptRequest, context: Context) -> resources_pb2.Concept:
@@ -77,7 +77,7 @@ class ConceptRpcs(Rpcs):
         name = admitted(found, ConceptName, request.name, "name", Role.READER)
         age = checks.staleness(found, request)
         found.raise_if_any()
-        row, revision = await self._desk.read(name.tenant, lambda db: concepts.get(db, name), age)
+        row, revision = await self._catalogue.read(name.tenant, lambda db: concepts.get(db, name), age)
         return messages.concept(row, revision)
 
     async def ListConcepts(
@@ -93,7 +93,7 @@ class ConceptRpcs(Rpcs):
             condition = f"{condition} AND state = '{concepts.ACTIVE}'"
         lead = _lead(term)
         where = condition, {**parameters, **lead.parameters}
-        page = await self._desk.page(
+        page = await self._catalogue.page(
             parent.tenant,
             request,
             lambda db, at, after, limit: concepts.page(
@@ -116,10 +116,10 @@ class ConceptRpcs(Rpcs):
         fields = checks.concept(found, "concept", request.concept)
         is_set = {field: bool(getattr(fields, field)) for field in _CHANGEABLE}
         paths = checks.masked(found, request.update_mask, request.HasField("update_mask"), _CHANGEABLE, is_set)
-        mutation(found, request)
+        check_write(found, request)
         changed = {path: getattr(fields, path) for path in paths}
         command = UpdateConcept(peer=context.peer(), name=name, fields=changed, etag=request.concept.etag)
-        result = await self._desk.commit(name.tenant, command, request, context)
+        result = await self._catalogue.commit(name.tenant, command, request, context)
         return messages.concept(result.value, result.revision)
 
     async def DeleteConcept(
@@ -127,10 +127,10 @@ class ConceptRpcs(Rpcs):
     ) -> resources_pb2.Concept:
         found = Violations()
         name = admitted(found, ConceptName, request.name, "name", Role.WRITER)
-        mutation(found, request)
+        check_write(found, request)
         kept_us = self._keep_deleted // timedelta(microseconds=1)
         command = DeleteConcept(peer=context.peer(), name=name, etag=request.etag, kept_us=kept_us)
-        result = await self._desk.commit(name.tenant, command, request, context)
+        result = await self._catalogue.commit(name.tenant, command, request, context)
         return messages.concept(result.value, result.revision)
 
     async def UndeleteConcept(
@@ -138,9 +138,9 @@ class ConceptRpcs(Rpcs):
     ) -> resources_pb2.Concept:
         found = Violations()
         name = admitted(found, ConceptName, request.name, "name", Role.WRITER)
-        mutation(found, request)
+        check_write(found, request)
         command = UndeleteConcept(peer=context.peer(), name=name, etag=request.etag)
-        result = await self._desk.commit(name.tenant, command, request, context)
+        result = await self._catalogue.commit(name.tenant, command, request, context)
         return messages.concept(result.value, result.revision)
 
     async def PurgeConcept(
@@ -148,7 +148,7 @@ class ConceptRpcs(Rpcs):
     ) -> registry_pb2.PurgeConceptResponse:
         found = Violations()
         name = admitted(found, ConceptName, request.name, "name", Role.ADMIN)
-        mutation(found, request)
+        check_write(found, request)
         command = PurgeConcept(peer=context.peer(), name=name, force=request.force)
-        result = await self._desk.commit(name.tenant, command, request, context)
+        result = await self._catalogue.commit(name.tenant, command, request, context)
         return registry_pb2.PurgeConceptResponse(revision=str(result.revision))

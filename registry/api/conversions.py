@@ -11,7 +11,7 @@ from pseudoword.names import AliasName, ConceptName, EvaluationName, TenantName,
 from pseudoword.registry.v1 import resources_pb2
 
 from storage.ledger.entry import Revision
-from storage.ledger.state_machine import Change
+from storage.ledger.state_machine import CommittedEvent
 
 Row = Mapping[str, Any]
 
@@ -113,34 +113,34 @@ def alias_change(row: Row) -> resources_pb2.AliasChange:
     return message
 
 
-def event(change: Change) -> resources_pb2.Event:
-    mutation, body = change.mutation, change.mutation.effect
+def event(event: CommittedEvent) -> resources_pb2.Event:
+    body = event.body
     message = resources_pb2.Event(
-        revision=str(change.revision),
-        type=event_type(mutation.kind),
+        revision=str(event.revision),
+        type=event_type(event.kind),
         resource=body["name"],
-        actor=mutation.actor,
-        on_behalf_of=mutation.on_behalf_of,
+        actor=event.actor,
+        on_behalf_of=event.on_behalf_of,
         version=body.get("version", ""),
         readers=body.get("readers", ()),
     )
-    _set_time(message.event_time, change.time_us)
+    _set_time(message.event_time, event.time_us)
     return message
 
 
-def audit_record(change: Change) -> resources_pb2.AuditRecord:
-    mutation, body = change.mutation, change.mutation.effect
+def audit_record(event: CommittedEvent) -> resources_pb2.AuditRecord:
+    body = event.body
     message = resources_pb2.AuditRecord(
-        revision=str(change.revision),
-        type=event_type(mutation.kind),
+        revision=str(event.revision),
+        type=event_type(event.kind),
         resource=body["name"],
-        actor=mutation.actor,
-        on_behalf_of=mutation.on_behalf_of,
+        actor=event.actor,
+        on_behalf_of=event.on_behalf_of,
         peer=body["peer"],
-        request_id=mutation.request_id,
+        request_id=event.request_id,
         change_json=dumps(body, sort_keys=True, ensure_ascii=False),
     )
-    _set_time(message.event_time, change.time_us)
+    _set_time(message.event_time, event.time_us)
     return message
 
 

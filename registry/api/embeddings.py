@@ -39,8 +39,8 @@ class EmbeddingRpcs(Rpcs):
                     raise not_granted(name.parent, reader)
             return versions.get(db, name)
 
-        row, revision = await self._desk.read(name.tenant, work, age)
-        data = await self._desk.get_blob(row["blob"])
+        row, revision = await self._catalogue.read(name.tenant, work, age)
+        data = await self._catalogue.get_blob(row["blob"])
         version = messages.version(row, revision)
         answer = await asyncio.to_thread(_exported, data, row, version, request.format)
         return registry_pb2.GetEmbeddingResponse(

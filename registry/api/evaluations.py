@@ -7,7 +7,7 @@ from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
 from registry.api import conversions as messages
 from registry.api import validation as checks
-from registry.api.base import Context, Rpcs, admitted, child, mutation
+from registry.api.base import Context, Rpcs, admitted, check_write, child
 from registry.catalogue import versions
 from registry.catalogue.commands import CreateEvaluation
 from registry.catalogue.versioned_rows import NOW
@@ -28,26 +28,26 @@ class EvaluationRpcs(Rpcs):
         name = child(found, EvaluationName, str(parent), "evaluations", segment, "evaluation_id")
         given = request.evaluation
         checks.evaluation(found, "evaluation", given)
-        mutation(found, request)
+        check_write(found, request)
         kept = resources_pb2.Evaluation(
             evaluator=given.evaluator, metrics=given.metrics, samples=given.samples, seed=given.seed, note=given.note
         )
         command = CreateEvaluation(peer=context.peer(), name=name, evaluation=messages.to_json(kept))
-        result = await self._desk.commit(name.tenant, command, request, context)
+        result = await self._catalogue.commit(name.tenant, command, request, context)
         return messages.evaluation(result.value, result.revision)
 
     async def GetEvaluation(
         self, request: registry_pb2.GetEvaluationRequest, context: Context
     ) -> resources_pb2.Evaluation:
         name = admitted(Violations(), EvaluationName, request.name, "name", Role.READER)
-        row, revision = await self._desk.read(name.tenant, lambda db: versions.get_evaluation(db, name))
+        row, revision = await self._catalogue.read(name.tenant, lambda db: versions.get_evaluation(db, name))
         return messages.evaluation(row, revision)
 
     async def ListEvaluations(
         self, request: registry_pb2.ListEvaluationsRequest, context: Context
     ) -> registry_pb2.ListEvaluationsResponse:
         parent = admitted(Violations(), VersionName, request.parent, "parent", Role.READER)
-        page = await self._desk.page(
+        page = await self._catalogue.page(
             parent.tenant,
             request,
             lambda db, at, before, limit: versions.evaluations(db, parent, at, before, limit),

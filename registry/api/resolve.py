@@ -61,7 +61,7 @@ class ResolveRpcs(Rpcs):
         age = checks.staleness(found, request)
         found.raise_if_any()
         if kept is not None:
-            if await self._desk.still_at(kept.revisions, age):
+            if await self._catalogue.still_at(kept.revisions, age):
                 if self._answers.get(key) is kept:
                     self._answers.move_to_end(key)
                 return kept.response
@@ -77,7 +77,7 @@ class ResolveRpcs(Rpcs):
             def work(db: sqlite3.Connection, places: Iterable[int] = tuple(places)) -> list[Meaning | Error]:
                 return [_resolved(db, refs[index], asking) for index in places]
 
-            meanings, revision = await self._desk.read(owner, work, age)
+            meanings, revision = await self._catalogue.read(owner, work, age)
             read.append(revision)
             for index, meaning in zip(places, meanings, strict=True):
                 answer = registry_pb2.ResolvedWord(word=request.words[index], revision=str(revision))

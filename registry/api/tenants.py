@@ -10,7 +10,7 @@ from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
 from registry.api import conversions as messages
 from registry.api import validation as checks
-from registry.api.base import Context, Rpcs, admitted, child, mutation, tenants_of
+from registry.api.base import Context, Rpcs, admitted, check_write, child, tenants_of
 from registry.catalogue import tenants
 from registry.catalogue.commands import CreateTenant, Quotas, UpdateTenant
 from rpc.identity import Role, current_principal
@@ -29,14 +29,14 @@ class TenantRpcs(Rpcs):
         current_principal().require(name.tenant, Role.ADMIN)
         checks.display_name(found, "tenant.display_name", request.tenant.display_name)
         checks.quotas(found, "tenant.quotas", request.tenant.quotas)
-        mutation(found, request)
+        check_write(found, request)
         command = CreateTenant(
             peer=context.peer(),
             name=name,
             display_name=request.tenant.display_name,
             quotas=Quotas(**{quota: getattr(request.tenant.quotas, quota) for quota in _QUOTAS}),
         )
-        result = await self._desk.commit(name.tenant, command, request, context)
+        result = await self._catalogue.commit(name.tenant, command, request, context)
         return messages.tenant(result.value, result.revision)
 
     async def GetTenant(self, request: registry_pb2.GetTenantRequest, context: Context) -> resources_pb2.Tenant:
@@ -44,7 +44,7 @@ class TenantRpcs(Rpcs):
         name = admitted(found, TenantName, request.name, "name", Role.READER)
         age = checks.staleness(found, request)
         found.raise_if_any()
-        row, revision = await self._desk.read(name.tenant, lambda db: tenants.get(db, name), age)
+        row, revision = await self._catalogue.read(name.tenant, lambda db: tenants.get(db, name), age)
         return messages.tenant(row, revision)
 
     async def ListTenants(
@@ -65,8 +65,8 @@ class TenantRpcs(Rpcs):
         def work(db: sqlite3.Connection) -> list[dict[str, Any]]:
             return tenants.after(db, after, readable, size + 1)
 
-        ledger = self._desk.ledger
-        shards = range(ledger.shards) if readable is None else {self._desk.shard(name) for name in readable}
+        ledger = self._catalogue.ledger
+        shards = range(ledger.shards) if readable is None else {self._catalogue.shard(name) for name in readable}
         answers = await asyncio.gather(*(ledger.read(shard, work) for shard in shards))
         rows = [(row, revision) for some, revision in answers for row in some]
         rows = sorted(rows, key=lambda item: item[0]["tenant"])[: size + 1]
@@ -85,9 +85,9 @@ class TenantRpcs(Rpcs):
         checks.display_name(found, "tenant.display_name", tenant.display_name)
         checks.quotas(found, "tenant.quotas", tenant.quotas)
         fields = self._fields(found, request)
-        mutation(found, request)
+        check_write(found, request)
         command = UpdateTenant(peer=context.peer(), name=name, fields=fields, etag=tenant.etag)
-        result = await self._desk.commit(name.tenant, command, request, context)
+        result = await self._catalogue.commit(name.tenant, command, request, context)
         return messages.tenant(result.value, result.revision)
 
     def _fields(self, found: Violations, request: registry_pb2.UpdateTenantRequest) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pseudoword.registry.v1 import registry_pb2, resources_pb2
 from registry import files
 from registry.api import conversions as messages
 from registry.api import validation as checks
-from registry.api.base import Context, Rpcs, admitted, mutation
+from registry.api.base import Context, Rpcs, admitted, check_write
 from registry.catalogue import concepts, versions
 from registry.catalogue.commands import ConceptFields, PublishVersion, UnyankVersion, YankVersion
 from registry.catalogue.versioned_rows import NOW
@@ -73,7 +73,7 @@ class VersionRpcs(Rpcs):
         job = described.provenance.job
         if job and job.split("/")[1:2] != [parent.tenant]:
             found.add("version.provenance.job", f"must be a job of tenants/{parent.tenant}")
-        mutation(found, request)
+        check_write(found, request)
         tensors = await _read(request.embedding, "embedding")
         files.fill_encoders(found, "version.base_model", described.base_model, tensors)
         found.raise_if_any()
@@ -96,7 +96,7 @@ class VersionRpcs(Rpcs):
         found.labels("labels", request.labels)
         checks.base_model(found, "base_model", request.base_model)
         files.check_format(found, request.format)
-        mutation(found, request)
+        check_write(found, request)
         layout, tensors = files.recognise(*await self._read_import(request))
         files.fill_encoders(found, "base_model", described.base_model, tensors)
         found.raise_if_any()
@@ -143,7 +143,7 @@ class VersionRpcs(Rpcs):
             record=blobs[1].name if record else "",
         )
         try:
-            result = await self._desk.commit(tenant, command, request, context)
+            result = await self._catalogue.commit(tenant, command, request, context)
         except UNCOMMITTED as error:
             await self._drop(blobs, request.validate_only)
             if getattr(error, "reason", "") == "BLOB_CONDEMNED":
@@ -154,7 +154,7 @@ class VersionRpcs(Rpcs):
         # The request, or the job, had its answer already.
         await self._drop(blobs, request.validate_only)
         try:
-            return await whole(self._desk, result.value, result.revision)
+            return await whole(self._catalogue, result.value, result.revision)
         except ObjectMissing:
             # The version was purged since, and its record collected.
             return messages.version(result.value, result.revision)
@@ -162,19 +162,19 @@ class VersionRpcs(Rpcs):
     async def _upload(self, tenant: str, contents: Sequence[bytes], validate_only: bool) -> list[Blob]:
         if validate_only:
             return [Blob.of(tenant, content) for content in contents]
-        return list(await asyncio.gather(*(self._desk.put_blob(tenant, content) for content in contents)))
+        return list(await asyncio.gather(*(self._catalogue.put_blob(tenant, content) for content in contents)))
 
     async def _drop(self, blobs: Sequence[Blob], validate_only: bool) -> None:
         if not validate_only:
-            await asyncio.gather(*(self._desk.drop_blob(blob) for blob in blobs))
+            await asyncio.gather(*(self._catalogue.drop_blob(blob) for blob in blobs))
 
     async def GetVersion(self, request: registry_pb2.GetVersionRequest, context: Context) -> resources_pb2.Version:
         found = Violations()
         name = admitted(found, VersionName, request.name, "name", Role.READER)
         age = checks.staleness(found, request)
         found.raise_if_any()
-        row, revision = await self._desk.read(name.tenant, lambda db: versions.get(db, name), age)
-        return await whole(self._desk, row, revision)
+        row, revision = await self._catalogue.read(name.tenant, lambda db: versions.get(db, name), age)
+        return await whole(self._catalogue, row, revision)
 
     async def ListVersions(
         self, request: registry_pb2.ListVersionsRequest, context: Context
@@ -184,7 +184,7 @@ class VersionRpcs(Rpcs):
         age = checks.staleness(found, request)
         where = filtered(found, request, _FIELDS)
         found.raise_if_any()
-        page = await self._desk.page(
+        page = await self._catalogue.page(
             parent.tenant,
             request,
             lambda db, at, before, limit: versions.page(db, parent, where, at, before, limit),
@@ -202,30 +202,30 @@ class VersionRpcs(Rpcs):
         found = Violations()
         name = admitted(found, VersionName, request.name, "name", Role.WRITER)
         found.characters("reason", request.reason, checks.MAX_REASON)
-        mutation(found, request)
+        check_write(found, request)
         command = YankVersion(peer=context.peer(), name=name, reason=request.reason, etag=request.etag)
-        result = await self._desk.commit(name.tenant, command, request, context)
-        return await whole(self._desk, result.value, result.revision)
+        result = await self._catalogue.commit(name.tenant, command, request, context)
+        return await whole(self._catalogue, result.value, result.revision)
 
     async def UnyankVersion(
         self, request: registry_pb2.UnyankVersionRequest, context: Context
     ) -> resources_pb2.Version:
         found = Violations()
         name = admitted(found, VersionName, request.name, "name", Role.WRITER)
-        mutation(found, request)
+        check_write(found, request)
         command = UnyankVersion(peer=context.peer(), name=name, etag=request.etag)
-        result = await self._desk.commit(name.tenant, command, request, context)
-        return await whole(self._desk, result.value, result.revision)
+        result = await self._catalogue.commit(name.tenant, command, request, context)
+        return await whole(self._catalogue, result.value, result.revision)
 
 
-async def whole(desk: CatalogueStore, row: messages.Row, revision: Revision) -> resources_pb2.Version:
+async def whole(catalogue: CatalogueStore, row: messages.Row, revision: Revision) -> resources_pb2.Version:
     """A version with its loss curve and recipe, which are read from its record. Raises Damaged."""
     version = messages.version(row, revision)
     if not row["record"]:
         return version
     record = resources_pb2.Version()
     try:
-        record.ParseFromString(await desk.get_blob(row["record"]))
+        record.ParseFromString(await catalogue.get_blob(row["record"]))
     except ValueError as error:  # DecodeError is one
         raise Damaged(row["record"], "it is no record of a version") from error
     return with_record(version, record)

@@ -50,10 +50,10 @@ class WatchRpcs(Rpcs):
         principal = current_principal()
         if request.parent == ALL_TENANTS:
             tenant = None
-            shards = _shards(self._desk, principal)
+            shards = _shards(self._catalogue, principal)
         else:
             tenant = admitted(found, TenantName, request.parent, "parent", Role.READER).tenant
-            shards = {self._desk.shard(tenant)}
+            shards = {self._catalogue.shard(tenant)}
         bookmark_s = _bookmark_interval(found, request).total_seconds()
         found.raise_if_any()
         resume = await self._start(request.resume_token, shards)
@@ -64,17 +64,17 @@ class WatchRpcs(Rpcs):
             began_s, moved, behind = time.time(), False, False
             # So many at once, that no shard waits for a busy one.
             looks = [
-                self._desk.ledger.changes(shard, after, limit=_MOST, max_staleness=_POLL)
+                self._catalogue.ledger.changes(shard, after, limit=_MOST, max_staleness=_POLL)
                 for shard, after in sorted(resume.after.items())
             ]
             for changes, upto in await asyncio.gather(*looks):
-                for change in changes:
-                    resume = resume.moved(change.revision)
-                    if change.mutation.kind in HIDDEN:
+                for event in changes:
+                    resume = resume.moved(event.revision)
+                    if event.kind in HIDDEN:
                         continue
-                    owner = change.mutation.tenant
+                    owner = event.tenant
                     if owner == tenant or (tenant is None and principal.may(owner, Role.READER)):
-                        yield registry_pb2.WatchEventsResponse(event=messages.event(change), resume_token=str(resume))
+                        yield registry_pb2.WatchEventsResponse(event=messages.event(event), resume_token=str(resume))
                 resume = resume.moved(upto)
                 moved = moved or bool(changes)
                 behind = behind or len(changes) == _MOST
@@ -85,7 +85,7 @@ class WatchRpcs(Rpcs):
 
     async def _start(self, token: str, shards: set[int]) -> ResumeToken:
         """Where to begin: as the token says, or now. Raises InvalidArgument, StoreChanged, RevisionAhead."""
-        ledger = self._desk.ledger
+        ledger = self._catalogue.ledger
         if token:
             return ResumeToken.parse(token, ledger.store_id, shards)
         now = await asyncio.gather(*(ledger.read(shard, lambda db: None) for shard in shards))
@@ -94,7 +94,7 @@ class WatchRpcs(Rpcs):
     async def _pause(self, shards: set[int], most_s: float) -> None:
         """Until something may have changed. Raises Unavailable when the server stops."""
         if most_s and not self._draining.is_set():
-            moved = asyncio.ensure_future(self._desk.ledger.wait_for_changes(shards, timedelta(seconds=most_s)))
+            moved = asyncio.ensure_future(self._catalogue.ledger.wait_for_changes(shards, timedelta(seconds=most_s)))
             draining = asyncio.ensure_future(self._draining.wait())
             try:
                 await asyncio.wait({moved, draining}, return_when=asyncio.FIRST_COMPLETED)
@@ -116,15 +116,15 @@ class WatchRpcs(Rpcs):
         tenant = admitted(found, TenantName, request.parent, "parent", Role.ADMIN).tenant
         where = filtered(found, request, _FIELDS)
         found.raise_if_any()
-        store_id, shard = self._desk.ledger.store_id, self._desk.shard(tenant)
-        page = await self._desk.page(
+        store_id, shard = self._catalogue.ledger.store_id, self._catalogue.shard(tenant)
+        page = await self._catalogue.page(
             tenant,
             request,
             lambda db, at, before, limit: history.newest(
                 db, tenant, where, min(at + 1, before), limit, store_id, shard
             ),
-            message=lambda change, revision: messages.audit_record(change),
-            key=lambda change: history.place(change.revision),
+            message=lambda event, revision: messages.audit_record(event),
+            key=lambda event: history.place(event.revision),
             first=NOW,
         )
         return registry_pb2.ListAuditRecordsResponse(
@@ -132,17 +132,17 @@ class WatchRpcs(Rpcs):
         )
 
 
-def _shards(desk: CatalogueStore, principal: Principal) -> set[int]:
+def _shards(catalogue: CatalogueStore, principal: Principal) -> set[int]:
     """The shards of all tenants that the caller may read. Raises PermissionDenied when there are none."""
     allowed = tenants_of(principal)
     if allowed is None:
         principal.require("-", Role.READER)  # no tenant is called so: this asks for the role alone
-        return set(range(desk.ledger.shards))
+        return set(range(catalogue.ledger.shards))
     for tenant in allowed:
         principal.require(tenant, Role.READER)
     if not allowed:
         raise PermissionDenied(f"{principal.name} has no tenant to watch", reason="TENANT_DENIED")
-    return {desk.shard(tenant) for tenant in allowed}
+    return {catalogue.shard(tenant) for tenant in allowed}
 
 
 def _bookmark_interval(found: Violations, request: registry_pb2.WatchEventsRequest) -> timedelta:

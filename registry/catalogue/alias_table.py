@@ -11,7 +11,7 @@ from pseudoword.names import LATEST, AliasName, ConceptName
 
 from registry.catalogue.versioned_rows import FOREVER, NOW, SPAN, TRUE_THEN, insert, place
 from rpc.errors import NotFound
-from storage.ledger.state_machine import Change
+from storage.ledger.state_machine import CommittedEvent
 
 # `version` 0: the alias did not exist from then on. `restored` is the `since` of the row that a rollback went back to,
 # or the row's own: where the next rollback goes on looking.
@@ -79,7 +79,7 @@ def point(
     concept: ConceptName,
     alias: str,
     version: int,
-    change: Change,
+    event: CommittedEvent,
     *,
     reason: str = "",
     restored: int | None = None,
@@ -90,11 +90,11 @@ def point(
     previous = 0 if row is None else row["version"]
     if alias == LATEST and previous == version:
         return
-    here = place(change.revision)
+    here = place(event.revision)
     db.execute(
         f"UPDATE aliases SET until = :here WHERE {OF_ALIAS} AND until = {FOREVER}",
         vars(name) | {"at": NOW, "here": here},
     )
-    who = {"actor": change.mutation.actor, "on_behalf_of": change.mutation.on_behalf_of, "etag": str(change.revision)}
+    who = {"actor": event.actor, "on_behalf_of": event.on_behalf_of, "etag": str(event.revision)}
     what = {"version": version, "previous": previous, "restored": here if restored is None else restored}
-    insert(db, "aliases", vars(name) | who | what | {"since": here, "time_us": change.time_us, "reason": reason})
+    insert(db, "aliases", vars(name) | who | what | {"since": here, "time_us": event.time_us, "reason": reason})

@@ -6,18 +6,18 @@ from typing import Any
 
 from pseudoword.names import AliasName, VersionName
 
-from registry.catalogue import alias_table as pointers
-from registry.catalogue import concepts, tenants, versions
+from registry.catalogue import alias_table, concepts, versions
 from registry.catalogue.alias_table import OF_ALIAS
 from registry.catalogue.commands import DeleteAlias, RollbackAlias, SetAlias
 from registry.catalogue.versioned_rows import FOREVER, NOW
 from rpc.errors import Aborted, AlreadyExists, FailedPrecondition
-from storage.ledger.state_machine import Change, Effect
+from storage.ledger.state_machine import CommittedEvent, Event
+from storage.sql import check_etag
 
 
-def decide_set(db: sqlite3.Connection, command: SetAlias) -> Sequence[Effect]:
+def decide_set(db: sqlite3.Connection, command: SetAlias) -> Sequence[Event]:
     concept = concepts.get_active(db, command.name.parent)
-    row = pointers.find(db, command.name)
+    row = alias_table.find(db, command.name)
     if command.create_only and row is not None:
         raise AlreadyExists(
             f"{command.name} exists already", reason="ALIAS_EXISTS", metadata={"alias": str(command.name)}
@@ -31,19 +31,19 @@ def decide_set(db: sqlite3.Connection, command: SetAlias) -> Sequence[Effect]:
             metadata={"version": str(command.version)},
         )
     body = {"version": str(command.version), "reason": command.reason, "readers": concept["readers"]}
-    return [Effect(kind="alias-set", body={"name": str(command.name), "peer": command.peer, **body})]
+    return [Event(kind="alias-set", body={"name": str(command.name), "peer": command.peer, **body})]
 
 
-def decide_delete(db: sqlite3.Connection, command: DeleteAlias) -> Sequence[Effect]:
+def decide_delete(db: sqlite3.Connection, command: DeleteAlias) -> Sequence[Event]:
     concept = concepts.get_active(db, command.name.parent)
-    _check_etag(command.etag, pointers.get(db, command.name), command.name)
+    _check_etag(command.etag, alias_table.get(db, command.name), command.name)
     body = {"reason": command.reason, "readers": concept["readers"]}
-    return [Effect(kind="alias-deleted", body={"name": str(command.name), "peer": command.peer, **body})]
+    return [Event(kind="alias-deleted", body={"name": str(command.name), "peer": command.peer, **body})]
 
 
-def decide_rollback(db: sqlite3.Connection, command: RollbackAlias) -> Sequence[Effect]:
+def decide_rollback(db: sqlite3.Connection, command: RollbackAlias) -> Sequence[Event]:
     concept = concepts.get_active(db, command.name.parent)
-    row = pointers.get(db, command.name)
+    row = alias_table.get(db, command.name)
     _check_etag(command.etag, row, command.name)
     earlier = db.execute(
         f"SELECT version, restored FROM aliases AS a WHERE {OF_ALIAS} AND since < :restored"
@@ -61,29 +61,29 @@ def decide_rollback(db: sqlite3.Connection, command: RollbackAlias) -> Sequence[
     target = VersionName(command.name.tenant, command.name.concept, earlier["version"])
     body = {"version": str(target), "restored": earlier["restored"], "reason": command.reason}
     body |= {"name": str(command.name), "peer": command.peer, "readers": concept["readers"]}
-    return [Effect(kind="alias-set", body=body)]
+    return [Event(kind="alias-set", body=body)]
 
 
-def apply_set(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
-    body = change.mutation.effect
+def apply_set(db: sqlite3.Connection, event: CommittedEvent) -> dict[str, Any]:
+    body = event.body
     name = AliasName.parse(body["name"])
     version = VersionName.parse(body["version"]).version
-    pointers.point(db, name.parent, name.alias, version, change, reason=body["reason"], restored=body.get("restored"))
-    concepts.touch(db, name.parent, change)
-    return pointers.get(db, name)
+    alias_table.point(db, name.parent, name.alias, version, event, reason=body["reason"], restored=body.get("restored"))
+    concepts.touch(db, name.parent, event)
+    return alias_table.get(db, name)
 
 
-def apply_deleted(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
-    body = change.mutation.effect
+def apply_deleted(db: sqlite3.Connection, event: CommittedEvent) -> dict[str, Any]:
+    body = event.body
     name = AliasName.parse(body["name"])
-    pointers.point(db, name.parent, name.alias, 0, change, reason=body["reason"])
-    concepts.touch(db, name.parent, change)
+    alias_table.point(db, name.parent, name.alias, 0, event, reason=body["reason"])
+    concepts.touch(db, name.parent, event)
     return {}
 
 
 def _check_etag(given: str, row: dict[str, Any] | None, name: AliasName) -> None:
     if row is not None:
-        tenants.check_etag(given, row["etag"], str(name))
+        check_etag(given, row["etag"], str(name))
     elif given:
         raise Aborted(
             f"{name} is gone since it was read", reason="ETAG_MISMATCH", metadata={"resource": str(name), "etag": ""}

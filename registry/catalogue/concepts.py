@@ -19,7 +19,8 @@ from registry.catalogue.commands import (
 )
 from registry.catalogue.versioned_rows import NOW, SPAN, TRUE_THEN, end, insert, place, replace
 from rpc.errors import AlreadyExists, FailedPrecondition, NotFound
-from storage.ledger.state_machine import Change, Effect
+from storage.ledger.state_machine import CommittedEvent, Event
+from storage.sql import check_etag
 
 ACTIVE = "STATE_ACTIVE"
 DELETED = "STATE_DELETED"
@@ -136,13 +137,13 @@ def _read(db: sqlite3.Connection, row: sqlite3.Row, at: int) -> dict[str, Any]:
     return found
 
 
-def decide_create(db: sqlite3.Connection, command: CreateConcept, defaults: Quotas) -> Sequence[Effect]:
+def decide_create(db: sqlite3.Connection, command: CreateConcept, defaults: Quotas) -> Sequence[Event]:
     return creation(db, command.name, command.fields, defaults, command.peer)
 
 
 def creation(
     db: sqlite3.Connection, name: ConceptName, fields: ConceptFields, defaults: Quotas, peer: str
-) -> list[Effect]:
+) -> list[Event]:
     """What makes a concept, and its tenant where that is missing. Raises AlreadyExists, ResourceExhausted."""
     row = find(db, name)
     if row is not None:
@@ -161,9 +162,9 @@ def creation(
     tenant = tenants.find(db, name.tenant)
     used = tenant["concepts"] if tenant is not None else 0
     tenants.check_quota(tenant, defaults, "concepts", used, 1, tenant=name.tenant)
-    effects = [] if tenant is not None else [tenants.created(TenantName(name.tenant), peer)]
-    effects.append(Effect(kind="concept-created", body={"name": str(name), "peer": peer, **_body(vars(fields))}))
-    return effects
+    events = [] if tenant is not None else [tenants.created(TenantName(name.tenant), peer)]
+    events.append(Event(kind="concept-created", body={"name": str(name), "peer": peer, **_body(vars(fields))}))
+    return events
 
 
 def is_purged(db: sqlite3.Connection, name: ConceptName) -> bool:
@@ -172,33 +173,33 @@ def is_purged(db: sqlite3.Connection, name: ConceptName) -> bool:
     return db.execute("SELECT 1 FROM purged WHERE tenant = ? AND concept = ?", key).fetchone() is not None
 
 
-def decide_update(db: sqlite3.Connection, command: UpdateConcept) -> Sequence[Effect]:
+def decide_update(db: sqlite3.Connection, command: UpdateConcept) -> Sequence[Event]:
     row = get_active(db, command.name)
-    tenants.check_etag(command.etag, row["etag"], str(command.name))
+    check_etag(command.etag, row["etag"], str(command.name))
     fields = {key: row[key] for key in ConceptFields.__dataclass_fields__} | dict(command.fields)
     body = {"name": str(command.name), "peer": command.peer, **_body(fields)}
-    return [Effect(kind="concept-updated", body=body)]
+    return [Event(kind="concept-updated", body=body)]
 
 
-def decide_delete(db: sqlite3.Connection, command: DeleteConcept, now_us: int) -> Sequence[Effect]:
+def decide_delete(db: sqlite3.Connection, command: DeleteConcept, now_us: int) -> Sequence[Event]:
     row = get_active(db, command.name)
-    tenants.check_etag(command.etag, row["etag"], str(command.name))
+    check_etag(command.etag, row["etag"], str(command.name))
     body = {"name": str(command.name), "peer": command.peer, "purge_us": now_us + command.kept_us}
-    return [Effect(kind="concept-deleted", body=body | {"readers": row["readers"]})]
+    return [Event(kind="concept-deleted", body=body | {"readers": row["readers"]})]
 
 
-def decide_undelete(db: sqlite3.Connection, command: UndeleteConcept) -> Sequence[Effect]:
+def decide_undelete(db: sqlite3.Connection, command: UndeleteConcept) -> Sequence[Event]:
     row = get(db, command.name)
     if row["state"] != DELETED:
         raise FailedPrecondition(
             f"{command.name} is not deleted", reason="CONCEPT_ACTIVE", metadata={"concept": str(command.name)}
         )
-    tenants.check_etag(command.etag, row["etag"], str(command.name))
+    check_etag(command.etag, row["etag"], str(command.name))
     body = {"name": str(command.name), "peer": command.peer, "readers": row["readers"]}
-    return [Effect(kind="concept-undeleted", body=body)]
+    return [Event(kind="concept-undeleted", body=body)]
 
 
-def decide_purge(db: sqlite3.Connection, command: PurgeConcept, now_us: int) -> Sequence[Effect]:
+def decide_purge(db: sqlite3.Connection, command: PurgeConcept, now_us: int) -> Sequence[Event]:
     row = get(db, command.name)
     if row["state"] != DELETED:
         raise FailedPrecondition(
@@ -212,30 +213,30 @@ def decide_purge(db: sqlite3.Connection, command: PurgeConcept, now_us: int) -> 
             reason="CONCEPT_KEPT",
             metadata={"concept": str(command.name)},
         )
-    return [Effect(kind="concept-purged", body={"name": str(command.name), "peer": command.peer, "readers": []})]
+    return [Event(kind="concept-purged", body={"name": str(command.name), "peer": command.peer, "readers": []})]
 
 
-def apply_created(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
-    body = change.mutation.effect
+def apply_created(db: sqlite3.Connection, event: CommittedEvent) -> dict[str, Any]:
+    body = event.body
     name = ConceptName.parse(body["name"])
     row = {key: body[key] for key in ("display_name", "description", "kind")}
-    row |= {"tenant": name.tenant, "concept": name.concept, "since": place(change.revision), "state": ACTIVE}
+    row |= {"tenant": name.tenant, "concept": name.concept, "since": place(event.revision), "state": ACTIVE}
     row |= {"labels": dumps(body["labels"]), "readers": dumps(body["readers"]), "latest": 0, "count": 0}
-    row |= {"creator": change.mutation.on_behalf_of or change.mutation.actor, "etag": str(change.revision)}
-    row |= {"create_us": change.time_us, "update_us": change.time_us}
+    row |= {"creator": event.on_behalf_of or event.actor, "etag": str(event.revision)}
+    row |= {"create_us": event.time_us, "update_us": event.time_us}
     insert(db, "concepts", row)
-    _label(db, name, body["labels"], change)
+    _label(db, name, body["labels"], event)
     tenants.use(db, name.tenant, concepts=1)
     return get(db, name)
 
 
-def apply_updated(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
-    body = change.mutation.effect
-    _label(db, ConceptName.parse(body["name"]), body["labels"], change)
+def apply_updated(db: sqlite3.Connection, event: CommittedEvent) -> dict[str, Any]:
+    body = event.body
+    _label(db, ConceptName.parse(body["name"]), body["labels"], event)
     return _alter(
         db,
-        change,
-        etag=str(change.revision),
+        event,
+        etag=str(event.revision),
         display_name=body["display_name"],
         description=body["description"],
         labels=dumps(body["labels"]),
@@ -243,18 +244,18 @@ def apply_updated(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
     )
 
 
-def apply_deleted(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
-    purge_us = change.mutation.effect["purge_us"]
-    return _alter(db, change, etag=str(change.revision), state=DELETED, delete_us=change.time_us, purge_us=purge_us)
+def apply_deleted(db: sqlite3.Connection, event: CommittedEvent) -> dict[str, Any]:
+    purge_us = event.body["purge_us"]
+    return _alter(db, event, etag=str(event.revision), state=DELETED, delete_us=event.time_us, purge_us=purge_us)
 
 
-def apply_undeleted(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
-    return _alter(db, change, etag=str(change.revision), state=ACTIVE, delete_us=None, purge_us=None)
+def apply_undeleted(db: sqlite3.Connection, event: CommittedEvent) -> dict[str, Any]:
+    return _alter(db, event, etag=str(event.revision), state=ACTIVE, delete_us=None, purge_us=None)
 
 
-def apply_purged(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
+def apply_purged(db: sqlite3.Connection, event: CommittedEvent) -> dict[str, Any]:
     """Everything below the concept goes with it; its blobs are left to the collector."""
-    name = ConceptName.parse(change.mutation.effect["name"])
+    name = ConceptName.parse(event.body["name"])
     key = {"tenant": name.tenant, "concept": name.concept}
     count = get(db, name)["count"]
     size = db.execute(
@@ -262,34 +263,34 @@ def apply_purged(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
         key | {"at": NOW},
     ).fetchone()[0]
     for table in ("concepts", "versions", "aliases", "evaluations"):
-        end(db, table, key, change)
-    _label(db, name, {}, change)
+        end(db, table, key, event)
+    _label(db, name, {}, event)
     insert(db, "purged", key | {"count": count})
     tenants.use(db, name.tenant, concepts=-1, versions=-count, embedding_bytes=-(size or 0))
     return {}
 
 
-def apply_taken(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
+def apply_taken(db: sqlite3.Connection, event: CommittedEvent) -> dict[str, Any]:
     """Names of concepts that were purged, and how many versions each had: all that is kept of them."""
-    for name, count in change.mutation.effect["concepts"].items():
+    for name, count in event.body["concepts"].items():
         insert(db, "purged", vars(ConceptName.parse(name)) | {"count": count})
     return {}
 
 
-def touch(db: sqlite3.Connection, name: ConceptName, change: Change, **columns: Any) -> None:
+def touch(db: sqlite3.Connection, name: ConceptName, event: CommittedEvent, **columns: Any) -> None:
     """A version or an alias of the concept has changed."""
     key = {"tenant": name.tenant, "concept": name.concept}
-    replace(db, "concepts", key, change, update_us=change.time_us, **columns)
+    replace(db, "concepts", key, event, update_us=event.time_us, **columns)
 
 
-def _label(db: sqlite3.Connection, name: ConceptName, labels: Mapping[str, str], change: Change) -> None:
+def _label(db: sqlite3.Connection, name: ConceptName, labels: Mapping[str, str], event: CommittedEvent) -> None:
     """From this change on the concept has these labels."""
     key = (name.tenant, name.concept)
     db.execute(
         # The planner would take the primary key, and so all labels of the tenant.
         "UPDATE concept_labels INDEXED BY concept_labels_of SET left_us = ?"
         " WHERE tenant = ? AND concept = ? AND left_us IS NULL",
-        (change.time_us, *key),
+        (event.time_us, *key),
     )
     db.executemany(
         "INSERT INTO concept_labels (tenant, concept, label, text) VALUES (?, ?, ?, ?)"
@@ -298,9 +299,9 @@ def _label(db: sqlite3.Connection, name: ConceptName, labels: Mapping[str, str],
     )
 
 
-def _alter(db: sqlite3.Connection, change: Change, **columns: Any) -> dict[str, Any]:
-    name = ConceptName.parse(change.mutation.effect["name"])
-    touch(db, name, change, **columns)
+def _alter(db: sqlite3.Connection, event: CommittedEvent, **columns: Any) -> dict[str, Any]:
+    name = ConceptName.parse(event.body["name"])
+    touch(db, name, event, **columns)
     return get(db, name)
 
 

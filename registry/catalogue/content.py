@@ -8,7 +8,7 @@ from pseudoword.names import TenantName
 from registry.catalogue.commands import CondemnBlobs
 from registry.catalogue.versioned_rows import FOREVER
 from rpc.errors import Aborted, FailedPrecondition
-from storage.ledger.state_machine import Answer, Change, Effect
+from storage.ledger.state_machine import Answer, CommittedEvent, Event
 
 # A change of this kind is the collector's.
 CONDEMNED = "blobs-condemned"
@@ -59,7 +59,7 @@ def check(db: sqlite3.Connection, blobs: Iterable[str]) -> None:
             )
 
 
-def decide_condemn(db: sqlite3.Connection, command: CondemnBlobs) -> Sequence[Effect] | Answer:
+def decide_condemn(db: sqlite3.Connection, command: CondemnBlobs) -> Sequence[Event] | Answer:
     used = [blob for blob in command.blobs if in_use(db, blob)]
     if used:
         raise FailedPrecondition(
@@ -69,10 +69,10 @@ def decide_condemn(db: sqlite3.Connection, command: CondemnBlobs) -> Sequence[Ef
     if not blobs:
         return Answer(value={})
     body = {"name": str(TenantName(command.tenant)), "peer": command.peer, "blobs": blobs}
-    return [Effect(kind=CONDEMNED, body=body)]
+    return [Event(kind=CONDEMNED, body=body)]
 
 
-def apply_condemned(db: sqlite3.Connection, change: Change) -> dict[str, int]:
-    rows = [(blob, change.time_us) for blob in change.mutation.effect["blobs"]]
+def apply_condemned(db: sqlite3.Connection, event: CommittedEvent) -> dict[str, int]:
+    rows = [(blob, event.time_us) for blob in event.body["blobs"]]
     db.executemany("INSERT INTO condemned VALUES (?, ?) ON CONFLICT DO NOTHING", rows)
     return {"count": len(rows)}

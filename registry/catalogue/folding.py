@@ -14,8 +14,8 @@ from pseudoword.names import TenantName
 
 from registry.catalogue.content import CONDEMNED, TAKEN
 from registry.catalogue.versioned_rows import place
-from storage.ledger.entry import MAX_MUTATIONS, Mutation, canonical
-from storage.ledger.state_machine import Change
+from storage.ledger.entry import MAX_EVENTS, RecordedEvent, canonical
+from storage.ledger.state_machine import CommittedEvent
 from storage.ledger.view import all_changes
 
 _NAMES = 200  # an entry holds so many with room to spare
@@ -29,7 +29,7 @@ class Kept:
     """What goes into one new entry; `time_us` is the old one's."""
 
     time_us: int
-    mutations: Sequence[Mutation]
+    events: Sequence[RecordedEvent]
 
 
 def fold(db: sqlite3.Connection, store_id: str, shard: int, *, before_us: int, moves: int) -> Iterator[Kept]:
@@ -40,36 +40,36 @@ def fold(db: sqlite3.Connection, store_id: str, shard: int, *, before_us: int, m
     chosen = _Choice(db, store_id, shard, before_us, max(1, moves))
     places: dict[int, int] = {}
     number, last_us = 0, 0
-    entry: list[Change] = []
+    entry: list[CommittedEvent] = []
 
     def ended() -> Kept:
-        mutations = []
-        for index, change in enumerate(entry):
-            places[place(change.revision)] = number * MAX_MUTATIONS + index
-            mutations.append(_moved(change.mutation, places))
-        return Kept(time_us=entry[0].time_us, mutations=mutations)
+        events = []
+        for index, event in enumerate(entry):
+            places[place(event.revision)] = number * MAX_EVENTS + index
+            events.append(_moved(event.recorded, places))
+        return Kept(time_us=entry[0].time_us, events=events)
 
-    for change in all_changes(db, store_id, shard):
-        last_us = change.time_us
-        if not chosen.keeps(change):
+    for event in all_changes(db, store_id, shard):
+        last_us = event.time_us
+        if not chosen.keeps(event):
             continue
-        if entry and entry[0].revision.entry != change.revision.entry:
+        if entry and entry[0].revision.entry != event.revision.entry:
             yield ended()
             entry = []
         if not entry:
             number += 1
-        entry.append(change)
+        entry.append(event)
     if entry:
         yield ended()
-    for later, mutation in enumerate(chosen.taken(), start=1):
-        yield Kept(time_us=last_us + later, mutations=[mutation])
+    for later, taken in enumerate(chosen.taken(), start=1):
+        yield Kept(time_us=last_us + later, events=[taken])
 
 
-def _moved(mutation: Mutation, places: Mapping[int, int]) -> Mutation:
+def _moved(event: RecordedEvent, places: Mapping[int, int]) -> RecordedEvent:
     """With the places in history that it speaks of as they are now; 0, before everything, for one that is dropped."""
-    if "restored" not in mutation.effect:
-        return mutation
-    return replace(mutation, effect=mutation.effect | {"restored": places.get(mutation.effect["restored"], 0)})
+    if "restored" not in event.body:
+        return event
+    return replace(event, body=event.body | {"restored": places.get(event.body["restored"], 0)})
 
 
 class _Choice:
@@ -79,14 +79,14 @@ class _Choice:
         self._last: dict[tuple[str, str], int] = {}
         moved: dict[str, list[int]] = defaultdict(list)
         purged_us: dict[str, int] = {}
-        for change in all_changes(db, store_id, shard):
-            name, kind, here = change.mutation.effect["name"], change.mutation.kind, place(change.revision)
+        for event in all_changes(db, store_id, shard):
+            name, kind, here = event.body["name"], event.kind, place(event.revision)
             self._last[_group(kind), name] = here
             self._last["concept", _concept(name)] = here
             if kind in _MOVES:
                 moved[name].append(here)
             if kind == "concept-purged":
-                purged_us[name] = change.time_us
+                purged_us[name] = event.time_us
         self._moves = {here for places in moved.values() for here in places[-moves:]}
         counts = {
             f"tenants/{tenant}/concepts/{concept}": count
@@ -95,11 +95,11 @@ class _Choice:
         # Those that an earlier fold has dropped are in no change but its own.
         self._purged = {name: count for name, count in counts.items() if purged_us.get(name, 0) < before_us}
 
-    def keeps(self, change: Change) -> bool:
-        name, kind, here = change.mutation.effect["name"], change.mutation.kind, place(change.revision)
+    def keeps(self, event: CommittedEvent) -> bool:
+        name, kind, here = event.body["name"], event.kind, place(event.revision)
         if kind in (CONDEMNED, TAKEN) or _concept(name) in self._purged:
             return False
-        if change.time_us >= self._before_us or here == self._last["concept", _concept(name)]:
+        if event.time_us >= self._before_us or here == self._last["concept", _concept(name)]:
             # A concept's last change is the time at which it was updated.
             return True
         last = here == self._last[_group(kind), name]
@@ -112,7 +112,7 @@ class _Choice:
                 return here in self._moves
         return True
 
-    def taken(self) -> Iterator[Mutation]:
+    def taken(self) -> Iterator[RecordedEvent]:
         """Changes that keep the names of purged concepts, and how many versions they had."""
         names = sorted(self._purged)
         tenants = sorted({_tenant(name) for name in names})
@@ -120,14 +120,14 @@ class _Choice:
             own = [name for name in names if _tenant(name) == tenant]
             for start in range(0, len(own), _NAMES):
                 counts = {name: self._purged[name] for name in own[start : start + _NAMES]}
-                yield Mutation(
+                yield RecordedEvent(
                     kind=TAKEN,
                     tenant=tenant,
                     request_id="",
                     request_digest="",
                     actor="fold",
                     on_behalf_of="",
-                    effect=canonical({"name": str(TenantName(tenant)), "peer": "", "concepts": counts}),
+                    body=canonical({"name": str(TenantName(tenant)), "peer": "", "concepts": counts}),
                 )
 
 

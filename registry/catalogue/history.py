@@ -6,8 +6,8 @@ from typing import Any
 
 from registry.catalogue.content import HIDDEN
 from registry.catalogue.versioned_rows import place
-from storage.ledger.entry import MAX_MUTATIONS
-from storage.ledger.state_machine import Change
+from storage.ledger.entry import MAX_EVENTS
+from storage.ledger.state_machine import CommittedEvent
 from storage.ledger.view import change_of
 
 __all__ = ["newest", "place"]
@@ -21,9 +21,9 @@ def newest(
     limit: int,
     store_id: str,
     shard: int,
-) -> list[Change]:
+) -> list[CommittedEvent]:
     """Up to `limit` changes of a tenant before the place `before`, newest first."""
-    entry, index = divmod(before, MAX_MUTATIONS)
+    entry, index = divmod(before, MAX_EVENTS)
     rows = db.execute(
         "SELECT * FROM ledger_history WHERE tenant = :tenant AND (entry, idx) < (:entry, :index)"
         f" AND kind NOT IN {HIDDEN} AND {where[0]} ORDER BY entry DESC, idx DESC LIMIT :limit",

@@ -1,12 +1,10 @@
-"""The registry's Book: which table each command and each change is a matter of."""
+"""The registry's state machine: which table each command and each event belongs to."""
 
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from registry.catalogue import alias_table as pointers
-from registry.catalogue import aliases, concepts, content, tenants, versions
-from registry.catalogue import versioned_rows as rows
+from registry.catalogue import alias_table, aliases, concepts, content, tenants, versioned_rows, versions
 from registry.catalogue.commands import (
     Command,
     CondemnBlobs,
@@ -26,9 +24,12 @@ from registry.catalogue.commands import (
     UpdateTenant,
     YankVersion,
 )
-from storage.ledger.state_machine import Answer, Change, Effect
+from storage.ledger.state_machine import Answer, CommittedEvent, Event
+from storage.sql import create_tables
 
-_APPLY: Mapping[str, Callable[[sqlite3.Connection, Change], dict[str, Any]]] = {
+# A tenant belongs to one of them, for ever; the number is fixed when a store is made.
+SHARDS = 16
+_APPLY: Mapping[str, Callable[[sqlite3.Connection, CommittedEvent], dict[str, Any]]] = {
     "tenant-created": tenants.apply,
     "tenant-updated": tenants.apply,
     "concept-created": concepts.apply_created,
@@ -48,7 +49,7 @@ _APPLY: Mapping[str, Callable[[sqlite3.Connection, Change], dict[str, Any]]] = {
 
 
 class CatalogueStateMachine:
-    """A storage.Book. `quotas` are what a tenant may keep unless it has quotas of its own."""
+    """A StateMachine. `quotas` are what a tenant may keep unless it has quotas of its own."""
 
     name = "registry"
     schema_version = 3
@@ -58,11 +59,10 @@ class CatalogueStateMachine:
 
     def create(self, db: sqlite3.Connection) -> None:
         """Make the tables, empty."""
-        for module in (rows, tenants, concepts, versions, pointers, content):
-            for statement in module.SCHEMA.split(";"):
-                db.execute(statement)
+        for module in (versioned_rows, tenants, concepts, versions, alias_table, content):
+            create_tables(db, module.SCHEMA)
 
-    def decide(self, db: sqlite3.Connection, command: Command, now_us: int) -> Sequence[Effect] | Answer:
+    def decide(self, db: sqlite3.Connection, command: Command, now_us: int) -> Sequence[Event] | Answer:
         """Raises NotFound, AlreadyExists, FailedPrecondition, Aborted (ETAG_MISMATCH), ResourceExhausted."""
         match command:
             case CreateTenant():
@@ -97,12 +97,12 @@ class CatalogueStateMachine:
                 return aliases.decide_rollback(db, command)
         raise AssertionError(f"no command is called {type(command).__name__}")
 
-    def apply(self, db: sqlite3.Connection, change: Change) -> dict[str, Any]:
+    def apply(self, db: sqlite3.Connection, event: CommittedEvent) -> dict[str, Any]:
         """Write one change into the tables; the answer is the row that it is about."""
-        answer = _APPLY[change.mutation.kind](db, change)
-        if change.revision.index == 0:
+        answer = _APPLY[event.kind](db, event)
+        if event.revision.index == 0:
             # An entry has one time.
-            rows.prune(db, change.time_us)
+            versioned_rows.prune(db, event.time_us)
         return answer
 
     def blobs(self, db: sqlite3.Connection) -> Iterator[str]:

@@ -8,8 +8,9 @@ from typing import Any
 from pseudoword.names import TenantName
 
 from registry.catalogue.commands import CreateTenant, Quotas, UpdateTenant
-from rpc.errors import Aborted, AlreadyExists, NotFound, ResourceExhausted
-from storage.ledger.state_machine import Change, Effect
+from rpc.errors import AlreadyExists, NotFound, ResourceExhausted
+from storage.ledger.state_machine import CommittedEvent, Event
+from storage.sql import check_etag
 
 SCHEMA = """
 CREATE TABLE tenants (
@@ -44,7 +45,7 @@ def after(db: sqlite3.Connection, tenant: str, only: frozenset[str] | None, limi
     return [dict(row) for row in rows]
 
 
-def decide_create(db: sqlite3.Connection, command: CreateTenant) -> Sequence[Effect]:
+def decide_create(db: sqlite3.Connection, command: CreateTenant) -> Sequence[Event]:
     if find(db, command.name.tenant) is not None:
         raise AlreadyExists(
             f"{command.name} exists already", reason="TENANT_EXISTS", metadata={"tenant": str(command.name)}
@@ -52,25 +53,25 @@ def decide_create(db: sqlite3.Connection, command: CreateTenant) -> Sequence[Eff
     return [created(command.name, command.peer, command.display_name, command.quotas)]
 
 
-def created(name: TenantName, peer: str, display_name: str = "", quotas: Quotas | None = None) -> Effect:
+def created(name: TenantName, peer: str, display_name: str = "", quotas: Quotas | None = None) -> Event:
     """The effect that makes a tenant."""
     fields = {"display_name": display_name, **vars(quotas or Quotas())}
-    return Effect(kind="tenant-created", body={"name": str(name), "peer": peer, "fields": fields})
+    return Event(kind="tenant-created", body={"name": str(name), "peer": peer, "fields": fields})
 
 
-def decide_update(db: sqlite3.Connection, command: UpdateTenant) -> Sequence[Effect]:
+def decide_update(db: sqlite3.Connection, command: UpdateTenant) -> Sequence[Event]:
     row = get(db, command.name)
     check_etag(command.etag, row["etag"], str(command.name))
     fields = {key.removeprefix("quota_"): row[key] for key in row if key == "display_name" or key.startswith("quota_")}
     body = {"name": str(command.name), "peer": command.peer, "fields": fields | dict(command.fields)}
-    return [Effect(kind="tenant-updated", body=body)]
+    return [Event(kind="tenant-updated", body=body)]
 
 
-def apply(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
+def apply(db: sqlite3.Connection, event: CommittedEvent) -> dict[str, Any]:
     """`tenant-created`, `tenant-updated`: `fields` are all of the tenant's own."""
-    body = change.mutation.effect
+    body = event.body
     values = {**body["fields"], "tenant": TenantName.parse(body["name"]).tenant}
-    values |= {"now": change.time_us, "etag": str(change.revision)}
+    values |= {"now": event.time_us, "etag": str(event.revision)}
     db.execute(
         "INSERT INTO tenants VALUES (:tenant, :display_name, :concepts, :versions_per_concept, :embedding_bytes,"
         " 0, 0, 0, :now, :now, :etag) ON CONFLICT (tenant) DO UPDATE SET display_name = excluded.display_name,"
@@ -101,14 +102,4 @@ def check_quota(row: dict[str, Any] | None, defaults: Quotas, quota: str, used: 
             "what is not needed, or have the quota raised",
             reason="QUOTA_EXCEEDED",
             metadata={"quota": quota, "limit": str(limit), "used": str(used), "tenant": f"tenants/{tenant}"},
-        )
-
-
-def check_etag(given: str, present: str, name: str) -> None:
-    """Raises Aborted (ETAG_MISMATCH) when an etag is given and is not the present one."""
-    if given and given != present:
-        raise Aborted(
-            f"{name} has changed since it was read: read it again",
-            reason="ETAG_MISMATCH",
-            metadata={"resource": name, "etag": present},
         )

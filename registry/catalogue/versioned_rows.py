@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rpc.errors import OutOfRange
-from storage.ledger.entry import MAX_MUTATIONS, Revision
-from storage.ledger.state_machine import Change
+from storage.ledger.entry import MAX_EVENTS, Revision
+from storage.ledger.state_machine import CommittedEvent
 
 FOREVER = 2**62
 NOW = FOREVER - 1  # a place after all changes: what is true now
@@ -29,7 +29,7 @@ TRUE_THEN = "since <= :at AND gone > :at"
 
 def place(revision: Revision) -> int:
     """A revision as one number, ordered as the shard's history is."""
-    return revision.entry * MAX_MUTATIONS + revision.index
+    return revision.entry * MAX_EVENTS + revision.index
 
 
 def insert(db: sqlite3.Connection, table: str, row: Mapping[str, Any]) -> None:
@@ -39,20 +39,20 @@ def insert(db: sqlite3.Connection, table: str, row: Mapping[str, Any]) -> None:
     db.execute(f"INSERT INTO {table} ({columns}) VALUES ({values})", row)
 
 
-def replace(db: sqlite3.Connection, table: str, key: Mapping[str, Any], change: Change, **columns: Any) -> None:
+def replace(db: sqlite3.Connection, table: str, key: Mapping[str, Any], event: CommittedEvent, **columns: Any) -> None:
     """Let the row of `key` that is true now be followed by one with other `columns`. Once a change and key."""
     where = " AND ".join(f"{column} = :{column}" for column in key)
     row = dict(db.execute(f"SELECT * FROM {table} WHERE {where} AND gone = {FOREVER}", key).fetchone())
-    end(db, table, key, change)
-    insert(db, table, row | columns | {"since": place(change.revision)})
+    end(db, table, key, event)
+    insert(db, table, row | columns | {"since": place(event.revision)})
 
 
-def end(db: sqlite3.Connection, table: str, key: Mapping[str, Any], change: Change) -> None:
+def end(db: sqlite3.Connection, table: str, key: Mapping[str, Any], event: CommittedEvent) -> None:
     """Let all rows of `key` end with this change."""
     where = " AND ".join(f"{column} = :{column}" for column in key)
     db.execute(
         f"UPDATE {table} SET gone = :here, gone_us = :now WHERE {where} AND gone = {FOREVER}",
-        {**key, "here": place(change.revision), "now": change.time_us},
+        {**key, "here": place(event.revision), "now": event.time_us},
     )
 
 

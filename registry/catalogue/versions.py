@@ -7,12 +7,12 @@ from typing import Any
 
 from pseudoword.names import LATEST, ConceptName, EvaluationName, VersionName
 
-from registry.catalogue import alias_table as pointers
-from registry.catalogue import concepts, content, tenants
+from registry.catalogue import alias_table, concepts, content, tenants
 from registry.catalogue.commands import CreateEvaluation, PublishVersion, Quotas, UnyankVersion, YankVersion
 from registry.catalogue.versioned_rows import NOW, SPAN, TRUE_THEN, insert, place, replace
 from rpc.errors import AlreadyExists, FailedPrecondition, NotFound
-from storage.ledger.state_machine import Answer, Change, Effect
+from storage.ledger.state_machine import Answer, CommittedEvent, Event
+from storage.sql import check_etag
 
 ACTIVE = "STATE_ACTIVE"
 YANKED = "STATE_YANKED"
@@ -77,16 +77,16 @@ def _read(db: sqlite3.Connection, row: sqlite3.Row, at: int) -> dict[str, Any]:
     return found
 
 
-def decide_publish(db: sqlite3.Connection, command: PublishVersion, defaults: Quotas) -> Sequence[Effect] | Answer:
+def decide_publish(db: sqlite3.Connection, command: PublishVersion, defaults: Quotas) -> Sequence[Event] | Answer:
     name = command.concept
     if command.job:
         published = _of_job(db, name.tenant, command.job)
         if published is not None:
             return Answer(value=published)
-    effects: list[Effect] = []
+    events: list[Event] = []
     row = concepts.find(db, name)
     if row is None and command.create is not None:
-        effects = concepts.creation(db, name, command.create, defaults, command.peer)
+        events = concepts.creation(db, name, command.create, defaults, command.peer)
         count = 0
     else:
         count = concepts.get_active(db, name)["count"]
@@ -98,7 +98,7 @@ def decide_publish(db: sqlite3.Connection, command: PublishVersion, defaults: Qu
     body = {key: getattr(command, key) for key in ("job", "blob", "blob_digest", "size", "tensors_digest", "record")}
     version = VersionName(name.tenant, name.concept, count + 1)
     body |= {"name": str(version), "peer": command.peer, "summary": dict(command.summary)}
-    return [*effects, Effect(kind="version-published", body=body)]
+    return [*events, Event(kind="version-published", body=body)]
 
 
 def _of_job(db: sqlite3.Connection, tenant: str, job: str) -> dict[str, Any] | None:
@@ -117,30 +117,30 @@ def _of_job(db: sqlite3.Connection, tenant: str, job: str) -> dict[str, Any] | N
     return found
 
 
-def apply_published(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
-    body, mutation = change.mutation.effect, change.mutation
+def apply_published(db: sqlite3.Connection, event: CommittedEvent) -> dict[str, Any]:
+    body = event.body
     name = VersionName.parse(body["name"])
     summary = body["summary"]
     row = {key: body[key] for key in ("blob", "blob_digest", "size", "tensors_digest", "record")}
-    row |= _key(name) | {"since": place(change.revision), "state": ACTIVE, "yank_reason": ""}
+    row |= _key(name) | {"since": place(event.revision), "state": ACTIVE, "yank_reason": ""}
     row |= {"family": summary.get("base_model", {}).get("family", ""), "summary": dumps(summary)}
     row |= {"origin": summary.get("provenance", {}).get("origin", "ORIGIN_UNSPECIFIED")}
-    row |= {"labels": dumps(summary.get("labels", {})), "etag": str(change.revision)}
-    row |= {"creator": mutation.on_behalf_of or mutation.actor, "create_us": change.time_us}
+    row |= {"labels": dumps(summary.get("labels", {})), "etag": str(event.revision)}
+    row |= {"creator": event.on_behalf_of or event.actor, "create_us": event.time_us}
     insert(db, "versions", row)
     if body["job"]:
         insert(db, "jobs", {"tenant": name.tenant, "job": body["job"], "concept": name.concept, "number": name.version})
     tenants.use(db, name.tenant, versions=1, embedding_bytes=body["size"])
     # A new version has the highest number and is in use.
-    concepts.touch(db, name.parent, change, latest=name.version, count=name.version)
-    pointers.point(db, name.parent, LATEST, name.version, change)
+    concepts.touch(db, name.parent, event, latest=name.version, count=name.version)
+    alias_table.point(db, name.parent, LATEST, name.version, event)
     return get(db, name)
 
 
-def decide_yank(db: sqlite3.Connection, command: YankVersion) -> Sequence[Effect]:
+def decide_yank(db: sqlite3.Connection, command: YankVersion) -> Sequence[Event]:
     concepts.get_active(db, command.name.parent)
     row = get(db, command.name)
-    tenants.check_etag(command.etag, row["etag"], str(command.name))
+    check_etag(command.etag, row["etag"], str(command.name))
     if row["aliases"]:
         raise FailedPrecondition(
             f"{command.name} has the alias {', '.join(row['aliases'])}: move that first",
@@ -148,42 +148,42 @@ def decide_yank(db: sqlite3.Connection, command: YankVersion) -> Sequence[Effect
             metadata={"version": str(command.name), "aliases": ",".join(row["aliases"])},
         )
     body = {"name": str(command.name), "peer": command.peer, "reason": command.reason}
-    return [Effect(kind="version-yanked", body=body)]
+    return [Event(kind="version-yanked", body=body)]
 
 
-def decide_unyank(db: sqlite3.Connection, command: UnyankVersion) -> Sequence[Effect]:
+def decide_unyank(db: sqlite3.Connection, command: UnyankVersion) -> Sequence[Event]:
     concepts.get_active(db, command.name.parent)
     row = get(db, command.name)
-    tenants.check_etag(command.etag, row["etag"], str(command.name))
+    check_etag(command.etag, row["etag"], str(command.name))
     if row["state"] != YANKED:
         raise FailedPrecondition(
             f"{command.name} is not yanked", reason="VERSION_NOT_YANKED", metadata={"version": str(command.name)}
         )
-    return [Effect(kind="version-unyanked", body={"name": str(command.name), "peer": command.peer})]
+    return [Event(kind="version-unyanked", body={"name": str(command.name), "peer": command.peer})]
 
 
-def apply_yanked(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
-    return _apply_state(db, change, YANKED, change.mutation.effect["reason"])
+def apply_yanked(db: sqlite3.Connection, event: CommittedEvent) -> dict[str, Any]:
+    return _apply_state(db, event, YANKED, event.body["reason"])
 
 
-def apply_unyanked(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
-    return _apply_state(db, change, ACTIVE, "")
+def apply_unyanked(db: sqlite3.Connection, event: CommittedEvent) -> dict[str, Any]:
+    return _apply_state(db, event, ACTIVE, "")
 
 
-def _apply_state(db: sqlite3.Connection, change: Change, state: str, reason: str) -> dict[str, Any]:
-    name = VersionName.parse(change.mutation.effect["name"])
-    replace(db, "versions", _key(name), change, state=state, yank_reason=reason, etag=str(change.revision))
+def _apply_state(db: sqlite3.Connection, event: CommittedEvent, state: str, reason: str) -> dict[str, Any]:
+    name = VersionName.parse(event.body["name"])
+    replace(db, "versions", _key(name), event, state=state, yank_reason=reason, etag=str(event.revision))
     latest = db.execute(
         "SELECT max(number) FROM versions WHERE tenant = :tenant AND concept = :concept"
         f" AND {TRUE_THEN} AND state = '{ACTIVE}'",
         {**_key(name), "at": NOW},
     ).fetchone()[0]
-    concepts.touch(db, name.parent, change, latest=latest or 0)
-    pointers.point(db, name.parent, LATEST, latest or 0, change)
+    concepts.touch(db, name.parent, event, latest=latest or 0)
+    alias_table.point(db, name.parent, LATEST, latest or 0, event)
     return get(db, name)
 
 
-def decide_evaluation(db: sqlite3.Connection, command: CreateEvaluation) -> Sequence[Effect]:
+def decide_evaluation(db: sqlite3.Connection, command: CreateEvaluation) -> Sequence[Event]:
     concepts.get_active(db, command.name.parent.parent)
     get(db, command.name.parent)
     if find_evaluation(db, command.name) is not None:
@@ -191,15 +191,15 @@ def decide_evaluation(db: sqlite3.Connection, command: CreateEvaluation) -> Sequ
             f"{command.name} exists already", reason="EVALUATION_EXISTS", metadata={"evaluation": str(command.name)}
         )
     body = {"name": str(command.name), "peer": command.peer, "evaluation": dict(command.evaluation)}
-    return [Effect(kind="evaluation-created", body=body)]
+    return [Event(kind="evaluation-created", body=body)]
 
 
-def apply_evaluation(db: sqlite3.Connection, change: Change) -> dict[str, Any]:
-    body, mutation = change.mutation.effect, change.mutation
+def apply_evaluation(db: sqlite3.Connection, event: CommittedEvent) -> dict[str, Any]:
+    body = event.body
     name = EvaluationName.parse(body["name"])
-    row = _key(name.parent) | {"evaluation": name.evaluation, "since": place(change.revision)}
-    row |= {"body": dumps(body["evaluation"]), "creator": mutation.on_behalf_of or mutation.actor}
-    insert(db, "evaluations", row | {"create_us": change.time_us})
+    row = _key(name.parent) | {"evaluation": name.evaluation, "since": place(event.revision)}
+    row |= {"body": dumps(body["evaluation"]), "creator": event.on_behalf_of or event.actor}
+    insert(db, "evaluations", row | {"create_us": event.time_us})
     return get_evaluation(db, name)
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from pseudoword.names import LATEST, PRODUCTION, AliasName, ConceptName, VersionName, WordRef
 
-from registry.catalogue import alias_table as pointers
-from registry.catalogue import concepts, versions
+from registry.catalogue import alias_table, concepts, versions
 from rpc.errors import NotFound, PermissionDenied
 
 
@@ -43,7 +42,7 @@ def _number(db: sqlite3.Connection, name: ConceptName, ref: WordRef) -> tuple[in
     if ref.version is not None:
         return ref.version, ""
     for alias in (ref.alias,) if ref.alias is not None else (PRODUCTION, LATEST):
-        row = pointers.find(db, AliasName(name.tenant, name.concept, alias))
+        row = alias_table.find(db, AliasName(name.tenant, name.concept, alias))
         if row is not None:
             return row["version"], alias
     return 0, ""

@@ -20,7 +20,7 @@ from rpc.validate import Violations
 from service.batches.rpcs import BatchRpcs, NoBatches
 from service.engine.engine import Engine
 from service.request.mailbox import Drawn, Previewed, Started, Stepped
-from service.request.params import check
+from service.request.params import validate
 from service.request.prepare import RequestPreparer
 from service.request.records import to_file, to_preview
 from service.request.request import Request
@@ -42,36 +42,36 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self,
         model: BaseModel,
         engine: Engine,
-        words: WordResolver,
-        intake: RequestPreparer,
+        resolver: WordResolver,
+        preparer: RequestPreparer,
         batches: BatchRpcs | NoBatches,
         settings: GenerationSettings,
     ) -> None:
         self._model = model
         self._engine = engine
-        self._words = words
-        self._intake = intake
+        self._resolver = resolver
+        self._preparer = preparer
         self._batches = batches
         self._settings = settings
 
     async def Generate(self, request: generation_pb2.GenerateRequest, context: Context) -> Responses:
         """Checks, resolves, lets in, and passes on what the engine tells."""
         arrived = time.monotonic()
-        drawing = check(request, self._model.spec, self._settings.defaults, self._settings.limits)
+        params = validate(request, self._model.spec, self._settings.defaults, self._settings.limits)
         principal = current_principal()
-        principal.require(drawing.tenant, Role.READER)
+        principal.require(params.tenant, Role.READER)
         left_s = context.time_remaining()
-        taken = await self._intake.take(
-            drawing,
+        prepared = await self._preparer.prepare(
+            params,
             request.settings,
             principal,
             arrived=arrived,
             deadline=inf if left_s is None else arrived + left_s,
             max_staleness=request.max_staleness.ToTimedelta() if request.HasField("max_staleness") else None,
         )
-        job, records = taken.request, taken.records
-        accepted = generation_pb2.Accepted(records=records, queue_position=self._engine.waiting(), calls=drawing.calls)
-        accepted.predicted_start.FromTimedelta(self._engine.predict(drawing.priority))
+        job, records = prepared.request, prepared.records
+        accepted = generation_pb2.Accepted(records=records, queue_position=self._engine.waiting(), calls=params.calls)
+        accepted.predicted_start.FromTimedelta(self._engine.predict(params.priority))
         self._engine.submit(job)
         try:
             yield generation_pb2.GenerateResponse(accepted=accepted)
@@ -82,7 +82,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             job.gone.set()
 
     async def _pictures(self, job: Request, records: list[resources_pb2.PictureRecord]) -> Responses:
-        drawing = job.drawing
+        params = job.params
         started = job.arrived
         sent = 0
         async for event in job.mailbox.events():
@@ -96,7 +96,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                     preview = generation_pb2.Preview(index=index, call=call, png=to_preview(pixels))
                     yield generation_pb2.GenerateResponse(preview=preview)
                 case Drawn(index=index, pixels=pixels, flagged=flagged, withheld=withheld):
-                    data, info = await asyncio.to_thread(to_file, pixels, drawing, records[index])
+                    data, info = await asyncio.to_thread(to_file, pixels, params, records[index])
                     info.flagged, info.withheld = flagged, withheld
                     for start in range(0, len(data), CHUNK_BYTES):
                         last = start + CHUNK_BYTES >= len(data)
@@ -105,7 +105,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                         )
                         yield generation_pb2.GenerateResponse(chunk=chunk)
                     sent += 1
-            if sent == drawing.count:
+            if sent == params.count:
                 break
         done = generation_pb2.Done(
             count=sent, waited=_duration(started - job.arrived), drawn=_duration(time.monotonic() - started)
@@ -159,7 +159,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         wrong.raise_if_any()
         principal = current_principal()
         principal.require(tenant.tenant, Role.READER)
-        words = await self._words.attach(tenant.tenant, refs, principal, field="words")
+        words = await self._resolver.resolve(tenant.tenant, refs, principal, field="words")
         return generation_pb2.PrefetchWordsResponse(words=[word.use for word in words])
 
     async def CreateBatch(self, request: generation_pb2.CreateBatchRequest, context: Context) -> resources_pb2.Batch:

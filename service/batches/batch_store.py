@@ -1,69 +1,70 @@
-"""The batches as Generation's other parts use them: reading and moving rows of the ledger, and who watches one."""
+"""Rows of Generation's batches: read, and changed by commands."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 from pseudoword.names import BatchName
 
-from rpc import commits
-from rpc.patience import Watchers, heard, patiently
-from service.batches import state_machine as book
+from rpc.ledger_store import LedgerStore
+from rpc.retry import retry_while_unavailable
+from rpc.watchers import Watchers, wait_for
+from service.batches import state_machine
 from service.batches.state_machine import SHARD, Command, MoveBatch, Row
-from storage.ledger.entry import Revision
 from storage.ledger.ledger import Ledger
+from storage.sql import Condition
 
 _COMMIT_TIMEOUT = timedelta(seconds=30)
 # Another server of the store may have made or ended a batch.
-_LOOK_S = 2.0
-_ACTOR = "generation"
+_POLL_INTERVAL_S = 2.0
 
 
-class BatchStore:
-    """One server's. Lives on its event loop."""
+class BatchStore(LedgerStore[Command]):
+    """One server's batches."""
 
     def __init__(self, ledger: Ledger[Command]) -> None:
-        self.ledger = ledger
+        super().__init__(ledger, actor="generation", commit_timeout=_COMMIT_TIMEOUT)
         self.watchers = Watchers()
         self._work = asyncio.Event()
 
     async def commit(self, tenant: str, command: Command, request: Any, context: Any) -> Row:
-        """A change that a client asks for. Raises what the book refuses with, and StorageErrors."""
-        result = await commits.commit(self.ledger, SHARD, tenant, command, request, context, longest=_COMMIT_TIMEOUT)
+        """A change that a client asks for. Raises what the state machine refuses with, and StorageErrors."""
+        result = await self._commit(tenant, command, request, context)
         self._changed(command.name)
         return result.value
 
     async def move(self, move: MoveBatch) -> Row:
-        """A change that the server itself makes, tried until the store takes it. Raises what the book refuses with,
-        and Closed."""
-        tenant = BatchName.parse(move.name).tenant
-        result = await commits.commit_own(self.ledger, SHARD, tenant, move, actor=_ACTOR, longest=_COMMIT_TIMEOUT)
+        """A change that the server makes by itself, tried until the store takes it. Raises what the state machine
+        refuses with, and Closed."""
+        result = await self._commit_own(BatchName.parse(move.name).tenant, move)
         self._changed(move.name)
         return result.value
 
     async def row(self, name: str) -> Row:
         """A batch's row. Raises NotFound."""
-        row, _ = await self.ledger.read(SHARD, lambda db: book.batch(db, name))
+        row, _ = await self.ledger.read(SHARD, lambda db: state_machine.batch(db, name))
         return row
 
     async def active(self) -> list[Row]:
         """Rows of the batches that have not ended, oldest first."""
-        rows, _ = await patiently(lambda: self.ledger.read(SHARD, book.active))
+        rows, _ = await retry_while_unavailable(lambda: self.ledger.read(SHARD, state_machine.active))
         return rows
 
-    async def page(self, tenant: str, after: Any, limit: int, condition: Any) -> tuple[list[Row], Revision]:
-        """As book.batches."""
-        return await self.ledger.read(SHARD, lambda db: book.batches(db, tenant, after, limit, condition))
+    async def page(self, tenant: str, after: Sequence[Any] | None, limit: int, condition: Condition) -> list[Row]:
+        """As state_machine.batches."""
+        rows, _ = await self.ledger.read(SHARD, lambda db: state_machine.batches(db, tenant, after, limit, condition))
+        return rows
 
-    async def work(self) -> None:
-        """Returns when a batch may have been created or ended since this last returned, and every few seconds."""
-        await heard(self._work, _LOOK_S)
+    async def wait_for_work(self) -> None:
+        """Returns when a batch may have been created or ended since the last call, and every few seconds."""
+        await wait_for(self._work, _POLL_INTERVAL_S)
         self._work.clear()
 
     def wake(self) -> None:
-        """Whoever waits for work looks again."""
+        """Lets `wait_for_work` return."""
         self._work.set()
 
     def _changed(self, name: str) -> None:
         self._work.set()
-        self.watchers.stir(name)
+        self.watchers.notify(name)

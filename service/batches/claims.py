@@ -15,7 +15,7 @@ from datetime import timedelta
 
 from pseudoword.names import BatchName
 
-from rpc.patience import heard
+from rpc.watchers import wait_for
 from service.batches.output import folder
 from storage.errors import ObjectExists, StorageError
 from storage.objects.base import ObjectStore, list_all
@@ -76,7 +76,7 @@ class Claims:
 
     async def _renew(self, claim: Claim, done: asyncio.Event) -> None:
         while not done.is_set():
-            await heard(done, self._lease.total_seconds() / _RENEWALS)
+            await wait_for(done, self._lease.total_seconds() / _RENEWALS)
             if not done.is_set():
                 with suppress(StorageError):  # the next one may reach it
                     await asyncio.to_thread(self._store.put, claim.name, b"")

@@ -11,30 +11,29 @@ from pseudoword.names import BatchName, TenantName, WordRef
 from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
 from diffusion.errors import PromptTooLong
-from rpc.commits import UNCOMMITTED
+from rpc.commits import commit_blob, discard
 from rpc.errors import FailedPrecondition, InvalidArgument, Unavailable
 from rpc.filters import Field, Kind, filtered
 from rpc.identity import Role, current_principal, to_json
-from rpc.leftovers import discard
-from rpc.pages import Cursor, fitting, page_size
-from rpc.patience import heard
+from rpc.pages import Cursor, creation_key, cut, page_size
 from rpc.validate import Violations, admitted
+from rpc.watchers import wait_for_news
 from service.batches.batch_store import BatchStore
 from service.batches.conversions import batch_of, store_uri, summary
 from service.batches.life_cycle import Move, State
 from service.batches.runner import Runner
 from service.batches.state_machine import CreateBatch, MoveBatch, Row, has_ended
-from service.batches.validation import Order, check_batch
+from service.batches.validation import Order, validate_batch
 from service.request.params import GenerationParams
 from service.settings import GenerationSettings
-from service.words.resolver import Word, WordResolver
+from service.words.resolver import ResolvedWord, WordResolver
 from storage.objects.base import ObjectStore
 from storage.objects.blobs import Blobs
 
 Watch = AsyncIterator[generation_pb2.WatchBatchResponse]
 
 _WORDS_AT_ONCE = 64  # as many as the registry resolves in one call
-_LOOK_S = 2.0  # how far other servers are with a batch is seen by looking
+_POLL_INTERVAL_S = 2.0  # how far other servers are with a batch is found by polling
 _FIELDS: Mapping[str, Field] = {
     "state": Field(kind=Kind.ENUM, sql="'STATE_' || state", values=tuple(f"STATE_{state}" for state in State)),
     "creator": Field(kind=Kind.TEXT, sql="creator"),
@@ -48,18 +47,18 @@ class BatchRpcs:
     def __init__(
         self,
         model: BaseModel,
-        desk: BatchStore,
+        batch_store: BatchStore,
         runner: Runner,
-        words: WordResolver,
+        resolver: WordResolver,
         store: ObjectStore,
         settings: GenerationSettings,
         draining: asyncio.Event,
     ) -> None:
         self._spec = model.spec
         self._encoder = PromptEncoder(model)
-        self._desk = desk
+        self._batch_store = batch_store
         self._runner = runner
-        self._words = words
+        self._resolver = resolver
         self._store = store
         self._blobs = Blobs(store)
         self._place = store_uri(settings.store.address)
@@ -71,11 +70,11 @@ class BatchRpcs:
         wrong = Violations()
         tenant = admitted(wrong, TenantName, request.parent, "parent", Role.WRITER).tenant
         wrong.request_id(request)
-        made, drawings = await asyncio.to_thread(
-            check_batch, request.parent, request.batch, self._spec, self._settings, wrong
+        made, all_params = await asyncio.to_thread(
+            validate_batch, request.parent, request.batch, self._spec, self._settings, wrong
         )
-        words = await self._attached(tenant, drawings)
-        await asyncio.to_thread(self._check_lengths, made, drawings, words)
+        words = await self._attached(tenant, all_params)
+        await asyncio.to_thread(self._check_lengths, made, all_params, words)
         made.batch.words.extend(word.use for word in words)
         caller = current_principal().caller
         blob = await self._kept(tenant, made, request.validate_only)
@@ -92,21 +91,17 @@ class BatchRpcs:
             principal=to_json(caller),
             max_active=self._settings.batches.max_active,
         )
-        try:
-            row = await self._desk.commit(tenant, command, request, context)
-        except UNCOMMITTED:
-            await self._discard(blob)
-            raise
+        row = await commit_blob(
+            blob, lambda: self._batch_store.commit(tenant, command, request, context), self._discard
+        )
         if request.validate_only:
             return self._message(row, 0, made.batch)
-        if row["blob"] != blob:  # the request had its answer already
-            await self._discard(blob)
         # A repeated request gets its batch as it is by now.
-        return await self._whole(await self._desk.row(row["name"]))
+        return await self._whole(await self._batch_store.row(row["name"]))
 
     async def get(self, request: generation_pb2.GetBatchRequest) -> resources_pb2.Batch:
         name = admitted(Violations(), BatchName, request.name, "name", Role.READER)
-        return await self._whole(await self._desk.row(str(name)))
+        return await self._whole(await self._batch_store.row(str(name)))
 
     async def list(self, request: generation_pb2.ListBatchesRequest) -> generation_pb2.ListBatchesResponse:
         wrong = Violations()
@@ -116,30 +111,26 @@ class BatchRpcs:
         wrong.raise_if_any()
         cursor = Cursor.read(request, [int, str])
         after = None if cursor is None else cursor.key
-        rows, _ = await self._desk.page(tenant, after, size + 1, condition)
+        rows = await self._batch_store.page(tenant, after, size + 1, condition)
         batches = [self._message(row, await self._runner.done(row)) for row in rows[:size]]
-        batches = batches[: fitting(batches)]
-        token = ""
-        if len(batches) < len(rows):
-            last = rows[len(batches) - 1]
-            token = Cursor.after([last["created_us"], last["name"]], request, cursor).token()
+        batches, token = cut(rows, batches, creation_key, request, cursor)
         return generation_pb2.ListBatchesResponse(batches=batches, next_page_token=token)
 
     async def watch(self, request: generation_pb2.WatchBatchRequest) -> Watch:
         """Slow readers miss pictures, and never a state that lasts."""
         name = str(admitted(Violations(), BatchName, request.name, "name", Role.READER))
         told = ("", -1)
-        with self._desk.watchers.watching(name) as news:
+        with self._batch_store.watchers.watching(name) as news:
             while not self._draining.is_set():
                 news.clear()
-                row = await self._desk.row(name)
+                row = await self._batch_store.row(name)
                 done = await self._runner.done(row)
                 if (row["revision"], done) != told:
                     told = (row["revision"], done)
                     yield generation_pb2.WatchBatchResponse(batch=self._message(row, done))
                 if has_ended(row):
                     return
-                await self._until(news)
+                await wait_for_news(news, self._draining, _POLL_INTERVAL_S)
         raise Unavailable("the server is stopping; watch again", reason="SERVER_STOPPING")
 
     async def cancel(self, request: generation_pb2.CancelBatchRequest, context: Any) -> resources_pb2.Batch:
@@ -148,34 +139,36 @@ class BatchRpcs:
         name = admitted(wrong, BatchName, request.name, "name", Role.WRITER)
         wrong.request_id(request)
         wrong.raise_if_any()
-        row = await self._desk.row(str(name))
+        row = await self._batch_store.row(str(name))
         move = MoveBatch(
             name=str(name), move=Move.CANCEL, etag=request.etag, detail={"done": await self._runner.done(row)}
         )
-        row = await self._desk.commit(name.tenant, move, request, context)
+        row = await self._batch_store.commit(name.tenant, move, request, context)
         self._runner.cancelled(row["name"])
         return await self._whole(row)
 
-    async def _attached(self, tenant: str, drawings: Sequence[GenerationParams]) -> Sequence[Word]:
+    async def _attached(self, tenant: str, all_params: Sequence[GenerationParams]) -> Sequence[ResolvedWord]:
         refs: dict[WordRef, None] = {}
-        for drawing in drawings:
-            refs |= dict.fromkeys((*drawing.prompt.words, *drawing.negative_prompt.words))
+        for params in all_params:
+            refs |= dict.fromkeys((*params.prompt.words, *params.negative_prompt.words))
         asked, words = [*refs], []
         for start in range(0, len(asked), _WORDS_AT_ONCE):
-            words += await self._words.attach(
+            words += await self._resolver.resolve(
                 tenant,
                 asked[start : start + _WORDS_AT_ONCE],
                 current_principal(),
                 field="batch",
-                allow_family=drawings[0].allow_family,
+                allow_family=all_params[0].allow_family,
             )
         return words
 
-    def _check_lengths(self, made: Order, drawings: Sequence[GenerationParams], words: Sequence[Word]) -> None:
+    def _check_lengths(
+        self, made: Order, all_params: Sequence[GenerationParams], words: Sequence[ResolvedWord]
+    ) -> None:
         counts = {word.ref: len(word.vectors) for word in words}
-        for number, drawing in enumerate(drawings):
+        for number, params in enumerate(all_params):
             try:
-                for prompt in (drawing.prompt, drawing.negative_prompt):
+                for prompt in (params.prompt, params.negative_prompt):
                     self._encoder.tokenize(prompt, counts)
             except PromptTooLong as error:
                 field = f"batch.prompts[{number}]" if made.batch.prompts else "batch.settings.prompt"
@@ -202,15 +195,6 @@ class BatchRpcs:
 
     def _message(self, row: Row, done: int, spec: resources_pb2.Batch | None = None) -> resources_pb2.Batch:
         return batch_of(row, done, self._place, spec)
-
-    async def _until(self, news: asyncio.Event) -> None:
-        """Returns when there may be news, or the server stops."""
-        waits = [asyncio.ensure_future(heard(news, _LOOK_S)), asyncio.ensure_future(self._draining.wait())]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
 
 
 class NoBatches:

@@ -19,7 +19,7 @@ from pseudoword.names import BatchName, VersionName
 from diffusion.checkpoint import ModelSpec
 from rpc.errors import Error, ErrorTable, FailedPrecondition, ResourceExhausted, to_status
 from rpc.identity import Principal, from_json
-from rpc.patience import patiently
+from rpc.retry import retry_while_unavailable
 from service.batches.batch_store import BatchStore
 from service.batches.claims import Claim, Claims
 from service.batches.conversions import error_text
@@ -30,7 +30,7 @@ from service.batches.state_machine import MoveBatch, Row
 from service.batches.validation import Order, order
 from service.engine.engine import Engine
 from service.request.mailbox import Drawn
-from service.request.params import FORMATS, check
+from service.request.params import FORMATS, validate
 from service.request.prepare import RequestPreparer
 from service.request.records import ENDINGS, to_file
 from service.settings import GenerationSettings
@@ -60,19 +60,19 @@ class Runner:
 
     def __init__(
         self,
-        desk: BatchStore,
+        batch_store: BatchStore,
         store: ObjectStore,
         spec: ModelSpec,
-        intake: RequestPreparer,
+        preparer: RequestPreparer,
         engine: Engine,
         settings: GenerationSettings,
         table: ErrorTable,
     ) -> None:
         """`table` says what the error of a batch becomes."""
-        self._desk = desk
+        self._batch_store = batch_store
         self._store = store
         self._spec = spec
-        self._intake = intake
+        self._preparer = preparer
         self._engine = engine
         self._settings = settings
         self._table = table
@@ -118,11 +118,11 @@ class Runner:
             except Exception:
                 _logger.exception("batches are looked at again in a moment")
                 await asyncio.sleep(_PAUSE_S)
-            await self._desk.work()
+            await self._batch_store.wait_for_work()
 
     async def _turn(self) -> None:
         """Gives free places to the batches whose turn it is."""
-        rows = {row["name"]: row for row in await self._desk.active()}
+        rows = {row["name"]: row for row in await self._batch_store.active()}
         for task, (name, _) in self._shards.items():
             if name not in rows:  # ended by another server
                 task.cancel()
@@ -146,14 +146,14 @@ class Runner:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._drawn.pop(self._shards.pop(task), None)
-        self._desk.wake()
+        self._batch_store.wake()
 
     async def _claimed(self, row: Row, claims: Claims) -> Claim | None:
         """A shard that is neither whole nor drawn by any server; the number of shards where all are whole, for the
         manifest."""
         name, shards = row["name"], _shards(row)
         here = {shard for batch, shard in self._shards.values() if batch == name}
-        whole = await patiently(lambda: self._whole(row))
+        whole = await retry_while_unavailable(lambda: self._whole(row))
         left = [shard for shard in range(shards) if shard not in whole and shard not in here]
         # At random, so that servers which share a store seldom want the same one.
         random.shuffle(left)
@@ -190,34 +190,34 @@ class Runner:
             with suppress(StorageError):
                 await asyncio.to_thread(work.output.tidy, shard)
             raise
-        self._desk.watchers.stir(name)
+        self._batch_store.watchers.notify(name)
 
     async def _item(self, work: Work, shard: int, item: Item) -> None:
         async with self._places:
             data = await self._picture(work, item)
             await _stored(work.output.put, item, data)
         self._drawn[str(work.name), shard] += 1
-        self._desk.watchers.stir(str(work.name))
+        self._batch_store.watchers.notify(str(work.name))
 
     async def _picture(self, work: Work, item: Item) -> bytes:
         asked = work.order.request(f"tenants/{work.name.tenant}", item)
-        drawing = check(asked, self._spec, self._settings.defaults, self._settings.limits)
+        params = validate(asked, self._spec, self._settings.defaults, self._settings.limits)
         while True:
-            taken = await self._intake.take(
-                drawing, asked.settings, work.principal, arrived=time.monotonic(), versions=work.versions
+            prepared = await self._preparer.prepare(
+                params, asked.settings, work.principal, arrived=time.monotonic(), versions=work.versions
             )
             try:
-                self._engine.submit(taken.request)
+                self._engine.submit(prepared.request)
                 break
             except ResourceExhausted as full:
                 await asyncio.sleep(full.retry_after.total_seconds() if full.retry_after else _PAUSE_S)
         try:
-            async for event in taken.request.mailbox.events():
+            async for event in prepared.request.mailbox.events():
                 if isinstance(event, Drawn):
-                    data, _ = await asyncio.to_thread(to_file, event.pixels, drawing, taken.records[0])
+                    data, _ = await asyncio.to_thread(to_file, event.pixels, params, prepared.records[0])
                     return data
         finally:
-            taken.request.gone.set()
+            prepared.request.gone.set()
         raise AssertionError("unreachable: a mailbox ends by an error only")
 
     async def _work(self, row: Row) -> Work:
@@ -250,7 +250,7 @@ class Runner:
     async def _close(self, row: Row, work: Work) -> None:
         await _stored(work.output.close)
         with suppress(FailedPrecondition):  # another server was first, or it was cancelled
-            await self._desk.move(MoveBatch(name=row["name"], move=Move.FINISH, detail={"done": row["total"]}))
+            await self._batch_store.move(MoveBatch(name=row["name"], move=Move.FINISH, detail={"done": row["total"]}))
 
     async def _failed(self, row: Row, error: Exception) -> None:
         while isinstance(error, ExceptionGroup):
@@ -263,7 +263,7 @@ class Runner:
         _logger.error("a batch has failed", batch=row["name"], reason=known.reason, message=known.message)
         detail = {"done": await self.done(row), "error": error_text(to_status(known))}
         with suppress(FailedPrecondition):
-            await self._desk.move(MoveBatch(name=row["name"], move=Move.FAIL, detail=detail))
+            await self._batch_store.move(MoveBatch(name=row["name"], move=Move.FAIL, detail=detail))
         self.cancelled(row["name"])
 
 
@@ -273,4 +273,4 @@ def _shards(row: Row) -> int:
 
 async def _stored(work: Any, *arguments: Any) -> Any:
     """`work` in a thread, again for as long as the store is away; it must bear being repeated."""
-    return await patiently(lambda: asyncio.to_thread(work, *arguments))
+    return await retry_while_unavailable(lambda: asyncio.to_thread(work, *arguments))

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from json import dumps, loads
 from typing import Any
 
-from rpc.errors import Aborted, FailedPrecondition, NotFound, ResourceExhausted
+from rpc.errors import FailedPrecondition, NotFound, ResourceExhausted
 from service.batches.life_cycle import ENDED, Move, State, WrongState, after
-from storage.ledger.state_machine import Answer, Change, Effect
+from storage.ledger.state_machine import Answer, CommittedEvent, Event
+from storage.sql import Condition, check_etag, create_tables, newest_first
 
 SHARD = 0
 SHARDS = 1
 Row = dict[str, Any]
-Condition = tuple[str, Mapping[str, Any]]
 
 _TABLES = """
 CREATE TABLE batches (
@@ -57,17 +57,16 @@ Command = CreateBatch | MoveBatch
 
 
 class BatchStateMachine:
-    """Rules and tables of batches; a storage.Book."""
+    """Rules and tables of batches; a StateMachine."""
 
     name = "generation"
     schema_version = 1
 
     def create(self, db: sqlite3.Connection) -> None:
         """Make the tables, empty."""
-        for statement in _TABLES.split(";"):  # executescript would end the view's transaction
-            db.execute(statement)
+        create_tables(db, _TABLES)
 
-    def decide(self, db: sqlite3.Connection, command: Command, now_us: int) -> Sequence[Effect] | Answer:
+    def decide(self, db: sqlite3.Connection, command: Command, now_us: int) -> Sequence[Event] | Answer:
         """Raises NotFound, FailedPrecondition, Aborted, ResourceExhausted."""
         match command:
             case CreateBatch(tenant=tenant, max_active=limit):
@@ -81,28 +80,28 @@ class BatchStateMachine:
                         metadata={"limit": str(limit)},
                     )
                 body = {key: value for key, value in vars(command).items() if key != "max_active"}
-                return [Effect(kind="batch-created", body=body | {"spec": dict(command.spec)})]
+                return [Event(kind="batch-created", body=body | {"spec": dict(command.spec)})]
             case MoveBatch():
                 return [_moved(db, command)]
 
-    def apply(self, db: sqlite3.Connection, change: Change) -> Row:
+    def apply(self, db: sqlite3.Connection, event: CommittedEvent) -> Row:
         """Write one change into the tables; the answer is the batch's row."""
-        body, revision = change.mutation.effect, str(change.revision)
-        match change.mutation.kind:
+        body, revision = event.body, str(event.revision)
+        match event.kind:
             case "batch-created":
                 db.execute(
                     "INSERT INTO batches VALUES (:name, :tenant, :spec, :blob, :total, :shard_pictures, :weights,"
                     " :creator, :principal, 'ACTIVE', :now, NULL, :revision, '{}')",
-                    body | {"spec": dumps(body["spec"]), "now": change.time_us, "revision": revision},
+                    body | {"spec": dumps(body["spec"]), "now": event.time_us, "revision": revision},
                 )
             case "batch-moved":
                 db.execute(
                     "UPDATE batches SET state = :state, ended_us = :now, revision = :revision, detail = :detail"
                     " WHERE name = :name",
-                    body | {"detail": dumps(body["detail"]), "now": change.time_us, "revision": revision},
+                    body | {"detail": dumps(body["detail"]), "now": event.time_us, "revision": revision},
                 )
             case kind:
-                raise AssertionError(f"no change of this book is called {kind}")
+                raise AssertionError(f"no event of this state machine is called {kind}")
         return batch(db, body["name"])
 
     def blobs(self, db: sqlite3.Connection) -> Iterator[str]:
@@ -126,16 +125,9 @@ def batch(db: sqlite3.Connection, name: str) -> Row:
 def batches(
     db: sqlite3.Connection, tenant: str, after: Sequence[Any] | None, limit: int, condition: Condition
 ) -> list[Row]:
-    """Up to `limit` batches of a tenant that fulfil `condition` (SQL and its parameters), newest first, after the one
+    """Up to `limit` batches of a tenant that fulfil `condition`, newest first, after the one
     at [created_us, name]."""
-    created_us, name = after or (2**62, "")
-    sql, parameters = condition
-    rows = db.execute(
-        "SELECT * FROM batches WHERE tenant = :tenant AND (created_us < :created_us OR (created_us = :created_us AND"
-        f" name > :name)) AND {sql} ORDER BY created_us DESC, name LIMIT :limit",
-        {"tenant": tenant, "created_us": created_us, "name": name, "limit": limit, **parameters},
-    )
-    return [_read(row) for row in rows]
+    return [_read(row) for row in newest_first(db, "batches", tenant, after, limit, condition)]
 
 
 def active(db: sqlite3.Connection) -> list[Row]:
@@ -148,21 +140,16 @@ def _read(row: sqlite3.Row) -> Row:
     return dict(row) | {"spec": loads(row["spec"]), "detail": loads(row["detail"])}
 
 
-def _moved(db: sqlite3.Connection, command: MoveBatch) -> Effect:
+def _moved(db: sqlite3.Connection, command: MoveBatch) -> Event:
     row = batch(db, command.name)
-    if command.etag and command.etag != row["revision"]:
-        raise Aborted(
-            f"{command.name} has changed since it was read; read it again",
-            reason="ETAG_MISMATCH",
-            metadata={"etag": row["revision"]},
-        )
+    check_etag(command.etag, row["revision"], command.name)
     try:
         state = after(State(row["state"]), command.move)
     except WrongState as error:
         raise FailedPrecondition(
             f"{command.name} {error}", reason="BATCH_STATE", metadata={"batch": command.name, "state": row["state"]}
         ) from None
-    return Effect(kind="batch-moved", body={"name": command.name, "state": state.value, "detail": dict(command.detail)})
+    return Event(kind="batch-moved", body={"name": command.name, "state": state.value, "detail": dict(command.detail)})
 
 
 def has_ended(row: Row) -> bool:

@@ -10,7 +10,7 @@ from diffusion.checkpoint import ModelSpec
 from rpc.errors import InvalidArgument
 from rpc.validate import Violations
 from service.batches.plan import BLANK, Item, Plan, fill
-from service.request.params import FORMATS, GenerationParams, check
+from service.request.params import FORMATS, GenerationParams, validate
 from service.settings import GenerationSettings
 
 _LAYOUTS = (resources_pb2.Batch.LAYOUT_FOLDER, resources_pb2.Batch.LAYOUT_WEBDATASET)
@@ -44,7 +44,7 @@ def order(batch: resources_pb2.Batch, shard_pictures: int) -> Order:
     return Order(batch=batch, plan=plan)
 
 
-def check_batch(
+def validate_batch(
     parent: str, asked: resources_pb2.Batch, spec: ModelSpec, settings: GenerationSettings, wrong: Violations
 ) -> tuple[Order, Sequence[GenerationParams]]:
     """The order, and the drawing of each of its prompts. Takes up to seconds for many prompts.
@@ -72,7 +72,7 @@ def check_batch(
         wrong.add("batch", f"would be {combinations * batch.seeds} pictures; {limit} are allowed")
     wrong.raise_if_any()
     made = order(batch, settings.batches.shard_pictures)
-    return made, _drawings(parent, made, spec, settings, wrong)
+    return made, _all_params(parent, made, spec, settings, wrong)
 
 
 def _check_prompts(batch: resources_pb2.Batch, wrong: Violations) -> int:
@@ -105,11 +105,11 @@ def _check_blanks(batch: resources_pb2.Batch, wrong: Violations) -> int:
     return combinations
 
 
-def _drawings(
+def _all_params(
     parent: str, made: Order, spec: ModelSpec, settings: GenerationSettings, wrong: Violations
 ) -> Sequence[GenerationParams]:
     plan = made.plan
-    drawings, faults = [], 0
+    all_params, faults = [], 0
     for number, prompt in enumerate(plan.prompts):
         last_seed = plan.seed + plan.seeds - 1
         request = made.request(parent, Item(index=number, prompt=prompt, seed=last_seed))
@@ -117,7 +117,7 @@ def _drawings(
             for field in ("start_picture", "mask", "strength"):
                 request.settings.ClearField(field)
         try:
-            drawings.append(check(request, spec, settings.defaults, settings.limits))
+            all_params.append(validate(request, spec, settings.defaults, settings.limits))
         except InvalidArgument as error:
             faults += 1
             for field, text in error.violations:
@@ -126,4 +126,4 @@ def _drawings(
             if not made.batch.prompts or faults == _MAX_TOLD:
                 break
     wrong.raise_if_any()
-    return drawings
+    return all_params

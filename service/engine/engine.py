@@ -28,8 +28,7 @@ from service.metrics import EngineMetrics
 from service.request.mailbox import Drawn, Failed, Previewed, Started, Stepped
 from service.request.request import Picture, Request
 from service.safety import Judged, Safety
-from service.scheduling.admission import Full
-from service.scheduling.scheduler import Overloaded, Policy, TooLate
+from service.scheduling.scheduler import Full, Overloaded, Scheduler, TooLate
 from service.words.tensor_cache import TensorCache
 
 _logger = structlog.get_logger(__name__)
@@ -48,7 +47,7 @@ class Engine:
     """Draws. `submit` and `predict` may be called from any thread."""
 
     def __init__(
-        self, model: BaseModel, policy: Policy, metrics: EngineMetrics, *, safety: Safety | None = None
+        self, model: BaseModel, scheduler: Scheduler, metrics: EngineMetrics, *, safety: Safety | None = None
     ) -> None:
         self._model = model
         self._encoder = PromptEncoder(model)
@@ -61,7 +60,7 @@ class Engine:
         self._thread: threading.Thread | None = None
         # Over the three fields below, which admission reads from other threads.
         self._lock = threading.Lock()
-        self._policy = policy
+        self._scheduler = scheduler
         self._pictures: dict[int, Picture] = {}
         self._stopping = False
 
@@ -83,22 +82,22 @@ class Engine:
     def predict(self, priority: int) -> timedelta:
         """How long the pictures that go before a new one of `priority` are expected to take."""
         with self._lock:
-            return timedelta(seconds=self._policy.work_ahead_s(priority))
+            return timedelta(seconds=self._scheduler.work_ahead_s(priority))
 
     def waiting(self) -> int:
         """Pictures that wait or are being drawn."""
         with self._lock:
-            return len(self._policy.roster)
+            return len(self._scheduler)
 
     def submit(self, request: Request) -> None:
         """Lets a request in. Raises ResourceExhausted when there is no place, Unavailable when the server stops, and
         DeadlineExceeded when the deadline is nearer than what drawing takes with the model for itself."""
-        ask = request.ask
+        work = request.work
         with self._lock:
             if self._stopping:
                 raise Unavailable("the server is shutting down", reason="DRAINING", retry_after=timedelta(seconds=1))
             try:
-                self._policy.let_in(ask, time.monotonic())
+                self._scheduler.admit(work, time.monotonic())
             except TooLate as late:
                 needed = {"needed_s": f"{late.needed_s:.2f}"}
                 raise DeadlineExceeded(str(late), reason="DEADLINE_TOO_SHORT", metadata=needed) from None
@@ -114,7 +113,7 @@ class Engine:
                     str(full),
                     reason="TENANT_QUEUE_FULL" if full.tenant else "QUEUE_FULL",
                     metadata={"limit": str(full.limit)},
-                    retry_after=timedelta(seconds=self._policy.retry_s(ask.priority)),
+                    retry_after=timedelta(seconds=self._scheduler.retry_s(work.priority)),
                 ) from None
         self._arrivals.put(request)
 
@@ -126,7 +125,7 @@ class Engine:
         embeds = self._encoder.encode([parse("")], {})
         pictures: list[Denoising] = []
         for count_of_rows in _WARM_UP_ROWS:
-            if count_of_rows > self._policy.roster.max_rows:
+            if count_of_rows > self._scheduler.max_rows:
                 break
             pictures = [
                 Denoising(
@@ -150,11 +149,11 @@ class Engine:
                 seconds = min(seconds, time.monotonic() - began)
                 if seconds > _WARM_UP_S:
                     break
-            self._policy.pace.measured(self._shape, count_of_rows, seconds)
+            self._scheduler.costs.observe(self._shape, count_of_rows, seconds)
             if seconds > _WARM_UP_S:
                 break
         decode.decode(self._model, pictures[0].latents)
-        times = {str(rows): round(seconds, 5) for rows, seconds in self._policy.pace.table(self._shape).items()}
+        times = {str(rows): round(seconds, 5) for rows, seconds in self._scheduler.costs.table(self._shape).items()}
         _logger.info("model is warm", seconds_by_rows=times)
 
     def _run(self, warm: "Future[None]") -> None:
@@ -168,8 +167,8 @@ class Engine:
             while self._take_arrivals():
                 self._drop_unwanted()
                 with self._lock:
-                    chosen = self._policy.next_group(time.monotonic())
-                    group = [self._pictures[ticket.id] for ticket in chosen]
+                    chosen = self._scheduler.next_group(time.monotonic())
+                    group = [self._pictures[id] for id in chosen]
                 if group:
                     self._tick(group)
         error = Unavailable("the server is shutting down", reason="DRAINING", retry_after=timedelta(seconds=1))
@@ -192,34 +191,34 @@ class Engine:
                 self._fail([request], error)
 
     def _admit(self, request: Request) -> None:
-        drawing = request.drawing
+        params = request.params
         pictures = []
         try:
             # Each prompt in a batch of its own, so that no other prompt can change its rounding.
-            embeds = self._encoded(request, drawing.prompt)
-            negative = self._encoded(request, drawing.negative_prompt) if drawing.guided else None
-            for index in range(drawing.count):
+            embeds = self._encoded(request, params.prompt)
+            negative = self._encoded(request, params.negative_prompt) if params.guided else None
+            for index in range(params.count):
                 denoising = Denoising(
                     self._model,
                     embeds=embeds,
                     negative=negative,
-                    scheduler=drawing.scheduler,
-                    steps=drawing.steps,
-                    guidance=drawing.guidance,
-                    seed=drawing.seed + index,
-                    width=drawing.width,
-                    height=drawing.height,
-                    beginning=request.beginning,
+                    scheduler=params.scheduler,
+                    steps=params.steps,
+                    guidance=params.guidance,
+                    seed=params.seed + index,
+                    width=params.width,
+                    height=params.height,
+                    init_image=request.init_image,
                 )
                 pictures.append(Picture(id=next(self._ids), request=request, index=index, denoising=denoising))
         finally:
             with self._lock:
                 self._pictures |= {picture.id: picture for picture in pictures}
-                self._policy.enter(request.ask, [picture.id for picture in pictures])
+                self._scheduler.enter(request.work, [picture.id for picture in pictures])
 
     def _encoded(self, request: Request, prompt: Prompt) -> torch.Tensor:
         """Hidden states [1, length, dims]; the same ones again for the same prompt with the same words."""
-        clip_skip = request.drawing.clip_skip
+        clip_skip = request.params.clip_skip
         key = (prompt, clip_skip, tuple(request.digests.get(ref) for ref in prompt.words))
         hidden = self._prompts.get(key)
         if hidden is None:
@@ -230,7 +229,7 @@ class Engine:
 
     def _drop_unwanted(self) -> None:
         with self._lock:
-            late = {self._pictures[ticket.id].request for ticket in self._policy.hopeless(time.monotonic())}
+            late = {self._pictures[id].request for id in self._scheduler.hopeless(time.monotonic())}
             gone = {picture.request for picture in self._pictures.values() if picture.request.gone.is_set()}
         if late:
             self._fail(late, DeadlineExceeded("what is left to be drawn no longer fits the deadline"))
@@ -243,8 +242,8 @@ class Engine:
                 picture.request.mailbox.post(Started())
         began = time.monotonic()
         try:
-            # The roster gives an exact picture a call for itself.
-            exact = group[0].request.drawing.exact
+            # The scheduler gives an exact picture a call for itself.
+            exact = group[0].request.params.exact
             denoise.step(self._model, [picture.denoising for picture in group], alone=exact)
             self._measure(group, time.monotonic() - began)
             for picture in group:
@@ -258,25 +257,25 @@ class Engine:
             self._fail({picture.request for picture in group}, error)
 
     def _measure(self, group: Sequence[Picture], seconds: float) -> None:
-        made = sum(picture.request.ask.rows for picture in group)
+        made = sum(picture.request.work.rows for picture in group)
         with self._lock:
-            self._policy.pace.measured(group[0].request.ask.shape, made, seconds)
-            self._policy.stepped([picture.id for picture in group])
+            self._scheduler.costs.observe(group[0].request.work.shape, made, seconds)
+            self._scheduler.stepped([picture.id for picture in group])
         self._metrics.calls.observe(seconds)
         self._metrics.rows.inc(made)
 
     def _report(self, picture: Picture) -> None:
         request = picture.request
-        drawing = request.drawing
+        params = request.params
         request.calls_made += 1
-        calls, now = picture.denoising.calls * drawing.count, time.monotonic()
+        calls, now = picture.denoising.calls * params.count, time.monotonic()
         if request.calls_made == calls or now - request.told_at >= _PROGRESS_S:
             request.told_at = now
             request.mailbox.post(Stepped(call=request.calls_made, calls=calls))
         position = picture.denoising.position
         # Nobody has looked at a preview yet, so there are none where something may be withheld.
-        shown = drawing.preview_every and (self._safety is None or not self._safety.withholds)
-        if shown and position % drawing.preview_every == 0 and not picture.denoising.done:
+        shown = params.preview_every and (self._safety is None or not self._safety.withholds)
+        if shown and position % params.preview_every == 0 and not picture.denoising.done:
             pixels = decode.preview(self._model, picture.denoising.latents)[0]
             request.mailbox.post(Previewed(index=picture.index, call=position, pixels=pixels))
 
@@ -284,7 +283,7 @@ class Engine:
         """Decodes finished pictures, those of one shape together unless their requests want it exact."""
         batches: dict[tuple[object, ...], list[Picture]] = defaultdict(list)
         for picture in done:
-            key = (picture.id,) if picture.request.drawing.exact else tuple(picture.denoising.latents.shape)
+            key = (picture.id,) if picture.request.params.exact else tuple(picture.denoising.latents.shape)
             batches[key].append(picture)
         for batch in batches.values():
             pixels = decode.decode(self._model, torch.cat([picture.denoising.latents for picture in batch]))
@@ -304,4 +303,4 @@ class Engine:
     def _remove(self, picture: Picture) -> None:
         with self._lock:
             self._pictures.pop(picture.id, None)
-            self._policy.leave(picture.id)
+            self._scheduler.leave(picture.id)

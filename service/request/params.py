@@ -81,7 +81,7 @@ class GenerationParams:
         return settings
 
 
-def check(
+def validate(
     request: generation_pb2.GenerateRequest, spec: ModelSpec, defaults: Defaults, limits: Limits
 ) -> GenerationParams:
     """Checks a request at the edge. Raises InvalidArgument with every field that is wrong."""

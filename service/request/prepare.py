@@ -16,7 +16,7 @@ from service.request.mailbox import Mailbox
 from service.request.params import GenerationParams
 from service.request.records import Recorder
 from service.request.request import Request
-from service.words.resolver import Word, WordResolver, by_ref
+from service.words.resolver import ResolvedWord, WordResolver, by_ref
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +30,14 @@ class Prepared:
 class RequestPreparer:
     """One resident model's. Lives on the event loop."""
 
-    def __init__(self, model: BaseModel, words: WordResolver) -> None:
-        self._words = words
+    def __init__(self, model: BaseModel, resolver: WordResolver) -> None:
+        self._resolver = resolver
         self._encoder = PromptEncoder(model)
         self._recorder = Recorder(model)
 
-    async def take(
+    async def prepare(
         self,
-        drawing: GenerationParams,
+        params: GenerationParams,
         settings: resources_pb2.PictureSettings,
         principal: Principal,
         *,
@@ -52,36 +52,34 @@ class RequestPreparer:
         monotonic clock. With `versions` (word to version) words mean those, whatever their aliases mean now. Raises
         what WordResolver.attach raises, PromptTooLong, and InvalidArgument for a start picture that cannot be decoded.
         """
-        refs = tuple(dict.fromkeys((*drawing.prompt.words, *drawing.negative_prompt.words)))
+        refs = tuple(dict.fromkeys((*params.prompt.words, *params.negative_prompt.words)))
         asked = refs if versions is None else [pinned(versions[str(ref)]) for ref in refs]
-        words = await self._words.attach(
-            drawing.tenant,
+        words = await self._resolver.resolve(
+            params.tenant,
             asked,
             principal,
             field="settings.prompt",
-            allow_family=drawing.allow_family,
+            allow_family=params.allow_family,
             max_staleness=max_staleness,
         )
         words = [_called(word, ref) for word, ref in zip(words, refs, strict=True)]
         vectors = by_ref(words)
         counts = {ref: len(tensor) for ref, tensor in vectors.items()}
-        for prompt in (drawing.prompt, drawing.negative_prompt):
+        for prompt in (params.prompt, params.negative_prompt):
             self._encoder.tokenize(prompt, counts)  # raises PromptTooLong before anything is promised
-        beginning = None
-        if drawing.start is not None:
-            beginning = await asyncio.to_thread(drawing.start.decoded, drawing.width, drawing.height)
+        init_image = None
+        if params.start is not None:
+            init_image = await asyncio.to_thread(params.start.decoded, params.width, params.height)
         request = Request(
-            drawing=drawing,
+            params=params,
             vectors=vectors,
             digests={word.ref: word.use.tensors_digest for word in words},
             mailbox=Mailbox(asyncio.get_running_loop()),
-            beginning=beginning,
+            init_image=init_image,
             arrived=arrived,
             deadline=deadline,
         )
-        return Prepared(
-            request=request, records=self._recorder.records(drawing, settings, [word.use for word in words])
-        )
+        return Prepared(request=request, records=self._recorder.records(params, settings, [word.use for word in words]))
 
 
 def pinned(version: VersionName) -> WordRef:
@@ -89,7 +87,7 @@ def pinned(version: VersionName) -> WordRef:
     return WordRef(version.tenant, version.concept, version=version.version)
 
 
-def _called(word: Word, ref: WordRef) -> Word:
+def _called(word: ResolvedWord, ref: WordRef) -> ResolvedWord:
     """`word` under the name that the prompt has for it."""
     if word.ref == ref:
         return word

@@ -36,16 +36,16 @@ class Recorder:
         )
 
     def records(
-        self, drawing: GenerationParams, settings: resources_pb2.PictureSettings, words: Sequence[resources_pb2.WordUse]
+        self, params: GenerationParams, settings: resources_pb2.PictureSettings, words: Sequence[resources_pb2.WordUse]
     ) -> list[resources_pb2.PictureRecord]:
         """One record for each picture; `settings` are the request's, for the prompts as they were written."""
         records = []
-        for index in range(drawing.count):
+        for index in range(params.count):
             record = resources_pb2.PictureRecord(
-                settings=drawing.settings(index, settings.prompt, settings.negative_prompt), words=words
+                settings=params.settings(index, settings.prompt, settings.negative_prompt), words=words
             )
-            if drawing.start is not None:
-                record.start_picture_digest, record.mask_digest = drawing.start.digests
+            if params.start is not None:
+                record.start_picture_digest, record.mask_digest = params.start.digests
             record.MergeFrom(self._made_with)
             records.append(record)
         return records
@@ -57,7 +57,7 @@ def to_json(record: resources_pb2.PictureRecord) -> str:
 
 
 def to_file(
-    pixels: np.ndarray, drawing: GenerationParams, record: resources_pb2.PictureRecord
+    pixels: np.ndarray, params: GenerationParams, record: resources_pb2.PictureRecord
 ) -> tuple[bytes, generation_pb2.PictureInfo]:
     """A picture file and what it is. `pixels` is uint8 [height, width, 3].
 
@@ -65,17 +65,17 @@ def to_file(
     """
     image = Image.fromarray(pixels)
     buffer = io.BytesIO()
-    if drawing.format == "PNG":
+    if params.format == "PNG":
         text = PngInfo()
         text.add_text(RECORD_KEY, to_json(record))
         image.save(buffer, "PNG", pnginfo=text)
     else:
         exif = Image.Exif()
         exif[_EXIF_IMAGE_DESCRIPTION] = to_json(record)
-        image.save(buffer, drawing.format, quality=drawing.quality, exif=exif)
+        image.save(buffer, params.format, quality=params.quality, exif=exif)
     data = buffer.getvalue()
     info = generation_pb2.PictureInfo(
-        media_type=_MEDIA_TYPES[drawing.format],
+        media_type=_MEDIA_TYPES[params.format],
         size_bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         record=record,

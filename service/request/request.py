@@ -13,7 +13,7 @@ from pseudoword.names import WordRef
 from diffusion.denoise import DecodedInitImage, Denoising
 from service.request.mailbox import Mailbox
 from service.request.params import GenerationParams
-from service.scheduling.scheduler import Ask
+from service.scheduling.scheduler import Work
 
 
 @dataclass(kw_only=True, eq=False)
@@ -24,11 +24,11 @@ class Request:
     the engine reads before each call.
     """
 
-    drawing: GenerationParams
+    params: GenerationParams
     vectors: Mapping[WordRef, torch.Tensor]
     digests: Mapping[WordRef, str] = field(default_factory=dict)  # of the vectors, as far as they are known
     mailbox: Mailbox
-    beginning: DecodedInitImage | None = None
+    init_image: DecodedInitImage | None = None
     deadline: float = inf
     arrived: float = field(default_factory=time.monotonic)
     gone: threading.Event = field(default_factory=threading.Event)
@@ -36,17 +36,17 @@ class Request:
     told_at: float = -inf  # when it last heard how far it is
 
     @cached_property
-    def ask(self) -> Ask:
+    def work(self) -> Work:
         """What admission needs to know of it; rows of a picture are the unconditional one and the conditional one."""
-        drawing = self.drawing
-        return Ask(
-            tenant=drawing.tenant,
-            shape=(drawing.height, drawing.width),
-            rows=2 if drawing.guided else 1,
-            calls=drawing.calls,
-            pictures=drawing.count,
-            exact=drawing.exact,
-            priority=drawing.priority,
+        params = self.params
+        return Work(
+            tenant=params.tenant,
+            shape=(params.height, params.width),
+            rows=2 if params.guided else 1,
+            calls=params.calls,
+            pictures=params.count,
+            exact=params.exact,
+            priority=params.priority,
             deadline=self.deadline,
             arrived=self.arrived,
         )

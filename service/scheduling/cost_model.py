@@ -28,7 +28,7 @@ class StepCostModel:
         self._measured_at: dict[tuple[Shape, int], int] = {}
         self._tried_at: dict[tuple[Shape, int], int] = {}
 
-    def measured(self, shape: Shape, rows: int, seconds: float) -> None:
+    def observe(self, shape: Shape, rows: int, seconds: float) -> None:
         """A call of `rows` rows took `seconds`."""
         times = self._times.setdefault(shape, {})
         before = times.get(rows)

@@ -1,18 +1,36 @@
-"""The rules by which an engine works, as the engine and the simulator use them: who is let in, who runs next, and how
-long that is expected to take. Pure: no torch, no grpc, the time handed in."""
+"""Who is admitted, and who runs next. The engine and the simulator use the same code. Pure: no torch, no gRPC, the time
+handed in.
 
-from collections.abc import Sequence
+The unit is a picture. Between tenants the share is by rows of the denoiser (start-time fair queueing, Goyal et al.
+1996); within a tenant the earliest deadline is first. Priorities go before both, and waiting raises a picture's
+priority, so that no picture starves. A picture with a priority below 0 is background work: it has calls of its own
+while no other picture waits, and joins other calls only where that costs them next to nothing.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from service.scheduling.admission import Roster, Ticket
 from service.scheduling.cost_model import Shape, StepCostModel
 
-_SURE = 0.7  # of what a call is expected to take: surely no less than that
+# A call takes no less than this fraction of the time that is expected of it.
+_MIN_TIME_FRACTION = 0.7
+
+
+class Full(Exception):
+    """The queue has `waiting` pictures, of all tenants or of `tenant`, and room for `limit`."""
+
+    def __init__(self, waiting: int, limit: int, tenant: str = "") -> None:
+        whose = f" of tenants/{tenant}" if tenant else ""
+        super().__init__(f"{waiting} pictures{whose} are waiting or being drawn; the limit is {limit}")
+        self.waiting = waiting
+        self.limit = limit
+        self.tenant = tenant
 
 
 class TooLate(Exception):
-    """What is asked for takes `needed_s` with the model for itself, and its deadline is `left_s` away."""
+    """The work takes `needed_s` with the model for itself, and its deadline is `left_s` away."""
 
     def __init__(self, needed_s: float, left_s: float) -> None:
         super().__init__(
@@ -24,19 +42,22 @@ class TooLate(Exception):
 
 
 class Overloaded(Exception):
-    """With what is before it, a request would end about `late_s` after its deadline."""
+    """Behind the work that is ahead of it, the work would end about `late_s` after its deadline."""
 
     def __init__(self, late_s: float) -> None:
         super().__init__(
-            f"with the work that is before it, drawing this would end about {late_s:.2f} s after its deadline"
+            f"with the work that is ahead of it, drawing this would end about {late_s:.2f} s after its deadline"
         )
         self.late_s = late_s
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
-    """A request: `pictures`, each of `rows` rows in each of `calls` calls of the denoiser. Times on the clock of
-    `now`, in seconds."""
+class Work:
+    """What a request costs: `pictures`, each of `rows` rows (2 with guidance, 1 without) in each of `calls` calls.
+
+    Only pictures of one `shape` share a call, and an `exact` one has its calls for itself. `deadline` and `arrived` are
+    seconds on the clock of `now`.
+    """
 
     tenant: str
     shape: Shape
@@ -48,100 +69,171 @@ class Ask:
     deadline: float = inf
     arrived: float = 0.0
 
-    def ticket(self, id: int) -> Ticket:
-        """That of one of its pictures."""
-        return Ticket(
-            id=id,
-            tenant=self.tenant,
-            shape=self.shape,
-            rows=self.rows,
-            exact=self.exact,
-            priority=self.priority,
-            deadline=self.deadline,
-            arrived=self.arrived,
-        )
+    @property
+    def background(self) -> bool:
+        return self.priority < 0
 
 
-class Policy:
-    """A roster and a pace. Calls left are counted here, a picture at a time."""
+@dataclass(kw_only=True)
+class _Picture:
+    """A picture in flight: whose work it is, the calls it still needs, and when it was last in a call."""
 
-    def __init__(self, roster: Roster, pace: StepCostModel) -> None:
-        self.roster = roster
-        self.pace = pace
-        self._left: dict[int, tuple[Ticket, int]] = {}
+    id: int
+    work: Work
+    calls_left: int
+    served_at: float
 
-    def solo_s(self, ask: Ask) -> float:
-        """Seconds that `ask` takes with the model for itself, decoding left out."""
-        return self.pace.solo_s(
-            ask.shape, pictures=ask.pictures, rows=ask.rows, calls=ask.calls, limit=self.roster.max_rows
-        )
+    @property
+    def rows(self) -> int:
+        return self.work.rows
 
-    def let_in(self, ask: Ask, now: float) -> None:
-        """Keeps places for `ask`, which enter() or give_back() takes. Raises TooLate, Overloaded, Full.
 
-        Without Overloaded, everybody in a queue that is too long would share in the work, and nobody would be in time.
+class Scheduler:
+    """The pictures in flight, and the choice of those that make the next call of the denoiser."""
+
+    def __init__(
+        self,
+        costs: StepCostModel,
+        *,
+        max_pictures: int,
+        max_rows: int,
+        aging_s: float = 10.0,
+        max_pictures_a_tenant: int | None = None,
+    ) -> None:
+        """At most `max_pictures` in flight, `max_rows` in one call; `aging_s` without a step is worth one priority."""
+        self.costs = costs
+        self.max_rows = max_rows
+        self._max_pictures = max_pictures
+        self._max_pictures_a_tenant = max_pictures if max_pictures_a_tenant is None else max_pictures_a_tenant
+        self._aging_s = aging_s
+        # By tenant: places of pictures that were admitted and have not entered yet, and of those that have.
+        self._reserved: Counter[str] = Counter()
+        self._present: Counter[str] = Counter()
+        self._pictures: dict[int, _Picture] = {}
+        # Rows served so far, for each tenant with pictures in flight.
+        self._served_rows: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        """Pictures in flight, and admitted ones that have not entered yet."""
+        return len(self._pictures) + self._reserved.total()
+
+    def admit(self, work: Work, now: float) -> None:
+        """Reserves places for `work`, which enter() takes or release() frees. Raises TooLate, Overloaded, Full.
+
+        Without Overloaded, all requests of a queue that is too long would share in the work, and none would be in time.
         """
-        needed_s, left_s = self.solo_s(ask), max(0.0, ask.deadline - now)
+        needed_s, left_s = self.solo_s(work), max(0.0, work.deadline - now)
         if needed_s > left_s:
             raise TooLate(needed_s, left_s)
-        late_s = self.work_ahead_s(ask.priority, ask.deadline) + needed_s - left_s
-        if ask.deadline < inf and late_s > 0:
+        late_s = self.work_ahead_s(work.priority, work.deadline) + needed_s - left_s
+        if work.deadline < inf and late_s > 0:
             raise Overloaded(late_s)
-        self.roster.reserve(ask.tenant, ask.pictures)
+        if len(self) + work.pictures > self._max_pictures:
+            raise Full(len(self), self._max_pictures)
+        own = self._present[work.tenant] + self._reserved[work.tenant]
+        if own + work.pictures > self._max_pictures_a_tenant:
+            raise Full(own, self._max_pictures_a_tenant, work.tenant)
+        self._reserved[work.tenant] += work.pictures
 
-    def give_back(self, ask: Ask) -> None:
-        """The places that let_in kept are free again."""
-        self.roster.release(ask.tenant, ask.pictures)
+    def release(self, work: Work) -> None:
+        """Frees the places that admit() reserved."""
+        self._reserved[work.tenant] -= work.pictures
+        if not self._reserved[work.tenant]:
+            del self._reserved[work.tenant]
 
-    def enter(self, ask: Ask, ids: Sequence[int]) -> None:
-        """The pictures of `ask` take the places that were kept."""
-        self.give_back(ask)
+    def enter(self, work: Work, ids: Sequence[int]) -> None:
+        """The pictures of `work` take the places that were reserved."""
+        self.release(work)
         for id in ids:
-            ticket = ask.ticket(id)
-            self.roster.admit(ticket)
-            self._left[id] = (ticket, ask.calls)
+            if work.tenant not in self._served_rows:
+                # A tenant that comes back starts level with the one served least: idleness is not saved up.
+                self._served_rows[work.tenant] = min(self._served_rows.values(), default=0.0)
+            self._pictures[id] = _Picture(id=id, work=work, calls_left=work.calls, served_at=work.arrived)
+            self._present[work.tenant] += 1
 
     def leave(self, id: int) -> None:
-        """A picture is finished, or is not wanted any more."""
-        self._left.pop(id, None)
-        self.roster.leave(id)
+        """Frees the place of a picture that is finished or not wanted any more; an unknown `id` is ignored."""
+        picture = self._pictures.pop(id, None)
+        if picture is None:
+            return
+        tenant = picture.work.tenant
+        self._present[tenant] -= 1
+        if not self._present[tenant]:
+            del self._present[tenant], self._served_rows[tenant]
 
-    def next_group(self, now: float) -> list[Ticket]:
-        """The pictures of the next call."""
-        return self.roster.next_group(now, self._tried_rows, self._free_rows)
+    def next_group(self, now: float) -> list[int]:
+        """Chooses the pictures of the next call and charges their rows to their tenants. Empty only when no picture is
+        in flight.
+
+        All are of one shape, together of no more rows than `max_rows` and than pay (one picture alone may exceed both);
+        an exact one is alone. Background pictures enlarge another's call only as far as that is nearly free.
+        """
+        if not self._pictures:
+            return []
+        lead = self._take(self._pictures.values(), now)
+        shape = lead.work.shape
+        group, rows = [lead], lead.rows
+        limit = min(self.max_rows, self.costs.tried_rows(shape, self.max_rows))
+        joining = [] if lead.work.exact else [one for one in self._pictures.values() if _can_join(one, lead)]
+        background = [one for one in joining if one.work.background and not lead.work.background]
+        foreground = [one for one in joining if not (one.work.background and not lead.work.background)]
+        for some in (foreground, background):
+            if some is background:
+                limit = min(limit, self.costs.free_rows(shape, rows, self.max_rows))
+            while some := [one for one in some if rows + one.rows <= limit]:
+                picture = self._take(some, now)
+                some.remove(picture)
+                group.append(picture)
+                rows += picture.rows
+        for picture in group:
+            picture.served_at = now
+        return [picture.id for picture in group]
 
     def stepped(self, ids: Sequence[int]) -> None:
-        """A call was made for these pictures."""
+        """One call was made for these pictures."""
         for id in ids:
-            ticket, calls = self._left[id]
-            self._left[id] = (ticket, calls - 1)
+            self._pictures[id].calls_left -= 1
 
-    def hopeless(self, now: float) -> list[Ticket]:
-        """Pictures whose deadline has passed, or would pass even if the model were theirs alone from now on."""
+    def hopeless(self, now: float) -> list[int]:
+        """Pictures whose deadline has passed, or would pass even with the model for themselves from now on."""
         return [
-            ticket
-            for ticket, calls in self._left.values()
-            if now + calls * self.pace.seconds(ticket.shape, ticket.rows) * _SURE > ticket.deadline
+            picture.id
+            for picture in self._pictures.values()
+            if now + picture.calls_left * self.costs.seconds(picture.work.shape, picture.rows) * _MIN_TIME_FRACTION
+            > picture.work.deadline
         ]
 
+    def solo_s(self, work: Work) -> float:
+        """Seconds that `work` takes with the model for itself, decoding left out."""
+        return self.costs.solo_s(
+            work.shape, pictures=work.pictures, rows=work.rows, calls=work.calls, limit=self.max_rows
+        )
+
     def work_ahead_s(self, priority: int, deadline: float = inf) -> float:
-        """How long the pictures that go before a new one of `priority` and `deadline` are expected to take."""
+        """Seconds that the pictures ahead of a new one of `priority` and `deadline` are expected to take."""
         seconds = 0.0
-        for ticket, calls in self._left.values():
-            if ticket.priority > priority or (ticket.priority == priority and ticket.deadline <= deadline):
-                useful = self._useful_rows(ticket.shape)
-                seconds += calls * ticket.rows * self.pace.seconds(ticket.shape, useful) / useful
+        for picture in self._pictures.values():
+            work = picture.work
+            if work.priority > priority or (work.priority == priority and work.deadline <= deadline):
+                useful = self.costs.useful_rows(work.shape, self.max_rows)
+                seconds += picture.calls_left * work.rows * self.costs.seconds(work.shape, useful) / useful
         return seconds
 
     def retry_s(self, priority: int) -> float:
-        """When to come back to a full queue: half of what is before is done by then."""
+        """Seconds after which to try a full queue again: half of the work ahead is done by then."""
         return max(1.0, self.work_ahead_s(priority) / 2)
 
-    def _useful_rows(self, shape: Shape) -> int:
-        return self.pace.useful_rows(shape, self.roster.max_rows)
+    def _take(self, pictures: Iterable[_Picture], now: float) -> _Picture:
+        """The next one of `pictures`. Its rows are charged to its tenant, which decides who is next after it."""
+        picture = min(pictures, key=lambda picture: self._order(picture, now))
+        self._served_rows[picture.work.tenant] += picture.rows
+        return picture
 
-    def _tried_rows(self, shape: Shape) -> int:
-        return self.pace.tried_rows(shape, self.roster.max_rows)
+    def _order(self, picture: _Picture, now: float) -> tuple[float, float, float, float, int]:
+        work = picture.work
+        aged = work.priority + int((now - picture.served_at) / self._aging_s)
+        return (-aged, self._served_rows[work.tenant], work.deadline, work.arrived, picture.id)
 
-    def _free_rows(self, shape: Shape, rows: int) -> int:
-        return self.pace.free_rows(shape, rows, self.roster.max_rows)
+
+def _can_join(picture: _Picture, lead: _Picture) -> bool:
+    return picture.id != lead.id and picture.work.shape == lead.work.shape and not picture.work.exact

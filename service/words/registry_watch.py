@@ -26,10 +26,10 @@ class RegistryWatch:
     def __init__(
         self,
         registry: "registry_pb2_grpc.RegistryServiceAsyncStub",
-        meanings: ResolutionCache[registry_resources.Version],
+        resolutions: ResolutionCache[registry_resources.Version],
     ) -> None:
         self._registry = registry
-        self._meanings = meanings
+        self._resolutions = resolutions
         self._token = ""
 
     async def run(self) -> None:
@@ -60,8 +60,8 @@ class RegistryWatch:
             async with asyncio.timeout(_SILENCE_S):
                 await call.initial_metadata()
             if not self._token:
-                self._meanings.begin()
-            self._meanings.away = False
+                self._resolutions.reset()
+            self._resolutions.disconnected = False
             while True:
                 async with asyncio.timeout(_SILENCE_S):
                     message = await call.read()
@@ -69,17 +69,17 @@ class RegistryWatch:
                     return
                 self._tell(message)
         finally:
-            self._meanings.away = True
+            self._resolutions.disconnected = True
             call.cancel()
 
     def _tell(self, message: registry_pb2.WatchEventsResponse) -> None:
         if message.WhichOneof("message") == "event":
             concept = _concept(message.event.resource)
             if concept is not None:
-                self._meanings.forget(concept.tenant, concept.concept)
+                self._resolutions.invalidate(concept.tenant, concept.concept)
         else:
             # Only a bookmark says that nothing else is on its way.
-            self._meanings.hear(time.monotonic())
+            self._resolutions.mark_fresh(time.monotonic())
         self._token = message.resume_token
 
 

@@ -37,30 +37,30 @@ class ResolutionCache(Generic[M]):
         self._kept: OrderedDict[Key, M] = OrderedDict()
         self._by_concept: dict[tuple[str, str], set[Key]] = {}
         self._asking: list[set[tuple[str, str]]] = []
-        self._heard_at = -inf
+        self._fresh_at = -inf
         # Set by the watch: its stream is broken, so asking the registry would most likely only take time.
-        self.away = False
+        self.disconnected = False
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def age_s(self, now: float) -> float:
         """Seconds since the watch last spoke; infinite while it has not begun."""
-        return now - self._heard_at
+        return now - self._fresh_at
 
-    def begin(self) -> None:
+    def reset(self) -> None:
         """The watch begins anew and knows nothing of what was before."""
         self._kept.clear()
         self._by_concept.clear()
-        self._heard_at = -inf
+        self._fresh_at = -inf
         for changed in self._asking:
             changed.add(_ANYTHING)
 
-    def hear(self, now: float) -> None:
+    def mark_fresh(self, now: float) -> None:
         """The watch has spoken: up to now everything is told."""
-        self._heard_at = now
+        self._fresh_at = now
 
-    def forget(self, owner: str, concept: str) -> None:
+    def invalidate(self, owner: str, concept: str) -> None:
         """Something about a concept changed."""
         for changed in self._asking:
             changed.add((owner, concept))
@@ -71,25 +71,25 @@ class ResolutionCache(Generic[M]):
         """What `key` means, unless nothing is kept or what is kept may be older than `limit_s`."""
         if key.foreign:
             limit_s = min(limit_s, FOREIGN_LIMIT_S)
-        meaning = self._kept.get(key)
-        if meaning is None or self.age_s(now) > limit_s:
+        resolution = self._kept.get(key)
+        if resolution is None or self.age_s(now) > limit_s:
             return None
         self._kept.move_to_end(key)
-        return meaning
+        return resolution
 
     @contextmanager
-    def asking(self) -> Iterator["Answers[M]"]:
+    def query(self) -> Iterator["Query[M]"]:
         """While the registry is asked: what it answers is kept unless the watch tells of a change meanwhile."""
         changed: set[tuple[str, str]] = set()
         self._asking.append(changed)
         try:
-            yield Answers(self, changed)
+            yield Query(self, changed)
         finally:
             # By identity: equal sets are of different askers.
             self._asking = [other for other in self._asking if other is not changed]
 
-    def _keep(self, key: Key, meaning: M) -> None:
-        self._kept[key] = meaning
+    def _keep(self, key: Key, resolution: M) -> None:
+        self._kept[key] = resolution
         self._kept.move_to_end(key)
         self._by_concept.setdefault((key.owner, key.concept), set()).add(key)
         while len(self._kept) > self._limit:
@@ -100,18 +100,18 @@ class ResolutionCache(Generic[M]):
                 del self._by_concept[oldest.owner, oldest.concept]
 
 
-class Answers(Generic[M]):
+class Query(Generic[M]):
     """Answers of one question to the registry."""
 
-    def __init__(self, meanings: ResolutionCache[M], changed: set[tuple[str, str]]) -> None:
-        self._meanings = meanings
+    def __init__(self, resolutions: ResolutionCache[M], changed: set[tuple[str, str]]) -> None:
+        self._resolutions = resolutions
         self._changed = changed
 
     def keep(self, answers: Iterable[tuple[Key, M]]) -> None:
         """Keeps those about which nothing has changed since the question was asked."""
-        for key, meaning in answers:
+        for key, resolution in answers:
             if _ANYTHING not in self._changed and (key.owner, key.concept) not in self._changed:
-                self._meanings._keep(key, meaning)
+                self._resolutions._keep(key, resolution)
 
 
 _ANYTHING = ("", "")

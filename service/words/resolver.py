@@ -33,7 +33,7 @@ _logger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Word:
+class ResolvedWord:
     """A word as a request uses it: which version it means, and its vectors [n, dims] in fp32 on the device."""
 
     ref: WordRef
@@ -49,7 +49,7 @@ class WordResolver:
         self,
         registry: "registry_pb2_grpc.RegistryServiceAsyncStub",
         model: BaseModel,
-        meanings: ResolutionCache[registry_resources.Version],
+        resolutions: ResolutionCache[registry_resources.Version],
         vectors: TensorCache[str],
         metrics: EngineMetrics,
         settings: WordSettings,
@@ -57,7 +57,7 @@ class WordResolver:
         """`vectors` are kept by their digest. Raises SettingsError for a key file that cannot be used."""
         self._registry = registry
         self._model = model
-        self._meanings = meanings
+        self._resolutions = resolutions
         self._vectors = vectors
         self._metrics = metrics
         self._settings = settings
@@ -66,7 +66,7 @@ class WordResolver:
         except KeysInvalid as error:
             raise SettingsError(f"words.keys: {error}") from None
 
-    async def attach(
+    async def resolve(
         self,
         tenant: str,
         refs: Sequence[WordRef],
@@ -75,7 +75,7 @@ class WordResolver:
         field: str,
         allow_family: bool = False,
         max_staleness: timedelta | None = None,
-    ) -> list[Word]:
+    ) -> list[ResolvedWord]:
         """The words of a request, in the order of `refs`; a bare word is `tenant`'s.
 
         What a word means is at most `max_staleness` old. Where that is None the settings say how old, and how much
@@ -89,7 +89,7 @@ class WordResolver:
         keys = [Key(tenant, str(ref), ref.tenant or tenant, ref.concept) for ref in refs]
         offline = self._settings.offline if max_staleness is None else timedelta(0)
         limit = self._settings.max_staleness if max_staleness is None else max_staleness
-        if self._meanings.away and offline > limit:
+        if self._resolutions.disconnected and offline > limit:
             limit = offline
             self._metrics.word_offline.inc()
         versions = self._kept(keys, limit.total_seconds()) if limit else None
@@ -103,13 +103,13 @@ class WordResolver:
             use = resources_pb2.WordUse(
                 word=str(ref), version=version.name, tensors_digest=version.tensors_digest, match=_MATCHES[fit]
             )
-            words.append(Word(ref=ref, use=use, vectors=vectors))
+            words.append(ResolvedWord(ref=ref, use=use, vectors=vectors))
         return words
 
     def _kept(self, keys: Sequence[Key], limit_s: float) -> list[registry_resources.Version] | None:
         """What all of `keys` mean, if that is known and fresh enough."""
         now = time.monotonic()
-        found = [self._meanings.get(key, now, limit_s) for key in keys]
+        found = [self._resolutions.get(key, now, limit_s) for key in keys]
         known = [version for version in found if version is not None]
         return known if len(known) == len(keys) else None
 
@@ -118,7 +118,7 @@ class WordResolver:
     ) -> list[registry_resources.Version]:
         request = registry_pb2.ResolveWordsRequest(parent=f"tenants/{tenant}", words=[key.word for key in keys])
         try:
-            with self._meanings.asking() as answers, forwarded("registry"):
+            with self._resolutions.query() as answers, forwarded("registry"):
                 resolved = await self._registry.ResolveWords(request, metadata=as_caller(principal), timeout=_ASK_S)
                 known = [word for word in resolved.words if word.WhichOneof("result") == "version"]
                 if len(known) == len(keys):
@@ -196,7 +196,7 @@ class WordResolver:
         return vectors
 
 
-def by_ref(words: Iterable[Word]) -> Mapping[WordRef, torch.Tensor]:
+def by_ref(words: Iterable[ResolvedWord]) -> Mapping[WordRef, torch.Tensor]:
     """The vectors of words, as the encoder takes them."""
     return {word.ref: word.vectors for word in words}
 

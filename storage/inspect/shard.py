@@ -16,7 +16,7 @@ from storage.ledger.entry import Entry, entry_name
 from storage.ledger.log import Log
 from storage.ledger.segments import RUN, first_of_run, read_segment, segment_name, segments
 from storage.ledger.snapshots import checkpoints, unpack_checkpoint
-from storage.ledger.state_machine import Book
+from storage.ledger.state_machine import StateMachine
 from storage.ledger.view import View
 from storage.objects.base import list_all
 from storage.objects.blobs import tenant_of
@@ -44,11 +44,17 @@ class ShardInspection:
     """
 
     def __init__(
-        self, log: Log, book: Book[Any], shard: int, folder: Path, views: Sequence[Path], report: Report
+        self,
+        log: Log,
+        state_machine: StateMachine[Any],
+        shard: int,
+        folder: Path,
+        views: Sequence[Path],
+        report: Report,
     ) -> None:
         """What is found goes into `report`. `folder` is for files made here, `views` are those of servers' views."""
         self._log = log
-        self._book = book
+        self._state_machine = state_machine
         self._shard = shard
         self._folder = folder
         self._views = views
@@ -71,7 +77,7 @@ class ShardInspection:
         """Reads everything of the shard. Raises StoreUnavailable and StoreRefused."""
         shard, report, content = self._shard, self._report, Content()
         path = self._folder / f"shard-{shard}.sqlite"
-        view = View(path, store_id=self._log.store_id, shard=shard, book=self._book)
+        view = View(path, store_id=self._log.store_id, shard=shard, state_machine=self._state_machine)
         self._stack.callback(view.close)
         # Before the entries: nothing derived can be ahead of the log then.
         self._open_copies(view)
@@ -85,9 +91,9 @@ class ShardInspection:
             if entry is None:
                 continue
             report.count("entries")
-            report.count("mutations", len(entry.mutations))
-            for mutation in entry.mutations:
-                for name in blob_names(mutation.effect):
+            report.count("mutations", len(entry.events))
+            for event in entry.events:
+                for name in blob_names(event.body):
                     content.known.setdefault(name, entry_name(shard, entry.number))
             self._check_segment(entry)
             if content.sound:
@@ -96,8 +102,8 @@ class ShardInspection:
         self._compare(view, upto=last + 1)
         if content.sound:
             with view.snapshot() as (db, _):
-                content.live.update(self._book.blobs(db))
-                content.doomed.update(name for name in content.known if self._book.doomed(db, name))
+                content.live.update(self._state_machine.blobs(db))
+                content.doomed.update(name for name in content.known if self._state_machine.doomed(db, name))
                 content.described.update(vectors(db))
         else:
             report.found(

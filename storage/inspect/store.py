@@ -11,7 +11,7 @@ from storage.errors import Damaged, ObjectMissing, TensorsInvalid
 from storage.inspect.report import Report, Severity, Vectors
 from storage.inspect.shard import Content, ShardInspection
 from storage.ledger.log import METADATA_NAME, Backoff, Log, Metadata
-from storage.ledger.state_machine import Book
+from storage.ledger.state_machine import StateMachine
 from storage.objects.base import ObjectStore, list_all
 from storage.objects.blobs import Blobs, tenant_of
 from storage.objects.disk import DiskStore
@@ -27,7 +27,7 @@ class Inspection:
     def __init__(
         self,
         store: ObjectStore,
-        books: Mapping[str, Book[Any]],
+        state_machines: Mapping[str, StateMachine[Any]],
         folder: Path,
         *,
         vectors: Callable[[sqlite3.Connection], Mapping[str, Vectors]] = lambda db: {},
@@ -39,10 +39,10 @@ class Inspection:
         Raises ObjectMissing, Damaged and StoreMismatch when there is no store to read.
         """
         metadata = Metadata.read(store)
-        if metadata.book not in books:
-            raise Damaged(METADATA_NAME, f"nothing here knows a book called {metadata.book!r}")
+        if metadata.book not in state_machines:
+            raise Damaged(METADATA_NAME, f"nothing here knows a state machine called {metadata.book!r}")
         self._store = store
-        self._book = books[metadata.book]
+        self._state_machine = state_machines[metadata.book]
         self._log = Log(store, metadata.store_id, metadata.shards, Backoff())
         self._folder = folder
         self._vectors = vectors
@@ -60,7 +60,9 @@ class Inspection:
         """Read everything once. Raises StoreUnavailable and StoreRefused."""
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="inspect") as threads:
             for shard in range(self._log.shards):
-                inspected = ShardInspection(self._log, self._book, shard, self._folder, self._views, self.report)
+                inspected = ShardInspection(
+                    self._log, self._state_machine, shard, self._folder, self._views, self.report
+                )
                 with inspected:
                     self._add(inspected.run(threads, self._vectors))
             self._check_blobs(threads)

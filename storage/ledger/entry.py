@@ -11,8 +11,8 @@ from storage.errors import BadRevision, Damaged, EntryTooLarge, StoreChanged
 
 FORMAT = 1
 MAX_ENTRY_BYTES = 64 * 1024
-MAX_MUTATIONS = 256
-# Kept free in an entry for all that is not a mutation; far more than it can take.
+MAX_EVENTS = 256
+# Kept free in an entry for all that is not an event; far more than it can take.
 _HEAD_BYTES = 1024
 
 _REVISION = re.compile(r"([0-9a-f]{20})-(0|[1-9][0-9]{0,4})-(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,2})")
@@ -20,7 +20,7 @@ _REVISION = re.compile(r"([0-9a-f]{20})-(0|[1-9][0-9]{0,4})-(0|[1-9][0-9]{0,18})
 
 @dataclass(frozen=True, kw_only=True)
 class Revision:
-    """A place in one shard's history: the mutation `index` of `entry`. Entry 0 is before everything.
+    """A place in one shard's history: the event `index` of `entry`. Entry 0 is before everything.
 
     Ordered only within one store and shard. `str(revision)` is `<store id>-<shard>-<entry>-<index>`.
     """
@@ -42,7 +42,7 @@ class Revision:
     def parse(cls, text: str) -> "Revision":
         """The revision that `text` writes. Raises BadRevision unless it is what str() gives."""
         match = _REVISION.fullmatch(text)
-        if match is None or int(match[4]) >= MAX_MUTATIONS:
+        if match is None or int(match[4]) >= MAX_EVENTS:
             raise BadRevision(f"{text[:80]!r} is not a revision", revision=text[:80])
         return cls(store_id=match[1], shard=int(match[2]), entry=int(match[3]), index=int(match[4]))
 
@@ -55,8 +55,8 @@ class Revision:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mutation:
-    """One change, as its effect. `effect` is a JSON object; nothing is computed from it that is not in it.
+class RecordedEvent:
+    """One event as the log keeps it. `body` is a JSON object that holds all that is needed to apply the event again.
 
     `request_id` is scoped by `tenant`; `request_digest` names the request's body. `on_behalf_of` is empty unless
     `actor` acted for somebody else.
@@ -68,7 +68,7 @@ class Mutation:
     request_digest: str
     actor: str
     on_behalf_of: str
-    effect: dict[str, Any]
+    body: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Entry:
     number: int
     time_us: int
     write_id: str
-    mutations: tuple[Mutation, ...]
+    events: tuple[RecordedEvent, ...]
 
     def revision(self, index: int) -> Revision:
         return Revision(store_id=self.store_id, shard=self.shard, entry=self.number, index=index)
@@ -90,20 +90,20 @@ def entry_name(shard: int, number: int) -> str:
     return f"log/{shard}/{number:020d}"
 
 
-def mutation_bytes(mutations: Sequence[Mutation]) -> int:
-    """How much of an entry `mutations` take. Raises EntryTooLarge when they, together, fit none."""
-    size = sum(len(_compact(vars(mutation))) + 1 for mutation in mutations)
-    if size > MAX_ENTRY_BYTES - _HEAD_BYTES or len(mutations) > MAX_MUTATIONS:
+def event_bytes(events: Sequence[RecordedEvent]) -> int:
+    """How much of an entry `events` take. Raises EntryTooLarge when they, together, fit none."""
+    size = sum(len(_compact(_event_json(event))) + 1 for event in events)
+    if size > MAX_ENTRY_BYTES - _HEAD_BYTES or len(events) > MAX_EVENTS:
         raise EntryTooLarge(
-            f"one command's {len(mutations)} effects take {size} bytes; an entry holds {MAX_MUTATIONS} effects and "
+            f"one command's {len(events)} events take {size} bytes; an entry holds {MAX_EVENTS} events and "
             f"{MAX_ENTRY_BYTES - _HEAD_BYTES} bytes: put what is large into blobs, or ask for less at once"
         )
     return size
 
 
-def fits(mutations: int, size: int) -> bool:
-    """Whether one entry holds so many mutations of so many bytes (the sum of mutation_bytes)."""
-    return mutations <= MAX_MUTATIONS and size <= MAX_ENTRY_BYTES - _HEAD_BYTES
+def fits(events: int, size: int) -> bool:
+    """Whether one entry holds so many events of so many bytes (the sum of event_bytes)."""
+    return events <= MAX_EVENTS and size <= MAX_ENTRY_BYTES - _HEAD_BYTES
 
 
 def canonical(value: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +114,8 @@ def canonical(value: dict[str, Any]) -> dict[str, Any]:
 
 def encode(entry: Entry) -> bytes:
     """The entry's object: JSON with a digest over the rest of it."""
-    body = vars(entry) | {"format": FORMAT, "mutations": [vars(mutation) for mutation in entry.mutations]}
+    body = vars(entry) | {"format": FORMAT, "mutations": [_event_json(event) for event in entry.events]}
+    del body["events"]
     return _compact(body | {"digest": hashlib.sha256(_compact(body)).hexdigest()})
 
 
@@ -130,13 +131,20 @@ def decode(data: bytes, *, store_id: str, shard: int, number: int) -> Entry:
             raise Damaged(name, "its digest does not match")
         if body.pop("format") != FORMAT:
             raise Damaged(name, "it has a format that this version does not know")
-        mutations = tuple(Mutation(**mutation) for mutation in body.pop("mutations"))
-        entry = Entry(**body, mutations=mutations)
+        events = tuple(RecordedEvent(body=event.pop("effect"), **event) for event in body.pop("mutations"))
+        entry = Entry(**body, events=events)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Damaged(name, f"it is no entry ({type(error).__name__})") from error
     if (entry.store_id, entry.shard, entry.number) != (store_id, shard, number):
         raise Damaged(name, f"it is entry {entry.number} of shard {entry.shard} of store {entry.store_id}")
     return entry
+
+
+def _event_json(event: RecordedEvent) -> dict[str, Any]:
+    """An event under the names of the log's format 1, in which a body is called effect."""
+    fields = dict(vars(event))
+    fields["effect"] = fields.pop("body")
+    return fields
 
 
 def _compact(value: object) -> bytes:

@@ -17,7 +17,7 @@ from storage.ledger.entry import Revision
 from storage.ledger.log import Backoff, Log
 from storage.ledger.maintenance import Upkeep
 from storage.ledger.metrics import LedgerMetrics
-from storage.ledger.state_machine import Book, Change
+from storage.ledger.state_machine import CommittedEvent, StateMachine
 from storage.ledger.view import changes_after
 from storage.ledger.writer import Pending, Result, ShardWriter
 from storage.objects.base import ObjectStore
@@ -42,14 +42,14 @@ class Ledger(Generic[C]):
     def __init__(
         self,
         log: Log,
-        book: Book[C],
+        state_machine: StateMachine[C],
         view_folder: Path,
         metrics: LedgerMetrics | None = None,
         *,
         upkeep: bool = True,
     ) -> None:
         self._log = log
-        self._book = book
+        self._state_machine = state_machine
         self._folder = view_folder
         self._lock = _lock_folder(view_folder)
         self._metrics = metrics or LedgerMetrics()
@@ -65,7 +65,7 @@ class Ledger(Generic[C]):
     def open(
         cls,
         store: ObjectStore,
-        book: Book[C],
+        state_machine: StateMachine[C],
         *,
         shards: int,
         view_folder: Path,
@@ -79,8 +79,8 @@ class Ledger(Generic[C]):
         Blocks. Raises StoreMismatch, Damaged, StoreUnavailable, StoreRefused, and ViewInUse when another process has
         the folder. Does not probe the store.
         """
-        log = Log.open(store, book=book.name, shards=shards, backoff=backoff)
-        return cls(log, book, view_folder, metrics, upkeep=upkeep)
+        log = Log.open(store, book=state_machine.name, shards=shards, backoff=backoff)
+        return cls(log, state_machine, view_folder, metrics, upkeep=upkeep)
 
     @property
     def store_id(self) -> str:
@@ -180,7 +180,7 @@ class Ledger(Generic[C]):
 
     async def changes(
         self, shard: int, after: Revision, *, limit: int = 256, max_staleness: timedelta | None = None
-    ) -> tuple[Sequence[Change], Revision]:
+    ) -> tuple[Sequence[CommittedEvent], Revision]:
         """Up to `limit` changes after `after` in order, and the revision up to which there are no others: that of the
         last one given, or of the view when all of them were.
 
@@ -199,12 +199,12 @@ class Ledger(Generic[C]):
             raise RevisionAhead(f"revision {after} is ahead of the log, which is at {now}", revision=str(after))
         return found, found[-1].revision if len(found) == limit else now
 
-    async def watch(self, shard: int, after: Revision) -> AsyncIterator[Change]:
+    async def watch(self, shard: int, after: Revision) -> AsyncIterator[CommittedEvent]:
         """Every change after `after`, in order, once each, for ever. Raises what `changes` raises."""
         while True:
             found, after = await self.changes(shard, after, max_staleness=_POLL)
-            for change in found:
-                yield change
+            for event in found:
+                yield event
             if not found:
                 await self.wait_for_changes({shard}, _POLL)
 
@@ -277,7 +277,7 @@ class Ledger(Generic[C]):
             path = self._folder / f"shard-{shard}.sqlite"
             writer = ShardWriter(
                 self._log,
-                self._book,
+                self._state_machine,
                 shard,
                 path,
                 upkeep=self._upkeep,

@@ -17,7 +17,7 @@ class LedgerMetrics:
             registry=registry,
             buckets=_BYTES,
         )
-        self.entry_mutations = Histogram(
+        self.entry_events = Histogram(
             "pseudoword_log_entry_mutations",
             "Changes in each entry that this server has put.",
             registry=registry,

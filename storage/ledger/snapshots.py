@@ -18,7 +18,7 @@ from storage.errors import Damaged, ObjectExists, ObjectMissing
 from storage.ledger import frames
 from storage.ledger.log import Log
 from storage.ledger.segments import entries_after
-from storage.ledger.state_machine import Book
+from storage.ledger.state_machine import StateMachine
 from storage.ledger.view import View
 from storage.objects.base import ObjectStore, list_all
 
@@ -111,9 +111,9 @@ def restore_newest(store: ObjectStore, view: View) -> None:
 
 
 @contextmanager
-def whole_view(log: Log, shard: int, book: Book[Any], path: Path) -> Iterator[View]:
+def whole_view(log: Log, shard: int, state_machine: StateMachine[Any], path: Path) -> Iterator[View]:
     """A view, in a new file at `path`, of all that a shard's log holds now. Raises what reading it raises."""
-    with closing(View(path, store_id=log.store_id, shard=shard, book=book)) as view:
+    with closing(View(path, store_id=log.store_id, shard=shard, state_machine=state_machine)) as view:
         restore_newest(log.store, view)
         for entry in entries_after(log, shard, view.position.entry):
             view.replay(entry)

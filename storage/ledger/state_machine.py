@@ -1,18 +1,23 @@
-"""What a ledger keeps is told by a book: its tables, which commands are allowed, and what each change does to a row."""
+"""What a ledger keeps is said by a state machine: which commands are allowed, and what each event does to its tables.
+
+One chain from a request to a row: `StateMachine.decide` makes Events of a command; the log keeps each as a
+RecordedEvent, with who asked for it; `StateMachine.apply` writes it into the tables as a CommittedEvent, with its place
+in history.
+"""
 
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
-from storage.ledger.entry import Mutation, Revision
+from storage.ledger.entry import RecordedEvent, Revision
 
 C_contra = TypeVar("C_contra", contravariant=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effect:
-    """One change that a command makes: what kind, and all that is needed to repeat it, as a JSON object."""
+class Event:
+    """One thing that a command makes happen: its kind, and all that is needed to apply it again, as a JSON object."""
 
     kind: str
     body: dict[str, Any]
@@ -26,15 +31,24 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
-    """A mutation where it stands in history; `time_us` is its entry's, microseconds since 1970 UTC."""
+class CommittedEvent(RecordedEvent):
+    """An event at its place in history; `time_us` is its entry's, microseconds since 1970 UTC."""
 
     revision: Revision
     time_us: int
-    mutation: Mutation
+
+    @classmethod
+    def of(cls, event: RecordedEvent, revision: Revision, time_us: int) -> Self:
+        return cls(**vars(event), revision=revision, time_us=time_us)
+
+    @property
+    def recorded(self) -> RecordedEvent:
+        """The event without its place."""
+        fields = {name: value for name, value in vars(self).items() if name not in ("revision", "time_us")}
+        return RecordedEvent(**fields)
 
 
-class Book(Protocol[C_contra]):
+class StateMachine(Protocol[C_contra]):
     """The rules of one kind of ledger. One thread a shard calls `create`, `decide` and `apply`; all state is in `db`.
 
     The view is derived: whatever `decide` rests on and `apply` writes must follow from the log's changes alone, so the
@@ -56,7 +70,7 @@ class Book(Protocol[C_contra]):
         """Make the tables, empty."""
         ...
 
-    def decide(self, db: sqlite3.Connection, command: C_contra, now_us: int) -> Sequence[Effect] | Answer:
+    def decide(self, db: sqlite3.Connection, command: C_contra, now_us: int) -> Sequence[Event] | Answer:
         """Whether `command` is allowed after all that `db` shows, and what it does; changes nothing itself.
 
         `now_us` is the time that the entry will have. May run several times for one command. Refuses by raising an
@@ -64,7 +78,7 @@ class Book(Protocol[C_contra]):
         """
         ...
 
-    def apply(self, db: sqlite3.Connection, change: Change) -> dict[str, Any]:
+    def apply(self, db: sqlite3.Connection, event: CommittedEvent) -> dict[str, Any]:
         """Write one change into the tables; the same for the writer and for every replica that reads the log later.
 
         Gives the answer (a JSON object) of a command that ends with this change. Never refuses.

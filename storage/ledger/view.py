@@ -1,4 +1,4 @@
-"""One shard's derived view: the book's tables and the history, in one SQLite file that can be thrown away.
+"""One shard's derived view: the state machine's tables and the history, in one SQLite file that can be thrown away.
 
 The log is the truth. The file only saves reading it again: after a crash it may be behind, never ahead and never torn
 (WAL with synchronous=NORMAL), and what it lacks is read from the log.
@@ -16,8 +16,8 @@ from typing import Any
 import structlog
 
 from storage.errors import Damaged, RequestIdReused
-from storage.ledger.entry import Entry, Mutation, Revision
-from storage.ledger.state_machine import Book, Change
+from storage.ledger.entry import Entry, Revision
+from storage.ledger.state_machine import CommittedEvent, StateMachine
 
 FORMAT = 2
 # Request ids are remembered for so long, by the log's time.
@@ -59,14 +59,14 @@ class Remembered:
 class View:
     """`begin` ... `keep` or `drop` are for the one thread that writes; `snapshot` is for any thread."""
 
-    def __init__(self, path: Path, *, store_id: str, shard: int, book: Book[Any]) -> None:
+    def __init__(self, path: Path, *, store_id: str, shard: int, state_machine: StateMachine[Any]) -> None:
         """Opens the file at `path`, and begins an empty one where it is missing, damaged or another store's."""
         self.path = path
         self._store_id = store_id
         self.shard = shard
-        self.book = book
-        self.flavour = f"{FORMAT}.{book.schema_version}"
-        self.identity = dumps([FORMAT, store_id, shard, book.name, book.schema_version])
+        self.state_machine = state_machine
+        self.flavour = f"{FORMAT}.{state_machine.schema_version}"
+        self.identity = dumps([FORMAT, store_id, shard, state_machine.name, state_machine.schema_version])
         self._lock = Lock()
         self._idle: list[sqlite3.Connection] = []
         try:
@@ -128,22 +128,21 @@ class View:
         """The connection of the transaction."""
         return self._db
 
-    def write(self, change: Change) -> str:
-        """Apply one change within the transaction; returns the book's answer, a JSON object, as it is kept."""
-        result = dumps(self.book.apply(self._db, change), allow_nan=False)
-        mutation = change.mutation
+    def write(self, event: CommittedEvent) -> str:
+        """Apply one event within the transaction; returns the state machine's answer, a JSON object, as it is kept."""
+        result = dumps(self.state_machine.apply(self._db, event), allow_nan=False)
         self._db.execute(
             "INSERT INTO ledger_history VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                *change.revision.place,
-                change.time_us,
-                mutation.kind,
-                mutation.tenant,
-                mutation.request_id,
-                mutation.request_digest,
-                mutation.actor,
-                mutation.on_behalf_of,
-                dumps(mutation.effect),
+                *event.revision.place,
+                event.time_us,
+                event.kind,
+                event.tenant,
+                event.request_id,
+                event.request_digest,
+                event.actor,
+                event.on_behalf_of,
+                dumps(event.body),
                 result,
             ),
         )
@@ -152,7 +151,7 @@ class View:
     def keep(self, entry: Entry) -> None:
         """End the transaction, which holds all of `entry`."""
         position = Position(
-            entry=entry.number, index=len(entry.mutations) - 1, time_us=entry.time_us, write_id=entry.write_id
+            entry=entry.number, index=len(entry.events) - 1, time_us=entry.time_us, write_id=entry.write_id
         )
         self._db.execute(
             "UPDATE ledger_view SET entry = ?, idx = ?, time_us = ?, write_id = ?",
@@ -182,8 +181,8 @@ class View:
         """Show `entry`, read from the log, which is the next one."""
         self.begin()
         try:
-            for index, mutation in enumerate(entry.mutations):
-                self.write(Change(revision=entry.revision(index), time_us=entry.time_us, mutation=mutation))
+            for index, event in enumerate(entry.events):
+                self.write(CommittedEvent.of(event, entry.revision(index), entry.time_us))
             self.keep(entry)
         finally:
             self.drop()
@@ -268,7 +267,7 @@ class View:
         db.execute("BEGIN IMMEDIATE")
         for statement in _TABLES.split(";"):
             db.execute(statement)
-        self.book.create(db)
+        self.state_machine.create(db)
         db.execute("INSERT INTO ledger_view VALUES (?, 0, 0, 0, '')", (self.identity,))
         db.execute("COMMIT")
 
@@ -277,7 +276,7 @@ class View:
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
 
-def changes_after(db: sqlite3.Connection, after: Revision, limit: int) -> Sequence[Change]:
+def changes_after(db: sqlite3.Connection, after: Revision, limit: int) -> Sequence[CommittedEvent]:
     """Up to `limit` changes of a snapshot that come after `after`, in order."""
     rows = db.execute(
         "SELECT * FROM ledger_history WHERE (entry, idx) > (?, ?) ORDER BY entry, idx LIMIT ?", (*after.place, limit)
@@ -285,22 +284,23 @@ def changes_after(db: sqlite3.Connection, after: Revision, limit: int) -> Sequen
     return [change_of(row, after.store_id, after.shard) for row in rows]
 
 
-def all_changes(db: sqlite3.Connection, store_id: str, shard: int) -> Iterator[Change]:
+def all_changes(db: sqlite3.Connection, store_id: str, shard: int) -> Iterator[CommittedEvent]:
     """The whole history that a snapshot shows, in order."""
     for row in db.execute("SELECT * FROM ledger_history ORDER BY entry, idx"):
         yield change_of(row, store_id, shard)
 
 
-def change_of(row: sqlite3.Row, store_id: str, shard: int) -> Change:
+def change_of(row: sqlite3.Row, store_id: str, shard: int) -> CommittedEvent:
     """The change that a row of ledger_history holds."""
-    mutation = Mutation(
+    revision = Revision(store_id=store_id, shard=shard, entry=row["entry"], index=row["idx"])
+    return CommittedEvent(
+        revision=revision,
+        time_us=row["time_us"],
         kind=row["kind"],
         tenant=row["tenant"],
         request_id=row["request_id"],
         request_digest=row["request_digest"],
         actor=row["actor"],
         on_behalf_of=row["on_behalf_of"],
-        effect=loads(row["effect"]),
+        body=loads(row["effect"]),
     )
-    revision = Revision(store_id=store_id, shard=shard, entry=row["entry"], index=row["idx"])
-    return Change(revision=revision, time_us=row["time_us"], mutation=mutation)

@@ -7,6 +7,7 @@ else is put to the shard until an entry is settled.
 
 import random
 import sqlite3
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,19 +16,19 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from json import loads
 from pathlib import Path
-from threading import Condition, Event, Lock, Thread
+from threading import Condition, Lock, Thread
 from typing import Any
 
 import structlog
 
 from storage.errors import Closed, Contention, Damaged, OutcomeUnknown, ViewFailed
-from storage.ledger.entry import MAX_MUTATIONS, Entry, Mutation, Revision, canonical, entry_name, fits, mutation_bytes
+from storage.ledger.entry import MAX_EVENTS, Entry, RecordedEvent, Revision, canonical, entry_name, event_bytes, fits
 from storage.ledger.log import Backoff, Log, new_write_id, now_us
 from storage.ledger.maintenance import CHANGES, Upkeep
 from storage.ledger.metrics import LedgerMetrics
 from storage.ledger.segments import RUN, entries_after
 from storage.ledger.snapshots import restore_newest
-from storage.ledger.state_machine import Answer, Book, Change
+from storage.ledger.state_machine import Answer, CommittedEvent, Event, StateMachine
 from storage.ledger.view import View
 
 _MAX_ROUNDS = 100
@@ -107,15 +108,16 @@ class Pending:
                 self._phase = _Phase.ABANDONED
             return self._phase is _Phase.ABANDONED
 
-    def mutation(self, kind: str, effect: dict[str, Any]) -> Mutation:
-        return Mutation(
-            kind=kind,
+    def recorded(self, event: Event) -> RecordedEvent:
+        """`event` with who asked for it."""
+        return RecordedEvent(
+            kind=event.kind,
             tenant=self.tenant,
             request_id=self.request_id,
             request_digest=self.digest,
             actor=self.actor,
             on_behalf_of=self.on_behalf_of,
-            effect=canonical(effect),
+            body=canonical(event.body),
         )
 
 
@@ -129,7 +131,7 @@ class _Batch:
     def __init__(self, number: int, time_us: int) -> None:
         self.number = number
         self.time_us = time_us
-        self.mutations: list[Mutation] = []
+        self.events: list[RecordedEvent] = []
         self.bytes = 0
         self.answers: list[tuple[Pending, Result | BaseException]] = []
 
@@ -147,7 +149,7 @@ class ShardWriter:
     def __init__(
         self,
         log: Log,
-        book: Book[Any],
+        state_machine: StateMachine[Any],
         shard: int,
         path: Path,
         *,
@@ -159,14 +161,14 @@ class ShardWriter:
         self._log = log
         self._upkeep = upkeep
         self._metrics = metrics
-        self._book = book
+        self._state_machine = state_machine
         self._shard = shard
         self._path = path
         self._moved = moved
         self._wake = Condition()
         self._commands: deque[Pending] = deque()
         self._checks: list[Future[None]] = []
-        self._stop = Event()
+        self._stop = threading.Event()
         self._checked_at = float("-inf")
         self._rival_at = float("-inf")
         self._won_at = float("-inf")
@@ -187,7 +189,7 @@ class ShardWriter:
         return self._view
 
     def submit(self, pending: Pending) -> None:
-        """Queue a command; its future gets a Result, an error of the book or a StorageError."""
+        """Queue a command; its future gets a Result, an error of the state machine or a StorageError."""
         with self._wake:
             if self._stop.is_set():
                 raise Closed("the ledger is closed")
@@ -230,7 +232,7 @@ class ShardWriter:
             with self._wake:
                 if self._stop.is_set():
                     break
-                commands = [self._commands.popleft() for _ in range(min(len(self._commands), MAX_MUTATIONS))]
+                commands = [self._commands.popleft() for _ in range(min(len(self._commands), MAX_EVENTS))]
                 checks, self._checks = self._checks, []
             began = time.monotonic()
             try:
@@ -265,7 +267,7 @@ class ShardWriter:
 
     def _open(self) -> None:
         if self._view is None:
-            view = View(self._path, store_id=self._log.store_id, shard=self._shard, book=self._book)
+            view = View(self._path, store_id=self._log.store_id, shard=self._shard, state_machine=self._state_machine)
             try:
                 self._begin(view)
             except BaseException:
@@ -305,7 +307,7 @@ class ShardWriter:
         if entry.time_us <= self.view.position.time_us:
             raise Damaged(entry_name(self._shard, entry.number), "its time is not after that of the entry before")
         self.view.replay(entry)
-        self._changes += len(entry.mutations)
+        self._changes += len(entry.events)
         self._metrics.replayed.inc()
         self._rival_at = time.monotonic()
 
@@ -328,7 +330,7 @@ class ShardWriter:
         for number in range(_MAX_ROUNDS):
             claimed = [pending for pending in commands if not pending.done.done() and pending.claim()]
             batch, rest = self._decide(claimed)
-            if not batch.mutations:
+            if not batch.events:
                 self.view.drop()
                 # Refusals and answers from the view are true only if the view is at the end of the log.
                 if self._catch_up():
@@ -350,7 +352,7 @@ class ShardWriter:
                 self._keep(entry, batch)
                 batch.deliver()
                 self._metrics.entry_bytes.observe(batch.bytes)
-                self._metrics.entry_mutations.observe(len(batch.mutations))
+                self._metrics.entry_events.observe(len(batch.events))
                 self._show()
                 return self._requeue(rest)
             self._metrics.lost.inc()
@@ -373,7 +375,7 @@ class ShardWriter:
             _logger.error("view not written", shard=self._shard, error=repr(error))
             self.view.drop()
             raise OutcomeUnknown("the change is made, but the view could not be written: ask again") from error
-        self._changes += len(entry.mutations)
+        self._changes += len(entry.events)
         if entry.number % RUN == 0 or self._changes >= CHANGES:
             self._report()
 
@@ -397,7 +399,7 @@ class ShardWriter:
             number=batch.number,
             time_us=batch.time_us,
             write_id=new_write_id(),
-            mutations=tuple(batch.mutations),
+            events=tuple(batch.events),
         )
 
     def _decide(self, claimed: Sequence[Pending]) -> tuple[_Batch, Sequence[Pending]]:
@@ -406,17 +408,17 @@ class ShardWriter:
         batch = _Batch(at.entry + 1, max(at.time_us + 1, now_us()))
         self.view.begin()
         for place, pending in enumerate(claimed):
-            mutations: list[Mutation] = []
+            events: list[RecordedEvent] = []
             outcome: Result | BaseException
             try:
                 with self.view.attempt():
-                    outcome = self._decide_one(pending, batch, mutations)
-                    size = mutation_bytes(mutations)
-                    if not fits(len(batch.mutations) + len(mutations), batch.bytes + size):
+                    outcome = self._decide_one(pending, batch, events)
+                    size = event_bytes(events)
+                    if not fits(len(batch.events) + len(events), batch.bytes + size):
                         raise _Full
                     if pending.validate_only:
                         raise _DryRun
-                batch.mutations += mutations
+                batch.events += events
                 batch.bytes += size
             except _Full:
                 return batch, claimed[place:]
@@ -429,21 +431,21 @@ class ShardWriter:
             batch.answers.append((pending, outcome))
         return batch, ()
 
-    def _decide_one(self, pending: Pending, batch: _Batch, mutations: list[Mutation]) -> Result:
+    def _decide_one(self, pending: Pending, batch: _Batch, events: list[RecordedEvent]) -> Result:
         view = self.view
         first = view.remembered(pending.tenant, pending.request_id, pending.digest, batch.time_us)
         if first is not None:
             return Result(value=first.value, revision=first.revision)
-        decision = self._book.decide(view.begun, pending.command, batch.time_us)
+        decision = self._state_machine.decide(view.begun, pending.command, batch.time_us)
         if isinstance(decision, Answer):
             at = view.position
             return Result(value=canonical(decision.value), revision=self._revision(at.entry, at.index))
         answer = ""
-        for effect in decision:
-            revision = self._revision(batch.number, len(batch.mutations) + len(mutations))
-            mutation = pending.mutation(effect.kind, effect.body)
-            answer = view.write(Change(revision=revision, time_us=batch.time_us, mutation=mutation))
-            mutations.append(mutation)
+        for event in decision:
+            revision = self._revision(batch.number, len(batch.events) + len(events))
+            recorded = pending.recorded(event)
+            answer = view.write(CommittedEvent.of(recorded, revision, batch.time_us))
+            events.append(recorded)
         return Result(value=loads(answer), revision=revision)
 
     def _revision(self, entry: int, index: int) -> Revision:

@@ -138,8 +138,8 @@ def test_a_start_picture(
     if masked:
         how |= {"width": 64, "height": 64}
     reference = theirs(other, model, "a photo of <rex>", scheduler, num_inference_steps=4, guidance_scale=4.0, **how)
-    beginning = DecodedInitImage(picture=picture, strength=strength, mask=mask if masked else None)
-    denoising = ours(model, vectors, "a photo of <rex>", scheduler=scheduler, beginning=beginning)
+    init_image = DecodedInitImage(picture=picture, strength=strength, mask=mask if masked else None)
+    denoising = ours(model, vectors, "a photo of <rex>", scheduler=scheduler, init_image=init_image)
     assert denoising.calls == SCHEDULERS[scheduler].model_calls(4, strength)
     assert np.array_equal(drawn(model, denoising), reference)
 

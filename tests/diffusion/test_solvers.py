@@ -15,9 +15,10 @@ from diffusion.denoise import Denoising
 from diffusion.denoiser import LocalDenoiser
 from diffusion.encoder import PromptEncoder
 from diffusion.graphs import called
+from diffusion.loading import load_model
 from diffusion.prompt import parse
 from diffusion.schedulers import SCHEDULERS, make_scheduler
-from diffusion.settings import ModelSettings, load_model
+from diffusion.settings import ModelSettings
 from diffusion.solvers import solver_of
 from rpc.settings import SettingsError
 

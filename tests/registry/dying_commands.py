@@ -208,9 +208,9 @@ def main(folder: Path) -> None:
     for module in (segments, upkeep, writer, shards, copies, fold):
         module.RUN = _RUN  # type: ignore[attr-defined]
     # The fewer there are, the less is written that is about nothing.
-    server.SHARDS = 2
-    known = {**stores.books(), Counters.name: Counters()}
-    fsck.books = lambda: known  # type: ignore[attr-defined]
+    server.SHARDS = 2  # type: ignore[attr-defined]
+    known = {**stores.state_machines(), Counters.name: Counters()}
+    fsck.state_machines = lambda: known  # type: ignore[attr-defined]
     # No server uses these places, so none has to find out.
     copies.IDENTITY_FRESH_S = 0.0  # type: ignore[attr-defined]
     for case in _cases(folder):

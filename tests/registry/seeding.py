@@ -7,9 +7,8 @@ from pathlib import Path
 
 from pseudoword.names import ConceptName
 
-from registry.app import SHARDS
 from registry.catalogue.commands import Command, ConceptFields, PublishVersion, Quotas
-from registry.catalogue.state_machine import CatalogueStateMachine
+from registry.catalogue.state_machine import SHARDS, CatalogueStateMachine
 from storage.ledger.ledger import Ledger, shard_of
 from storage.ledger.log import Log
 from storage.ledger.maintenance import write_if_due
@@ -22,7 +21,7 @@ VERSIONS = 3
 SHARD = shard_of(TENANT, SHARDS)
 _AT_ONCE = 2000
 _SUMMARY = {"base_model": {"family": "stable-diffusion-1", "encoders": [{"name": "text_encoder", "dimensions": 768}]}}
-_BOOK = CatalogueStateMachine(Quotas(concepts=10**9, versions_per_concept=10**9, embedding_bytes=10**15))
+_STATE_MACHINE = CatalogueStateMachine(Quotas(concepts=10**9, versions_per_concept=10**9, embedding_bytes=10**15))
 
 
 def words_of(size: int, count: int) -> Sequence[str]:
@@ -33,7 +32,7 @@ def words_of(size: int, count: int) -> Sequence[str]:
 async def seed(store: ObjectStore, size: int, views: Path) -> None:
     """`size` concepts of one tenant with three versions each, without vectors: a twentieth has the label team=t7, the
     last one rare=yes. Then a checkpoint, if it is time for one: a server would write it some minutes later."""
-    ledger: Ledger[Command] = Ledger.open(store, _BOOK, shards=SHARDS, view_folder=views)
+    ledger: Ledger[Command] = Ledger.open(store, _STATE_MACHINE, shards=SHARDS, view_folder=views)
 
     async def publish(number: int, version: int) -> None:
         fields = ConceptFields(
@@ -73,7 +72,7 @@ async def seed(store: ObjectStore, size: int, views: Path) -> None:
                 await asyncio.gather(*(publish(n, version) for n in range(start, min(size, start + _AT_ONCE))))
     finally:
         await ledger.close()
-    log = Log.open(store, book=_BOOK.name, shards=SHARDS)
+    log = Log.open(store, book=_STATE_MACHINE.name, shards=SHARDS)
     path = views / f"shard-{SHARD}.sqlite"
-    with closing(View(path, store_id=log.store_id, shard=SHARD, book=_BOOK)) as view:
+    with closing(View(path, store_id=log.store_id, shard=SHARD, state_machine=_STATE_MACHINE)) as view:
         write_if_due(log, view)

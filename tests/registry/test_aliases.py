@@ -14,7 +14,7 @@ from pseudoword.names import AliasName, ConceptName, VersionName
 from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1 import resources_pb2 as res
 
-from registry.catalogue import alias_table as pointers
+from registry.catalogue import alias_table
 from registry.catalogue.commands import (
     Command,
     ConceptFields,
@@ -29,8 +29,8 @@ from registry.catalogue.commands import (
 from registry.catalogue.state_machine import CatalogueStateMachine
 from registry.catalogue.versioned_rows import NOW
 from rpc.errors import FailedPrecondition, NotFound
-from storage.ledger.entry import Mutation, Revision
-from storage.ledger.state_machine import Answer, Change
+from storage.ledger.entry import RecordedEvent, Revision
+from storage.ledger.state_machine import Answer, CommittedEvent
 from tests.registry.asking import REX, pointing, publish, refused, resolve
 
 PRODUCTION = f"{REX}/aliases/production"
@@ -178,10 +178,10 @@ class AliasMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.book = CatalogueStateMachine(Quotas(concepts=10, versions_per_concept=100, embedding_bytes=10**6))
+        self.state_machine = CatalogueStateMachine(Quotas(concepts=10, versions_per_concept=100, embedding_bytes=10**6))
         self.db = sqlite3.connect(":memory:", isolation_level=None)
         self.db.row_factory = sqlite3.Row
-        self.book.create(self.db)
+        self.state_machine.create(self.db)
         self.entry = 0
         self.time_us = 1_000_000
         self.model = Model()
@@ -191,22 +191,22 @@ class AliasMachine(RuleBasedStateMachine):
 
     def _do(self, command: Command) -> dict[str, Any]:
         self.time_us += 10
-        effects = self.book.decide(self.db, command, self.time_us)
-        assert not isinstance(effects, Answer)
+        events = self.state_machine.decide(self.db, command, self.time_us)
+        assert not isinstance(events, Answer)
         self.entry += 1
         value: dict[str, Any] = {}
-        for index, effect in enumerate(effects):
-            mutation = Mutation(
-                kind=effect.kind,
+        for index, body in enumerate(events):
+            event = RecordedEvent(
+                kind=body.kind,
                 tenant="shop",
                 request_id="r",
                 request_digest="d",
                 actor="ann",
                 on_behalf_of="",
-                effect=effect.body,
+                body=body.body,
             )
             revision = Revision(store_id="0" * 20, shard=0, entry=self.entry, index=index)
-            value = self.book.apply(self.db, Change(revision=revision, time_us=self.time_us, mutation=mutation))
+            value = self.state_machine.apply(self.db, CommittedEvent.of(event, revision, self.time_us))
         return value
 
     @rule()
@@ -280,17 +280,17 @@ class AliasMachine(RuleBasedStateMachine):
 
     @invariant()
     def same(self) -> None:
-        row = pointers.find(self.db, ALIAS)
+        row = alias_table.find(self.db, ALIAS)
         assert (row["version"] if row else 0) == self.model.now
-        history = pointers.history(self.db, ALIAS, NOW, NOW, 1000)
+        history = alias_table.history(self.db, ALIAS, NOW, NOW, 1000)
         assert [row["version"] for row in reversed(history)] == [move.version for move in self.model.moves]
         for move in self.model.moves[-3:]:
             try:
-                then = pointers.get_at(self.db, ALIAS, move.time_us + 5)["version"]
+                then = alias_table.get_at(self.db, ALIAS, move.time_us + 5)["version"]
             except NotFound:
                 then = 0
             assert then == move.version
-        latest = pointers.find(self.db, AliasName("shop", "rex", "latest"))
+        latest = alias_table.find(self.db, AliasName("shop", "rex", "latest"))
         in_use = [number for number, used in self.model.versions.items() if used]
         assert (latest["version"] if latest else 0) == max(in_use, default=0)
 

@@ -46,7 +46,7 @@ async def test_what_is_damaged_is_named_and_the_rest_is_served(place: Place, run
         entry = decode(
             store.get(entry_name(13, number)), store_id=Metadata.read(store).store_id, shard=13, number=number
         )
-        rows[number] = entry.mutations[-1].effect
+        rows[number] = entry.events[-1].body
     flipped, missing, record = rows[2]["blob"], rows[3]["blob"], rows[1]["record"]
     data = bytearray(store.get(flipped))
     data[-1] ^= 1
@@ -81,13 +81,13 @@ async def test_an_entry_that_lies_about_its_vectors(tmp_path: Path, start: Start
     store = place.open()
     name = entry_name(13, 1)
     entry = decode(store.get(name), store_id=Metadata.read(store).store_id, shard=13, number=1)
-    effect = entry.mutations[-1].effect
-    effect["tensors_digest"] = "0" * 64
+    body = entry.events[-1].body
+    body["tensors_digest"] = "0" * 64
     store.put(name, encode(entry))
     store.close()
     status, found = await _findings(place)
     assert status == 1
-    assert ("damage", effect["blob"]) in {(severity, name) for severity, name, _ in found}
+    assert ("damage", body["blob"]) in {(severity, name) for severity, name, _ in found}
 
 
 async def test_what_cannot_be_read(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from tests.conftest import Place
 from tests.registry.asking import REX, SHOP, pointing, publish, publishing, version
 from tests.registry.commands import garbage, run
 from tests.registry.conftest import Running, Start
-from trainer.jobs.state_machine import AddPicture, DeletePicture, TrainerStateMachine
+from trainer.jobs.commands import AddPicture, DeletePicture
+from trainer.jobs.state_machine import TrainerStateMachine
 
 PRODUCTION = f"{REX}/aliases/production"
 GONE = f"{SHOP}/concepts/gone"
@@ -126,8 +127,8 @@ async def test_what_is_in_use_cannot_be_condemned(place: Place, running: Running
     (name,) = _names(place)
     registry: Registry = running.registry
     with pytest.raises(FailedPrecondition) as refusal:
-        await registry._ledger.commit(
-            registry._ledger.shards - 3,  # the shop's
+        await registry._ledgers[0].commit(
+            registry._ledgers[0].shards - 3,  # the shop's
             CondemnBlobs(peer="", tenant="shop", blobs=(name,)),
             request_id="condemn",
             tenant="shop",

@@ -9,7 +9,6 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1 import resources_pb2 as res
 
-from registry.catalogue import versioned_rows as rows
 from rpc import pages
 from tests.registry.asking import REX, SHOP, pointing, publish, publishing, refused, version
 from tests.registry.conftest import Running
@@ -123,7 +122,7 @@ async def test_tokens_that_are_bent_old_or_another_lists(stub: Any, monkeypatch:
     with refused("OUT_OF_RANGE", "PAGE_TOKEN_EXPIRED"):
         await stub.ListConcepts(rpc.ListConceptsRequest(parent=SHOP, page_token=bent(3, fields[3] - 3601)))
     # Also when rows went before their hour was over, as by a clock that was set.
-    monkeypatch.setattr(rows, "KEPT_US", -1)
+    monkeypatch.setattr("registry.catalogue.versioned_rows.KEPT_US", -1)
     for name in ("c", "b"):
         change = res.Concept(name=f"{SHOP}/concepts/{name}", display_name="changed")
         await stub.UpdateConcept(rpc.UpdateConceptRequest(concept=change))

@@ -11,7 +11,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1 import resources_pb2 as res
 
-from registry.app import SHARDS
+from registry.catalogue.state_machine import SHARDS
 from storage.ledger.ledger import shard_of
 from tests.registry.asking import REX, SHOP, pointing, publish, refused
 from tests.registry.conftest import Running, Start

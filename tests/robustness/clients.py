@@ -17,7 +17,7 @@ from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1 import resources_pb2 as res
 from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 
-from registry.app import SHARDS
+from registry.catalogue.state_machine import SHARDS
 from storage.ledger.entry import Revision
 from storage.ledger.ledger import shard_of
 from tests.robustness import requests
@@ -224,8 +224,8 @@ async def use(
     upto: asyncio.Future[Sequence[Revision]] = asyncio.get_running_loop().create_future()
     words = Words()
     (end, *_) = await _ends(replicas, chance)
-    beginning = [Revision(store_id=end.store_id, shard=shard, entry=0, index=0) for shard in range(SHARDS)]
-    tenants = {tenant: beginning[shard_of(tenant.removeprefix("tenants/"), SHARDS)] for tenant in TENANTS}
+    init_image = [Revision(store_id=end.store_id, shard=shard, entry=0, index=0) for shard in range(SHARDS)]
+    tenants = {tenant: init_image[shard_of(tenant.removeprefix("tenants/"), SHARDS)] for tenant in TENANTS}
 
     def watcher(parent: str, *token: Revision) -> Watcher:
         joined = ".".join(str(revision) for revision in token)
@@ -234,7 +234,7 @@ async def use(
     async with asyncio.TaskGroup() as following:
         for tenant in (*TENANTS, *TENANTS):
             following.create_task(watcher(tenant, tenants[tenant]).run(upto))
-        following.create_task(watcher("tenants/-", *beginning).run(upto))
+        following.create_task(watcher("tenants/-", *init_image).run(upto))
         async with asyncio.TaskGroup() as working:
             for number in range(clients):
                 client = Client(number, replicas, words, history, random.Random(chance.random()), longest_s)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from storage.ledger.entry import Mutation, Revision
+from storage.ledger.entry import RecordedEvent, Revision
 from storage.ledger.log import Log
 from storage.ledger.segments import entries_after
 from tests.robustness.history import NOTHING, OK, UNKNOWN, History, Operation, Watched
@@ -37,10 +37,10 @@ class Concept:
     version: int = 0
     etag: str = ""
 
-    def after(self, mutation: Mutation, revision: Revision) -> "Concept":
+    def after(self, event: RecordedEvent, revision: Revision) -> "Concept":
         """What it is after a change of it."""
-        body = mutation.effect
-        match mutation.kind:
+        body = event.body
+        match event.kind:
             case "concept-created" | "concept-undeleted":
                 return replace(self, state="active")
             case "concept-deleted":
@@ -51,16 +51,16 @@ class Concept:
                 return replace(self, version=_number(body["version"]), etag=str(revision))
             case "alias-deleted":
                 return replace(self, version=0, etag="")
-        raise AssertionError(f"no client has made a change of the kind {mutation.kind}")
+        raise AssertionError(f"no client has made a change of the kind {event.kind}")
 
 
 @dataclass(kw_only=True)
 class Replayed:
     """A log: all its changes, each concept's state from each change of it on, the changes of each request."""
 
-    changes: dict[int, list[tuple[Revision, Mutation]]] = field(default_factory=lambda: defaultdict(list))
+    changes: dict[int, list[tuple[Revision, RecordedEvent]]] = field(default_factory=lambda: defaultdict(list))
     concepts: dict[str, list[tuple[Place, Concept]]] = field(default_factory=lambda: defaultdict(list))
-    requests: dict[str, list[tuple[Revision, Mutation]]] = field(default_factory=lambda: defaultdict(list))
+    requests: dict[str, list[tuple[Revision, RecordedEvent]]] = field(default_factory=lambda: defaultdict(list))
 
     def at(self, concept: str, place: Place) -> Concept:
         """What a concept was at a place of its shard's history."""
@@ -78,13 +78,13 @@ def replayed(log: Log) -> Replayed:
     found = Replayed()
     for shard in range(log.shards):
         for entry in entries_after(log, shard, 0):
-            for index, mutation in enumerate(entry.mutations):
+            for index, event in enumerate(entry.events):
                 revision = entry.revision(index)
-                found.changes[shard].append((revision, mutation))
-                found.requests[mutation.request_id].append((revision, mutation))
-                if "/concepts/" in mutation.effect["name"]:
-                    concept = "/".join(mutation.effect["name"].split("/")[:4])
-                    state = found.at(concept, revision.place).after(mutation, revision)
+                found.changes[shard].append((revision, event))
+                found.requests[event.request_id].append((revision, event))
+                if "/concepts/" in event.body["name"]:
+                    concept = "/".join(event.body["name"].split("/")[:4])
+                    state = found.at(concept, revision.place).after(event, revision)
                     found.concepts[concept].append((revision.place, state))
     return found
 
@@ -117,11 +117,11 @@ def _operation(operation: Operation, log: Replayed) -> Iterator[str]:
     if not made:
         yield "an answered change is not in the log"
         return
-    revision, mutation = made[-1]
+    revision, event = made[-1]
     if str(revision) != operation.revision:
         yield f"it was made at {revision}"
-    if mutation.kind != _KINDS[operation.kind]:
-        yield f"it was made a {mutation.kind}"
+    if event.kind != _KINDS[operation.kind]:
+        yield f"it was made a {event.kind}"
     state, before = log.at(operation.concept, revision.place), log.before(operation.concept, revision)
     expected = _answer(operation.kind, state)
     if operation.output != expected:
@@ -185,7 +185,7 @@ def _time(operations: Sequence[Operation]) -> Iterator[str]:
 
 def _watch(watched: Watched, log: Replayed) -> Iterator[str]:
     at = _token(watched.token)
-    expected: dict[int, Iterator[tuple[Revision, Mutation]]] = {}
+    expected: dict[int, Iterator[tuple[Revision, RecordedEvent]]] = {}
     for shard, start in at.items():
         changes = [change for change in log.changes[shard] if change[0].place > start.place or start.entry == 0]
         expected[shard] = iter([change for change in changes if _is_told(watched.parent, change[1])])
@@ -198,11 +198,11 @@ def _watch(watched: Watched, log: Replayed) -> Iterator[str]:
             if wanted is None or wanted[0] != revision:
                 yield f"{told} came instead of {wanted and wanted[0]}"
                 return
-            mutation = wanted[1]
-            kind = "TYPE_" + mutation.kind.upper().replace("-", "_")
-            version = mutation.effect.get("version", "")
-            if (told.type, told.resource, told.version) != (kind, mutation.effect["name"], version):
-                yield f"{told} is not {mutation}"
+            event = wanted[1]
+            kind = "TYPE_" + event.kind.upper().replace("-", "_")
+            version = event.body.get("version", "")
+            if (told.type, told.resource, told.version) != (kind, event.body["name"], version):
+                yield f"{told} is not {event}"
             if token[revision.shard] != revision:
                 yield f"the token of {told} is another revision's"
             following[revision.shard] = next(expected[revision.shard], None)
@@ -220,8 +220,8 @@ def _watch(watched: Watched, log: Replayed) -> Iterator[str]:
             yield f"{late[0]} was never told"
 
 
-def _is_told(parent: str, mutation: Mutation) -> bool:
-    return parent in ("tenants/-", f"tenants/{mutation.tenant}")
+def _is_told(parent: str, event: RecordedEvent) -> bool:
+    return parent in ("tenants/-", f"tenants/{event.tenant}")
 
 
 def _token(token: str) -> dict[int, Revision]:

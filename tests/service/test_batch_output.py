@@ -15,7 +15,7 @@ from diffusion.checkpoint import BaseModel
 from service.batches.claims import Claims
 from service.batches.output import Output, finished
 from service.batches.plan import Item, Plan
-from service.request.params import check
+from service.request.params import validate
 from service.request.records import to_file
 from service.settings import Defaults, Limits
 from storage.errors import ObjectMissing
@@ -45,7 +45,7 @@ class Files:
     def __init__(self, model: BaseModel) -> None:
         request = generation_pb2.GenerateRequest(parent="tenants/default")
         request.settings.prompt = "a dog"
-        self._drawing = check(request, model.spec, Defaults(), Limits())
+        self._drawing = validate(request, model.spec, Defaults(), Limits())
 
     def __call__(self, who: int) -> bytes:
         data, _ = to_file(np.full((8, 8, 3), who, np.uint8), self._drawing, resources_pb2.PictureRecord())

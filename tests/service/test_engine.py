@@ -19,50 +19,49 @@ from rpc.errors import Cancelled, DeadlineExceeded, ResourceExhausted
 from service.engine.engine import Engine
 from service.metrics import EngineMetrics
 from service.request.mailbox import Drawn, Event, Failed, Mailbox, Previewed, Stepped
-from service.request.params import check
+from service.request.params import validate
 from service.request.request import Request
-from service.scheduling.admission import Roster, Ticket
 from service.scheduling.cost_model import StepCostModel
-from service.scheduling.scheduler import Policy
+from service.scheduling.scheduler import Scheduler
 from service.settings import Defaults, Limits
 from service.words.tensor_cache import TensorCache
 
 
-class Counting(Roster):
-    """A roster that counts the calls that each picture takes part in."""
+class Counting(Scheduler):
+    """A scheduler that records the calls that each picture takes part in."""
 
     def __init__(self) -> None:
-        super().__init__(max_pictures=50, max_rows=8)
+        super().__init__(StepCostModel((64, 64)), max_pictures=50, max_rows=8)
         self.calls: list[set[int]] = []
 
-    def next_group(self, *arguments: Any) -> list[Ticket]:
-        group = super().next_group(*arguments)
+    def next_group(self, now: float) -> list[int]:
+        group = super().next_group(now)
         if group:
-            self.calls.append({ticket.id for ticket in group})
+            self.calls.append(set(group))
         return group
 
 
 @pytest.fixture
 async def running(model: BaseModel) -> AsyncIterator[tuple[Engine, Counting]]:
-    roster = Counting()
-    engine = Engine(model, Policy(roster, StepCostModel((64, 64))), EngineMetrics(CollectorRegistry()))
+    scheduler = Counting()
+    engine = Engine(model, scheduler, EngineMetrics(CollectorRegistry()))
     await asyncio.to_thread(engine.start)
-    yield engine, roster
+    yield engine, scheduler
     await asyncio.to_thread(engine.stop)
 
 
 def request(model: BaseModel, steps: int, *, prompt: str = "a dog", **how: Any) -> Request:
     settings = resources_pb2.PictureSettings(prompt=prompt, steps=steps, seed=1)
     asked = generation_pb2.GenerateRequest(parent="tenants/a", settings=settings, preview_every=how.pop("preview", 0))
-    drawing = check(asked, model.spec, Defaults(), Limits(max_steps=1000))
+    params = validate(asked, model.spec, Defaults(), Limits(max_steps=1000))
     how.setdefault("vectors", {})
-    return Request(drawing=drawing, mailbox=Mailbox(asyncio.get_running_loop()), **how)
+    return Request(params=params, mailbox=Mailbox(asyncio.get_running_loop()), **how)
 
 
 async def test_who_goes_away_takes_part_in_one_more_call_at_most(
     model: BaseModel, running: tuple[Engine, Counting]
 ) -> None:
-    engine, roster = running
+    engine, scheduler = running
     gone, stays = request(model, 150), request(model, 30)
     engine.submit(gone)
     engine.submit(stays)
@@ -78,18 +77,18 @@ async def test_who_goes_away_takes_part_in_one_more_call_at_most(
         if isinstance(event, Drawn):
             break
     assert engine.waiting() == 0
-    assert sum(0 in ids for ids in roster.calls) == gone.calls_made
+    assert sum(0 in ids for ids in scheduler.calls) == gone.calls_made
 
 
 async def test_a_deadline_out_of_reach_is_overload(model: BaseModel) -> None:
     """With the model for itself it would be in time; with what is before it, it would not."""
-    pace = StepCostModel((64, 64))
-    pace.measured((64, 64), 2, 0.1)
-    engine = Engine(model, Policy(Roster(max_pictures=3, max_rows=2), pace), EngineMetrics(CollectorRegistry()))
+    costs = StepCostModel((64, 64))
+    costs.observe((64, 64), 2, 0.1)
+    engine = Engine(model, Scheduler(costs, max_pictures=3, max_rows=2), EngineMetrics(CollectorRegistry()))
     now = time.monotonic()
     before, behind = request(model, 100, deadline=now + 60), request(model, 100, deadline=now + 61)
     engine.submit(before)
-    engine._policy.enter(before.ask, [0])  # it is not started, so nothing is drawn
+    engine._scheduler.enter(before.work, [0])  # it is not started, so nothing is drawn
     engine.submit(request(model, 100, deadline=now + 90))
     with pytest.raises(ResourceExhausted) as overload:
         engine.submit(request(model, 590, deadline=now + 61))

@@ -19,16 +19,15 @@ from diffusion.checkpoint import BUNDLED, BaseModel
 from diffusion.errors import CheckpointInvalid
 from diffusion.safety import SafetyChecker
 from rpc.settings import SettingsError
-from service.__main__ import _safety
+from service.app import _safety
 from service.engine.engine import Engine
 from service.metrics import EngineMetrics
 from service.request.mailbox import Drawn, Mailbox, Previewed
-from service.request.params import check
+from service.request.params import validate
 from service.request.request import Request
 from service.safety import Safety
-from service.scheduling.admission import Roster
 from service.scheduling.cost_model import StepCostModel
-from service.scheduling.scheduler import Policy
+from service.scheduling.scheduler import Scheduler
 from service.settings import Defaults, GenerationSettings, Limits
 
 Make = Callable[[float], str]
@@ -69,13 +68,13 @@ def test_the_checkpoints_own_thresholds_decide(checkpoint: Make) -> None:
 
 async def drawn(model: BaseModel, safety: Safety | None) -> tuple[Drawn, int]:
     """A picture, and how many previews came."""
-    roster = Roster(max_pictures=9, max_rows=2)
+    scheduler = Scheduler(StepCostModel((64, 64)), max_pictures=9, max_rows=2)
     metrics = EngineMetrics(CollectorRegistry())
-    engine = Engine(model, Policy(roster, StepCostModel((64, 64))), metrics, safety=safety)
+    engine = Engine(model, scheduler, metrics, safety=safety)
     settings = resources_pb2.PictureSettings(prompt="a dog", steps=3, seed=1, exact=True)
     asked = generation_pb2.GenerateRequest(parent="tenants/a", settings=settings, preview_every=1)
-    drawing = check(asked, model.spec, Defaults(), Limits())
-    request = Request(drawing=drawing, vectors={}, mailbox=Mailbox(asyncio.get_running_loop()))
+    params = validate(asked, model.spec, Defaults(), Limits())
+    request = Request(params=params, vectors={}, mailbox=Mailbox(asyncio.get_running_loop()))
     engine.submit(request)
     await asyncio.to_thread(engine.start)
     previews = 0

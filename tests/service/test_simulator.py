@@ -15,11 +15,10 @@ from diffusion.checkpoint import BaseModel
 from service.engine.engine import Engine
 from service.metrics import EngineMetrics
 from service.request.mailbox import Drawn, Mailbox
-from service.request.params import check
+from service.request.params import validate
 from service.request.request import Request
-from service.scheduling.admission import Roster, Ticket
 from service.scheduling.cost_model import Shape, StepCostModel
-from service.scheduling.scheduler import Ask, Policy
+from service.scheduling.scheduler import Scheduler, Work
 from service.settings import Defaults, Limits
 from service.simulator import Costs, Machine, main, poisson, summary
 
@@ -28,22 +27,22 @@ _TABLE = {1: 0.1, 2: 0.1, 4: 0.1, 8: 0.2}
 
 
 def machine(times: dict[int, float] = _TABLE, costs: Costs = Costs(), **limits: int) -> Machine:  # noqa: B008
-    pace = StepCostModel(BASE)
+    step_costs = StepCostModel(BASE)
     for rows, seconds in times.items():
-        pace.measured(BASE, rows, seconds)
-    return Machine(Policy(Roster(**({"max_pictures": 100, "max_rows": 8} | limits)), pace), costs)
+        step_costs.observe(BASE, rows, seconds)
+    return Machine(Scheduler(step_costs, **({"max_pictures": 100, "max_rows": 8} | limits)), costs)
 
 
-def ask(arrived: float = 0.0, **fields: object) -> Ask:
-    return Ask(**({"tenant": "a", "shape": BASE, "rows": 2, "calls": 10, "arrived": arrived} | fields))  # type: ignore[arg-type]
+def work(arrived: float = 0.0, **fields: object) -> Work:
+    return Work(**({"tenant": "a", "shape": BASE, "rows": 2, "calls": 10, "arrived": arrived} | fields))  # type: ignore[arg-type]
 
 
 def test_times_add_up() -> None:
     one = machine(costs=Costs(encode_s=0.5, decode_s=0.25))
-    one.run([ask(), ask(100.0)])
+    one.run([work(), work(100.0)])
     assert [outcome.latency_s for outcome in one.outcomes] == pytest.approx([1.75, 1.75])
     two = machine()
-    two.run([ask(), ask(), ask(0.55)])
+    two.run([work(), work(), work(0.55)])
     # Two share every call; the third joins at the next step and makes it two calls of up to four rows each.
     assert two.outcomes[0].ended == pytest.approx(two.outcomes[1].ended, abs=0.11)
     assert two.outcomes[2].ended > two.outcomes[0].ended
@@ -52,10 +51,10 @@ def test_times_add_up() -> None:
 
 def test_refusals_are_the_engines() -> None:
     one = machine(max_pictures=2)
-    one.run([ask(deadline=0.5), ask(), ask(), ask(), ask(50.0, deadline=51.5)])
+    one.run([work(deadline=0.5), work(), work(), work(), work(50.0, deadline=51.5)])
     assert [outcome.refused for outcome in one.outcomes] == ["DEADLINE_TOO_SHORT", "", "", "QUEUE_FULL", ""]
     late = machine()
-    late.run([*(ask(rows=8) for _ in range(3)), ask(rows=8, deadline=2.5)])
+    late.run([*(work(rows=8) for _ in range(3)), work(rows=8, deadline=2.5)])
     assert [outcome.refused for outcome in late.outcomes][-1] in ("", "DEADLINE_EXCEEDED")
     assert summary([late])["served"] >= 0.75
 
@@ -91,34 +90,35 @@ def test_the_command_teaches_and_answers(tmp_path: Path) -> None:
     assert json.loads(right.output)["p50_s"] == pytest.approx(0.06)
 
 
-class Watched(Roster):
-    """A roster that remembers its groups."""
+class RecordingScheduler(Scheduler):
+    """A scheduler that remembers its groups."""
 
-    def __init__(self, **limits: Any) -> None:
-        super().__init__(**limits)
+    def __init__(self, costs: StepCostModel, **limits: Any) -> None:
+        super().__init__(costs, **limits)
         self.groups: list[list[int]] = []
 
-    def next_group(self, *arguments: Any) -> list[Ticket]:
-        group = super().next_group(*arguments)
+    def next_group(self, now: float) -> list[int]:
+        group = super().next_group(now)
         if group:
-            self.groups.append([ticket.id for ticket in group])
+            self.groups.append(group)
         return group
 
 
 class WarmUpOnly(StepCostModel):
-    """A pace that learns nothing after the warm-up, so that the simulator can be given the same table."""
+    """A cost model that learns nothing after the warm-up, so that the simulator can be given the same table."""
 
-    def measured(self, shape: Shape, rows: int, seconds: float) -> None:
+    def observe(self, shape: Shape, rows: int, seconds: float) -> None:
         if rows in (1, 2, 4, 8, 16) and rows not in self.table(shape):
-            super().measured(shape, rows, seconds)
+            super().observe(shape, rows, seconds)
 
 
 async def test_it_foretells_the_real_engine(model: BaseModel) -> None:
     """One trace through the real engine, and through the simulator with the table that the engine measured: the same
     calls of the same pictures in the same order, and pictures end in that order."""
     limits: dict[str, Any] = {"max_pictures": 100, "max_rows": 16, "aging_s": 1e9}
-    roster, pace = Watched(**limits), WarmUpOnly(BASE)
-    engine = Engine(model, Policy(roster, pace), EngineMetrics(CollectorRegistry()))
+    costs = WarmUpOnly(BASE)
+    scheduler = RecordingScheduler(costs, **limits)
+    engine = Engine(model, scheduler, EngineMetrics(CollectorRegistry()))
     draw = np.random.default_rng(5)
     requests: list[Request] = []
     ended: list[int] = []
@@ -137,17 +137,17 @@ async def test_it_foretells_the_real_engine(model: BaseModel) -> None:
             ),
             priority=int(draw.integers(-1, 2)),
         )
-        drawing = check(asked, model.spec, Defaults(), Limits())
+        params = validate(asked, model.spec, Defaults(), Limits())
         mailbox = Mailbox(asyncio.get_running_loop())
-        requests.append(Request(drawing=drawing, vectors={}, mailbox=mailbox, arrived=0.0))
+        requests.append(Request(params=params, vectors={}, mailbox=mailbox, arrived=0.0))
     for request in requests:
         engine.submit(request)  # before it starts, so that all are there at the first call
     await asyncio.to_thread(engine.start)
     await asyncio.gather(*(finished(number, request.mailbox) for number, request in enumerate(requests)))
     await asyncio.to_thread(engine.stop)
 
-    foretold = Machine(Policy(Roster(**limits), pace), Costs())
-    foretold.run([request.ask for request in requests])
-    assert [list(call.ids) for call in foretold.calls] == roster.groups
+    foretold = Machine(Scheduler(costs, **limits), Costs())
+    foretold.run([request.work for request in requests])
+    assert [list(call.ids) for call in foretold.calls] == scheduler.groups
     times = [outcome.ended for outcome in foretold.outcomes]
     assert [times[number] for number in ended] == sorted(times)

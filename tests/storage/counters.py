@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.ledger.entry import Entry, Mutation, encode, entry_name
+from storage.ledger.entry import Entry, RecordedEvent, encode, entry_name
 from storage.ledger.ledger import Ledger
 from storage.ledger.log import Log
-from storage.ledger.state_machine import Answer, Change, Effect
+from storage.ledger.state_machine import Answer, CommittedEvent, Event
 from storage.ledger.writer import Result
 from storage.objects.base import ObjectStore
 from storage.objects.disk import DiskStore
@@ -46,23 +46,23 @@ class Counters:
     def create(self, db: sqlite3.Connection) -> None:
         db.execute("CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER, times INTEGER, changed_us INTEGER)")
 
-    def decide(self, db: sqlite3.Connection, command: Add, now_us: int) -> Sequence[Effect] | Answer:
+    def decide(self, db: sqlite3.Connection, command: Add, now_us: int) -> Sequence[Event] | Answer:
         value = value_of(db, command.name)
         if command.amount == 0:
             return Answer(value={"value": value})
         if value + command.amount > command.limit:
             raise Refused(f"{command.name} is {value}")
         body = {"name": command.name, "amount": command.amount, "note": command.note}
-        return [Effect(kind="add", body=body)] * command.times
+        return [Event(kind="add", body=body)] * command.times
 
-    def apply(self, db: sqlite3.Connection, change: Change) -> dict[str, Any]:
-        effect = change.mutation.effect
+    def apply(self, db: sqlite3.Connection, change: CommittedEvent) -> dict[str, Any]:
+        body = change.body
         db.execute(
             "INSERT INTO counters VALUES (?, ?, 1, ?) ON CONFLICT (name) DO UPDATE"
             " SET value = value + excluded.value, times = times + 1, changed_us = excluded.changed_us",
-            (effect["name"], effect["amount"], change.time_us),
+            (body["name"], body["amount"], change.time_us),
         )
-        return {"value": value_of(db, effect["name"])}
+        return {"value": value_of(db, body["name"])}
 
     def blobs(self, db: sqlite3.Connection) -> Sequence[str]:
         return ()
@@ -119,15 +119,15 @@ def fill(store: ObjectStore, shard: int, count: int, first: int = 1) -> None:
     log = Log.open(store, book="counters", shards=2)
 
     def put(number: int) -> None:
-        effect = {"name": f"n{number % 7}", "amount": number, "note": ""}
-        mutation = Mutation(
+        body = {"name": f"n{number % 7}", "amount": number, "note": ""}
+        event = RecordedEvent(
             kind="add",
             tenant="shop",
             request_id=f"fill-{number}",
             request_digest="-",
             actor="filler",
             on_behalf_of="",
-            effect=effect,
+            body=body,
         )
         entry = Entry(
             store_id=log.store_id,
@@ -135,7 +135,7 @@ def fill(store: ObjectStore, shard: int, count: int, first: int = 1) -> None:
             number=number,
             time_us=1_700_000_000_000_000 + number,
             write_id=f"{number:024d}",
-            mutations=(mutation,),
+            events=(event,),
         )
         store.put_if_absent(entry_name(shard, number), encode(entry))
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import Damaged
-from storage.ledger.entry import Entry, Mutation, entry_name
+from storage.ledger.entry import Entry, RecordedEvent, entry_name
 from storage.ledger.ledger import Ledger
 from storage.ledger.segments import RUN, pack, segment_name, segments, unpack
 from storage.ledger.snapshots import checkpoints
@@ -185,10 +185,10 @@ async def test_a_hole_is_said_however_far_it_is(tmp_path: Path) -> None:
 
 
 def _entry(number: int, note: str) -> Entry:
-    mutation = Mutation(
-        kind="add", tenant="t", request_id="r", request_digest="d", actor="a", on_behalf_of="", effect={"note": note}
+    event = RecordedEvent(
+        kind="add", tenant="t", request_id="r", request_digest="d", actor="a", on_behalf_of="", body={"note": note}
     )
-    return Entry(store_id="0" * 20, shard=3, number=number, time_us=number, write_id="w", mutations=(mutation,))
+    return Entry(store_id="0" * 20, shard=3, number=number, time_us=number, write_id="w", events=(event,))
 
 
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=5), st.data())

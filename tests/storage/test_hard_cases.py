@@ -15,7 +15,7 @@ from typing import Any, cast
 import pytest
 
 from storage.errors import ClockSkew, ObjectExists, OutcomeUnknown, StoreUnavailable
-from storage.ledger.entry import Entry, Mutation, encode, entry_name
+from storage.ledger.entry import Entry, RecordedEvent, encode, entry_name
 from storage.ledger.ledger import Ledger
 from storage.objects.base import ObjectStore
 from storage.objects.disk import DiskStore
@@ -212,18 +212,16 @@ async def test_a_clock_that_is_wrong_by_minutes(store: ObjectStore, tmp_path: Pa
 async def test_times_go_on_after_an_entry_of_a_clock_that_was_minutes_ahead(store: ObjectStore, tmp_path: Path) -> None:
     ledger = open_ledger(store, tmp_path / "view")
     ahead_us = (time.time_ns() // 1000) + 300 * 1_000_000
-    mutation = Mutation(
+    event = RecordedEvent(
         kind="add",
         tenant="shop",
         request_id="ahead",
         request_digest="-",
         actor="filler",
         on_behalf_of="",
-        effect={"name": "a", "amount": 1, "note": ""},
+        body={"name": "a", "amount": 1, "note": ""},
     )
-    entry = Entry(
-        store_id=ledger.store_id, shard=1, number=1, time_us=ahead_us, write_id="w" * 24, mutations=(mutation,)
-    )
+    entry = Entry(store_id=ledger.store_id, shard=1, number=1, time_us=ahead_us, write_id="w" * 24, events=(event,))
     store.put_if_absent(entry_name(1, 1), encode(entry))
     for number in range(3):
         await add(ledger, Add(name="a", amount=1), f"r{number}")

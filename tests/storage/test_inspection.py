@@ -142,7 +142,7 @@ def test_a_checkpoint_that_is_not_what_the_log_says(disk: DiskStore, tmp_path: P
     with closing(sqlite3.connect(path)) as db:
         db.execute("UPDATE counters SET value = value + 1 WHERE name = 'n3'")
         db.commit()
-    view = View(path, store_id=Metadata.read(disk).store_id, shard=1, book=Counters())
+    view = View(path, store_id=Metadata.read(disk).store_id, shard=1, state_machine=Counters())
     written = write_checkpoint(disk, view)
     view.close()
     report = _inspect(disk, tmp_path)

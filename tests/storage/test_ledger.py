@@ -192,7 +192,7 @@ async def test_a_watch_resumes_anywhere_and_misses_nothing(
     async def follow(after: Revision, count: int) -> None:
         async for change in ledger.watch(1, after):
             seen.append(change.revision)
-            amounts.append(change.mutation.effect["amount"])
+            amounts.append(change.body["amount"])
             if len(seen) >= count:
                 return
 
@@ -282,7 +282,7 @@ async def test_a_damaged_log_is_said_and_not_skipped(store: ObjectStore, tmp_pat
     store_id = ledger.store_id
     await ledger.close()
     second = store.get(entry_name(1, 2))
-    assert decode(second, store_id=store_id, shard=1, number=2).mutations[0].tenant == "shop"
+    assert decode(second, store_id=store_id, shard=1, number=2).events[0].tenant == "shop"
     for broken in (second[:-9], second.replace(b'"amount":1', b'"amount":2'), store.get(entry_name(1, 3)), None):
         if broken is None:
             store.delete(entry_name(1, 2))

@@ -47,7 +47,7 @@ async def _history(ledger: Ledger[Add]) -> list[tuple[str, str]]:
         changes, after = await ledger.changes(1, after)
         if not changes:
             return found
-        found += [(change.mutation.request_id, str(change.revision)) for change in changes]
+        found += [(change.request_id, str(change.revision)) for change in changes]
 
 
 async def test_writers_in_several_processes_give_each_request_one_effect(place: Place, tmp_path: Path) -> None:

@@ -22,10 +22,11 @@ from storage.objects.disk import DiskStore
 from tests.conftest import need_program
 from tests.trainer.nats import Nats
 from trainer.app import TABLE
+from trainer.jobs.commands import AddPicture, CreateJob, MoveJob
 from trainer.jobs.conversions import job_of
 from trainer.jobs.job_store import JobStore
 from trainer.jobs.life_cycle import Move, State
-from trainer.jobs.state_machine import SHARDS, AddPicture, CreateJob, MoveJob, TrainerStateMachine
+from trainer.jobs.state_machine import SHARDS, TrainerStateMachine
 from trainer.metrics import TrainerMetrics
 from trainer.queue.broker import Broker, token_of
 from trainer.queue.dispatcher import Dispatcher
@@ -48,7 +49,7 @@ PICTURE = f"tenants/default/pictures/{'a' * 64}"
 class Side:
     """A process's part in the queue."""
 
-    desk: JobStore
+    job_store: JobStore
     metrics: TrainerMetrics
     broker: Broker
     queue: JetStreamQueue
@@ -70,11 +71,11 @@ class Side:
         }
         name = f"tenants/{tenant}/jobs/{name}"
         fields: dict[str, Any] = {"priority": 0, "creator": "ann", "principal": "{}"}
-        await self.desk.change(CreateJob(name=name, tenant=tenant, spec=spec, **(fields | more)), tenant)
+        await self.job_store.commit_own(CreateJob(name=name, tenant=tenant, spec=spec, **(fields | more)), tenant)
         return name
 
     async def state(self, name: str) -> tuple[State, int]:
-        row, _ = await self.desk.row(name)
+        row, _ = await self.job_store.row(name)
         return State(row["state"]), row["attempt"]
 
     async def take(self, *, alone: bool = True) -> Attempt:
@@ -92,14 +93,14 @@ class Side:
             job=job_of(row, ""),
             tenant=row["tenant"],
             number=row["attempt"],
-            losses=row["losses"],
+            worker_deaths=row["worker_deaths"],
             created_us=row["created_us"],
         )
 
     async def end(self, attempt: Attempt) -> None:
         """As a worker that has brought a job to its end."""
         for move in (Move.FIX, Move.FINISH):
-            await self.desk.move(attempt.move(move))
+            await self.job_store.move(attempt.move(move))
         await self.queue.release(attempt)
 
 
@@ -132,23 +133,23 @@ async def side(tmp_path: Path, nats: Nats) -> AsyncIterator[MakeSide]:
     async with AsyncExitStack() as stack:
         channel = await stack.enter_async_context(grpc.aio.insecure_channel("127.0.0.1:1"))
 
-        async def make(*, dispatches: bool = False, max_losses: int = 3, ahead: int = 4) -> Side:
+        async def make(*, dispatches: bool = False, max_worker_deaths: int = 3, ahead: int = 4) -> Side:
             folder = tmp_path / f"view{next(number)}"
             store = DiskStore(tmp_path / "jobs")
             ledger = Ledger.open(store, TrainerStateMachine(), shards=SHARDS, view_folder=folder)
             stack.push_async_callback(ledger.close)
             metrics = TrainerMetrics(CollectorRegistry())
-            desk = JobStore(ledger, metrics)
+            job_store = JobStore(ledger, metrics)
             publisher = Publisher(RegistryServiceStub(channel), internal_tries=1)
-            endings = JobCompletion(desk, Blobs(store), publisher, metrics, TABLE)
+            completion = JobCompletion(job_store, Blobs(store), publisher, metrics, TABLE)
             broker = Broker(NatsSettings(servers=nats.url), ack_wait=ACK_WAIT)
-            queue = JetStreamQueue(broker, desk, endings, base=BASE, max_losses=max_losses)
+            queue = JetStreamQueue(broker, job_store, completion, base=BASE, max_worker_deaths=max_worker_deaths)
             leadership = Leadership(broker, "dispatcher", LEASE)
-            dispatcher = Dispatcher(broker, desk, leadership, metrics, ahead=ahead)
-            hints = Hints(broker, desk, trains=not dispatches)
+            dispatcher = Dispatcher(broker, job_store, leadership, metrics, ahead=ahead)
+            hints = Hints(broker, job_store, trains=not dispatches)
             broker.open()
             stack.push_async_callback(broker.close)
-            for work in (hints.run(), desk.follow()):
+            for work in (hints.run(), job_store.follow()):
                 stack.push_async_callback(ended, asyncio.create_task(work))
             running = asyncio.create_task(dispatcher.run() if dispatches else queue.run())
             stack.push_async_callback(ended, running)
@@ -156,8 +157,10 @@ async def side(tmp_path: Path, nats: Nats) -> AsyncIterator[MakeSide]:
                 picture = AddPicture(
                     name=PICTURE, blob="b", media_type="image/png", size_bytes=3, width=8, height=8, lifetime_us=10**12
                 )
-                await desk.change(picture, "default")
-            return Side(desk=desk, metrics=metrics, broker=broker, queue=queue, leadership=leadership, running=running)
+                await job_store.commit_own(picture, "default")
+            return Side(
+                job_store=job_store, metrics=metrics, broker=broker, queue=queue, leadership=leadership, running=running
+            )
 
         yield make
 
@@ -194,12 +197,12 @@ async def test_what_is_handed_back_goes_to_the_next_worker_at_once_and_counts_as
     server, first = await side(dispatches=True), await side()
     name = await server.create("j1")
     attempt = await first.take()
-    await first.desk.move(attempt.move(Move.HAND_BACK))
+    await first.job_store.move(attempt.move(Move.HAND_BACK))
     await first.queue.release(attempt)
     await first.stall()
     second = await side()
     attempt = await second.take(alone=False)
-    assert (attempt.job.name, attempt.number, attempt.losses, attempt.job.attempt) == (name, 2, 0, 1)
+    assert (attempt.job.name, attempt.number, attempt.worker_deaths, attempt.job.attempt) == (name, 2, 0, 1)
 
 
 async def test_a_worker_that_is_not_heard_of_loses_its_job_and_can_say_nothing_more(side: MakeSide) -> None:
@@ -210,10 +213,10 @@ async def test_a_worker_that_is_not_heard_of_loses_its_job_and_can_say_nothing_m
     await first.stall()
     second = await side()
     attempt = await second.take()
-    assert (attempt.number, attempt.losses) == (2, 1)
+    assert (attempt.number, attempt.worker_deaths) == (2, 1)
     for move in (Move.FIX, Move.FAIL, Move.HAND_BACK):
         with pytest.raises(FailedPrecondition) as refused:
-            await first.desk.move(stale.move(move))
+            await first.job_store.move(stale.move(move))
         assert refused.value.reason == "ATTEMPT_OVER"
     # It wakes up, and NATS takes its acknowledgement for the new holder's: the job is sent again, and who is given it
     # hears that it is held.
@@ -242,11 +245,11 @@ async def test_a_worker_that_is_not_heard_of_loses_its_job_and_can_say_nothing_m
 
 
 async def test_what_has_lost_a_worker_is_given_to_one_that_has_nothing_else(side: MakeSide) -> None:
-    server, first = await side(dispatches=True, max_losses=2), await side(max_losses=2)
+    server, first = await side(dispatches=True, max_worker_deaths=2), await side(max_worker_deaths=2)
     name = await server.create("j1")
     await first.take()
     await first.stall()
-    second = await side(max_losses=2)
+    second = await side(max_worker_deaths=2)
 
     async def lost() -> bool:
         return await server.state(name) == (State.QUEUED, 1)
@@ -258,7 +261,7 @@ async def test_what_has_lost_a_worker_is_given_to_one_that_has_nothing_else(side
     assert attempt.number == 2
     # The second worker is lost too, which is one too many.
     await second.stall()
-    third = await side(max_losses=2)
+    third = await side(max_worker_deaths=2)
     other = await server.create("j2")
     assert (await third.take()).job.name == other
 
@@ -267,7 +270,7 @@ async def test_what_has_lost_a_worker_is_given_to_one_that_has_nothing_else(side
         return await server.state(name) == (State.FAILED, 2)
 
     await until(failed)
-    row, _ = await server.desk.row(name)
+    row, _ = await server.job_store.row(name)
     assert "2 workers have died" in job_of(row, "").error.message
 
 
@@ -279,7 +282,7 @@ async def test_who_is_cancelled_while_it_waits_is_trained_by_nobody(side: MakeSi
         return await server.broker.sent() == {name}
 
     await until(sent)
-    await server.desk.move(MoveJob(name=name, move=Move.CANCEL))
+    await server.job_store.move(MoveJob(name=name, move=Move.CANCEL))
     worker = await side()
     other = await server.create("j2")
     assert (await worker.take()).job.name == other
@@ -291,9 +294,9 @@ async def test_who_is_retried_before_its_worker_knows_of_the_cancel_is_trained_a
     name = await server.create("j1")
     attempt = await worker.take()
     for move in (Move.CANCEL, Move.RETRY):
-        await server.desk.move(MoveJob(name=name, move=move))
+        await server.job_store.move(MoveJob(name=name, move=move))
     with pytest.raises(FailedPrecondition):
-        await worker.desk.move(attempt.move(Move.FIX))
+        await worker.job_store.move(attempt.move(Move.FIX))
     await worker.queue.release(attempt)
     again = await worker.take()
     assert (again.job.name, again.number) == (name, 2)
@@ -305,11 +308,11 @@ async def test_a_side_that_is_told_to_end_ends_whatever_it_is_at(side: MakeSide)
     server = await side(dispatches=True)
     await server.stall()
     leadership = Leadership(server.broker, "other", LEASE)
-    dispatcher = Dispatcher(server.broker, server.desk, leadership, server.metrics, ahead=4)
+    dispatcher = Dispatcher(server.broker, server.job_store, leadership, server.metrics, ahead=4)
     for index in range(100):
         running = asyncio.create_task(dispatcher.run())
         await asyncio.sleep(index * 1e-4)
-        server.desk.wake()
+        server.job_store.events.wake()
         running.cancel()
         await asyncio.wait({running}, timeout=30)
         assert running.cancelled(), index
@@ -383,11 +386,11 @@ async def test_progress_is_heard_of_the_attempt_that_has_the_job_only(side: Make
 
     async def seen() -> bool:
         for number, step in ((attempt.number, 1), (attempt.number + 1, 7)):
-            worker.desk.tell_all(name, number, resources_pb2.Progress(step=step, steps=9))
-        worker.desk.tell_all(name, attempt.number, preview)
-        progress = server.desk.progress(name)
+            worker.job_store.events.report(name, number, resources_pb2.Progress(step=step, steps=9))
+        worker.job_store.events.report(name, attempt.number, preview)
+        progress = server.job_store.events.progress(name)
         steps.update([] if progress is None else [progress.step])
-        return server.desk.preview(name) == preview and bool(steps)
+        return server.job_store.events.preview(name) == preview and bool(steps)
 
     await until(seen)
     assert steps == {1}
@@ -399,9 +402,9 @@ async def test_workers_hear_who_wants_to_see_a_job(side: MakeSide) -> None:
     await worker.take()
 
     async def wanted() -> bool:
-        return worker.desk.previews.intervals() == {name: 2.5}
+        return worker.job_store.events.previews.intervals() == {name: 2.5}
 
-    with server.desk.previews.wanted(name, 2.5):
+    with server.job_store.events.previews.wanted(name, 2.5):
         await until(wanted)
 
 
@@ -421,7 +424,7 @@ async def test_a_full_worker_is_asked_to_make_room_for_a_tenant_that_has_none(si
     await until(made_room)
     assert asked == [few]
     newest = held[-1]
-    await worker.desk.move(newest.move(Move.HAND_BACK))
+    await worker.job_store.move(newest.move(Move.HAND_BACK))
     await worker.queue.release(newest)
     names = [(await worker.take()).job.name for _ in range(2)]
     assert few in names

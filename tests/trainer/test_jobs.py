@@ -12,27 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rpc.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
-from storage.ledger.entry import Mutation, Revision, canonical
+from storage.ledger.entry import RecordedEvent, Revision, canonical
 from storage.ledger.ledger import Ledger
-from storage.ledger.state_machine import Answer, Change
+from storage.ledger.state_machine import Answer, CommittedEvent
 from storage.objects.disk import DiskStore
 from trainer.jobs import retention as loans
-from trainer.jobs import state_machine as book
+from trainer.jobs import tables
+from trainer.jobs.commands import AddPicture, Command, CreateJob, DeletePicture, KeepCheckpoint, MoveJob, TenantLimits
 from trainer.jobs.conversions import job_of
 from trainer.jobs.follow_up import LAST_PRIORITY
 from trainer.jobs.life_cycle import ENDED, MOVES, UNFINISHED, Life, Move, State, WrongState
-from trainer.jobs.state_machine import (
-    SHARD,
-    SHARDS,
-    AddPicture,
-    Command,
-    CreateJob,
-    DeletePicture,
-    KeepCheckpoint,
-    MoveJob,
-    TenantLimits,
-    TrainerStateMachine,
-)
+from trainer.jobs.state_machine import SHARD, SHARDS, TrainerStateMachine
 
 DAY_US = 86_400_000_000
 PICTURE = f"tenants/default/pictures/{'a' * 64}"
@@ -58,39 +48,39 @@ def test_whatever_happens_to_a_job(moves: list[Move]) -> None:
             assert life.state is State.PUBLISHING
         life = after
         assert (life.attempt, life.handed_back) == (takes, handed_back)
-        assert 0 <= life.losses <= life.attempt
+        assert 0 <= life.worker_deaths <= life.attempt
 
 
 class Spoken:
-    """A trainer's book on a database of its own, without a log: what is decided is applied."""
+    """A trainer's state machine on a database of its own, without a log: what is decided is applied."""
 
     def __init__(self, terms: TenantLimits) -> None:
-        self._book = TrainerStateMachine(terms)
+        self._state_machine = TrainerStateMachine(terms)
         self._count = 0
         self.db = sqlite3.connect(":memory:", isolation_level=None)
         self.db.row_factory = sqlite3.Row
-        self._book.create(self.db)
+        self._state_machine.create(self.db)
 
     def say(self, command: Command) -> None:
-        """Raises what the book refuses with."""
+        """Raises what the state machine refuses with."""
         self._count += 1
-        effects = self._book.decide(self.db, command, self._count)
-        assert not isinstance(effects, Answer)
-        for index, effect in enumerate(effects):
-            mutation = Mutation(
-                kind=effect.kind,
+        events = self._state_machine.decide(self.db, command, self._count)
+        assert not isinstance(events, Answer)
+        for index, body in enumerate(events):
+            event = RecordedEvent(
+                kind=body.kind,
                 tenant="default",
                 request_id=f"{self._count}",
                 request_digest="",
                 actor="test",
                 on_behalf_of="",
-                effect=canonical(effect.body),
+                body=canonical(body.body),
             )
             revision = Revision(store_id="0" * 20, shard=SHARD, entry=self._count, index=index)
-            self._book.apply(self.db, Change(revision=revision, time_us=self._count, mutation=mutation))
+            self._state_machine.apply(self.db, CommittedEvent.of(event, revision, self._count))
 
     def jobs(self) -> list[Any]:
-        return book.jobs(self.db, "default", None, 1_000)
+        return tables.jobs(self.db, "default", None, 1_000)
 
 
 # Towards success; None below means this one.
@@ -154,7 +144,7 @@ async def test_evaluations_take_no_place_of_jobs_that_train(tmp_path: Path) -> N
         await kept.commit(replace(own, name="tenants/default/jobs/j4", spec=dict(own.spec) | {"evaluates": "v"}))
     assert refused.value.reason == "TENANT_JOBS"
     await kept.commit(job("tenants/default/jobs/j5"))
-    counted = [found[State.QUEUED] for found in (await ledger.read(SHARD, book.counts))[0]]
+    counted = [found[State.QUEUED] for found in (await ledger.read(SHARD, tables.counts))[0]]
     assert counted == [1, 2]
     # Those that are held take no tenant's place either.
     for name in ("j3", f"{JOB.rsplit('/', 1)[1]}-evaluation"):
@@ -179,10 +169,10 @@ async def test_evaluations_take_no_place_of_jobs_that_train(tmp_path: Path) -> N
 def test_a_retry_forgets_the_workers_that_were_lost() -> None:
     life = Life()
     for _ in range(2):
-        life = life.after(Move.TAKE).after(Move.LOSE)
-    assert life.losses == 2
+        life = life.after(Move.TAKE).after(Move.WORKER_DIED)
+    assert life.worker_deaths == 2
     life = life.after(Move.TAKE).after(Move.FAIL).after(Move.RETRY)
-    assert (life.losses, life.attempt) == (0, 3)
+    assert (life.worker_deaths, life.attempt) == (0, 3)
 
 
 class Kept:
@@ -210,7 +200,7 @@ class Kept:
         return await self.commit(MoveJob(name=JOB, move=move, **more))
 
     async def job(self) -> Any:
-        row, _ = await self.ledger.read(SHARD, lambda db: book.job(db, JOB))
+        row, _ = await self.ledger.read(SHARD, lambda db: tables.job(db, JOB))
         return row
 
 
@@ -250,7 +240,7 @@ async def test_an_attempt_that_lost_its_job_cannot_speak_for_it(kept: Kept) -> N
     await kept.commit(picture())
     await kept.commit(job())
     assert (await kept.move(Move.TAKE))["attempt"] == 1
-    await kept.move(Move.LOSE, attempt=1)
+    await kept.move(Move.WORKER_DIED, attempt=1)
     assert (await kept.move(Move.TAKE))["attempt"] == 2
     with pytest.raises(FailedPrecondition) as refused:
         await kept.move(Move.FIX, attempt=1, detail={"embedding": "of the first"})
@@ -265,7 +255,7 @@ async def test_an_attempt_number_is_given_once_and_a_worker_that_lost_its_job_ca
     await kept.commit(picture())
     await kept.commit(job())
     await kept.move(Move.TAKE)
-    await kept.move(Move.LOSE, attempt=1)
+    await kept.move(Move.WORKER_DIED, attempt=1)
     with pytest.raises(FailedPrecondition) as refused:  # it waits for another one
         await kept.move(Move.FAIL, attempt=1)
     assert refused.value.reason == "JOB_STATE"
@@ -273,7 +263,7 @@ async def test_an_attempt_number_is_given_once_and_a_worker_that_lost_its_job_ca
     await kept.move(Move.HAND_BACK, attempt=2)
     row = await kept.move(Move.TAKE)
     assert (row["attempt"], job_of(row, "").attempt) == (3, 2)
-    for move in (Move.HAND_BACK, Move.FIX, Move.FAIL, Move.LOSE):
+    for move in (Move.HAND_BACK, Move.FIX, Move.FAIL, Move.WORKER_DIED):
         with pytest.raises(FailedPrecondition) as refused:
             await kept.move(move, attempt=2)
         assert refused.value.reason == "ATTEMPT_OVER"
@@ -284,7 +274,7 @@ async def test_a_checkpoint_lasts_until_the_job_is_fixed_or_has_ended(kept: Kept
     await kept.commit(job())
     await kept.move(Move.TAKE)
     await kept.commit(KeepCheckpoint(name=JOB, attempt=1, checkpoint="t/default/blobs/c/1"))
-    await kept.move(Move.LOSE, attempt=1)
+    await kept.move(Move.WORKER_DIED, attempt=1)
     await kept.move(Move.TAKE)
     with pytest.raises(FailedPrecondition) as refused:
         await kept.commit(KeepCheckpoint(name=JOB, attempt=1, checkpoint="t/default/blobs/c/2"))
@@ -308,7 +298,7 @@ async def test_what_is_fixed_cannot_be_cancelled_nor_lost(kept: Kept) -> None:
     await kept.commit(job())
     await kept.move(Move.TAKE)
     await kept.move(Move.FIX)
-    for move in (Move.CANCEL, Move.LOSE, Move.HAND_BACK, Move.TAKE, Move.RETRY):
+    for move in (Move.CANCEL, Move.WORKER_DIED, Move.HAND_BACK, Move.TAKE, Move.RETRY):
         with pytest.raises(FailedPrecondition) as refused:
             await kept.move(move)
         assert refused.value.reason == "JOB_STATE"
@@ -327,7 +317,7 @@ async def test_etags(kept: Kept) -> None:
 async def taken(kept: Kept, max_per_tenant: int) -> str:
     """Last letters of the jobs' names in the order in which they are taken."""
     found = ""
-    while (row := (await kept.ledger.read(SHARD, lambda db: book.next_queued(db, max_per_tenant)))[0]) is not None:
+    while (row := (await kept.ledger.read(SHARD, lambda db: tables.next_queued(db, max_per_tenant)))[0]) is not None:
         found += row["name"][-1]
         await kept.commit(MoveJob(name=row["name"], move=Move.TAKE))
     return found
@@ -465,7 +455,7 @@ async def test_expired_pictures_go_unless_an_unfinished_job_needs_them(kept: Kep
 async def test_a_view_made_anew_from_the_log_is_the_same(kept: Kept, tmp_path: Path) -> None:
     await kept.commit(picture())
     await kept.commit(job())
-    for move in (Move.TAKE, Move.LOSE, Move.TAKE, Move.FAIL, Move.RETRY, Move.TAKE, Move.FIX):
+    for move in (Move.TAKE, Move.WORKER_DIED, Move.TAKE, Move.FAIL, Move.RETRY, Move.TAKE, Move.FIX):
         await kept.move(move, detail={"embedding": move.value} if move is Move.FIX else {})
     before = await kept.job()
     await kept.ledger.close()

@@ -24,8 +24,9 @@ from diffusion.checkpoint import BUNDLED, BaseModel
 from diffusion.denoise import Denoising
 from diffusion.encoder import PromptEncoder
 from diffusion.errors import DenoiserRefused, DenoiserUnavailable
+from diffusion.loading import load_model
 from diffusion.prompt import parse
-from diffusion.settings import DenoiserSettings, ModelSettings, load_model
+from diffusion.settings import DenoiserSettings, ModelSettings
 from rpc.settings import SettingsError
 from tests.conftest import free_port
 from tests.triton.conftest import FP16, FP32, Batch, Connect, distance
@@ -44,7 +45,7 @@ def remote(connect: Connect) -> BaseModel:
     return model
 
 
-def drawing(model: BaseModel, vectors: Mapping[WordRef, torch.Tensor], **changes: Any) -> Denoising:
+def params(model: BaseModel, vectors: Mapping[WordRef, torch.Tensor], **changes: Any) -> Denoising:
     encoder = PromptEncoder(model)
     how: dict[str, Any] = {"scheduler": "ddim", "steps": 4, "guidance": 5.0, "seed": 3, "width": 64, "height": 64}
     return Denoising(
@@ -72,7 +73,7 @@ def test_the_same_pictures(
 ) -> None:
     drawn = []
     for model in (local, remote):
-        picture = drawing(model, vectors, scheduler=scheduler)
+        picture = params(model, vectors, scheduler=scheduler)
         while not picture.done:
             denoise.step(model, [picture])
         drawn.append(picture)
@@ -86,7 +87,7 @@ def test_rows_of_a_call_are_at_different_steps(
     """A timestep a row: the exported model keeps step batching."""
     drawn: list[list[Denoising]] = []
     for model in (local, remote):
-        pictures = [drawing(model, vectors, seed=seed, steps=steps) for seed, steps in ((1, 3), (2, 5), (3, 4))]
+        pictures = [params(model, vectors, seed=seed, steps=steps) for seed, steps in ((1, 3), (2, 5), (3, 4))]
         while flying := [picture for picture in pictures if not picture.done]:
             denoise.step(model, flying)
         drawn.append(pictures)

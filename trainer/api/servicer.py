@@ -14,15 +14,15 @@ from diffusion.errors import PictureInvalid
 from rpc.errors import InvalidArgument, Unavailable
 from rpc.filters import filtered
 from rpc.identity import Role, current_principal
-from rpc.pages import Cursor, fitting, page_size
-from rpc.patience import heard
+from rpc.pages import Cursor, creation_key, cut, page_size
 from rpc.validate import Violations, admitted
+from rpc.watchers import wait_for_news
 from trainer.api.validation import JobValidator
-from trainer.jobs import state_machine as book
+from trainer.jobs.commands import MoveJob
 from trainer.jobs.conversions import picture_of
 from trainer.jobs.job_store import Context, JobStore
 from trainer.jobs.life_cycle import ENDED, Move
-from trainer.jobs.state_machine import SHARD, MoveJob, Row
+from trainer.jobs.tables import FILTERS, Row
 from trainer.metrics import TrainerMetrics
 from trainer.pictures.store import PictureStore
 from trainer.registry_reader import RegistryReader
@@ -38,7 +38,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     def __init__(
         self,
         model: BaseModel,
-        desk: JobStore,
+        job_store: JobStore,
         pictures: PictureStore,
         checks: JobValidator,
         versions: RegistryReader,
@@ -46,7 +46,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         draining: asyncio.Event,
     ) -> None:
         self._model = model
-        self._desk = desk
+        self._job_store = job_store
         self._pictures = pictures
         self._checks = checks
         self._versions = versions
@@ -68,7 +68,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     async def GetPicture(self, request: trainer_pb2.GetPictureRequest, context: Context) -> resources_pb2.Picture:
         """What is known of a picture."""
         name = admitted(Violations(), PictureName, request.name, "name", Role.READER)
-        return picture_of(await self._desk.picture(str(name)))
+        return picture_of(await self._job_store.picture(str(name)))
 
     async def DeletePicture(
         self, request: trainer_pb2.DeletePictureRequest, context: Context
@@ -90,35 +90,29 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         else:
             parent = await self._versions.start_of(tenant, request.job, principal.caller, wrong)
             command = self._checks.create(tenant, request.job, principal, wrong, parent=parent)
-        row = await self._desk.commit(tenant.tenant, command, request, context)
+        row = await self._job_store.commit(tenant.tenant, command, request, context)
         if request.validate_only:
-            return self._desk.message(row, row["revision"])
+            return self._job_store.message(row, row["revision"])
         # A repeated request gets its job as it is by now.
-        return self._desk.message(*await self._desk.row(row["name"], cached=True))
+        return self._job_store.message(*await self._job_store.row(row["name"], cached=True))
 
     async def GetJob(self, request: trainer_pb2.GetJobRequest, context: Context) -> resources_pb2.Job:
         """A job as it is."""
         name = admitted(Violations(), JobName, request.name, "name", Role.READER)
-        return self._desk.message(*await self._desk.row(str(name)))
+        return self._job_store.message(*await self._job_store.row(str(name)))
 
     async def ListJobs(self, request: trainer_pb2.ListJobsRequest, context: Context) -> trainer_pb2.ListJobsResponse:
         """A tenant's jobs, newest first."""
         wrong = Violations()
         tenant = admitted(wrong, TenantName, request.parent, "parent", Role.READER)
         size = page_size(wrong, request)
-        where = filtered(wrong, request, book.FILTERS)
+        where = filtered(wrong, request, FILTERS)
         wrong.raise_if_any()
         cursor = Cursor.read(request, [int, str])
         after = None if cursor is None else cursor.key
-        rows, revision = await self._desk.ledger.read(
-            SHARD, lambda db: book.jobs(db, tenant.tenant, after, size + 1, where)
-        )
-        jobs = [self._desk.message(row, revision) for row in rows[:size]]
-        jobs = jobs[: fitting(jobs)]
-        token = ""
-        if len(jobs) < len(rows):
-            last = rows[len(jobs) - 1]
-            token = Cursor.after([last["created_us"], last["name"]], request, cursor).token()
+        rows, revision = await self._job_store.page(tenant.tenant, after, size + 1, where)
+        jobs = [self._job_store.message(row, revision) for row in rows[:size]]
+        jobs, token = cut(rows, jobs, creation_key, request, cursor)
         return trainer_pb2.ListJobsResponse(jobs=jobs, next_page_token=token, revision=str(revision))
 
     async def WatchJob(
@@ -133,7 +127,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                 interval_s = request.preview_interval.ToTimedelta().total_seconds()
                 wrong.number("preview_interval", interval_s, *_PREVIEW_INTERVALS_S)
                 wrong.raise_if_any()
-                wishes.enter_context(self._desk.previews.wanted(name, interval_s))
+                wishes.enter_context(self._job_store.events.previews.wanted(name, interval_s))
             async for event in self._events(name, previews=request.HasField("preview_interval")):
                 yield _event(event)
 
@@ -141,36 +135,36 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         """Everything that happens to a job until it has ended."""
         etag, step, first = "", 0, True
         shown: resources_pb2.JobEvent.Preview | None = None
-        with self._desk.watchers.watching(name) as news:
+        with self._job_store.events.watchers.watching(name) as news:
             while not self._draining.is_set():
                 news.clear()
-                row, revision = await self._desk.row(name, cached=not first)
+                row, revision = await self._job_store.row(name, cached=not first)
                 first = False
-                job = self._desk.message(row, revision)
+                job = self._job_store.message(row, revision)
                 if job.etag != etag:
                     etag, step = job.etag, job.progress.step
                     yield resources_pb2.JobEvent(job=job)
                 elif job.progress.step != step:
                     step = job.progress.step
                     yield resources_pb2.JobEvent(progress=job.progress)
-                preview = self._desk.preview(name)
+                preview = self._job_store.events.preview(name)
                 if previews and preview is not None and preview is not shown:
                     shown = preview
                     yield resources_pb2.JobEvent(preview=preview)
                 if row["state"] in ENDED:
                     return
-                await self._until(news)
+                await wait_for_news(news, self._draining)
         raise Unavailable("the server is stopping; watch again", reason="SERVER_STOPPING")
 
     async def CancelJob(self, request: trainer_pb2.CancelJobRequest, context: Context) -> resources_pb2.Job:
         """Ends a job that waits or is trained."""
         row = await self._move(request, Move.CANCEL, context)
-        return self._desk.message(row, row["revision"])
+        return self._job_store.message(row, row["revision"])
 
     async def RetryJob(self, request: trainer_pb2.RetryJobRequest, context: Context) -> resources_pb2.Job:
         """Queues a failed job again."""
         row = await self._move(request, Move.RETRY, context)
-        return self._desk.message(row, row["revision"])
+        return self._job_store.message(row, row["revision"])
 
     async def ListRecipes(
         self, request: trainer_pb2.ListRecipesRequest, context: Context
@@ -193,18 +187,9 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         name = admitted(wrong, JobName, request.name, "name", Role.WRITER)
         wrong.request_id(request)
         wrong.raise_if_any()
-        return await self._desk.commit(
+        return await self._job_store.commit(
             name.tenant, MoveJob(name=str(name), move=move, etag=request.etag), request, context
         )
-
-    async def _until(self, news: asyncio.Event) -> None:
-        """Returns when there may be news, or the server stops."""
-        waits = [asyncio.ensure_future(heard(news)), asyncio.ensure_future(self._draining.wait())]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
 
 
 def _event(event: resources_pb2.JobEvent) -> trainer_pb2.WatchJobResponse:

@@ -17,8 +17,8 @@ from diffusion.prompt import parse
 from rpc.errors import Error
 from rpc.identity import Principal, to_json
 from rpc.validate import Violations
+from trainer.jobs.commands import CreateJob
 from trainer.jobs.follow_up import LAST_PRIORITY
-from trainer.jobs.state_machine import CreateJob
 from trainer.training.recipe import fill_in, name_of
 from trainer.training.templates import STARTS, TEMPLATES
 from trainer.worker.engine import Engine

@@ -7,7 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
 from pseudoword.trainer.v1 import resources_pb2
 
-from trainer.jobs.state_machine import Row
+from trainer.jobs.tables import Row
 
 
 def job_of(row: Row, revision: str) -> resources_pb2.Job:

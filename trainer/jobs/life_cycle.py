@@ -33,7 +33,7 @@ class Move(StrEnum):
 
     TAKE = "TAKE"  # a worker begins an attempt
     HAND_BACK = "HAND_BACK"  # the worker is told to stop; for the client the attempt does not count
-    LOSE = "LOSE"  # the worker is found dead
+    WORKER_DIED = "LOSE"  # the log's word for it
     FIX = "FIX"  # the vectors are learned, or the figures found, and are these for ever
     FINISH = "FINISH"  # the registry has the version, or the evaluation
     FAIL = "FAIL"
@@ -46,7 +46,7 @@ class Move(StrEnum):
 MOVES: Mapping[Move, tuple[frozenset[State], State]] = {
     Move.TAKE: (frozenset({State.QUEUED}), State.RUNNING),
     Move.HAND_BACK: (frozenset({State.RUNNING}), State.QUEUED),
-    Move.LOSE: (frozenset({State.RUNNING}), State.QUEUED),
+    Move.WORKER_DIED: (frozenset({State.RUNNING}), State.QUEUED),
     Move.FIX: (frozenset({State.RUNNING}), State.PUBLISHING),
     Move.FINISH: (frozenset({State.PUBLISHING}), State.SUCCEEDED),
     # Not from QUEUED: a worker that lost the job would end it while it waits for another one.
@@ -62,13 +62,13 @@ class WrongState(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Life:
-    """`attempt` counts how often a worker has taken the job up, and never falls: by it the log knows a worker that has
-    lost the job from the one that has it now. `handed_back` of these were handed back; `losses` counts the workers that
-    have died of the job since it was created or retried."""
+    """`attempt` counts how often a worker has taken the job, and never falls: it is a fencing token, and anything but
+    the current attempt is refused. `handed_back` attempts were handed back; `worker_deaths` workers have died while
+    they trained the job since it was created or retried."""
 
     state: State = State.QUEUED
     attempt: int = 0
-    losses: int = 0
+    worker_deaths: int = 0
     handed_back: int = 0
 
     def after(self, move: Move) -> "Life":
@@ -76,14 +76,14 @@ class Life:
         begins, state = MOVES[move]
         if self.state not in begins:
             raise WrongState(f"is {self.state}; {move} needs {' or '.join(sorted(begins))}")
-        attempt, losses, handed_back = self.attempt, self.losses, self.handed_back
+        attempt, worker_deaths, handed_back = self.attempt, self.worker_deaths, self.handed_back
         match move:
             case Move.TAKE:
                 attempt += 1
             case Move.HAND_BACK:
                 handed_back += 1
-            case Move.LOSE:
-                losses += 1
+            case Move.WORKER_DIED:
+                worker_deaths += 1
             case Move.RETRY:
-                losses = 0
-        return Life(state=state, attempt=attempt, losses=losses, handed_back=handed_back)
+                worker_deaths = 0
+        return Life(state=state, attempt=attempt, worker_deaths=worker_deaths, handed_back=handed_back)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
+from diffusion.loading import load_model
 from diffusion.pictures import PictureLimits
-from diffusion.settings import ModelSettings, load_model
+from diffusion.settings import ModelSettings
 from rpc.settings import SettingsError
 from trainer.learned.concepts import Concept, FolderInvalid, read_concepts
 from trainer.learned.fit import fit

@@ -16,17 +16,18 @@ from pseudoword.trainer.v1 import trainer_pb2
 
 from diffusion.errors import PictureInvalid
 from diffusion.pictures import PictureInfo, PictureLimits, picture_info, read_picture
-from rpc.commits import UNCOMMITTED
+from rpc.commits import commit_blob, discard
 from rpc.errors import InvalidArgument, NotFound, ResourceExhausted
 from rpc.identity import Role, current_principal
-from rpc.leftovers import discard
-from rpc.patience import patiently
+from rpc.retry import retry_while_unavailable
 from rpc.validate import Violations
 from storage.objects.base import ObjectStore
 from storage.objects.blobs import Blobs
-from trainer.jobs import retention as loans
+from trainer.jobs import retention
+from trainer.jobs.commands import AddPicture, DeletePicture
 from trainer.jobs.job_store import Context, JobStore
-from trainer.jobs.state_machine import SHARD, AddPicture, DeletePicture, Row
+from trainer.jobs.state_machine import SHARD
+from trainer.jobs.tables import Row
 
 MAX_CHUNK_BYTES = 2**20
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
@@ -47,8 +48,8 @@ class UploadLimits:
 class PictureStore:
     """Every tenant's pictures. Lives on the server's event loop."""
 
-    def __init__(self, desk: JobStore, store: ObjectStore, terms: UploadLimits) -> None:
-        self._desk = desk
+    def __init__(self, job_store: JobStore, store: ObjectStore, terms: UploadLimits) -> None:
+        self._job_store = job_store
         self._store = store
         self._blobs = Blobs(store)
         self._terms = terms
@@ -76,24 +77,24 @@ class PictureStore:
 
     async def read(self, name: str) -> Image.Image:
         """A picture as upright RGB; while the store is away this waits. Raises NotFound, Damaged, PictureInvalid."""
-        row = await patiently(lambda: self._desk.picture(name))
-        data = await patiently(lambda: asyncio.to_thread(self._blobs.get, row["blob"]))
+        row = await retry_while_unavailable(lambda: self._job_store.picture(name))
+        data = await retry_while_unavailable(lambda: asyncio.to_thread(self._blobs.get, row["blob"]))
         async with self._decoding:
             return await asyncio.to_thread(read_picture, data, self._terms.limits)
 
     async def delete(self, name: PictureName, request: Any, context: Context) -> None:
         """Forgets a picture and deletes its bytes. Raises NotFound, FailedPrecondition, StorageErrors."""
-        row = await self._desk.commit(name.tenant, DeletePicture(name=str(name)), request, context)
+        row = await self._job_store.commit(name.tenant, DeletePicture(name=str(name)), request, context)
         await discard(self._store, row["blob"])
 
     async def sweep(self) -> None:
         """Deletes pictures that have expired and that no unfinished job needs, for ever."""
         while True:
-            names = await patiently(self._expired)
+            names = await retry_while_unavailable(self._expired)
             for name in names:
                 tenant = PictureName.parse(name).tenant
                 with suppress(NotFound):  # another server sweeps too
-                    row = await self._desk.change(DeletePicture(name=name, expired=True), tenant)
+                    row = await self._job_store.commit_own(DeletePicture(name=name, expired=True), tenant)
                     if row:
                         await discard(self._store, row["blob"])
             if len(names) < _SWEPT_AT_ONCE:
@@ -101,8 +102,8 @@ class PictureStore:
 
     async def _expired(self) -> list[str]:
         now_us = time.time_ns() // 1000
-        names, _ = await self._desk.ledger.read(
-            SHARD, lambda db: loans.expired_pictures(db, now_us, _SWEPT_AT_ONCE), max_staleness=_SWEEP
+        names, _ = await self._job_store.ledger.read(
+            SHARD, lambda db: retention.expired_pictures(db, now_us, _SWEPT_AT_ONCE), max_staleness=_SWEEP
         )
         return names
 
@@ -176,14 +177,11 @@ class PictureStore:
             height=info.height,
             lifetime_us=round(self._terms.lifetime.total_seconds() * 1e6),
         )
-        try:
-            row = await self._desk.commit(tenant.tenant, command, header, context)
-        except UNCOMMITTED:
-            await discard(self._store, blob.name)
-            raise
-        if row["blob"] != blob.name:  # it was there already
-            await discard(self._store, blob.name)
-        return row
+        return await commit_blob(
+            blob.name,
+            lambda: self._job_store.commit(tenant.tenant, command, header, context),
+            lambda name: discard(self._store, name),
+        )
 
 
 def _check(data: bytes, limits: PictureLimits) -> PictureInfo:

@@ -5,10 +5,10 @@ import time
 
 import structlog
 
-from rpc.patience import heed_cancel
+from rpc.watchers import raise_if_cancelled
 from trainer.jobs.job_store import JobStore
 from trainer.jobs.life_cycle import State
-from trainer.jobs.state_machine import Row
+from trainer.jobs.tables import Row
 from trainer.metrics import TrainerMetrics
 from trainer.queue.broker import AWAY, Broker, token_of
 from trainer.queue.leadership import Leadership
@@ -26,7 +26,7 @@ class Dispatcher:
     def __init__(
         self,
         broker: Broker,
-        desk: JobStore,
+        job_store: JobStore,
         leadership: Leadership,
         metrics: TrainerMetrics,
         *,
@@ -34,7 +34,7 @@ class Dispatcher:
     ) -> None:
         """At most `ahead` jobs of a base model wait with NATS."""
         self._broker = broker
-        self._desk = desk
+        self._job_store = job_store
         self._leadership = leadership
         self._ahead = ahead
         self._lines: dict[str, StartTimeFairQueue] = {}
@@ -50,21 +50,21 @@ class Dispatcher:
 
     async def _hand_out(self) -> None:
         while True:
-            heed_cancel()
+            raise_if_cancelled()
             if self._leadership.held:
                 try:
                     await self._look()
                 except AWAY as error:
                     _logger.warning("jobs wait for NATS", error=f"{type(error).__name__}: {error}")
-            await self._desk.work(_LONGEST_S)
-            self._desk.stirred()
+            await self._job_store.events.wait_for_work(_LONGEST_S)
+            self._job_store.events.take_work()
 
     async def _look(self) -> None:
         # In this order: a message goes after its job's end is in the log, so what is missing here and unfinished there
         # is lost, not done.
         sent = await self._broker.sent()
         jobs: dict[str, list[Row]] = {}
-        for row in await self._desk.unfinished():
+        for row in await self._job_store.unfinished():
             base = token_of(row["spec"]["base_model"])
             jobs.setdefault(base, []).append(row)
             if row["state"] != State.QUEUED and row["name"] not in sent:

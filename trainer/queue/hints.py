@@ -14,9 +14,10 @@ from pseudoword.names import InvalidName
 from pseudoword.trainer.v1 import resources_pb2
 
 from rpc.errors import NotFound
-from rpc.patience import heed_cancel
+from rpc.watchers import raise_if_cancelled
 from storage.errors import StorageError
-from trainer.jobs.job_store import JobStore, News
+from trainer.jobs.job_events import News
+from trainer.jobs.job_store import JobStore
 from trainer.jobs.life_cycle import State
 from trainer.jobs.state_machine import SHARD
 from trainer.queue.broker import Broker
@@ -30,20 +31,20 @@ _logger = structlog.get_logger(__name__)
 class Hints:
     """One process's hints, of which it hears others'. Lives on the event loop. Before broker.open()."""
 
-    def __init__(self, broker: Broker, desk: JobStore, *, trains: bool) -> None:
+    def __init__(self, broker: Broker, job_store: JobStore, *, trains: bool) -> None:
         """A process that `trains` says how far its jobs are, and is told what others want to see."""
         self._broker = broker
-        self._desk = desk
+        self._job_store = job_store
         self._outbox: asyncio.Queue[tuple[str, bytes, Mapping[str, str]]] = asyncio.Queue(_WAITING)
         self._wishes: dict[str, ExitStack] = {}
-        desk.when_changed_here(lambda name: self._tell("changed", name))
+        job_store.events.on_own_change(lambda name: self._tell("changed", name))
         broker.hear("changed.*.*", self._hear_change)
         self._trains = trains
         if trains:
-            desk.when_told_here(self._tell_news)
+            job_store.events.on_own_report(self._tell_news)
             broker.hear("wanted.*.*", self._hear_wish)
         else:
-            desk.when_moved(desk.forget)
+            job_store.events.on_move(job_store.events.forget)
             broker.hear("progress.*.*", self._hear_news)
             broker.hear("preview.*.*", self._hear_news)
 
@@ -63,31 +64,31 @@ class Hints:
 
     async def _send(self) -> None:
         while True:
-            heed_cancel()
+            raise_if_cancelled()
             await self._broker.tell(*await self._outbox.get())
 
     async def _wish(self) -> None:
         """Tells workers which jobs somebody here wants to see."""
         while not self._trains:
-            for name, interval_s in self._desk.previews.intervals().items():
+            for name, interval_s in self._job_store.events.previews.intervals().items():
                 self._tell("wanted", name, headers={_INTERVAL: str(interval_s)})
             await asyncio.sleep(_WISH_S / 3)
 
     async def _hear_change(self, message: Msg) -> None:
         with suppress(StorageError):  # whoever follows the log finds it a moment later
-            await self._desk.ledger.revision(SHARD)
+            await self._job_store.ledger.revision(SHARD)
 
     async def _hear_news(self, message: Msg) -> None:
         try:
             name = self._broker.job_of(message.subject)
             attempt = int((message.headers or {})[_ATTEMPT])
             kind = resources_pb2.Progress if ".progress." in message.subject else resources_pb2.JobEvent.Preview
-            row, _ = await self._desk.row(name, cached=True)
+            row, _ = await self._job_store.row(name, cached=True)
             if row["attempt"] < attempt:
-                row, _ = await self._desk.row(name)
+                row, _ = await self._job_store.row(name)
             # A worker that has lost the job may not know it yet.
             if (row["state"], row["attempt"]) == (State.RUNNING, attempt):
-                self._desk.tell(name, kind.FromString(message.data))
+                self._job_store.events.show(name, kind.FromString(message.data))
         except (InvalidName, NotFound, StorageError, KeyError, ValueError) as error:
             _logger.warning("a hint of no use", subject=message.subject, error=str(error))
 
@@ -99,7 +100,7 @@ class Hints:
             _logger.warning("a hint of no use", subject=message.subject, error=str(error))
             return
         wish = ExitStack()
-        wish.enter_context(self._desk.previews.wanted(name, interval_s))
+        wish.enter_context(self._job_store.events.previews.wanted(name, interval_s))
         self._end_wish(name)
         self._wishes[name] = wish
         asyncio.get_running_loop().call_later(_WISH_S, self._end_wish, name, wish)

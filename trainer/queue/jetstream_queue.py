@@ -12,10 +12,12 @@ from nats.errors import TimeoutError as NothingCame
 from pseudoword.names import InvalidName, JobName
 
 from rpc.errors import FailedPrecondition, NotFound
-from rpc.patience import heed_cancel, patiently
+from rpc.retry import retry_while_unavailable
+from rpc.watchers import raise_if_cancelled
+from trainer.jobs.commands import MoveJob
 from trainer.jobs.job_store import JobStore
 from trainer.jobs.life_cycle import ENDED, Move, State
-from trainer.jobs.state_machine import MoveJob, Row
+from trainer.jobs.tables import Row
 from trainer.queue.broker import AWAY, Broker
 from trainer.worker.attempt import Attempt
 from trainer.worker.completion import JobCompletion
@@ -45,13 +47,15 @@ class JetStreamQueue:
     the message is acknowledged after it.
     """
 
-    def __init__(self, broker: Broker, desk: JobStore, endings: JobCompletion, *, base: str, max_losses: int) -> None:
-        """`base` is the base model's token; `max_losses` workers may die of a job. Before broker.open()."""
+    def __init__(
+        self, broker: Broker, job_store: JobStore, completion: JobCompletion, *, base: str, max_worker_deaths: int
+    ) -> None:
+        """`base` is the base model's token; `max_worker_deaths` workers may die of a job. Before broker.open()."""
         self._broker = broker
-        self._desk = desk
-        self._endings = endings
+        self._job_store = job_store
+        self._completion = completion
         self._base = base
-        self._max_losses = max_losses
+        self._max_worker_deaths = max_worker_deaths
         self._leases: dict[str, Lease] = {}
         # A job that is held and not taken yet, while this worker makes up its mind.
         self._offered: Row | None = None
@@ -74,7 +78,7 @@ class JetStreamQueue:
         name, self._waits = self._waits, ""
         if not name:
             return None
-        row, _ = await patiently(lambda: self._desk.row(name, cached=True))
+        row, _ = await retry_while_unavailable(lambda: self._job_store.row(name, cached=True))
         return row if row["state"] == State.QUEUED else None
 
     async def take(self, *, alone: bool) -> Row | None:
@@ -83,15 +87,15 @@ class JetStreamQueue:
         if row is None:
             self._wanted.set()
             return None
-        if row["state"] == State.QUEUED and row["losses"] and not alone:
-            now, _ = await patiently(partial(self._desk.row, row["name"], cached=True))
+        if row["state"] == State.QUEUED and row["worker_deaths"] and not alone:
+            now, _ = await retry_while_unavailable(partial(self._job_store.row, row["name"], cached=True))
             if now["state"] == State.QUEUED:
                 return None
         self._offered = None
         lease = self._leases[row["name"]]
         try:
             if row["state"] == State.QUEUED:
-                row = await self._desk.move(MoveJob(name=row["name"], move=Move.TAKE))
+                row = await self._job_store.move(MoveJob(name=row["name"], move=Move.TAKE))
         except FailedPrecondition:  # cancelled in between, or another one's since we were not heard of
             await self._let_go(row["name"])
             self._wanted.set()
@@ -103,7 +107,7 @@ class JetStreamQueue:
         """As JobQueue.release. The message goes where the log says that its job needs none, or another one; else it is
         another worker's, or will be."""
         if attempt.job.name in self._leases:
-            await self._let_go(attempt.job.name, handed_back=(attempt.number, attempt.losses))
+            await self._let_go(attempt.job.name, handed_back=(attempt.number, attempt.worker_deaths))
 
     async def close(self) -> None:
         """As JobQueue.close."""
@@ -117,7 +121,7 @@ class JetStreamQueue:
         """Gets a job whenever one is wanted, for ever."""
         jobs = None
         while True:
-            heed_cancel()
+            raise_if_cancelled()
             await self._wanted.wait()
             try:
                 jobs = jobs or await self._broker.pull(self._base)
@@ -135,7 +139,7 @@ class JetStreamQueue:
         """Offers the job, or says what becomes of its message."""
         try:
             name = self._broker.job_of(message.subject)
-            row, _ = await patiently(lambda: self._desk.row(name))
+            row, _ = await retry_while_unavailable(lambda: self._job_store.row(name))
         except (InvalidName, NotFound):
             _logger.warning("a message of no job", subject=message.subject)
             with suppress(*AWAY):
@@ -155,28 +159,28 @@ class JetStreamQueue:
         if row["state"] in {State.QUEUED, State.PUBLISHING}:
             self._wanted.clear()
             self._offered = row
-            self._desk.wake()
+            self._job_store.events.wake()
         else:
             await self._let_go(name)
 
     async def _lose(self, row: Row) -> Row:
         """What becomes of a job whose worker is not heard of any more."""
         name, attempt = row["name"], row["attempt"]
-        if row["losses"] + 1 >= self._max_losses:
-            await self._endings.fail(name, attempt, workers_lost(name, self._max_losses))
+        if row["worker_deaths"] + 1 >= self._max_worker_deaths:
+            await self._completion.fail(name, attempt, workers_lost(name, self._max_worker_deaths))
         else:
             _logger.warning("a worker is lost", job=name, attempt=attempt)
             with suppress(FailedPrecondition):  # it has ended by itself just now
-                await self._desk.move(MoveJob(name=name, move=Move.LOSE, attempt=attempt))
-        row, _ = await patiently(lambda: self._desk.row(name))
+                await self._job_store.move(MoveJob(name=name, move=Move.WORKER_DIED, attempt=attempt))
+        row, _ = await retry_while_unavailable(lambda: self._job_store.row(name))
         return row
 
     async def _let_go(self, name: str, *, handed_back: tuple[int, int] | None = None) -> None:
-        """Acknowledges a job's message if the log has its end, or it waits again because the attempt and losses in
-        `handed_back` were: then the dispatcher sends it once more, when its turn comes."""
+        """Acknowledges a job's message if the job has ended, or is queued again because the attempt with the worker
+        deaths in `handed_back` was handed back: then the dispatcher sends it once more, when its turn comes."""
         lease = self._leases.pop(name)
-        row, _ = await patiently(lambda: self._desk.row(name))
-        waits = row["state"] == State.QUEUED and (row["attempt"], row["losses"]) == handed_back
+        row, _ = await retry_while_unavailable(lambda: self._job_store.row(name))
+        waits = row["state"] == State.QUEUED and (row["attempt"], row["worker_deaths"]) == handed_back
         if row["state"] in ENDED or waits:
             with suppress(*AWAY):  # whoever is given it next finds the same in the log
                 await lease.message.ack()
@@ -184,7 +188,7 @@ class JetStreamQueue:
     async def _beat(self) -> None:
         """Renews every lease, for ever."""
         while True:
-            heed_cancel()
+            raise_if_cancelled()
             await asyncio.sleep(self._broker.ack_wait_s / _BEATS)
             for lease in list(self._leases.values()):
                 with suppress(*AWAY):
@@ -206,4 +210,4 @@ class JetStreamQueue:
         with suppress(InvalidName):
             if self._broker.job_of(message.subject) in self._leases:
                 self._waits = str(JobName.parse(message.data.decode()))
-                self._desk.wake()
+                self._job_store.events.wake()

@@ -9,7 +9,7 @@ import structlog
 from nats.js.errors import KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
-from rpc.patience import heed_cancel
+from rpc.watchers import raise_if_cancelled
 from trainer.queue.broker import AWAY, Broker
 
 _RENEWALS = 3  # within a lease
@@ -48,7 +48,7 @@ class Leadership:
     async def _seek(self) -> None:
         bucket: KeyValue | None = None
         while True:
-            heed_cancel()
+            raise_if_cancelled()
             try:
                 bucket = bucket or await self._broker.bucket(self._ttl)
                 await self._renew(bucket)

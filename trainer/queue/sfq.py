@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer.evaluation.plan import cost_rows
-from trainer.jobs.state_machine import Row
+from trainer.jobs.tables import Row
 
 
 class StartTimeFairQueue:
@@ -66,7 +66,7 @@ def trade(waiting: Sequence[Row], running: Sequence[Row]) -> tuple[Row, Row] | N
     """Where no worker has a place: the job that should have one, and the one that should give its own. The newest
     below priority 0 gives it to the oldest other; else the newest of the tenant that has most to the oldest of a tenant
     that has none running. So long jobs of one tenant do not keep the others waiting."""
-    able = [job for job in waiting if job["priority"] >= 0 and not job["losses"]]
+    able = [job for job in waiting if job["priority"] >= 0 and not job["worker_deaths"]]
     low = [job for job in running if job["priority"] < 0]
     if able and low:
         return min(able, key=lambda job: job["created_us"]), max(low, key=lambda job: job["started_us"])

@@ -8,8 +8,8 @@ from datetime import timedelta
 from pseudoword.trainer.v1 import resources_pb2
 
 from trainer.evaluation.measurement import Measurement
+from trainer.jobs.commands import MoveJob
 from trainer.jobs.life_cycle import Move
-from trainer.jobs.state_machine import MoveJob
 from trainer.training.run import Run
 
 
@@ -21,7 +21,7 @@ class Attempt:
     job: resources_pb2.Job
     tenant: str
     number: int
-    losses: int
+    worker_deaths: int
     created_us: int
     began: float = field(default_factory=time.monotonic)  # training, and its last step
     stepped: float = 0.0

@@ -4,14 +4,14 @@ import asyncio
 
 import structlog
 
+from rpc.commits import discard
 from rpc.errors import FailedPrecondition
-from rpc.leftovers import discard
-from rpc.patience import patiently
+from rpc.retry import retry_while_unavailable
 from storage.errors import StorageError
 from storage.objects.base import ObjectStore
 from storage.objects.blobs import Blobs
+from trainer.jobs.commands import KeepCheckpoint
 from trainer.jobs.job_store import JobStore
-from trainer.jobs.state_machine import KeepCheckpoint
 from trainer.training.run import RunState
 from trainer.worker.checkpoint_codec import CheckpointInvalid, read_checkpoint, write_checkpoint
 
@@ -21,8 +21,8 @@ _logger = structlog.get_logger(__name__)
 class CheckpointStore:
     """Every job's checkpoint. Lives on the server's event loop; while the store is away all of it waits."""
 
-    def __init__(self, desk: JobStore, store: ObjectStore) -> None:
-        self._desk = desk
+    def __init__(self, job_store: JobStore, store: ObjectStore) -> None:
+        self._job_store = job_store
         self._store = store
         self._blobs = Blobs(store)
 
@@ -31,21 +31,23 @@ class CheckpointStore:
         if not blob:
             return None
         try:
-            return read_checkpoint(await patiently(lambda: asyncio.to_thread(self._blobs.get, blob)))
+            return read_checkpoint(await retry_while_unavailable(lambda: asyncio.to_thread(self._blobs.get, blob)))
         except (StorageError, CheckpointInvalid) as error:
             _logger.warning("a checkpoint is of no use", blob=blob, error=str(error))
             return None
 
     async def write(self, tenant: str, state: RunState) -> str:
         """The name of a new blob, which the log does not know yet."""
-        blob = await patiently(lambda: asyncio.to_thread(self._blobs.put, tenant, write_checkpoint(state)))
+        blob = await retry_while_unavailable(
+            lambda: asyncio.to_thread(self._blobs.put, tenant, write_checkpoint(state))
+        )
         return blob.name
 
     async def keep(self, command: KeepCheckpoint, tenant: str, before: str) -> str:
         """Names a written blob in the log instead of the one `before`; gives the one that is named now. A job that the
         attempt does not hold any more keeps what it has."""
         try:
-            await self._desk.change(command, tenant)
+            await self._job_store.commit_own(command, tenant)
         except FailedPrecondition as error:
             _logger.info("attempt is over", job=command.name, attempt=command.attempt, why=error.message)
             await discard(self._store, command.checkpoint)
@@ -59,7 +61,7 @@ class CheckpointStore:
         one that it names."""
         written = [blob for blob in blobs if blob]
         if written:
-            row, _ = await patiently(lambda: self._desk.row(job))
+            row, _ = await retry_while_unavailable(lambda: self._job_store.row(job))
             for blob in written:
                 if blob != row["detail"].get("checkpoint"):
                     await discard(self._store, blob)

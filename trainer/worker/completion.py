@@ -11,14 +11,15 @@ from pseudoword.trainer.v1 import resources_pb2
 
 from rpc.errors import Error, ErrorTable, FailedPrecondition, NotFound, to_status
 from rpc.identity import from_json
-from rpc.patience import patiently
+from rpc.retry import retry_while_unavailable
 from storage.objects.blobs import Blobs
 from storage.tensors import write_tensors
 from trainer.evaluation.measurement import Measurement
+from trainer.jobs.commands import FixFirst, KeepFirst, MoveJob
 from trainer.jobs.conversions import error_text, job_of
 from trainer.jobs.job_store import JobStore
 from trainer.jobs.life_cycle import Move, State
-from trainer.jobs.state_machine import FixFirst, KeepFirst, MoveJob, Row
+from trainer.jobs.tables import Row
 from trainer.metrics import TrainerMetrics
 from trainer.training.run import Learned, Run
 from trainer.worker.attempt import Attempt
@@ -34,10 +35,10 @@ class JobCompletion:
     """The last words about attempts. Lives on the server's event loop; while the store is away all of it waits."""
 
     def __init__(
-        self, desk: JobStore, blobs: Blobs, publisher: Publisher, metrics: TrainerMetrics, table: ErrorTable
+        self, job_store: JobStore, blobs: Blobs, publisher: Publisher, metrics: TrainerMetrics, table: ErrorTable
     ) -> None:
         """`table` says what a job's error becomes."""
-        self._desk = desk
+        self._job_store = job_store
         self._blobs = blobs
         self._publisher = publisher
         self._metrics = metrics
@@ -53,21 +54,21 @@ class JobCompletion:
         return await self._fix(attempt, record=await self._put(attempt, figures(attempt.job, measurement)))
 
     async def _fix(self, attempt: Attempt, **detail: Any) -> Row:
-        progress = self._desk.progress(attempt.job.name)
+        progress = self._job_store.events.progress(attempt.job.name)
         if progress is not None:
             detail["progress"] = MessageToDict(progress, preserving_proto_field_name=True)
-        return await self._desk.move(attempt.move(Move.FIX, **detail))
+        return await self._job_store.move(attempt.move(Move.FIX, **detail))
 
     async def at_once(self, attempt: Attempt, run: Run) -> None:
         """Publishes the vectors as they are before the first step, unless an earlier attempt has; the job goes on
         meanwhile, and fails where the registry refuses them."""
         name = attempt.job.name
         try:
-            row, _ = await self._desk.row(name, cached=True)
+            row, _ = await self._job_store.row(name, cached=True)
             if "first_record" not in row["detail"]:
                 embedding, about = await self._written(attempt, run, run.at_once(), timedelta(0))
                 fixed = FixFirst(name=name, attempt=attempt.number, embedding=embedding, record=about)
-                row = await self._desk.change(fixed, attempt.tenant)
+                row = await self._job_store.commit_own(fixed, attempt.tenant)
             await self._publish_first(row)
         except Exception as error:
             if isinstance(error, FailedPrecondition) and error.reason in _OVER:
@@ -95,16 +96,16 @@ class JobCompletion:
         detail = row["detail"]
         if "first_record" in detail and "first_version" not in detail:
             version = await self._published(row, "first_")
-            await self._desk.change(KeepFirst(name=row["name"], version=version.name), row["tenant"])
+            await self._job_store.commit_own(KeepFirst(name=row["name"], version=version.name), row["tenant"])
 
     async def _evaluated(self, row: Row, job: resources_pb2.Job) -> registry_resources.Evaluation:
-        about = await patiently(lambda: asyncio.to_thread(self._blobs.get, row["detail"]["record"]))
+        about = await retry_while_unavailable(lambda: asyncio.to_thread(self._blobs.get, row["detail"]["record"]))
         return await self._publisher.evaluate(job, about, from_json(row["principal"]))
 
     async def _published(self, row: Row, which: str = "") -> registry_resources.Version:
         detail = row["detail"]
-        about = await patiently(lambda: asyncio.to_thread(self._blobs.get, detail[f"{which}record"]))
-        file = await patiently(lambda: asyncio.to_thread(self._blobs.get, detail[f"{which}embedding"]))
+        about = await retry_while_unavailable(lambda: asyncio.to_thread(self._blobs.get, detail[f"{which}record"]))
+        file = await retry_while_unavailable(lambda: asyncio.to_thread(self._blobs.get, detail[f"{which}embedding"]))
         job = job_of(row, row["revision"])
         return await self._publisher.publish(job, about, file, from_json(row["principal"]), first=bool(which))
 
@@ -113,13 +114,13 @@ class JobCompletion:
         job = attempt.job
         file = write_tensors({encoder.name: learned.vectors for encoder in job.base_model.encoders})
         about = record(job, run.task.recipe, learned, training_time)
-        embedding = await patiently(lambda: asyncio.to_thread(self._blobs.put, attempt.tenant, file))
+        embedding = await retry_while_unavailable(lambda: asyncio.to_thread(self._blobs.put, attempt.tenant, file))
         return embedding.name, await self._put(attempt, about)
 
     async def _put(self, attempt: Attempt, about: registry_resources.Version | registry_resources.Evaluation) -> str:
         """The name of a blob of what is written down."""
         data = about.SerializeToString(deterministic=True)
-        blob = await patiently(lambda: asyncio.to_thread(self._blobs.put, attempt.tenant, data))
+        blob = await retry_while_unavailable(lambda: asyncio.to_thread(self._blobs.put, attempt.tenant, data))
         return blob.name
 
     async def fail(self, name: str, attempt: int, error: Exception) -> None:
@@ -137,7 +138,7 @@ class JobCompletion:
     async def say(self, move: MoveJob, how: str) -> bool:
         """A last word about an attempt, which nobody hears (False) if the job was cancelled, or lost, meanwhile."""
         try:
-            await self._desk.move(move)
+            await self._job_store.move(move)
         except FailedPrecondition as error:
             self._over(move.name, move.attempt, error)
             return False

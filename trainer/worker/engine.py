@@ -113,8 +113,8 @@ class Engine:
     def tick(self, grants: Sequence[tuple[Run, int]]) -> list[TickResult]:
         """Trains the next rows of some jobs, so many of each, in one pass.
 
-        A job that cannot be computed is told by its own TickResult and disturbs no other. When the device's memory does not
-        suffice nothing has happened, `max_rows` is lower from then on, and the answer is empty.
+        A job that cannot be computed has the error in its own TickResult; the others go on. When the device runs out of
+        memory, nothing has changed but `max_rows`, which is lower from then on, and the answer is empty.
         """
         try:
             return self._together(grants)

@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from rpc.errors import FailedPrecondition
-from trainer.jobs.state_machine import Row
+from trainer.jobs.tables import Row
 from trainer.worker.attempt import Attempt
 
 

@@ -29,7 +29,7 @@ class TaskLoader:
         self._base_model = base_model
 
     async def training(self, job: resources_pb2.Job, principal: Principal) -> Task:
-        """Raises whatever makes the job impossible: BASE_MODEL_CHANGED, and what PictureStore and RegistryReader raise."""
+        """Raises whatever makes the job impossible: BASE_MODEL_CHANGED, and what the two stores raise."""
         self._check_base_model(job)
         return Task(
             pictures=[await self._pictures.read(example.picture) for example in job.examples],

@@ -17,7 +17,7 @@ class TickSizer:
         self._seconds: dict[int, float] = {}
         self._seen: dict[int, int] = defaultdict(int)
 
-    def measured(self, rows: int, seconds: float) -> None:
+    def observe(self, rows: int, seconds: float) -> None:
         """A tick of `rows` rows took `seconds`. The first of its size is left out: libraries prepare for a shape."""
         self._seen[rows] += 1
         if self._seen[rows] == 1:

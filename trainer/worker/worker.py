@@ -17,11 +17,12 @@ from pseudoword.names import ConceptName
 from pseudoword.trainer.v1 import resources_pb2
 
 from rpc.identity import Principal, from_json
-from rpc.patience import patiently
+from rpc.retry import retry_while_unavailable
+from trainer.jobs.commands import KeepCheckpoint
 from trainer.jobs.conversions import job_of
 from trainer.jobs.job_store import JobStore
 from trainer.jobs.life_cycle import Move, State
-from trainer.jobs.state_machine import KeepCheckpoint, Row
+from trainer.jobs.tables import Row
 from trainer.metrics import TrainerMetrics
 from trainer.training.run import Run, RunState, Step
 from trainer.worker.attempt import Attempt
@@ -44,12 +45,12 @@ class Worker:
 
     def __init__(
         self,
-        desk: JobStore,
+        job_store: JobStore,
         queue: JobQueue,
         checkpoints: CheckpointStore,
         engine: Engine,
         tasks: TaskLoader,
-        endings: JobCompletion,
+        completion: JobCompletion,
         metrics: TrainerMetrics,
         *,
         max_running: int,
@@ -57,17 +58,17 @@ class Worker:
         checkpoint_every: timedelta,
     ) -> None:
         """At most `max_running` jobs are held at once; a tenant has `quantum_rows` rows before the next one's turn."""
-        self._desk = desk
+        self._job_store = job_store
         self._queue = queue
         self._checkpoints = checkpoints
         self._engine = engine
         self._tasks = tasks
-        self._endings = endings
+        self._completion = completion
         self._metrics = metrics
         self._max_running = max_running
         self._checkpoint_s = checkpoint_every.total_seconds()
-        self._turns = DeficitRoundRobin(quantum_rows=quantum_rows)
-        self._pace = TickSizer()
+        self._drr = DeficitRoundRobin(quantum_rows=quantum_rows)
+        self._tick_sizer = TickSizer()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="train")
         self._attempts: dict[str, Attempt] = {}
         metrics.held.set_function(lambda: len(self._attempts))
@@ -82,8 +83,8 @@ class Worker:
 
     async def start(self) -> None:
         """Takes up what an earlier server left, then works until stop()."""
-        await patiently(self._desk.count)
-        self._desk.when_moved(self._moved)
+        await retry_while_unavailable(self._job_store.count)
+        self._job_store.events.on_move(self._moved)
         await self._queue.open()
         self._pulling = self._begin(self._queue.run())
         self._loop = self._begin(self._run())
@@ -94,7 +95,7 @@ class Worker:
         Raises what the worker has died of, if it has.
         """
         self._stopping.set()
-        self._desk.wake()
+        self._job_store.events.wake()
         try:
             if self._loop is not None:
                 await asyncio.shield(self._loop)
@@ -122,7 +123,7 @@ class Worker:
 
     async def _run(self) -> None:
         while not self._stopping.is_set():
-            if self._desk.stirred():
+            if self._job_store.events.take_work():
                 await self._take()
             ready = {name: attempt for name, attempt in self._attempts.items() if attempt.run is not None}
             measured = [attempt for attempt in self._attempts.values() if attempt.measurement is not None]
@@ -131,7 +132,7 @@ class Worker:
             elif measured:
                 await self._measure(min(measured, key=lambda one: (-one.job.priority, one.created_us)))
             elif not self._stopping.is_set():
-                await self._desk.work()
+                await self._job_store.events.wait_for_work()
 
     async def _take(self) -> None:
         """Takes jobs for as long as there are some, and places for them.
@@ -139,7 +140,7 @@ class Worker:
         A job that a worker was lost with is trained alone: if it is what kills them, it takes no other with it again.
         """
         while not self._stopping.is_set():
-            if any(attempt.losses for attempt in self._attempts.values()):
+            if any(attempt.worker_deaths for attempt in self._attempts.values()):
                 return
             if len(self._attempts) >= self._max_running and not await self._make_room():
                 return
@@ -150,7 +151,7 @@ class Worker:
                 job=job_of(row, row["revision"]),
                 tenant=row["tenant"],
                 number=row["attempt"],
-                losses=row["losses"],
+                worker_deaths=row["worker_deaths"],
                 created_us=row["created_us"],
                 checkpoint=row["detail"].get("checkpoint", ""),
             )
@@ -170,7 +171,7 @@ class Worker:
         waits = await self._queue.next()
         if len(self._attempts) < self._max_running:  # one has ended meanwhile
             return True
-        if waits is None or waits["priority"] < 0 or waits["losses"]:
+        if waits is None or waits["priority"] < 0 or waits["worker_deaths"]:
             return False
         giving = [one for one in self._attempts.values() if one.job.priority < 0]
         if not giving:
@@ -181,7 +182,7 @@ class Worker:
             giving = [one for one in self._attempts.values() if one.tenant == tenant]
         attempt = giving[-1]
         self._let_go(attempt)
-        self._desk.forget(attempt.job.name)
+        self._job_store.events.forget(attempt.job.name)
         await self._hand_back(attempt)
         return True
 
@@ -191,13 +192,13 @@ class Worker:
             await self._look(attempt.job.name)
             if attempt.over:  # cancelled before it was known to be ours
                 return
-            row, _ = await self._desk.row(attempt.job.name, cached=True)
+            row, _ = await self._job_store.row(attempt.job.name, cached=True)
             prepare = self._prepare_evaluation if attempt.job.evaluates else self._prepare_training
             await prepare(attempt, from_json(row["principal"]))
         except Exception as error:
             self._give_up(attempt, error)
             return
-        self._desk.wake()
+        self._job_store.events.wake()
 
     async def _prepare_training(self, attempt: Attempt, creator: Principal) -> None:
         """Raises whatever makes the job impossible."""
@@ -212,11 +213,11 @@ class Worker:
             return
         attempt.run = run
         if job.word_at_once and not job.first_version:
-            self._start(self._endings.at_once(attempt, run), self._beside)
+            self._start(self._completion.at_once(attempt, run), self._beside)
         attempt.began = attempt.stepped = attempt.saved = time.monotonic()
         attempt.first_step = run.step
         entry = Entry(tenant=attempt.tenant, priority=job.priority, order=attempt.created_us)
-        self._turns.join(job.name, entry)
+        self._drr.join(job.name, entry)
 
     async def _prepare_evaluation(self, attempt: Attempt, creator: Principal) -> None:
         """Raises whatever makes the job impossible."""
@@ -239,16 +240,16 @@ class Worker:
         if attempt.over:
             return
         progress = attempt.progress(measurement.made, measurement.slices, now)
-        self._desk.tell_all(attempt.job.name, attempt.number, progress)
+        self._job_store.events.report(attempt.job.name, attempt.number, progress)
         if measurement.done:
             self._let_go(attempt)
-            self._start(self._finish(attempt, self._endings.fix_figures(attempt, measurement)), self._ending)
+            self._start(self._finish(attempt, self._completion.fix_figures(attempt, measurement)), self._ending)
 
     async def _tick(self, ready: dict[str, Attempt]) -> None:
         """Trains the next rows."""
         limit = self._engine.max_rows
         wanted = {name: min(attempt.run.rows_left, limit) for name, attempt in ready.items() if attempt.run is not None}
-        granted = self._turns.grant(wanted, self._pace.useful_rows(limit, sum(wanted.values())))
+        granted = self._drr.grant(wanted, self._tick_sizer.useful_rows(limit, sum(wanted.values())))
         attempts = [ready[name] for name in granted]
         grants = [(attempt.run, granted[attempt.job.name]) for attempt in attempts if attempt.run is not None]
 
@@ -260,14 +261,18 @@ class Worker:
         now = time.monotonic()
         if ticked:
             rows = sum(granted.values())
-            self._pace.measured(rows, seconds)
+            self._tick_sizer.observe(rows, seconds)
             self._metrics.ticks.observe(seconds)
             self._metrics.rows.inc(rows)
         by_run = {id(one.run): one for one in ticked}
         for attempt in attempts:
             if not attempt.over and (one := by_run.get(id(attempt.run))) is not None:
                 self._heed(attempt, one, now)
-                if one.step is not None and not attempt.over and self._desk.previews.due(attempt.job.name, now):
+                if (
+                    one.step is not None
+                    and not attempt.over
+                    and self._job_store.events.previews.due(attempt.job.name, now)
+                ):
                     await self._preview(attempt, one.run)
 
     def _heed(self, attempt: Attempt, ticked: TickResult, now: float) -> None:
@@ -280,7 +285,7 @@ class Worker:
                 self._let_go(attempt)
                 trained = attempt.trained(now)
                 self._metrics.training.observe(trained.total_seconds())
-                self._start(self._finish(attempt, self._endings.fix(attempt, ticked.run, trained)), self._ending)
+                self._start(self._finish(attempt, self._completion.fix(attempt, ticked.run, trained)), self._ending)
             elif now - attempt.saved >= self._checkpoint_s and (attempt.saving is None or attempt.saving.done()):
                 state = ticked.run.state(attempt.trained(now).total_seconds())
                 attempt.saved, attempt.saving = now, self._start(self._save(attempt, state), self._ending)
@@ -294,12 +299,12 @@ class Worker:
             _logger.warning("no preview could be drawn", job=name, error=str(error))
             return
         finally:
-            self._desk.previews.drawn(name, began, time.monotonic())
+            self._job_store.events.previews.drawn(name, began, time.monotonic())
         png = await asyncio.to_thread(_png, pixels)
         prompt = sentence.replace("{}", f"<{ConceptName.parse(attempt.job.concept).concept}>")
         if not attempt.over:
             preview = resources_pb2.JobEvent.Preview(step=run.step, png=png, prompt=prompt)
-            self._desk.tell_all(name, attempt.number, preview)
+            self._job_store.events.report(name, attempt.number, preview)
 
     async def _save(self, attempt: Attempt, state: RunState) -> None:
         """Keeps a checkpoint, if the attempt still holds its job then."""
@@ -315,7 +320,7 @@ class Worker:
         if attempt.run is not None and attempt.run.step > attempt.first_step:
             state = attempt.run.state(attempt.trained(time.monotonic()).total_seconds())
             detail = {"checkpoint": await self._checkpoints.write(attempt.tenant, state)}
-        await self._endings.say(attempt.move(Move.HAND_BACK, **detail), "handed_back")
+        await self._completion.say(attempt.move(Move.HAND_BACK, **detail), "handed_back")
         await self._checkpoints.clear(attempt.job.name, attempt.checkpoint, *detail.values())
         await self._queue.release(attempt)
 
@@ -328,14 +333,14 @@ class Worker:
             step.smoothed_loss,
             step.learning_rate,
         )
-        self._desk.tell_all(attempt.job.name, attempt.number, progress)
+        self._job_store.events.report(attempt.job.name, attempt.number, progress)
 
     def _let_go(self, attempt: Attempt) -> None:
         """An attempt is not trained any more, and its place is free."""
         attempt.over = True
         self._attempts.pop(attempt.job.name, None)
-        self._turns.leave(attempt.job.name)
-        self._desk.wake()
+        self._drr.leave(attempt.job.name)
+        self._job_store.events.wake()
 
     def _moved(self, name: str) -> None:
         if name in self._attempts:
@@ -344,11 +349,11 @@ class Worker:
     async def _look(self, name: str) -> None:
         """If a job that is held has become another worker's, or nobody's, it is trained no longer than the tick."""
         attempt = self._attempts.get(name)
-        row, _ = await patiently(lambda: self._desk.row(name, cached=True))
+        row, _ = await retry_while_unavailable(lambda: self._job_store.row(name, cached=True))
         if attempt is None or attempt.over or (row["state"], row["attempt"]) == (State.RUNNING, attempt.number):
             return
         self._let_go(attempt)
-        self._desk.forget(name)
+        self._job_store.events.forget(name)
         if row["state"] != State.FAILED:  # by its own word at once, which has said so
             cancelled = row["state"] == State.CANCELLED
             self._metrics.ended.labels("cancelled" if cancelled else "lost").inc()
@@ -359,11 +364,11 @@ class Worker:
         """The job is impossible."""
         if not attempt.over:
             self._let_go(attempt)
-            self._desk.forget(attempt.job.name)
+            self._job_store.events.forget(attempt.job.name)
             self._start(self._fail(attempt, error), self._ending)
 
     async def _fail(self, attempt: Attempt, error: Exception) -> None:
-        await self._endings.fail(attempt.job.name, attempt.number, error)
+        await self._completion.fail(attempt.job.name, attempt.number, error)
         await self._settle(attempt)
 
     async def _settle(self, attempt: Attempt) -> None:
@@ -382,16 +387,16 @@ class Worker:
         try:
             row = await fixing
         except Exception as error:
-            self._desk.forget(attempt.job.name)
+            self._job_store.events.forget(attempt.job.name)
             await self._fail(attempt, error)
         else:
-            self._desk.forget(attempt.job.name)
+            self._job_store.events.forget(attempt.job.name)
             self._start(self._publish(attempt, row), self._beside)
             await self._clear(attempt)
 
     async def _publish(self, attempt: Attempt, row: Row) -> None:
         """From what is fixed, by this attempt or an earlier worker's, to the registry."""
-        await self._endings.publish(row)
+        await self._completion.publish(row)
         await self._queue.release(attempt)
 
     async def _compute(self, work: Callable[[], _T]) -> _T:

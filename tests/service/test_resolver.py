@@ -76,18 +76,18 @@ async def words(model: BaseModel, registry: Registry) -> AsyncIterator[Callable[
     async with grpc.aio.insecure_channel(registry.address) as channel:
 
         def make(**settings: Any) -> WordResolver:
-            meanings: ResolutionCache[resources_pb2.Version] = ResolutionCache(10)
-            meanings.hear(time.monotonic())
+            resolutions: ResolutionCache[resources_pb2.Version] = ResolutionCache(10)
+            resolutions.mark_fresh(time.monotonic())
             stub: Any = registry_pb2_grpc.RegistryServiceStub(channel)
             metrics = EngineMetrics(CollectorRegistry())
-            return WordResolver(stub, model, meanings, TensorCache(2**20), metrics, WordSettings(**settings))
+            return WordResolver(stub, model, resolutions, TensorCache(2**20), metrics, WordSettings(**settings))
 
         yield make
 
 
-async def attached(words: WordResolver) -> float:
+async def attached(resolver: WordResolver) -> float:
     """What the vectors of <rex> are full of."""
-    (word,) = await words.attach("default", [REX], ANONYMOUS, field="prompt")
+    (word,) = await resolver.resolve("default", [REX], ANONYMOUS, field="prompt")
     return float(word.vectors[0, 0])
 
 

@@ -15,7 +15,7 @@ def job(name: str, tenant: str, *, steps: int = 50, rows: int = 8, priority: int
         "tenant": tenant,
         "priority": priority,
         "created_us": created_us,
-        "losses": 0,
+        "worker_deaths": 0,
         "spec": {"recipe": recipe},
     }
 
@@ -101,7 +101,7 @@ def test_who_gives_a_place_to_a_tenant_without_any() -> None:
     assert [one["name"] for one in traded] == ["c1", "a2"]
     # Nobody gives his only place, nobody gets one for less than everybody's, or after it has killed a worker.
     assert trade(waiting, [many[0], many[3]]) is None
-    assert trade([job("low", "cid", priority=-1), job("bad", "dan") | {"losses": 1}], many) is None
+    assert trade([job("low", "cid", priority=-1), job("bad", "dan") | {"worker_deaths": 1}], many) is None
     assert trade(waiting[:1], many) is None
     assert trade(waiting, []) is None
     # Below 0 gives way to anybody, its own tenant too.

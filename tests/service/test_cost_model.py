@@ -9,70 +9,70 @@ from service.scheduling.cost_model import StepCostModel
 BASE = (64, 64)
 
 
-def pace(**times: float) -> StepCostModel:
+def costs(**times: float) -> StepCostModel:
     made = StepCostModel(BASE)
     for rows, seconds in times.items():
-        made.measured(BASE, int(rows[1:]), seconds)
+        made.observe(BASE, int(rows[1:]), seconds)
     return made
 
 
 def test_between_and_beyond_what_was_measured() -> None:
-    times = pace(r1=1.0, r2=1.5, r4=2.5)
+    times = costs(r1=1.0, r2=1.5, r4=2.5)
     assert [times.seconds(BASE, rows) for rows in (1, 2, 3, 4, 8)] == [1.0, 1.5, 2.0, 2.5, 5.0]
     assert times.seconds((64, 128), 2) == 3.0
-    times.measured((64, 128), 2, 2.0)
+    times.observe((64, 128), 2, 2.0)
     assert times.seconds((64, 128), 2) == 2.0
     assert StepCostModel(BASE).seconds(BASE, 4) == 0.0
 
 
 def test_a_newer_call_counts_a_fifth() -> None:
-    times = pace(r1=1.0)
-    times.measured(BASE, 1, 2.0)
+    times = costs(r1=1.0)
+    times.observe(BASE, 1, 2.0)
     assert times.seconds(BASE, 1) == pytest.approx(1.2)
 
 
 def test_batches_only_as_far_as_it_gains() -> None:
-    assert pace(r1=1.0, r2=2.0, r4=4.0, r8=8.0).useful_rows(BASE, 32) == 1
-    assert pace(r1=1.0, r2=1.0, r4=1.0, r8=2.0).useful_rows(BASE, 32) == 4
-    assert pace(r1=1.0, r2=1.2, r4=1.6, r8=2.4).useful_rows(BASE, 32) == 8
-    assert pace(r1=1.0, r2=1.2, r4=1.6, r8=2.4).useful_rows(BASE, 4) == 4
+    assert costs(r1=1.0, r2=2.0, r4=4.0, r8=8.0).useful_rows(BASE, 32) == 1
+    assert costs(r1=1.0, r2=1.0, r4=1.0, r8=2.0).useful_rows(BASE, 32) == 4
+    assert costs(r1=1.0, r2=1.2, r4=1.6, r8=2.4).useful_rows(BASE, 32) == 8
+    assert costs(r1=1.0, r2=1.2, r4=1.6, r8=2.4).useful_rows(BASE, 4) == 4
     assert StepCostModel(BASE).useful_rows(BASE, 32) == 32
 
 
 def test_a_slow_measurement_does_not_stand_for_ever() -> None:
     """At warm-up something else was running while eight rows were measured."""
-    times = pace(r1=1.0, r2=1.2, r4=1.6, r8=9.0)
+    times = costs(r1=1.0, r2=1.2, r4=1.6, r8=9.0)
     tried = []
     for _ in range(100):
         rows = times.tried_rows(BASE, 8)
         tried.append(rows)
-        times.measured(BASE, rows, {4: 1.6, 8: 2.4}[rows])
+        times.observe(BASE, rows, {4: 1.6, 8: 2.4}[rows])
     assert tried[0] == 4
     assert 8 in tried[:40]
     assert set(tried[40:]) == {8}
 
 
 def test_what_is_no_better_is_tried_seldom() -> None:
-    times = pace(r1=1.0, r2=1.2, r4=1.6, r8=3.2)
+    times = costs(r1=1.0, r2=1.2, r4=1.6, r8=3.2)
     tried = []
     for _ in range(200):
         rows = times.tried_rows(BASE, 8)
         tried.append(rows)
         # A call that is not full tells nothing of eight rows.
-        times.measured(BASE, 4, 1.6)
+        times.observe(BASE, 4, 1.6)
     assert 3 <= tried.count(8) <= 7
     assert times.tried_rows(BASE, 4) == 4
 
 
 def test_rows_that_cost_nothing() -> None:
-    times = pace(r1=1.0, r2=1.0, r4=1.04, r8=2.0)
+    times = costs(r1=1.0, r2=1.0, r4=1.04, r8=2.0)
     assert [times.free_rows(BASE, rows, 32) for rows in (1, 4, 5, 8)] == [4, 4, 5, 8]
     assert times.free_rows(BASE, 1, 2) == 2
     assert StepCostModel(BASE).free_rows(BASE, 3, 32) == 3
 
 
 def test_solo_time() -> None:
-    times = pace(r1=1.0, r2=1.0, r4=1.0, r8=2.0)
+    times = costs(r1=1.0, r2=1.0, r4=1.0, r8=2.0)
     how = {"rows": 2, "calls": 10, "limit": 32}
     assert times.solo_s(BASE, pictures=1, **how) == 10
     assert times.solo_s(BASE, pictures=2, **how) == 10
@@ -87,7 +87,7 @@ _TIMES = st.dictionaries(st.sampled_from([1, 2, 4, 8, 16]), st.floats(0.01, 10),
 def test_bounds(times: dict[int, float], rows: int, limit: int) -> None:
     made = StepCostModel(BASE)
     for number, seconds in times.items():
-        made.measured(BASE, number, seconds)
+        made.observe(BASE, number, seconds)
     assert min(times.values()) <= made.seconds(BASE, rows) <= max(times.values()) * max(1.0, rows / max(times))
     useful = made.useful_rows(BASE, limit)
     assert 1 <= useful <= max(limit, 1)

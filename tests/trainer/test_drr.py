@@ -16,17 +16,17 @@ def entry(tenant: str, priority: int = 0, order: int = 0) -> Entry:
 
 def turns_of(tenants: str, *, quantum: int = 40) -> DeficitRoundRobin:
     """A job for each letter, which is its tenant: `aab` makes a0, a1 and b2."""
-    turns = DeficitRoundRobin(quantum_rows=quantum)
+    drr = DeficitRoundRobin(quantum_rows=quantum)
     for index, tenant in enumerate(tenants):
-        turns.join(f"{tenant}{index}", entry(tenant, order=index))
-    return turns
+        drr.join(f"{tenant}{index}", entry(tenant, order=index))
+    return drr
 
 
 def test_other_tenants_share_a_tick_before_a_tenants_own_jobs_do() -> None:
-    turns = turns_of("aab")
-    assert turns.grant({"a0": ROWS, "a1": ROWS, "b2": ROWS}, 16) == {"a0": ROWS, "b2": ROWS}
-    assert turns.grant({"a0": ROWS, "a1": ROWS, "b2": ROWS}, 20) == {"a0": ROWS, "b2": ROWS, "a1": 4}
-    assert turns.grant({"a0": ROWS, "a1": ROWS, "b2": ROWS}, 99) == dict.fromkeys(("a0", "a1", "b2"), ROWS)
+    drr = turns_of("aab")
+    assert drr.grant({"a0": ROWS, "a1": ROWS, "b2": ROWS}, 16) == {"a0": ROWS, "b2": ROWS}
+    assert drr.grant({"a0": ROWS, "a1": ROWS, "b2": ROWS}, 20) == {"a0": ROWS, "b2": ROWS, "a1": 4}
+    assert drr.grant({"a0": ROWS, "a1": ROWS, "b2": ROWS}, 99) == dict.fromkeys(("a0", "a1", "b2"), ROWS)
 
 
 def test_the_first_job_is_never_cut() -> None:
@@ -35,54 +35,54 @@ def test_the_first_job_is_never_cut() -> None:
 
 def test_jobs_end_one_after_the_other() -> None:
     """Eight tenants with a job of ten steps each: within a quantum, the first has ended when 1/8 of all is done."""
-    turns = turns_of("abcdefgh", quantum=100)
+    drr = turns_of("abcdefgh", quantum=100)
     left = {f"{tenant}{index}": 80 for index, tenant in enumerate("abcdefgh")}
     ended = []
     while left:
-        for name, rows in turns.grant({name: min(ROWS, rows) for name, rows in left.items()}, ROWS).items():
+        for name, rows in drr.grant({name: min(ROWS, rows) for name, rows in left.items()}, ROWS).items():
             left[name] -= rows
             if not left[name]:
                 del left[name]
-                turns.leave(name)
+                drr.leave(name)
                 ended.append((name[0], sum(left.values())))
     assert ended == [(tenant, 80 * (7 - index)) for index, tenant in enumerate("abcdefgh")]
 
 
 def test_who_has_had_a_quantum_waits_for_who_comes() -> None:
-    turns = turns_of("a", quantum=40)
+    drr = turns_of("a", quantum=40)
     for _ in range(20):
-        turns.grant({"a0": ROWS}, ROWS)
-    turns.join("b1", entry("b"))
-    granted = [next(iter(turns.grant({"a0": ROWS, "b1": ROWS}, ROWS))) for _ in range(10)]
+        drr.grant({"a0": ROWS}, ROWS)
+    drr.join("b1", entry("b"))
+    granted = [next(iter(drr.grant({"a0": ROWS, "b1": ROWS}, ROWS))) for _ in range(10)]
     assert granted == ["b1"] * 5 + ["a0"] * 5
 
 
 def test_nobody_is_first_again_by_leaving() -> None:
     """A tenant whose jobs come one at a time, against one that is always there."""
-    turns = turns_of("ab", quantum=2 * ROWS)
+    drr = turns_of("ab", quantum=2 * ROWS)
     rows: Counter[str] = Counter()
     name = "b1"
     for index in range(200):
-        (got,) = turns.grant({"a0": ROWS, name: ROWS}, ROWS)
+        (got,) = drr.grant({"a0": ROWS, name: ROWS}, ROWS)
         rows[got[0]] += ROWS
         if got == name:
-            turns.leave(name)
+            drr.leave(name)
             name = f"b{index + 2}"
-            turns.join(name, entry("b"))
+            drr.join(name, entry("b"))
     assert abs(rows["a"] - rows["b"]) <= 4 * ROWS
 
 
 def test_priorities_order_a_tenants_own_jobs_and_below_zero_waits_for_all() -> None:
-    turns = DeficitRoundRobin(quantum_rows=1000)
+    drr = DeficitRoundRobin(quantum_rows=1000)
     for name, priority in (("usual", 0), ("urgent", 5), ("later", 0), ("background", -1)):
-        turns.join(name, entry("a", priority, len(name)))
-    turns.join("other", entry("b", -9))
+        drr.join(name, entry("a", priority, len(name)))
+    drr.join("other", entry("b", -9))
     wanted = dict.fromkeys(("usual", "urgent", "later", "background", "other"), ROWS)
     order = []
     while wanted:
-        (name,) = turns.grant(wanted, ROWS)
+        (name,) = drr.grant(wanted, ROWS)
         order.append(name)
-        turns.leave(name)
+        drr.leave(name)
         del wanted[name]
     assert order[:3] == ["urgent", "later", "usual"]
     assert set(order[3:]) == {"background", "other"}
@@ -96,11 +96,11 @@ def test_priorities_order_a_tenants_own_jobs_and_below_zero_waits_for_all() -> N
 def test_what_is_granted_is_wanted_and_no_row_is_left_out(
     jobs: list[tuple[str, int]], wanted: list[int], limit: int
 ) -> None:
-    turns = DeficitRoundRobin(quantum_rows=10)
+    drr = DeficitRoundRobin(quantum_rows=10)
     for index, (tenant, priority) in enumerate(jobs):
-        turns.join(str(index), entry(tenant, priority, index))
+        drr.join(str(index), entry(tenant, priority, index))
     asked = {str(index): wanted[index] for index in range(len(jobs))}
-    granted = turns.grant(asked, limit)
+    granted = drr.grant(asked, limit)
     assert all(0 < rows <= asked[name] for name, rows in granted.items())
     # Below 0 nothing is given while another can use it.
     classes = {jobs[int(name)][1] >= 0 for name in granted}
@@ -120,19 +120,19 @@ def test_tenants_that_are_always_there_get_alike_whatever_others_do(
     script: list[tuple[str, int]], quantum: int, limit: int
 ) -> None:
     """Two tenants with a job each from the start, and others that come and go."""
-    turns = turns_of("xy", quantum=quantum)
+    drr = turns_of("xy", quantum=quantum)
     here: set[str] = set()
     rows = {"x": 0, "y": 0}
     for what, index in script:
         name = f"{'pqr'[index % 3]}{index}"
         if what == "j" and name not in here:
-            turns.join(name, entry(name[0], order=index))
+            drr.join(name, entry(name[0], order=index))
             here.add(name)
         elif what == "l" and name in here:
-            turns.leave(name)
+            drr.leave(name)
             here.remove(name)
         else:
-            granted = turns.grant(dict.fromkeys({"x0", "y1", *here}, ROWS), limit)
+            granted = drr.grant(dict.fromkeys({"x0", "y1", *here}, ROWS), limit)
             for tenant, job in (("x", "x0"), ("y", "y1")):
                 rows[tenant] += granted.get(job, 0)
     assert abs(rows["x"] - rows["y"]) <= 2 * (quantum + ROWS)

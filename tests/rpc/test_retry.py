@@ -5,16 +5,16 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from rpc.patience import heard, heed_cancel
+from rpc.watchers import raise_if_cancelled, wait_for
 
 
 async def _asked(event: asyncio.Event) -> None:
     # As nats-py asks.
     await asyncio.wait_for(event.wait(), 5)  # noqa: TID251
-    heed_cancel()
+    raise_if_cancelled()
 
 
-@pytest.mark.parametrize("wait", [heard, _asked])
+@pytest.mark.parametrize("wait", [wait_for, _asked])
 async def test_a_cancel_together_with_the_news_is_not_lost(wait: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     async def wait_on() -> None:
         await wait(event)
@@ -34,6 +34,6 @@ async def test_a_cancel_together_with_the_news_is_not_lost(wait: Callable[[async
 
 async def test_it_ends_with_the_news_or_without() -> None:
     event = asyncio.Event()
-    await heard(event, 0.01)
+    await wait_for(event, 0.01)
     event.set()
-    await heard(event)
+    await wait_for(event)

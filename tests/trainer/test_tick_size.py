@@ -13,7 +13,7 @@ def settled(seconds: Callable[[int], float], limit: int = 64, wanted: int = 64) 
     for _ in range(40):
         rows = pace.useful_rows(limit, wanted)
         tried.append(rows)
-        pace.measured(rows, seconds(rows))
+        pace.observe(rows, seconds(rows))
     return tried[-1], sorted(set(tried))
 
 
@@ -42,16 +42,16 @@ def test_who_waits_decides_what_is_worth_it() -> None:
 
 def test_the_first_call_of_a_size_tells_nothing() -> None:
     pace = TickSizer()
-    pace.measured(8, 30.0)
+    pace.observe(8, 30.0)
     assert pace.table == {}
-    pace.measured(8, 0.1)
-    pace.measured(8, 0.2)
+    pace.observe(8, 0.1)
+    pace.observe(8, 0.2)
     assert pace.table == pytest.approx({8: 0.12})
 
 
 def test_a_limit_that_shrinks_is_kept() -> None:
     pace = TickSizer()
     for rows in (8, 8, 16, 16, 32, 32):
-        pace.measured(rows, 0.1)
+        pace.observe(rows, 0.1)
     assert pace.useful_rows(12, 64) == 12
     assert pace.useful_rows(4, 64) == 4

@@ -20,13 +20,13 @@ class Listening(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.meanings: ResolutionCache[int] = ResolutionCache(limit=3)
+        self.resolutions: ResolutionCache[int] = ResolutionCache(limit=3)
         self.truth: dict[tuple[str, str], int] = {}
         self.untold: list[tuple[str, str]] = []
         self.told_at = 0.0  # everything before is told
         self.changed_at: dict[tuple[str, str], float] = {}
-        self.meanings.begin()
-        self.meanings.hear(0.0)
+        self.resolutions.reset()
+        self.resolutions.mark_fresh(0.0)
 
     @rule(seconds=st.floats(0.01, 40))
     def time_goes(self, seconds: float) -> None:
@@ -41,18 +41,18 @@ class Listening(RuleBasedStateMachine):
     @rule()
     def watch_speaks(self) -> None:
         for owner, concept in self.untold:
-            self.meanings.forget(owner, concept)
+            self.resolutions.invalidate(owner, concept)
         self.untold.clear()
-        self.meanings.hear(self.now)
+        self.resolutions.mark_fresh(self.now)
 
     @rule()
     def watch_begins_anew(self) -> None:
         self.untold.clear()
-        self.meanings.begin()
+        self.resolutions.reset()
 
     @rule(asking=_TENANT, owner=_TENANT, concept=_CONCEPT, between=st.sampled_from(["", "change", "told", "anew"]))
     def ask(self, asking: str, owner: str, concept: str, between: str) -> None:
-        with self.meanings.asking() as answers:
+        with self.resolutions.query() as answers:
             answer = self.truth.get((owner, concept), 0)
             if between:
                 self.change(owner, concept)
@@ -68,7 +68,7 @@ class Listening(RuleBasedStateMachine):
             for owner in "ab":
                 for concept in ("rex", "mia"):
                     for limit in (1.0, 100.0):
-                        found = self.meanings.get(key(asking, owner, concept), self.now, limit)
+                        found = self.resolutions.get(key(asking, owner, concept), self.now, limit)
                         if found is None or found == self.truth.get((owner, concept), 0):
                             continue
                         # A stale one: the change came after the watch last spoke, and that is not too long ago.
@@ -78,7 +78,7 @@ class Listening(RuleBasedStateMachine):
 
     @invariant()
     def bounded(self) -> None:
-        assert len(self.meanings) <= 3
+        assert len(self.resolutions) <= 3
 
 
 Listening.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
@@ -86,15 +86,15 @@ TestListening = Listening.TestCase
 
 
 def test_what_was_kept_is_used_again() -> None:
-    meanings: ResolutionCache[str] = ResolutionCache(limit=10)
+    resolutions: ResolutionCache[str] = ResolutionCache(limit=10)
     rex = key("a", "a", "rex")
-    with meanings.asking() as answers:
+    with resolutions.query() as answers:
         answers.keep([(rex, "v1")])
-    assert meanings.get(rex, 0.0, 10.0) is None  # the watch has not spoken
-    meanings.hear(0.0)
-    assert meanings.get(rex, 10.0, 10.0) == "v1"
-    assert meanings.get(rex, 10.1, 10.0) is None
-    meanings.hear(11.0)
-    assert meanings.get(rex, 12.0, 10.0) == "v1"
-    meanings.forget("a", "rex")
-    assert meanings.get(rex, 12.0, 10.0) is None
+    assert resolutions.get(rex, 0.0, 10.0) is None  # the watch has not spoken
+    resolutions.mark_fresh(0.0)
+    assert resolutions.get(rex, 10.0, 10.0) == "v1"
+    assert resolutions.get(rex, 10.1, 10.0) is None
+    resolutions.mark_fresh(11.0)
+    assert resolutions.get(rex, 12.0, 10.0) == "v1"
+    resolutions.invalidate("a", "rex")
+    assert resolutions.get(rex, 12.0, 10.0) is None
