@@ -111,14 +111,15 @@ def run(name: str, make: Callable[[S], App], load: Callable[[], S]) -> None:
     try:
         settings = load()
         configure(name, settings.server.log_level, settings.server.log_format)
-        asyncio.run(_serve(make(settings)))
+        asyncio.run(_serve(make, settings))
     except (SettingsError, StoreReplaced) as error:
         sys.stderr.write(f"{name}: {error}\n")
         raise SystemExit(2) from None
 
 
-async def _serve(app: App) -> None:
-    async with app:
+async def _serve(make: Callable[[S], App], settings: S) -> None:
+    # grpc.aio takes the event loop that it is made on.
+    async with make(settings) as app:
         await app.run_until_signalled()
 
 

@@ -25,10 +25,10 @@ from service.batches.state_machine import SHARDS, BatchStateMachine
 from service.engine.engine import Engine
 from service.metrics import EngineMetrics
 from service.request.prepare import RequestPreparer
-from service.safety import Safety, SafetyPolicy
+from service.safety import Safety
 from service.scheduling.cost_model import StepCostModel
 from service.scheduling.scheduler import Scheduler
-from service.settings import GenerationSettings
+from service.settings import GenerationSettings, SafetyPolicy
 from service.words.registry_watch import RegistryWatch
 from service.words.resolution_cache import ResolutionCache
 from service.words.resolver import WordResolver

@@ -2,19 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 
 from diffusion.safety import SafetyChecker
-
-
-class SafetyPolicy(StrEnum):
-    """What to do about them."""
-
-    OFF = "off"  # nobody looks
-    FLAG = "flag"  # they are sent, and said to be flagged
-    REFUSE = "refuse"  # a black picture is sent instead
 
 
 @dataclass(frozen=True)

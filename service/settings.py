@@ -1,6 +1,7 @@
 """The settings of the Generation service."""
 
 from datetime import timedelta
+from enum import StrEnum
 from pathlib import Path
 
 from pydantic import BaseModel, Field, field_validator
@@ -10,7 +11,14 @@ from diffusion.settings import DenoiserSettings, ModelSettings
 from rpc.clients import Peer
 from rpc.open_store import S3Settings, StoreSettings
 from rpc.settings import ServerSettings, Settings
-from service.safety import SafetyPolicy
+
+
+class SafetyPolicy(StrEnum):
+    """What to do about them."""
+
+    OFF = "off"  # nobody looks
+    FLAG = "flag"  # they are sent, and said to be flagged
+    REFUSE = "refuse"  # a black picture is sent instead
 
 
 class Defaults(BaseModel):
