@@ -1,11 +1,8 @@
 """A Stable Diffusion 1.x or 2.x checkpoint in diffusers' layout, loaded and frozen."""
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -14,46 +11,9 @@ from diffusers import StableDiffusionPipeline
 from torch import nn
 
 from diffusion.denoiser import Denoiser, LocalDenoiser
-from diffusion.errors import CheckpointInvalid
 from diffusion.graphs import Captured
+from diffusion.spec import Configs, ModelSpec, describe, not_a_checkpoint, place_of, read_index
 from diffusion.words import WordEmbedding
-
-BUNDLED = Path(__file__).parents[1] / "miniature" / "model"
-_FAMILIES = {768: "stable-diffusion-1", 1024: "stable-diffusion-2"}
-_FAMILY_KEY = "_pseudoword_family"  # in model_index.json, for checkpoints whose width tells nothing
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderSpec:
-    """One text encoder: width of its embeddings, positions of a prompt (start and end included), layers, and the sha256
-    (hex) of its vocabulary's rows cast to little-endian fp16, by which fp32 and fp16 files of one model agree."""
-
-    name: str
-    dims: int
-    length: int
-    layers: int
-    vocabulary_digest: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """What a checkpoint is. Sizes in pixels; `vae_scale` pixels make one latent cell; `digest` is a sha256 (hex) over
-    the names, shapes and fp32 values of all weights."""
-
-    family: str
-    checkpoint: str
-    encoders: Sequence[EncoderSpec]
-    sample_size_px: int
-    size_multiple_px: int
-    vae_scale: int
-    latent_channels: int
-    prediction_type: str
-    digest: str
-
-    @property
-    def sample_shape_px(self) -> tuple[int, int]:
-        """(height, width) of the pictures that the model was trained on."""
-        return self.sample_size_px, self.sample_size_px
 
 
 class BaseModel:
@@ -104,12 +64,7 @@ class BaseModel:
         `row_buckets`: see LocalDenoiser; `graphs`, on a CUDA device: their calls are captured as CUDA graphs.
         Only safetensors are read. Raises CheckpointInvalid when there is no such checkpoint, or it is of another kind.
         """
-        place = str(BUNDLED) if source is None else source
-        if place.startswith(("/", ".", "~")):
-            # A path, which the library would take for a strange hub id where it does not exist.
-            place = str(Path(place).expanduser())
-            if not Path(place).is_dir():
-                raise CheckpointInvalid(f"there is no folder {place}", source=place)
+        place = place_of(source)
         try:
             # In fp32 first, whatever is asked for, so that the digests do not depend on it.
             pipeline = StableDiffusionPipeline.from_pretrained(
@@ -121,12 +76,9 @@ class BaseModel:
                 requires_safety_checker=False,
             )
         except Exception as error:  # whatever the two libraries raise for a bad folder, id or file
-            raise CheckpointInvalid(
-                f"{place} is no Stable Diffusion checkpoint in diffusers' layout with safetensors: {error}",
-                source=place,
-            ) from error
-        _refuse_other_kinds(pipeline, place)
-        spec = _describe(pipeline, place, _family(place, revision, pipeline))
+            raise not_a_checkpoint(place, error) from error
+        table = pipeline.text_encoder.get_input_embeddings().weight.detach()
+        spec = describe(place, _configs(pipeline, place, revision), table, digest=_weights_digest(pipeline))
         other = None if denoiser is None else denoiser(spec)
         return cls(
             pipeline,
@@ -159,62 +111,21 @@ class BaseModel:
         return fitted.to(self.device)
 
 
+def _configs(pipeline: Any, place: str, revision: str | None) -> Configs:
+    return Configs(
+        index=read_index(place, revision),
+        tokenizer_length=pipeline.tokenizer.model_max_length,
+        text_encoder=pipeline.text_encoder.config.to_dict(),
+        unet=dict(pipeline.unet.config),
+        vae=dict(pipeline.vae.config),
+        scheduler=dict(pipeline.scheduler.config),
+    )
+
+
 def _frozen(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
     if dtype != torch.float32:  # what it was loaded in
         module.to(dtype=dtype)
     return module.to(device=device).eval().requires_grad_(False)
-
-
-def _refuse_other_kinds(pipeline: Any, place: str) -> None:
-    unet = pipeline.unet.config
-    why = None
-    if unet.in_channels != pipeline.vae.config.latent_channels:
-        why = f"its UNet takes {unet.in_channels} channels: a checkpoint for inpainting or upscaling"
-    elif unet.time_cond_proj_dim is not None:
-        why = "its UNet takes the guidance as an input: a distilled checkpoint"
-    elif unet.class_embed_type is not None or unet.addition_embed_type is not None:
-        why = "its UNet takes more than a prompt and a timestep"
-    elif pipeline.scheduler.config.get("prediction_type") not in ("epsilon", "v_prediction"):
-        why = f"it predicts {pipeline.scheduler.config.get('prediction_type')!r}"
-    if why is not None:
-        raise CheckpointInvalid(f"{place} is not supported: {why}", source=place)
-
-
-def _family(place: str, revision: str | None, pipeline: Any) -> str:
-    index: dict[str, Any]
-    index_file = Path(place) / "model_index.json"
-    if index_file.is_file():
-        index = json.loads(index_file.read_text("utf-8"))
-    else:
-        index = dict(StableDiffusionPipeline.load_config(place, revision=revision))
-    dims = pipeline.text_encoder.config.hidden_size
-    return str(index.get(_FAMILY_KEY) or _FAMILIES.get(dims) or f"clip-{dims}")
-
-
-def _describe(pipeline: Any, place: str, family: str) -> ModelSpec:
-    table = pipeline.text_encoder.get_input_embeddings().weight.detach()
-    encoder = EncoderSpec(
-        name="text_encoder",
-        dims=table.shape[1],
-        length=min(pipeline.tokenizer.model_max_length, pipeline.text_encoder.config.max_position_embeddings),
-        layers=pipeline.text_encoder.config.num_hidden_layers,
-        vocabulary_digest=hashlib.sha256(table.to(torch.float16).numpy().astype("<f2").tobytes()).hexdigest(),
-    )
-    sample = pipeline.unet.config.sample_size
-    cells = sample if isinstance(sample, int) else sample[0]
-    folder = Path(place)
-    return ModelSpec(
-        family=family,
-        checkpoint="miniature" if folder == BUNDLED else folder.resolve().name if folder.is_dir() else place,
-        encoders=(encoder,),
-        sample_size_px=cells * pipeline.vae_scale_factor,
-        # diffusers' own pipeline asks for multiples of 8, whatever the VAE.
-        size_multiple_px=max(8, pipeline.vae_scale_factor),
-        vae_scale=pipeline.vae_scale_factor,
-        latent_channels=pipeline.vae.config.latent_channels,
-        prediction_type=pipeline.scheduler.config.prediction_type,
-        digest=_weights_digest(pipeline),
-    )
 
 
 def _weights_digest(pipeline: Any) -> str:

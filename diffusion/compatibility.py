@@ -2,7 +2,7 @@
 
 from enum import Enum, auto
 
-from diffusion.checkpoint import ModelSpec
+from diffusion.spec import ModelSpec
 
 
 class Match(Enum):

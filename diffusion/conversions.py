@@ -2,7 +2,7 @@
 
 from pseudoword.registry.v1 import resources_pb2
 
-from diffusion.checkpoint import ModelSpec
+from diffusion.spec import ModelSpec
 
 
 def base_model(spec: ModelSpec) -> resources_pb2.BaseModel:

@@ -23,16 +23,6 @@ class Denoiser(Protocol):
         ...
 
 
-class NoDenoiser:
-    """Of a process that only reads prompts: it has no UNet, and asks for none."""
-
-    def predict(
-        self, inputs: torch.Tensor, timesteps: torch.Tensor, hidden: torch.Tensor, *, alone: bool = False
-    ) -> torch.Tensor:
-        """As Denoiser.predict, which nobody calls here."""
-        raise AssertionError("this process was started without a UNet")
-
-
 class LocalDenoiser:
     """The UNet in this process.
 

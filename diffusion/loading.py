@@ -6,36 +6,28 @@ import diffusers.utils.logging
 import torch
 import transformers.utils.logging
 
-from diffusion.checkpoint import BaseModel, ModelSpec
-from diffusion.denoiser import Denoiser, NoDenoiser
+from diffusion.checkpoint import BaseModel
+from diffusion.denoiser import Denoiser
 from diffusion.errors import CheckpointInvalid
 from diffusion.settings import DenoiserSettings, ModelSettings
+from diffusion.spec import ModelSpec
+from diffusion.vocabulary import Vocabulary
 from rpc.settings import SettingsError
 
 
-def load_model(
-    settings: ModelSettings, denoiser: DenoiserSettings | None = None, *, prompts_only: bool = False
-) -> BaseModel:
+def load_model(settings: ModelSettings, denoiser: DenoiserSettings | None = None) -> BaseModel:
     """Loads the model that `settings` name; takes seconds to minutes. Raises SettingsError when it is of no use.
-
-    `prompts_only`: for a process that reads prompts and computes nothing; whatever the device, the model lies in memory
-    without its UNet.
 
     With a `denoiser` of kind triton the UNet is not kept, and SettingsError also means that no Triton server answers,
     or that one serves another checkpoint.
     """
-    for library in (diffusers.utils.logging, transformers.utils.logging):
-        # What the two libraries have to say belongs into the server's log, and bars do not.
-        library.disable_progress_bar()
-        library.disable_default_handler()
-        library.enable_propagation()
+    _quieten_libraries()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    device = "cpu" if prompts_only else settings.device
+    device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    graphs = settings.graphs and not prompts_only
-    if graphs and not device.startswith("cuda"):
+    if settings.graphs and not device.startswith("cuda"):
         raise SettingsError(f"model.graphs needs a CUDA device; this one is {device}")
     dtype: torch.dtype = getattr(torch, settings.dtype)
     try:
@@ -44,12 +36,29 @@ def load_model(
             device=device,
             dtype=dtype,
             revision=settings.revision,
-            denoiser=(lambda spec: NoDenoiser()) if prompts_only else _remote(denoiser),
+            denoiser=_remote(denoiser),
             row_buckets=settings.row_buckets,
-            graphs=graphs,
+            graphs=settings.graphs,
         )
     except CheckpointInvalid as error:
         raise SettingsError(error.message) from None
+
+
+def load_vocabulary(settings: ModelSettings) -> Vocabulary:
+    """What a server needs that only reads prompts. Raises SettingsError."""
+    _quieten_libraries()
+    try:
+        return Vocabulary.load(settings.source, revision=settings.revision)
+    except CheckpointInvalid as error:
+        raise SettingsError(error.message) from None
+
+
+def _quieten_libraries() -> None:
+    """What diffusers and transformers log belongs into the server's log; their progress bars do not."""
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()
+        library.disable_default_handler()
+        library.enable_propagation()
 
 
 def _remote(settings: DenoiserSettings | None) -> Callable[[ModelSpec], Denoiser] | None:

@@ -66,6 +66,13 @@ def square(image: Image.Image, size_px: int) -> Image.Image:
     return ImageOps.fit(image, (size_px, size_px), Image.Resampling.LANCZOS)
 
 
+def to_png(pixels: np.ndarray) -> bytes:
+    """A PNG of uint8 [height, width, 3]."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 @contextmanager
 def _opened(data: bytes, limits: PictureLimits) -> Iterator[Any]:
     if not data:

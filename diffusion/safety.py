@@ -10,8 +10,8 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from diffusion.checkpoint import BUNDLED
 from diffusion.errors import CheckpointInvalid
+from diffusion.spec import BUNDLED
 
 
 class SafetyChecker:

@@ -23,9 +23,9 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.grpc.model_config_pb2 import DataType
 from tritonclient.utils import InferenceServerException
 
-from diffusion.checkpoint import ModelSpec
 from diffusion.errors import DenoiserRefused, DenoiserUnavailable, DiffusionError
 from diffusion.settings import DenoiserSettings
+from diffusion.spec import ModelSpec
 from rpc.settings import SettingsError, read_file
 
 _logger = structlog.get_logger(__name__)

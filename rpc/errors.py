@@ -21,6 +21,7 @@
 of their own; an ErrorTable says which of these they become.
 """
 
+import base64
 import secrets
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
@@ -176,6 +177,16 @@ class ErrorTable:
             violations=_attribute(exception, "violations", tuple, ()),
             retry_after=_attribute(exception, "retry_after", timedelta, _default_retry(kind, exception)),
         )
+
+
+def error_text(error: Error) -> str:
+    """An error as text for a row of a ledger; read_error_text reads it."""
+    return base64.b64encode(to_status(error).SerializeToString()).decode()
+
+
+def read_error_text(text: str, status: status_pb2.Status) -> None:
+    """Fills `status` with what error_text wrote."""
+    status.ParseFromString(base64.b64decode(text))
 
 
 def to_status(error: Error) -> status_pb2.Status:

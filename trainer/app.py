@@ -1,5 +1,9 @@
 """The trainer's life, from an unproven store to a job handed back and a closed ledger."""
 
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from google.protobuf.json_format import MessageToDict
@@ -7,19 +11,23 @@ from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from pseudoword.trainer.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
 
 from diffusion import errors as diffusion_errors
-from diffusion.checkpoint import BaseModel, ModelSpec
+from diffusion.checkpoint import BaseModel
 from diffusion.conversions import base_model
 from diffusion.errors import CheckpointInvalid
-from diffusion.loading import load_model
+from diffusion.loading import load_model, load_vocabulary
 from diffusion.pictures import PictureLimits
+from diffusion.spec import ModelSpec
 from diffusion.threads import in_passing
+from diffusion.tokens import PromptTokenizer
+from diffusion.vocabulary import Vocabulary
 from rpc.app import App
 from rpc.clients import channel
-from rpc.errors import InvalidArgument
+from rpc.errors import FailedPrecondition, InvalidArgument
 from rpc.server import Server
 from rpc.settings import SettingsError
 from rpc.storage_errors import STORAGE
 from storage.objects.blobs import Blobs
+from trainer import errors
 from trainer.api.servicer import TrainerServicer
 from trainer.api.validation import JobValidator
 from trainer.evaluation.judges import JudgeLoader, clip_beside
@@ -31,7 +39,7 @@ from trainer.pictures.store import PictureStore, UploadLimits
 from trainer.queue.log_queue import LogQueue
 from trainer.registry_reader import RegistryReader
 from trainer.settings import TrainerSettings
-from trainer.training.start_network import StartNetwork, beside, load
+from trainer.training.start_network import beside, kinds, load
 from trainer.worker.checkpoint_store import CheckpointStore
 from trainer.worker.completion import JobCompletion
 from trainer.worker.engine import Engine
@@ -45,7 +53,13 @@ if TYPE_CHECKING:
 
 SERVICE = "pseudoword.trainer.v1.TrainerService"
 TABLE = STORAGE.extended(
-    {diffusion_errors.PictureInvalid: InvalidArgument, diffusion_errors.PromptTooLong: InvalidArgument}
+    {
+        diffusion_errors.PictureInvalid: InvalidArgument,
+        diffusion_errors.PromptTooLong: InvalidArgument,
+        errors.InitializerUnknown: InvalidArgument,
+        errors.MaskEmpty: InvalidArgument,
+        errors.Diverged: FailedPrecondition,
+    }
 )
 
 
@@ -78,33 +92,40 @@ class Trainer(App):
         state_machine = TrainerStateMachine(_tenant_limits(settings))
         store, ledger = await self._open_ledger(settings.store, settings.s3, state_machine, shards=SHARDS, alone=alone)
         registry = RegistryServiceStub(await self._stack.enter_async_context(channel(settings.registry)))
-        model = await in_passing(self._load)
+        reader = RegistryReader(registry)
         metrics = TrainerMetrics(self.server.metrics)
         job_store = JobStore(ledger, metrics)
         pictures = PictureStore(job_store, store, _upload_limits(settings))
-        engine = await in_passing(lambda: _engine(settings, model, trains=self._trains))
-        versions = RegistryReader(registry)
         broker = None if alone else _broker(settings)
         if self._trains:
-            publisher = Publisher(registry, internal_tries=settings.publish_tries)
-            completion = JobCompletion(job_store, Blobs(store), publisher, metrics, TABLE)
+            model = await in_passing(self._load)
+            vocabulary = Vocabulary(model.spec, PromptTokenizer(model.tokenizer, model.spec.encoders[0].length))
+            engine = await in_passing(lambda: _engine(settings, model))
+            completion = JobCompletion(
+                job_store, Blobs(store), Publisher(registry, internal_tries=settings.publish_tries), metrics, TABLE
+            )
             self._worker = Worker(
                 job_store,
                 _queue(settings, job_store, completion, broker, model.spec),
                 CheckpointStore(job_store, store),
                 engine,
-                TaskLoader(pictures, versions, engine, base_model(model.spec)),
+                TaskLoader(pictures, reader, vocabulary.tokenizer, base_model(model.spec)),
                 completion,
                 metrics,
                 max_running=settings.engine.max_running,
                 quantum_rows=settings.engine.quantum_rows,
                 checkpoint_every=settings.engine.checkpoint_every,
+                on_crash=self.server.end,
             )
+        else:
+            vocabulary = await asyncio.to_thread(load_vocabulary, settings.model)
         if broker is not None:
             await self._share(broker, job_store, metrics)
         if self._serves:
-            checks = JobValidator(model, engine)
-            servicer = TrainerServicer(model, job_store, pictures, checks, versions, metrics, self.server.draining)
+            validator = JobValidator(vocabulary, _learned_kinds(settings, vocabulary.spec))
+            servicer = TrainerServicer(
+                vocabulary.spec, job_store, pictures, validator, reader, metrics, self.server.draining
+            )
             self.server.add(add_TrainerServiceServicer_to_server, servicer, SERVICE)
         await self._serve()
         self._stack.push_async_callback(self._drain)
@@ -115,7 +136,7 @@ class Trainer(App):
         self.server.mark_ready()
 
     def _load(self) -> BaseModel:
-        return self._model or load_model(self._settings.model, prompts_only=not self._trains)
+        return self._model or load_model(self._settings.model)
 
     async def _share(self, broker: "Broker", job_store: JobStore, metrics: TrainerMetrics) -> None:
         """Reaches the other processes, now or when NATS is there."""
@@ -178,24 +199,32 @@ def _tenant_limits(settings: TrainerSettings) -> TenantLimits:
     )
 
 
-def _bench(settings: TrainerSettings) -> JudgeLoader:
+def _engine(settings: TrainerSettings, model: BaseModel) -> Engine:
     evaluation = settings.evaluation
-    return JudgeLoader(clip=evaluation.clip or clip_beside(settings.model.source), dino=evaluation.dino)
+    folder = _learned_start(settings)
+    with _as_settings_error():
+        return Engine(
+            model,
+            max_rows=settings.engine.max_rows,
+            checkpoint_activations=settings.engine.checkpoint_activations,
+            learned_start=None if folder is None else load(folder, model.spec),
+            judges=JudgeLoader(clip=evaluation.clip or clip_beside(settings.model.source), dino=evaluation.dino),
+        )
 
 
-def _engine(settings: TrainerSettings, model: BaseModel, *, trains: bool) -> Engine:
-    return Engine(
-        model,
-        max_rows=settings.engine.max_rows,
-        checkpoint_activations=trains and settings.engine.checkpoint_activations,
-        learned_start=_learned_start(settings, model.spec),
-        bench=_bench(settings) if trains else None,
-    )
+def _learned_start(settings: TrainerSettings) -> Path | None:
+    return settings.engine.learned_start or beside(settings.model.source)
 
 
-def _learned_start(settings: TrainerSettings, spec: ModelSpec) -> StartNetwork | None:
-    folder = settings.engine.learned_start or beside(settings.model.source)
+def _learned_kinds(settings: TrainerSettings, spec: ModelSpec) -> Sequence[str]:
+    folder = _learned_start(settings)
+    with _as_settings_error():
+        return () if folder is None else kinds(folder, spec)
+
+
+@contextmanager
+def _as_settings_error() -> Iterator[None]:
     try:
-        return None if folder is None else load(folder, spec)
+        yield
     except CheckpointInvalid as error:
         raise SettingsError(error.message) from None

@@ -11,8 +11,8 @@ import torch
 from safetensors.numpy import save_file
 
 from benchmarks.generation.workload import Asked
-from diffusion.checkpoint import BUNDLED
 from diffusion.schedulers import SCHEDULERS
+from diffusion.spec import BUNDLED
 
 
 class Peer:

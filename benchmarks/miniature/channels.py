@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL
 
 from benchmarks.miniature.drawings import decoded, held_out, pictures, vae_errors
 from benchmarks.miniature.scores import answered
-from diffusion.checkpoint import BUNDLED
+from diffusion.spec import BUNDLED
 from miniature.judges.attributes import ATTRIBUTES, targets
 from miniature.judges.classifier import Classifier
 from miniature.training import layout, stages

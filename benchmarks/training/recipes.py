@@ -155,7 +155,7 @@ def main() -> None:
     def losses_of(words: Sequence[torch.Tensor]) -> np.ndarray:
         return np.array([measure.loss(case, vectors) for case, vectors in zip(cases, words, strict=True)])
 
-    start = losses_of([model.embedding.table.weight.detach()[engine.initializers.ids("toy")]] * len(cases))
+    start = losses_of([model.embedding.table.weight.detach()[engine.initializers.words.ids("toy")]] * len(cases))
     say(f"| the word *toy*, no step | 0 | {start.mean():.6f} | | |")
     best: np.ndarray | None = None
     for name, arm in RECIPES.items():

@@ -28,7 +28,7 @@ from trainer.worker.engine import Engine
 
 def starts(engine: Engine, kind: str) -> Mapping[str, Initializer]:
     """The starts that are compared, by what tables call them."""
-    usual = engine.initializers.first_of(STARTS[kind])
+    usual = engine.initializers.words.first_of(STARTS[kind])
     return {
         f"the word *{usual}*": FromWords(words=usual),
         "the best word": BestWord(usual=usual),
@@ -45,15 +45,15 @@ def losses_of(engine: Engine, measure: Measure, case: Case, kind: str, steps: Se
         began = time.perf_counter()
         run = engine.prepare(task)
         seconds = time.perf_counter() - began
-        given = replace(task, start=FromVectors(vectors=run.at_once().vectors))
+        given = replace(task, start=FromVectors(vectors=run.initial().vectors))
         runs = {
             count: engine.prepare(replace(given, recipe=replace(task.recipe, steps=count))) for count in steps if count
         }
-        found[name] = {"runs": runs | {0: run}, "chosen": run.at_once().chosen, "seconds": seconds}
+        found[name] = {"runs": runs | {0: run}, "chosen": run.initial().chosen, "seconds": seconds}
     train(engine, [run for row in found.values() for count, run in row["runs"].items() if count])
     for row in found.values():
         runs = row.pop("runs")
-        ends = {count: runs[count].learned() if count else runs[0].at_once() for count in steps}
+        ends = {count: runs[count].learned() if count else runs[0].initial() for count in steps}
         row["losses"] = {str(count): measure.loss(case, torch.from_numpy(end.vectors)) for count, end in ends.items()}
     return found
 

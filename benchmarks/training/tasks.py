@@ -85,7 +85,7 @@ def fine_tuned(steps: int) -> Method:
     def method(case: Case) -> Sequence[Image.Image]:
         model = BaseModel.load(None)
         encoder = PromptEncoder(model)
-        word = model.embedding.table.weight[Engine(model).initializers.ids("toy")].detach().clone()
+        word = model.embedding.table.weight[Engine(model).initializers.words.ids("toy")].detach().clone()
         weights = [*model.unet.parameters(), *model.text_encoder.parameters()]
         for weight in weights:
             weight.requires_grad_(True)

@@ -30,7 +30,8 @@ from pseudoword.trainer.v1 import resources_pb2
 from benchmarks.miniature.words import png, toys
 from benchmarks.servers import learning
 from benchmarks.training.measure import Case, Measure, make_case, say
-from diffusion.checkpoint import BUNDLED, BaseModel
+from diffusion.checkpoint import BaseModel
+from diffusion.spec import BUNDLED
 from storage.tensors import read_tensors
 from trainer.worker.engine import Engine
 
@@ -140,7 +141,7 @@ def main() -> None:
     model = BaseModel.load(None)
     measure = Measure(model)
     found: dict[str, Any] = {"ours": {}}
-    usual = model.embedding.table.weight[Engine(model).initializers.ids("toy")].detach()
+    usual = model.embedding.table.weight[Engine(model).initializers.words.ids("toy")].detach()
     found["start"] = measure.loss(case, usual)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -14,15 +14,16 @@ from pseudoword.names import InvalidName, TenantName, WordRef
 
 from diffusion.checkpoint import BaseModel
 from diffusion.conversions import base_model
+from diffusion.pictures import to_png
 from diffusion.schedulers import SCHEDULERS
 from rpc.identity import Role, current_principal
 from rpc.validate import Violations
 from service.batches.rpcs import BatchRpcs, NoBatches
 from service.engine.engine import Engine
+from service.request.image_file import to_file
 from service.request.mailbox import Drawn, Previewed, Started, Stepped
 from service.request.params import validate
 from service.request.prepare import RequestPreparer
-from service.request.records import to_file, to_preview
 from service.request.request import Request
 from service.settings import GenerationSettings
 from service.words.resolver import WordResolver
@@ -93,7 +94,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                     progress = generation_pb2.Progress(call=call, calls=calls)
                     yield generation_pb2.GenerateResponse(progress=progress)
                 case Previewed(index=index, call=call, pixels=pixels):
-                    preview = generation_pb2.Preview(index=index, call=call, png=to_preview(pixels))
+                    preview = generation_pb2.Preview(index=index, call=call, png=to_png(pixels))
                     yield generation_pb2.GenerateResponse(preview=preview)
                 case Drawn(index=index, pixels=pixels, flagged=flagged, withheld=withheld):
                     data, info = await asyncio.to_thread(to_file, pixels, params, records[index])

@@ -1,15 +1,14 @@
 """Rows of Generation's ledger as messages of the contract."""
 
-import base64
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from google.protobuf.json_format import MessageToDict, ParseDict
-from google.rpc import status_pb2
 from pseudoword.generation.v1 import resources_pb2
 from pseudoword.names import BatchName
 
+from rpc.errors import read_error_text
 from service.batches.output import folder, manifest_name
 from service.batches.state_machine import Row
 
@@ -46,7 +45,7 @@ def batch_of(row: Row, done: int, place: str, spec: resources_pb2.Batch | None =
         where = folder(BatchName.parse(row["name"]))
         batch.manifest_uri = f"{place}{where}/{manifest_name(webdataset=webdataset)}"
     if "error" in row["detail"]:
-        batch.error.ParseFromString(base64.b64decode(row["detail"]["error"]))
+        read_error_text(row["detail"]["error"], batch.error)
     batch.create_time.FromMicroseconds(row["created_us"])
     if row["ended_us"] is not None:
         batch.end_time.FromMicroseconds(row["ended_us"])
@@ -59,8 +58,3 @@ def store_uri(address: str) -> str:
         return address.rstrip("/") + "/"
     path = Path(unquote(urlsplit(address).path)) if address.startswith("file:") else Path(address).expanduser()
     return path.absolute().as_uri() + "/"
-
-
-def error_text(status: status_pb2.Status) -> str:
-    """A status as text for a batch's detail; batch_of reads it."""
-    return base64.b64encode(status.SerializeToString()).decode()

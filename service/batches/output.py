@@ -22,7 +22,7 @@ from contextlib import suppress
 from pseudoword.names import BatchName
 
 from service.batches.plan import Item, Plan
-from service.request.records import from_file, to_json
+from service.request.image_file import from_file, to_json
 from storage.errors import ObjectExists, ObjectMissing
 from storage.objects.base import ObjectStore, list_all
 

@@ -169,7 +169,7 @@ class BatchRpcs:
         for number, params in enumerate(all_params):
             try:
                 for prompt in (params.prompt, params.negative_prompt):
-                    self._encoder.tokenize(prompt, counts)
+                    self._encoder.tokenizer.tokenize(prompt, counts)
             except PromptTooLong as error:
                 field = f"batch.prompts[{number}]" if made.batch.prompts else "batch.settings.prompt"
                 raise InvalidArgument(

@@ -16,23 +16,22 @@ import structlog
 from pseudoword.generation.v1 import resources_pb2
 from pseudoword.names import BatchName, VersionName
 
-from diffusion.checkpoint import ModelSpec
-from rpc.errors import Error, ErrorTable, FailedPrecondition, ResourceExhausted, to_status
+from diffusion.spec import ModelSpec
+from rpc.errors import Error, ErrorTable, FailedPrecondition, ResourceExhausted, error_text
 from rpc.identity import Principal, from_json
 from rpc.retry import retry_while_unavailable
 from service.batches.batch_store import BatchStore
 from service.batches.claims import Claim, Claims
-from service.batches.conversions import error_text
 from service.batches.life_cycle import Move
 from service.batches.output import Output, finished
 from service.batches.plan import Item
 from service.batches.state_machine import MoveBatch, Row
 from service.batches.validation import Order, order
 from service.engine.engine import Engine
+from service.request.image_file import ENDINGS, to_file
 from service.request.mailbox import Drawn
 from service.request.params import FORMATS, validate
 from service.request.prepare import RequestPreparer
-from service.request.records import ENDINGS, to_file
 from service.settings import GenerationSettings
 from storage.errors import StorageError
 from storage.objects.base import ObjectStore
@@ -261,7 +260,7 @@ class Runner:
             self._rest_until[row["name"]] = time.monotonic() + _PAUSE_S
             return
         _logger.error("a batch has failed", batch=row["name"], reason=known.reason, message=known.message)
-        detail = {"done": await self.done(row), "error": error_text(to_status(known))}
+        detail = {"done": await self.done(row), "error": error_text(known)}
         with suppress(FailedPrecondition):
             await self._batch_store.move(MoveBatch(name=row["name"], move=Move.FAIL, detail=detail))
         self.cancelled(row["name"])

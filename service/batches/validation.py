@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pseudoword.generation.v1 import generation_pb2, resources_pb2
 
-from diffusion.checkpoint import ModelSpec
+from diffusion.spec import ModelSpec
 from rpc.errors import InvalidArgument
 from rpc.validate import Violations
 from service.batches.plan import BLANK, Item, Plan, fill

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pseudoword.generation.v1 import generation_pb2, resources_pb2
 from pseudoword.names import TenantName
 
-from diffusion.checkpoint import ModelSpec
 from diffusion.prompt import Prompt, parse
 from diffusion.schedulers import SCHEDULERS
+from diffusion.spec import ModelSpec
 from rpc.validate import Violations
 from service.request.init_image import InitImage, validate_init_image
 from service.settings import Defaults, Limits

@@ -66,7 +66,7 @@ class RequestPreparer:
         vectors = by_ref(words)
         counts = {ref: len(tensor) for ref, tensor in vectors.items()}
         for prompt in (params.prompt, params.negative_prompt):
-            self._encoder.tokenize(prompt, counts)  # raises PromptTooLong before anything is promised
+            self._encoder.tokenizer.tokenize(prompt, counts)  # raises PromptTooLong before anything is promised
         init_image = None
         if params.start is not None:
             init_image = await asyncio.to_thread(params.start.decoded, params.width, params.height)

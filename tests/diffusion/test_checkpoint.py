@@ -11,11 +11,12 @@ import torch
 from pseudoword.names import WordRef
 
 from diffusion import decode
-from diffusion.checkpoint import BUNDLED, BaseModel
+from diffusion.checkpoint import BaseModel
 from diffusion.compatibility import Match, match
 from diffusion.encoder import PromptEncoder
 from diffusion.errors import CheckpointInvalid
 from diffusion.prompt import parse
+from diffusion.spec import BUNDLED
 
 
 def change(file: Path, **values: object) -> None:

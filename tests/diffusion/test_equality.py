@@ -15,11 +15,12 @@ from pseudoword.names import WordRef
 from safetensors.torch import save_file
 
 from diffusion import decode, denoise
-from diffusion.checkpoint import BUNDLED, BaseModel
+from diffusion.checkpoint import BaseModel
 from diffusion.denoise import DecodedInitImage, Denoising
 from diffusion.encoder import PromptEncoder
 from diffusion.prompt import parse
 from diffusion.schedulers import SCHEDULERS, make_scheduler
+from diffusion.spec import BUNDLED
 
 Vectors = Mapping[WordRef, torch.Tensor]
 _SEED = 3

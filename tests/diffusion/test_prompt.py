@@ -52,8 +52,8 @@ def test_words_are_told_once_in_order() -> None:
 def test_a_prompt_past_the_encoder_is_refused_with_the_count(model: BaseModel) -> None:
     encoder = PromptEncoder(model)
     limit = model.spec.encoders[0].length
-    fits = encoder.tokenize(parse("<rex>"), {REX: limit - 2})
+    fits = encoder.tokenizer.tokenize(parse("<rex>"), {REX: limit - 2})
     assert len(fits.ids) == fits.used == limit
     with pytest.raises(PromptTooLong) as caught:
-        encoder.tokenize(parse("<rex>"), {REX: limit - 1})
+        encoder.tokenizer.tokenize(parse("<rex>"), {REX: limit - 1})
     assert caught.value.metadata == {"needed": str(limit + 1), "limit": str(limit)}

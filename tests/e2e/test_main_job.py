@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from diffusion.checkpoint import BUNDLED
+from diffusion.spec import BUNDLED
 from tests.e2e.conftest import REX, Run
 
 _PICTURES = [str(path) for path in REX]

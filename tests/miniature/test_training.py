@@ -12,7 +12,8 @@ from hypothesis import given
 from torch import nn
 from transformers import CLIPTextModel
 
-from diffusion.checkpoint import BUNDLED, BaseModel
+from diffusion.checkpoint import BaseModel
+from diffusion.spec import BUNDLED
 from miniature.__main__ import main
 from miniature.captions import caption
 from miniature.judges.attributes import ATTRIBUTES, targets

@@ -15,8 +15,8 @@ from diffusion.checkpoint import BaseModel
 from service.batches.claims import Claims
 from service.batches.output import Output, finished
 from service.batches.plan import Item, Plan
+from service.request.image_file import to_file
 from service.request.params import validate
-from service.request.records import to_file
 from service.settings import Defaults, Limits
 from storage.errors import ObjectMissing
 from storage.objects.base import ObjectStore, list_all

@@ -15,9 +15,10 @@ from prometheus_client import CollectorRegistry
 from pseudoword.generation.v1 import generation_pb2, resources_pb2
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from diffusion.checkpoint import BUNDLED, BaseModel
+from diffusion.checkpoint import BaseModel
 from diffusion.errors import CheckpointInvalid
 from diffusion.safety import SafetyChecker
+from diffusion.spec import BUNDLED
 from rpc.settings import SettingsError
 from service.app import _safety
 from service.engine.engine import Engine

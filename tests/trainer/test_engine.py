@@ -11,15 +11,17 @@ import torch
 from PIL import Image
 
 from diffusion.checkpoint import BaseModel
+from diffusion.encoder import PromptEncoder
 from diffusion.errors import PromptTooLong
-from rpc.errors import FailedPrecondition, InvalidArgument
 from tests.trainer.conftest import REX
+from trainer.errors import Diverged, InitializerUnknown, MaskEmpty
 from trainer.training import stopping
 from trainer.training.initializers import BestWord, FromVectors, FromWords, Initializer
 from trainer.training.recipe import Schedule, recipes
 from trainer.training.run import Learned, Step, Task
 from trainer.training.schedule import cooling_steps
 from trainer.training.stopping import LEAST_STEPS
+from trainer.training.template_fitter import TemplateFitter
 from trainer.worker.checkpoint_codec import read_checkpoint, write_checkpoint
 from trainer.worker.engine import Engine, Stopped
 from trainer.worker.provenance import MAX_POINTS, curve
@@ -116,7 +118,7 @@ def test_the_norm_can_be_held(engine: Engine, model: BaseModel) -> None:
 
 def test_where_vectors_start(engine: Engine, model: BaseModel) -> None:
     table = model.text_encoder.get_input_embeddings().weight.detach()
-    ids = engine.initializers.ids("red toy")
+    ids = engine.initializers.words.ids("red toy")
     almost_nothing = replace(RECIPE, steps=1, learning_rate=1e-9)
     two = learn(engine, start=FromWords(words="red toy"), vectors=2, recipe=almost_nothing)
     assert two.vectors == pytest.approx(table[ids].numpy(), abs=1e-6)
@@ -126,8 +128,8 @@ def test_where_vectors_start(engine: Engine, model: BaseModel) -> None:
 
 @pytest.mark.parametrize("word", ["xylophone", "<|endoftext|>", "toy qwertz", "🙂"])
 def test_a_start_outside_of_the_vocabulary(engine: Engine, word: str) -> None:
-    with pytest.raises(InvalidArgument) as refused:
-        engine.initializers.ids(word)
+    with pytest.raises(InitializerUnknown) as refused:
+        engine.initializers.words.ids(word)
     assert refused.value.reason == "START_UNKNOWN"
 
 
@@ -135,7 +137,7 @@ def test_several_words_as_the_encoder_has_them(engine: Engine, model: BaseModel)
     """Cross Initialization: the encoder's own output at the words' places, far from the vocabulary's norm."""
     almost_nothing = replace(RECIPE, steps=1, learning_rate=1e-9)
     learned = learn(engine, start=FromWords(words="red toy", encoded=True), vectors=2, recipe=almost_nothing)
-    ids = [model.tokenizer.bos_token_id, *engine.initializers.ids("red toy"), model.tokenizer.eos_token_id]
+    ids = [model.tokenizer.bos_token_id, *engine.initializers.words.ids("red toy"), model.tokenizer.eos_token_id]
     padded = ids + [model.tokenizer.pad_token_id] * (model.spec.encoders[0].length - len(ids))
     with torch.no_grad():
         hidden = model.text_encoder(torch.tensor([padded])).last_hidden_state
@@ -202,7 +204,7 @@ def test_a_mask_says_where_the_thing_is(engine: Engine) -> None:
     assert run.latents.weights[0, 0, 0].tolist() == [2.0] * (cells // 2) + [0.0] * (cells // 2)
     assert run.latents.weights[2, 0, 0].tolist() == [0.0] * (cells // 2) + [2.0] * (cells // 2)  # its mirror
 
-    with pytest.raises(InvalidArgument) as refused:
+    with pytest.raises(MaskEmpty) as refused:
         engine.prepare(task(masks=[Image.new("L", (64, 64), 0), white]))
     assert refused.value.reason == "MASK_EMPTY"
 
@@ -232,13 +234,14 @@ def test_training_stops_by_itself_and_cools_down(engine: Engine, monkeypatch: py
 
 
 def test_the_first_start_that_the_vocabulary_has(engine: Engine) -> None:
-    assert engine.initializers.first_of(["xylophone", "painting", "toy"]) == "painting"
+    assert engine.initializers.words.first_of(["xylophone", "painting", "toy"]) == "painting"
 
 
-def test_a_sentence_must_have_room_for_its_word(engine: Engine) -> None:
-    engine.check_length("a photo of a {}", 16)
+def test_a_template_must_have_room_for_its_word(model: BaseModel) -> None:
+    templates = TemplateFitter(PromptEncoder(model).tokenizer)
+    templates.check_length("a photo of a {}", 16)
     with pytest.raises(PromptTooLong):
-        engine.check_length("a photo of a {} " + "on the beach " * 5, 16)
+        templates.check_length("a photo of a {} " + "on the beach " * 5, 16)
 
 
 def test_stops_at_the_next_step(engine: Engine) -> None:
@@ -255,7 +258,7 @@ def test_stops_at_the_next_step(engine: Engine) -> None:
 
 
 def test_vectors_that_are_no_numbers_end_the_task(engine: Engine) -> None:
-    with pytest.raises(FailedPrecondition) as refused:
+    with pytest.raises(Diverged) as refused:
         learn(engine, recipe=replace(RECIPE, learning_rate=1e38))
     assert (refused.value.reason, refused.value.metadata) == ("DIVERGED", {"step": "2"})
 

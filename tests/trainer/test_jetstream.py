@@ -89,13 +89,7 @@ class Side:
 
         await until(came)
         (row,) = found
-        return Attempt(
-            job=job_of(row, ""),
-            tenant=row["tenant"],
-            number=row["attempt"],
-            worker_deaths=row["worker_deaths"],
-            created_us=row["created_us"],
-        )
+        return Attempt(row=row)
 
     async def end(self, attempt: Attempt) -> None:
         """As a worker that has brought a job to its end."""

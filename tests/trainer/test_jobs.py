@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rpc.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from rpc.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from storage.errors import EtagMismatch
 from storage.ledger.entry import RecordedEvent, Revision, canonical
 from storage.ledger.ledger import Ledger
 from storage.ledger.state_machine import Answer, CommittedEvent
@@ -309,7 +310,7 @@ async def test_etags(kept: Kept) -> None:
     await kept.commit(picture())
     etag = (await kept.commit(job()))["revision"]
     await kept.move(Move.TAKE)
-    with pytest.raises(Aborted) as refused:
+    with pytest.raises(EtagMismatch) as refused:
         await kept.move(Move.CANCEL, etag=etag)
     assert refused.value.metadata["etag"] == (await kept.job())["revision"] != etag
 

@@ -12,7 +12,8 @@ from pseudoword.trainer.v1.resources_pb2 import Start
 
 from rpc.errors import InvalidArgument
 from rpc.validate import Violations
-from trainer.training.recipe import Recipe, fill_in, recipes, to_json
+from trainer.api.recipe_validation import validate_recipe
+from trainer.training.recipe import Recipe, recipes, to_json
 
 OBJECT = registry_resources.CONCEPT_KIND_OBJECT
 STYLE = registry_resources.CONCEPT_KIND_STYLE
@@ -21,7 +22,7 @@ FACE = registry_resources.CONCEPT_KIND_FACE
 
 def filled(message: Message, kind: int = OBJECT, family: str = "miniature") -> Recipe:
     wrong = Violations()
-    recipe = fill_in(message, kind, family, wrong)
+    recipe = validate_recipe(message, kind, family, wrong)
     wrong.raise_if_any()
     return recipe
 

@@ -13,8 +13,8 @@ from pseudoword.names import WordRef
 from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
 from diffusion.prompt import parse
-from rpc.errors import FailedPrecondition
 from tests.trainer.test_engine import RECIPE, learn, task
+from trainer.errors import Diverged
 from trainer.training.initializers import FromWords
 from trainer.training.losses import Part
 from trainer.training.run import Run, Step
@@ -117,7 +117,7 @@ def test_a_job_that_leaves_disturbs_nobody(engine: Engine, trouble: str) -> None
     else:
         last = train(engine, [run, *others])[id(run)][-1]
         if trouble == "turns NaN":
-            assert isinstance(last.error, FailedPrecondition)
+            assert isinstance(last.error, Diverged)
             assert last.error.reason == "DIVERGED"
         else:
             assert run.done

@@ -13,8 +13,9 @@ from click.testing import CliRunner
 from pseudoword.cli import main
 from pseudoword.names import WordRef
 
-from diffusion.checkpoint import BaseModel, ModelSpec
+from diffusion.checkpoint import BaseModel
 from diffusion.settings import DenoiserSettings
+from diffusion.spec import ModelSpec
 from tests.conftest import ROOT
 from tests.triton.servers import Triton
 

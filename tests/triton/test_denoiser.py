@@ -20,13 +20,14 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from diffusion import decode, denoise
-from diffusion.checkpoint import BUNDLED, BaseModel
+from diffusion.checkpoint import BaseModel
 from diffusion.denoise import Denoising
 from diffusion.encoder import PromptEncoder
 from diffusion.errors import DenoiserRefused, DenoiserUnavailable
 from diffusion.loading import load_model
 from diffusion.prompt import parse
 from diffusion.settings import DenoiserSettings, ModelSettings
+from diffusion.spec import BUNDLED
 from rpc.settings import SettingsError
 from tests.conftest import free_port
 from tests.triton.conftest import FP16, FP32, Batch, Connect, distance

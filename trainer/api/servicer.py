@@ -8,9 +8,9 @@ from typing import Any
 from pseudoword.names import JobName, PictureName, TenantName
 from pseudoword.trainer.v1 import resources_pb2, trainer_pb2, trainer_pb2_grpc
 
-from diffusion.checkpoint import BaseModel
 from diffusion.conversions import base_model
 from diffusion.errors import PictureInvalid
+from diffusion.spec import ModelSpec
 from rpc.errors import InvalidArgument, Unavailable
 from rpc.filters import filtered
 from rpc.identity import Role, current_principal
@@ -37,7 +37,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
     def __init__(
         self,
-        model: BaseModel,
+        spec: ModelSpec,
         job_store: JobStore,
         pictures: PictureStore,
         checks: JobValidator,
@@ -45,7 +45,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         metrics: TrainerMetrics,
         draining: asyncio.Event,
     ) -> None:
-        self._model = model
+        self._spec = spec
         self._job_store = job_store
         self._pictures = pictures
         self._checks = checks
@@ -171,7 +171,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     ) -> trainer_pb2.ListRecipesResponse:
         """The recipes for the resident model, complete."""
         current_principal()
-        offered = recipes(self._model.spec.family)
+        offered = recipes(self._spec.family)
         return trainer_pb2.ListRecipesResponse(recipes=[offered[name].message() for name in sorted(offered)])
 
     async def GetBaseModel(
@@ -179,7 +179,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     ) -> trainer_pb2.GetBaseModelResponse:
         """The resident model."""
         current_principal()
-        spec = self._model.spec
+        spec = self._spec
         return trainer_pb2.GetBaseModelResponse(base_model=base_model(spec), resolution=spec.sample_size_px)
 
     async def _move(self, request: Any, move: Move, context: Context) -> Row:

@@ -1,8 +1,7 @@
-"""A request to create a job, checked and filled in. Everything that is wrong with it is told at once."""
+"""A request to create a job, validated and filled in. One error names everything that is wrong with it."""
 
 import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -10,18 +9,20 @@ from pseudoword.names import ConceptName, InvalidName, JobName, PictureName, Ten
 from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from pseudoword.trainer.v1 import resources_pb2
 
-from diffusion.checkpoint import BaseModel
 from diffusion.conversions import base_model
 from diffusion.errors import PromptTooLong
 from diffusion.prompt import parse
-from rpc.errors import Error
+from diffusion.vocabulary import Vocabulary
 from rpc.identity import Principal, to_json
 from rpc.validate import Violations
+from trainer.api.recipe_validation import validate_recipe
+from trainer.errors import InitializerUnknown
 from trainer.jobs.commands import CreateJob
 from trainer.jobs.follow_up import LAST_PRIORITY
-from trainer.training.recipe import fill_in, name_of
-from trainer.training.templates import STARTS, TEMPLATES
-from trainer.worker.engine import Engine
+from trainer.training.initializer_words import InitializerWords
+from trainer.training.recipe import name_of
+from trainer.training.template_fitter import TemplateFitter
+from trainer.training.templates import STARTS
 
 MAX_EXAMPLES = 32
 MAX_VECTORS = 16
@@ -34,11 +35,14 @@ _TRAINS = {"start", "vectors", "recipe", "word_at_once", "description", "labels"
 
 
 class JobValidator:
-    """Checks jobs for one resident model."""
+    """Validates jobs for one base model. Needs its vocabulary alone, no weights."""
 
-    def __init__(self, model: BaseModel, engine: Engine) -> None:
-        self._model = model
-        self._engine = engine
+    def __init__(self, vocabulary: Vocabulary, learned_kinds: Sequence[str]) -> None:
+        """`learned_kinds` are the kinds of concepts that the checkpoint has a learned start for."""
+        self._spec = vocabulary.spec
+        self._templates = TemplateFitter(vocabulary.tokenizer)
+        self._initializer_words = InitializerWords(vocabulary.tokenizer)
+        self._learned_kinds = learned_kinds
 
     def create(
         self,
@@ -62,7 +66,7 @@ class JobValidator:
         wrong.number("job.priority", job.priority, LAST_PRIORITY, 9)
         wrong.characters("job.description", job.description, _MAX_DESCRIPTION)
         wrong.labels("job.labels", job.labels)
-        recipe = fill_in(job.recipe, kind, self._model.spec.family, wrong)
+        recipe = validate_recipe(job.recipe, kind, self._spec.family, wrong)
         self._check_examples(tenant, job.examples, min(max(vectors, 1), MAX_VECTORS), wrong)
         start = self._start(job, recipe.name, parent, wrong)
         if job.word_at_once and start.WhichOneof("start") != "learned":
@@ -80,7 +84,7 @@ class JobValidator:
             word_at_once=job.word_at_once,
             description=job.description,
             labels=job.labels,
-            base_model=base_model(self._model.spec),
+            base_model=base_model(self._spec),
         )
         return _command(tenant, spec, principal)
 
@@ -118,7 +122,7 @@ class JobValidator:
             seed=job.seed,
             recipe=resources_pb2.Recipe(name=name_of(kind)),
             priority=job.priority or _EVALUATION_PRIORITY,
-            base_model=base_model(self._model.spec),
+            base_model=base_model(self._spec),
             evaluates=version.name,
         )
         return _command(tenant, spec, principal)
@@ -148,7 +152,7 @@ class JobValidator:
             wrong.add(field, f"holds another word, <{others[0]}>; write \\< for an ordinary <")
             return
         try:
-            self._engine.check_length(caption, vectors)
+            self._templates.check_length(caption, vectors)
         except PromptTooLong as error:
             wrong.add(field, error.message)
 
@@ -172,19 +176,18 @@ class JobValidator:
             case "learned":
                 self._check_learned(job, recipe, wrong)
                 return job.start
-        if recipe in self._engine.initializers.learned_kinds:
+        if recipe in self._learned_kinds:
             return resources_pb2.Start(learned=True)
-        return resources_pb2.Start(words=self._engine.initializers.first_of(STARTS[recipe]))
+        return resources_pb2.Start(words=self._initializer_words.first_of(STARTS[recipe]))
 
     def _check_learned(self, job: resources_pb2.Job, recipe: str, wrong: Violations) -> None:
-        known = self._engine.initializers.learned_kinds
+        known = self._learned_kinds
         if not job.start.learned:
             wrong.add("job.start.learned", "is false; leave the start out for the recipe's own")
         elif not known:
             wrong.add(
                 "job.start.learned",
-                f"there is none for {self._model.spec.checkpoint}; its operator makes one with"
-                " `python -m trainer fit-start`",
+                f"there is none for {self._spec.checkpoint}; its operator makes one with `python -m trainer fit-start`",
             )
         elif recipe not in known:
             wrong.add("job.start.learned", f"knows {' and '.join(known)} concepts, not the recipe {recipe!r}")
@@ -196,9 +199,9 @@ class JobValidator:
         wrong.characters(field, text, _MAX_START)
         if len(words) <= _MAX_START:
             try:
-                self._engine.initializers.ids(words)
-                self._engine.check_length(f"{words} {{}}", 0)
-            except (Error, PromptTooLong) as error:
+                self._initializer_words.ids(words)
+                self._templates.check_length(f"{words} {{}}", 0)
+            except (InitializerUnknown, PromptTooLong) as error:
                 wrong.add(field, error.message)
         return words
 
@@ -210,7 +213,7 @@ class JobValidator:
 
     def _check_made_for(self, version: registry_resources.Version, field: str, used: str, wrong: Violations) -> bool:
         """Whether a version is for this base model."""
-        here = base_model(self._model.spec)
+        here = base_model(self._spec)
         made_for = [(one.name, one.dimensions, one.vocabulary_digest) for one in version.base_model.encoders]
         if made_for == [(one.name, one.dimensions, one.vocabulary_digest) for one in here.encoders]:
             return True
@@ -220,23 +223,6 @@ class JobValidator:
             f" one that is {used} ({here.family} {here.checkpoint})",
         )
         return False
-
-
-def templates(job: resources_pb2.Job, engine: Engine) -> list[Sequence[str]]:
-    """The sentences for each of a job's pictures: its caption, or all of its recipe's that the encoder has room for."""
-    usual = TEMPLATES[job.recipe.name]
-    sentences = fitting(usual, job.vectors, engine) or usual[:1]
-    return [[example.caption] if example.caption else sentences for example in job.examples]
-
-
-def fitting(sentences: Sequence[str], vectors: int, engine: Engine) -> list[str]:
-    """Those that the encoder has room for, with a word of so many vectors."""
-    found = []
-    for sentence in sentences:
-        with suppress(PromptTooLong):
-            engine.check_length(sentence, vectors)
-            found.append(sentence)
-    return found
 
 
 def _kind(kind: int, wrong: Violations) -> "registry_resources.ConceptKind.ValueType":

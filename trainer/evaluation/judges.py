@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, CLIPModel, CLIPProcessor
 
-from diffusion.checkpoint import BUNDLED
-from rpc.settings import SettingsError
+from diffusion.errors import CheckpointInvalid
+from diffusion.spec import BUNDLED
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
@@ -81,15 +81,15 @@ class JudgeLoader:
     """The judges of one trainer, read when they are first needed. Used by the engine's thread."""
 
     def __init__(self, *, clip: Path | None = None, dino: Path | None = None) -> None:
-        """Folders. Raises SettingsError where one has no model in safetensors."""
+        """Folders. Raises CheckpointInvalid, which names the setting, where one has no model in safetensors."""
         for setting, folder in (("evaluation.clip", clip), ("evaluation.dino", dino)):
             missing = [] if folder is None else [name for name in (_CONFIG, _WEIGHTS) if not (folder / name).is_file()]
             if missing:
-                raise SettingsError(f"{setting}: {folder} is no model of transformers: it has no {missing[0]}")
+                raise CheckpointInvalid(f"{setting}: {folder} is no model of transformers: it has no {missing[0]}")
         self._clip, self._dino = clip, dino
         self._judges: Judges | None = None
 
-    def judges(self, device: torch.device) -> Judges:
+    def load(self, device: torch.device) -> Judges:
         """Raises what transformers raises for files of no use."""
         if self._judges is None:
             self._judges = Judges(

@@ -17,9 +17,10 @@ from diffusion.prompt import Prompt
 from trainer.evaluation.judges import Judges
 from trainer.evaluation.plan import GUIDANCE, LOSS_ROWS, PICTURES, STEPS
 from trainer.training.latents import encode_pictures
-from trainer.training.losses import Part, RowLosses, sentence
+from trainer.training.losses import Part, RowLosses
 from trainer.training.recipe import Recipe
 from trainer.training.samples import EVALUATION_STEP, samples_of_all_timesteps
+from trainer.training.template_fitter import sentence
 
 _WORD = WordRef(None, "w")
 _ROWS = 16  # of a slice: a fraction of a second on two cores of a CPU, and half of what pays there
@@ -52,7 +53,7 @@ class Measurement:
     def __init__(
         self, model: BaseModel, encoder: PromptEncoder, losses: RowLosses, subject: Subject, judges: Judges
     ) -> None:
-        """Encodes the pictures. Raises InvalidArgument for a mask that has nothing white."""
+        """Encodes the pictures. Raises MaskEmpty."""
         self._model = model
         self._encoder = encoder
         self._losses = losses

@@ -1,12 +1,10 @@
 """Rows of the trainer's ledger as messages of the contract."""
 
-import base64
-
 from google.protobuf.json_format import ParseDict
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc import status_pb2
 from pseudoword.trainer.v1 import resources_pb2
 
+from rpc.errors import read_error_text
 from trainer.jobs.tables import Row
 
 
@@ -25,7 +23,7 @@ def job_of(row: Row, revision: str) -> resources_pb2.Job:
     job.evaluation = detail.get("evaluation", "")
     job.evaluation_job = detail.get("evaluation_job", "")
     if "error" in detail:
-        job.error.ParseFromString(base64.b64decode(detail["error"]))
+        read_error_text(detail["error"], job.error)
     if "progress" in detail:
         ParseDict(detail["progress"], job.progress)
     _set_time(job.create_time, row["created_us"])
@@ -41,11 +39,6 @@ def picture_of(row: Row) -> resources_pb2.Picture:
     _set_time(picture.create_time, row["created_us"])
     _set_time(picture.expire_time, row["expires_us"])
     return picture
-
-
-def error_text(status: status_pb2.Status) -> str:
-    """A status as text for a job's detail; job_of reads it."""
-    return base64.b64encode(status.SerializeToString()).decode()
 
 
 def _set_time(timestamp: Timestamp, microseconds: int | None) -> None:

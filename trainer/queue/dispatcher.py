@@ -12,7 +12,7 @@ from trainer.jobs.tables import Row
 from trainer.metrics import TrainerMetrics
 from trainer.queue.broker import AWAY, Broker, token_of
 from trainer.queue.leadership import Leadership
-from trainer.queue.sfq import StartTimeFairQueue, trade
+from trainer.queue.sfq import Job, StartTimeFairQueue, trade
 
 _LONGEST_S = 1.0  # between two looks: what NATS has lost is told by nobody
 _PATIENCE_S = 2.0  # without a place, before a job is handed back for another one
@@ -83,7 +83,7 @@ class Dispatcher:
                 running = [row for row in rows if row["state"] == State.RUNNING]
                 await self._ask_for_room(base, None if demand.asking else trade(queued, running))
 
-    async def _ask_for_room(self, base: str, wanted: tuple[Row, Row] | None) -> None:
+    async def _ask_for_room(self, base: str, wanted: tuple[Job, Job] | None) -> None:
         """Has a worker hand a job back for another one, once that was wanted for a while without a break."""
         now = time.monotonic()
         since = self._wanted_since.pop(base, now)

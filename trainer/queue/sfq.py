@@ -3,7 +3,7 @@
 Start-time fair queueing between tenants (Goyal, Vin and Cheng 1996): a job begins, in rows, where its tenant's last one
 ended or where the others are by now, whichever is later; the one that begins first is next. So a tenant that comes is
 next at once and is owed nothing for the time before, and long jobs cost what they take. Deficit round robin, which
-shares out a tick's rows (trainer.turns), would need a quantum that the longest job fits into.
+shares out a tick's rows (trainer.worker.drr), would need a quantum that the longest job fits into.
 """
 
 from collections import Counter
@@ -11,19 +11,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer.evaluation.plan import cost_rows
-from trainer.jobs.tables import Row
+
+# A job's row, as trainer.jobs.tables has it.
+Job = Mapping[str, Any]
 
 
 class StartTimeFairQueue:
     """Those that wait for one base model."""
 
     def __init__(self) -> None:
-        self._jobs: Mapping[str, Row] = {}
+        self._jobs: Mapping[str, Job] = {}
         # Where the last job of a tenant ends, and where the newest job that was handed out began; in rows.
         self._ends: dict[str, int] = {}
         self._now = 0
 
-    def wait(self, jobs: Sequence[Row]) -> None:
+    def wait(self, jobs: Sequence[Job]) -> None:
         """These wait, and no others."""
         self._jobs = {job["name"]: job for job in jobs}
 
@@ -51,7 +53,7 @@ class StartTimeFairQueue:
     def _begin(self, tenant: str) -> int:
         return max(self._now, self._ends.get(tenant, 0))
 
-    def _rank(self, job: Row) -> tuple[int, int, int, str]:
+    def _rank(self, job: Job) -> tuple[int, int, int, str]:
         return self._begin(job["tenant"]), -job["priority"], job["created_us"], job["name"]
 
 
@@ -62,7 +64,7 @@ def _rows(spec: Mapping[str, Any]) -> int:
     return int(spec["recipe"]["steps"] * spec["recipe"]["rows"])
 
 
-def trade(waiting: Sequence[Row], running: Sequence[Row]) -> tuple[Row, Row] | None:
+def trade(waiting: Sequence[Job], running: Sequence[Job]) -> tuple[Job, Job] | None:
     """Where no worker has a place: the job that should have one, and the one that should give its own. The newest
     below priority 0 gives it to the oldest other; else the newest of the tenant that has most to the oldest of a tenant
     that has none running. So long jobs of one tenant do not keep the others waiting."""

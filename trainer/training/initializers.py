@@ -9,7 +9,7 @@ import torch
 from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
 from diffusion.prompt import Prompt
-from rpc.errors import InvalidArgument
+from trainer.training.initializer_words import InitializerWords
 from trainer.training.start_network import StartNetwork, unit_of
 
 CANDIDATES = 24  # words of the vocabulary that are looked at more closely
@@ -55,37 +55,11 @@ class Initializers:
 
     def __init__(self, model: BaseModel, encoder: PromptEncoder, network: StartNetwork | None = None) -> None:
         """`network` is the checkpoint's learned start, where it has one."""
-        self._model = model
         self._encoder = encoder
+        self.words = InitializerWords(encoder.tokenizer)
         self._network = None if network is None else network.to(model.device)
         self.table: torch.Tensor = encoder.vocabulary.detach().float()
         self.unit = unit_of(self.table)
-
-    def ids(self, words: str) -> list[int]:
-        """The vocabulary's entries of `words`, one for each. Raises InvalidArgument for a word that is not one."""
-        ids = []
-        for word in words.split():
-            pieces = self._model.tokenizer(word, add_special_tokens=False).input_ids
-            if len(pieces) != 1 or pieces[0] in self._model.tokenizer.all_special_ids:
-                raise InvalidArgument(
-                    f"the model's vocabulary has no single entry for {word[:64]!r}: start from a plainer word, or leave"
-                    " the start out",
-                    reason="START_UNKNOWN",
-                    metadata={"word": word[:64], "entries": str(len(pieces))},
-                )
-            ids.append(pieces[0])
-        return ids
-
-    def first_of(self, candidates: Sequence[str]) -> str:
-        """The first of `candidates` that the vocabulary has. Raises InvalidArgument when it has none."""
-        for word in candidates[:-1]:
-            try:
-                self.ids(word)
-            except InvalidArgument:
-                continue
-            return word
-        self.ids(candidates[-1])
-        return candidates[-1]
 
     def vectors(self, start: FromWords | FromVectors, count: int) -> torch.Tensor:
         """fp32 [count, dims]: one entry a vector; their mean for every vector where their numbers differ."""
@@ -93,7 +67,7 @@ class Initializers:
             case FromVectors(vectors=vectors):
                 rows = torch.from_numpy(vectors).to(self.table.device)
             case FromWords(words=words, encoded=False):
-                rows = self.table[torch.tensor(self.ids(words), device=self.table.device)]
+                rows = self.table[torch.tensor(self.words.ids(words), device=self.table.device)]
             case FromWords(words=words):
                 rows = self._encoded(words)
         return rows if len(rows) == count else rows.mean(dim=0, keepdim=True).expand(count, -1)
@@ -113,20 +87,18 @@ class Initializers:
 
     @torch.no_grad()
     def _encoded(self, words: str) -> torch.Tensor:
-        entries = len(self.ids(words))
+        entries = len(self.words.ids(words))
         hidden = self._encoder.encode([Prompt((words,))], {})
         return hidden[0, 1 : 1 + entries].float()
 
     def promising(self, vector: torch.Tensor, gradient: torch.Tensor) -> list[str]:
         """Up to CANDIDATES whole words of which the loss, to first order around `vector` [dims], is the lowest
         (HotFlip's choice, arXiv 1712.06751)."""
-        tokenizer = self._model.tokenizer
         gains = ((self.table - vector) @ gradient).tolist()
         found: list[str] = []
-        for index in np.argsort(gains, kind="stable").tolist():
-            word = tokenizer.convert_ids_to_tokens(index).removesuffix("</w>")
-            # A piece of a word, or a byte, is not read back as itself.
-            if word.isalpha() and tokenizer(word, add_special_tokens=False).input_ids == [index]:
+        for entry in np.argsort(gains, kind="stable").tolist():
+            word = self._encoder.tokenizer.word(entry)
+            if word is not None:
                 found.append(word)
                 if len(found) == CANDIDATES:
                     break

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from diffusion.checkpoint import BaseModel
 from diffusion.pictures import square
-from rpc.errors import InvalidArgument
+from trainer.errors import MaskEmpty
 
 _LEAST_MASK = 0.02  # of the whitest cell
 
@@ -29,7 +29,7 @@ def encode_pictures(
     model: BaseModel, pictures: Sequence[Image.Image], masks: Sequence[Image.Image | None], *, flips: bool
 ) -> Latents:
     """Latents of `pictures` (RGB, upright; their middle square), each encoded by itself; with `flips` their mirrors
-    after them. `masks` are white where the thing is, None where nobody said, or empty. Raises InvalidArgument."""
+    after them. `masks` are white where the thing is, None where nobody said, or empty. Raises MaskEmpty."""
     size = model.spec.sample_size_px
     arrays = [np.asarray(square(picture, size), dtype=np.float32) / 127.5 - 1 for picture in pictures]
     chosen = list(masks) or [None] * len(arrays)
@@ -49,11 +49,11 @@ def encode_pictures(
 
 def _weights(mask: Image.Image | None, size_px: int, cells: int) -> torch.Tensor:
     """[1, cells, cells] of mean 1: how much of each latent cell is white in `mask`; 1 everywhere without one. Raises
-    InvalidArgument for one that has nothing white."""
+    MaskEmpty for one that has nothing white."""
     if mask is None:
         return torch.ones(1, cells, cells)
     grey = square(mask, size_px).convert("L").resize((cells, cells), Image.Resampling.BOX)
     share = torch.from_numpy(np.asarray(grey, dtype=np.float32) / 255)
     if share.max() < _LEAST_MASK:
-        raise InvalidArgument("a mask has nothing white in the middle square of its picture", reason="MASK_EMPTY")
+        raise MaskEmpty("a mask has nothing white in the middle square of its picture")
     return (share / share.mean())[None]

@@ -10,9 +10,9 @@ from pseudoword.names import WordRef
 
 from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
-from diffusion.prompt import Prompt, parse
 from trainer.training.latents import Latents
 from trainer.training.samples import TrainingSample
+from trainer.training.template_fitter import sentence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +71,3 @@ class RowLosses:
         velocity = self._model.spec.prediction_type == "v_prediction"
         weights = torch.minimum(snr, gammas) / (snr + 1 if velocity else snr)
         return torch.where(gammas > 0, weights, torch.ones_like(weights))
-
-
-def sentence(template: str, word: WordRef) -> Prompt:
-    """A template with `word` in the place of its `{}`."""
-    before, after = template.split("{}")
-    return Prompt((*parse(before).parts, word, *parse(after).parts))

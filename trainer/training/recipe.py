@@ -1,4 +1,4 @@
-"""How to learn: the recipes' defaults, and a request's recipe checked and filled in."""
+"""How to learn: a complete recipe, and the recipes that are offered."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -9,8 +9,6 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from pseudoword.trainer.v1 import resources_pb2
-
-from rpc.validate import Violations
 
 _Message = resources_pb2.Recipe
 GREATEST_TIMESTEP = 999
@@ -121,42 +119,25 @@ def recipes(family: str) -> Mapping[str, Recipe]:
     return _RECIPES.get(family, _FALLBACK)
 
 
-def fill_in(message: resources_pb2.Recipe, kind: int, family: str, wrong: Violations) -> Recipe:
-    """The complete recipe that a request means; adds to `wrong` what is out of range."""
-    offered = recipes(family)
-    name = message.name or name_of(kind)
-    if name not in offered:
-        wrong.add("job.recipe.name", f"{name[:64]!r} is not one of {', '.join(sorted(offered))}")
-        return offered["object"]
-    base = offered[name]
-    known_enums = {
-        "schedule": message.schedule in _Message.Schedule.values(),
-        "timesteps": message.timesteps in _Message.Timesteps.values(),
-        "norm": message.norm in _Message.Norm.values(),
-    }
-    for field, known in known_enums.items():
-        if not known:
-            wrong.add(f"job.recipe.{field}", "is no value of the enum")
+def from_message(message: resources_pb2.Recipe, kind: int, family: str) -> Recipe:
+    """The recipe that `message` means: what it leaves out is the named recipe's, or that of the `kind` of concept.
+
+    Raises KeyError for an unknown name and ValueError for an unknown schedule, which validation finds first.
+    """
+    base = recipes(family)[message.name or name_of(kind)]
     set_fields = {field.name for field, _ in message.ListFields()}  # for optional ones also where they are 0
     given: dict[str, Any] = {field: getattr(message, field) for field in _OPTIONAL if field in set_fields}
     if message.schedule:
-        known = known_enums["schedule"]
-        given["schedule"] = Schedule(message.schedule) if known else base.schedule
+        given["schedule"] = Schedule(message.schedule)
     if message.timesteps:
         given["stratified"] = message.timesteps == _Message.TIMESTEPS_STRATIFIED
     if message.norm:
         given["hold_norm"] = message.norm == _Message.NORM_VOCABULARY
-    recipe = replace(base, **given)
-    for field, (low, high) in _RANGES.items():
-        wrong.number(f"job.recipe.{field}", getattr(recipe, field), low, high)
-    if not recipe.learning_rate > 0:
-        wrong.add("job.recipe.learning_rate", "must be above 0")
-    if recipe.first_timestep > recipe.last_timestep:
-        wrong.add("job.recipe.first_timestep", f"is above last_timestep, {recipe.last_timestep}")
-    return recipe
+    return replace(base, **given)
 
 
-_RANGES: Mapping[str, tuple[float, float]] = {
+# Least and greatest value of each number.
+RANGES: Mapping[str, tuple[float, float]] = {
     "steps": (1, 10_000),
     "rows": (1, 64),
     "learning_rate": (0, 10),
@@ -168,7 +149,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "weight_decay": (0, 1),
     "clip_norm": (0, 1000),
 }
-_OPTIONAL = (*_RANGES, "flips", "progressive", "early_stopping")
+_OPTIONAL = (*RANGES, "flips", "progressive", "early_stopping")
 
 
 def to_json(recipe: Recipe, start: resources_pb2.Start, chosen: str = "") -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rpc.errors import FailedPrecondition
+from trainer.errors import Diverged
 from trainer.training.initializers import Initializer
 from trainer.training.latents import Latents
 from trainer.training.recipe import Recipe
@@ -163,7 +163,7 @@ class Run:
 
     def gather(self, losses: Sequence[float], gradients: Sequence[torch.Tensor]) -> Step | None:
         """Takes rows in: their losses, and the gradients of their sum over the recipe's rows times `scale`, an active
-        leaf each. Gives the step that they complete, if they do and it is made. Raises FailedPrecondition (DIVERGED)
+        leaf each. Gives the step that they complete, if they do and it is made. Raises Diverged
         when the loss or the vectors are no longer finite."""
         self._row_losses += losses
         if self._gradients:
@@ -240,7 +240,7 @@ class Run:
             chosen=self._chosen,
         )
 
-    def at_once(self) -> Learned:
+    def initial(self) -> Learned:
         """The vectors before the first step."""
         vectors = self._start.cpu().numpy().copy()
         return Learned(vectors=vectors, losses=[], stop_reason=StopReason.AT_ONCE.value, chosen=self._chosen)
@@ -268,10 +268,9 @@ class Run:
             leaf.grad = None
         self.losses.append(loss)
         if not math.isfinite(loss) or not _finite(self.leaves):
-            raise FailedPrecondition(
+            raise Diverged(
                 f"training diverged at step {self.step}: try a lower learning rate than {recipe.learning_rate:g}",
-                reason="DIVERGED",
-                metadata={"step": str(self.step)},
+                step=str(self.step),
             )
         self._grow()
         self._smoothed = _SMOOTHING * self._smoothed + (1 - _SMOOTHING) * loss

@@ -5,7 +5,8 @@ thing instead of a large one for a domain.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as write
 from torch import nn
 
-from diffusion.checkpoint import BUNDLED, ModelSpec
 from diffusion.errors import CheckpointInvalid
+from diffusion.spec import BUNDLED, ModelSpec
 
 FOLDER = "learned_start"
 """Beside a checkpoint's other parts."""
@@ -101,17 +102,20 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return _read(folder / _FILE)[1]
 
 
+def kinds(folder: Path, spec: ModelSpec) -> Sequence[str]:
+    """The kinds of concepts that a learned start knows; reads no weights. Raises CheckpointInvalid as `load`."""
+    file = folder / _FILE
+    with _opened(file) as (made_for, _):
+        _check_made_for(file, made_for, spec)
+        return tuple(made_for["kinds"])
+
+
 def load(folder: Path, spec: ModelSpec) -> StartNetwork:
     """What `save` wrote, frozen, on the CPU. Raises CheckpointInvalid where it is none, or was made for another
     vocabulary."""
     file = folder / _FILE
     made_for, found = _read(file)
-    if made_for["vocabulary"] != spec.encoders[0].vocabulary_digest or made_for["channels"] != spec.latent_channels:
-        raise CheckpointInvalid(
-            f"{file} was made for another base model than {spec.checkpoint}: make it again with"
-            " `python -m trainer fit-start`, or take it away",
-            source=str(file),
-        )
+    _check_made_for(file, made_for, spec)
     network = StartNetwork(made_for["channels"], made_for["dims"], made_for["kinds"])
     try:
         network.load_state_dict(found)
@@ -120,14 +124,29 @@ def load(folder: Path, spec: ModelSpec) -> StartNetwork:
     return network.eval().requires_grad_(False)
 
 
+def _check_made_for(file: Path, made_for: dict[str, Any], spec: ModelSpec) -> None:
+    if made_for["vocabulary"] != spec.encoders[0].vocabulary_digest or made_for["channels"] != spec.latent_channels:
+        raise CheckpointInvalid(
+            f"{file} was made for another base model than {spec.checkpoint}: make it again with"
+            " `python -m trainer fit-start`, or take it away",
+            source=str(file),
+        )
+
+
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """What it was made for, and its weights."""
+    with _opened(file) as (made_for, opened):
+        return made_for, {key: opened.get_tensor(key).float() for key in opened.keys()}  # noqa: SIM118, no mapping
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[tuple[dict[str, Any], Any]]:
+    """What the file was made for, and the open file. Raises CheckpointInvalid."""
     try:
         with safe_open(file, "pt") as opened:
             made_for: dict[str, Any] = json.loads((opened.metadata() or {}).get("start", "{}"))
-            found = {key: opened.get_tensor(key).float() for key in opened.keys()}  # noqa: SIM118, it is no mapping
+            if made_for.get("format") != _FORMAT:
+                raise CheckpointInvalid(f"{file} is no learned start of this format", source=str(file))
+            yield made_for, opened
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointInvalid(f"{file} is no learned start: {error}", source=str(file)) from error
-    if made_for.get("format") != _FORMAT:
-        raise CheckpointInvalid(f"{file} is no learned start of this format", source=str(file))
-    return made_for, found

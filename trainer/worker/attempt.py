@@ -4,28 +4,31 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 
 from pseudoword.trainer.v1 import resources_pb2
 
+from rpc.identity import Principal, from_json
 from trainer.evaluation.measurement import Measurement
 from trainer.jobs.commands import MoveJob
+from trainer.jobs.conversions import job_of
 from trainer.jobs.life_cycle import Move
+from trainer.jobs.tables import Row
 from trainer.training.run import Run
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Attempt:
-    """A job that this worker holds. `run`, or of an evaluation `measurement`, is absent until its pictures are encoded;
-    `over` once nothing more is to come of it."""
+    """A job that this worker holds. Owned by the worker's event loop.
 
-    job: resources_pb2.Job
-    tenant: str
-    number: int
-    worker_deaths: int
-    created_us: int
+    `row` is the job's row as it was taken, the only one that is read on the way to a task. `run`, or of an evaluation
+    `measurement`, is absent until the pictures are encoded. `over`: the attempt has ended, or lost its job.
+    """
+
+    row: Row
     began: float = field(default_factory=time.monotonic)  # training, and its last step
     stepped: float = 0.0
-    # Blob that the log has as the job's checkpoint, when it was made, and whether another one is on its way.
+    # The blob that the log names as the job's checkpoint, when it was written, and a write that is under way.
     checkpoint: str = ""
     saved: float = 0.0
     saving: asyncio.Task[None] | None = None
@@ -35,6 +38,44 @@ class Attempt:
     run: Run | None = None
     measurement: Measurement | None = None
     over: bool = False
+
+    def __post_init__(self) -> None:
+        self.checkpoint = self.row["detail"].get("checkpoint", "")
+
+    @cached_property
+    def job(self) -> resources_pb2.Job:
+        return job_of(self.row, self.row["revision"])
+
+    @cached_property
+    def creator(self) -> Principal:
+        """For whom the job is trained and published."""
+        return from_json(self.row["principal"])
+
+    @property
+    def name(self) -> str:
+        name: str = self.row["name"]
+        return name
+
+    @property
+    def tenant(self) -> str:
+        tenant: str = self.row["tenant"]
+        return tenant
+
+    @property
+    def number(self) -> int:
+        """The fencing token: the log refuses what any other attempt of the job says."""
+        number: int = self.row["attempt"]
+        return number
+
+    @property
+    def worker_deaths(self) -> int:
+        deaths: int = self.row["worker_deaths"]
+        return deaths
+
+    @property
+    def created_us(self) -> int:
+        created: int = self.row["created_us"]
+        return created
 
     def trained(self, now: float) -> timedelta:
         """Wall time of the training until `now`, earlier attempts' included."""
@@ -49,4 +90,4 @@ class Attempt:
         return progress
 
     def move(self, move: Move, **detail: object) -> MoveJob:
-        return MoveJob(name=self.job.name, move=move, attempt=self.number, detail=detail)
+        return MoveJob(name=self.name, move=move, attempt=self.number, detail=detail)

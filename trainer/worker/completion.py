@@ -9,21 +9,21 @@ from google.protobuf.json_format import MessageToDict
 from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from pseudoword.trainer.v1 import resources_pb2
 
-from rpc.errors import Error, ErrorTable, FailedPrecondition, NotFound, to_status
+from rpc.errors import Error, ErrorTable, FailedPrecondition, NotFound, error_text
 from rpc.identity import from_json
 from rpc.retry import retry_while_unavailable
 from storage.objects.blobs import Blobs
 from storage.tensors import write_tensors
 from trainer.evaluation.measurement import Measurement
 from trainer.jobs.commands import FixFirst, KeepFirst, MoveJob
-from trainer.jobs.conversions import error_text, job_of
+from trainer.jobs.conversions import job_of
 from trainer.jobs.job_store import JobStore
 from trainer.jobs.life_cycle import Move, State
 from trainer.jobs.tables import Row
 from trainer.metrics import TrainerMetrics
 from trainer.training.run import Learned, Run
 from trainer.worker.attempt import Attempt
-from trainer.worker.provenance import figures, record
+from trainer.worker.provenance import evaluation_of, version_of
 from trainer.worker.publisher import Publisher
 
 # What the book refuses with when a job is no longer the attempt's.
@@ -44,14 +44,14 @@ class JobCompletion:
         self._metrics = metrics
         self._table = table
 
-    async def fix(self, attempt: Attempt, run: Run, training_time: timedelta) -> Row:
+    async def fix_result(self, attempt: Attempt, run: Run, training_time: timedelta) -> Row:
         """From here on these vectors are the job's for ever. Raises FailedPrecondition when the job is not ours."""
         embedding, about = await self._written(attempt, run, run.learned(), training_time)
         return await self._fix(attempt, embedding=embedding, record=about)
 
     async def fix_figures(self, attempt: Attempt, measurement: Measurement) -> Row:
-        """From here on these figures are the job's for ever. Raises as `fix`."""
-        return await self._fix(attempt, record=await self._put(attempt, figures(attempt.job, measurement)))
+        """From here on these figures are the job's for ever. Raises as `fix_result`."""
+        return await self._fix(attempt, record=await self._put(attempt, evaluation_of(attempt.job, measurement)))
 
     async def _fix(self, attempt: Attempt, **detail: Any) -> Row:
         progress = self._job_store.events.progress(attempt.job.name)
@@ -59,14 +59,13 @@ class JobCompletion:
             detail["progress"] = MessageToDict(progress, preserving_proto_field_name=True)
         return await self._job_store.move(attempt.move(Move.FIX, **detail))
 
-    async def at_once(self, attempt: Attempt, run: Run) -> None:
+    async def publish_initial(self, attempt: Attempt, run: Run) -> None:
         """Publishes the vectors as they are before the first step, unless an earlier attempt has; the job goes on
         meanwhile, and fails where the registry refuses them."""
-        name = attempt.job.name
+        name, row = attempt.name, attempt.row
         try:
-            row, _ = await self._job_store.row(name, cached=True)
             if "first_record" not in row["detail"]:
-                embedding, about = await self._written(attempt, run, run.at_once(), timedelta(0))
+                embedding, about = await self._written(attempt, run, run.initial(), timedelta(0))
                 fixed = FixFirst(name=name, attempt=attempt.number, embedding=embedding, record=about)
                 row = await self._job_store.commit_own(fixed, attempt.tenant)
             await self._publish_first(row)
@@ -89,7 +88,7 @@ class JobCompletion:
         except Exception as error:
             await self.fail(name, attempt, error)
         else:
-            await self.say(move, "published")
+            await self.record(move, "published")
 
     async def _publish_first(self, row: Row) -> None:
         """Does nothing where nothing was fixed at first, or the registry is known to have it."""
@@ -113,7 +112,7 @@ class JobCompletion:
         """The blobs of the embedding and of what is written down about it."""
         job = attempt.job
         file = write_tensors({encoder.name: learned.vectors for encoder in job.base_model.encoders})
-        about = record(job, run.task.recipe, learned, training_time)
+        about = version_of(job, run.task.recipe, learned, training_time)
         embedding = await retry_while_unavailable(lambda: asyncio.to_thread(self._blobs.put, attempt.tenant, file))
         return embedding.name, await self._put(attempt, about)
 
@@ -132,10 +131,10 @@ class JobCompletion:
         if isinstance(failure, NotFound):  # a picture that went since; what the job needs is its state, not a request
             failure = FailedPrecondition(failure.message, reason=failure.reason, metadata=failure.metadata)
         _logger.warning("job failed", job=name, attempt=attempt, reason=failure.reason, error=failure.message)
-        detail = {"error": error_text(to_status(failure))}
-        await self.say(MoveJob(name=name, move=Move.FAIL, attempt=attempt, detail=detail), "failed")
+        detail = {"error": error_text(failure)}
+        await self.record(MoveJob(name=name, move=Move.FAIL, attempt=attempt, detail=detail), "failed")
 
-    async def say(self, move: MoveJob, how: str) -> bool:
+    async def record(self, move: MoveJob, how: str) -> bool:
         """A last word about an attempt, which nobody hears (False) if the job was cancelled, or lost, meanwhile."""
         try:
             await self._job_store.move(move)

@@ -23,11 +23,12 @@ from trainer.evaluation.measurement import Measurement, Subject
 from trainer.training.initializer_search import Trial, best_word, better
 from trainer.training.initializers import BestWord, FromWords, Initializers, LearnedStart
 from trainer.training.latents import Latents, encode_pictures
-from trainer.training.losses import Part, RowLosses, sentence
+from trainer.training.losses import Part, RowLosses
 from trainer.training.run import Learned, Run, RunState, Step, Task, Unit
 from trainer.training.start_network import StartNetwork
+from trainer.training.template_fitter import sentence
 
-_WORD = WordRef(None, "w")  # how a template's word is called while its length is checked
+_WORD = WordRef(None, "w")  # stands for the word in a preview
 _PREVIEW_STEPS = 10
 _PREVIEW_GUIDANCE = 4.0
 
@@ -55,24 +56,20 @@ class Engine:
         max_rows: int = 64,
         checkpoint_activations: bool = False,
         learned_start: StartNetwork | None = None,
-        bench: JudgeLoader | None = None,
+        judges: JudgeLoader | None = None,
     ) -> None:
         """At most `max_rows` rows in a tick; fewer once the device's memory was too small for as many.
         `checkpoint_activations` computes the UNet's activations anew in the backward pass: less memory, more time."""
         self._model = model
         self._encoder = PromptEncoder(model)
         self._losses = RowLosses(model, self._encoder)
-        self._bench = bench or JudgeLoader()
+        self._judges = judges or JudgeLoader()
         self.max_rows = max_rows
         self.initializers = Initializers(model, self._encoder, learned_start)
         table = self.initializers.table
         self.unit = Unit(rms=self.initializers.unit.item(), norm=table.norm(dim=-1).mean().item())
         if checkpoint_activations:
             model.unet.enable_gradient_checkpointing()
-
-    def check_length(self, template: str, vectors: int) -> None:
-        """Raises PromptTooLong when a sentence with a word of so many vectors does not fit the encoder."""
-        self._encoder.tokenize(sentence(template, _WORD), {_WORD: vectors})
 
     def prepare(self, task: Task, state: RunState | None = None) -> Run:
         """Everything of a job that is computed once; it goes on from `state`, or begins."""
@@ -152,12 +149,12 @@ class Engine:
 
     def measure(self, subject: Subject) -> Measurement:
         """A version's figures, begun: everything of them that is computed once. Without judges only the loss."""
-        judges = self._bench.judges(self._model.device)
+        judges = self._judges.load(self._model.device)
         return Measurement(self._model, self._encoder, self._losses, subject, judges)
 
     def learn(self, task: Task, on_step: Callable[[Step], None], stop: threading.Event) -> Learned:
         """Learns one word, alone. Raises Stopped when `stop` is set, at the latest one step later, and
-        FailedPrecondition (DIVERGED) when the loss or the vectors are no longer finite."""
+        Diverged when the loss or the vectors are no longer finite."""
         run = self.prepare(task)
         while not run.done:
             if stop.is_set():

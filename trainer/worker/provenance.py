@@ -20,7 +20,7 @@ _MAX_EVALUATOR = 200  # characters, as the registry's
 _PROGRAMS = ("pseudoword", "diffusers", "transformers")
 
 
-def record(
+def version_of(
     job: resources_pb2.Job, recipe: Recipe, learned: Learned, training_time: timedelta
 ) -> registry_resources.Version:
     """The Version that a job publishes: what it was made for, and how."""
@@ -48,7 +48,7 @@ def record(
     return version
 
 
-def figures(job: resources_pb2.Job, measurement: Measurement) -> registry_resources.Evaluation:
+def evaluation_of(job: resources_pb2.Job, measurement: Measurement) -> registry_resources.Evaluation:
     """The Evaluation that a job writes: what was found, by whom, on what."""
     shown = ", ".join(PictureName.parse(example.picture).picture[:12] for example in job.examples)
     note = f"{job.name}: loss over {LOSS_ROWS} draws of the pictures {shown}"

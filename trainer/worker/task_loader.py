@@ -1,31 +1,36 @@
-"""What the engine needs to know of a job, with its pictures read and its vectors fetched."""
+"""Loads what the engine needs to know of a job: its pictures are read, its vectors fetched."""
 
 from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from pseudoword.trainer.v1 import resources_pb2
 
+from diffusion.tokens import PromptTokenizer
 from rpc.errors import FailedPrecondition
 from rpc.identity import Principal
-from rpc.validate import Violations
-from trainer.api.validation import fitting, templates
 from trainer.evaluation.measurement import Subject
 from trainer.pictures.store import PictureStore
 from trainer.registry_reader import RegistryReader
+from trainer.training.initializer_words import InitializerWords
 from trainer.training.initializers import BestWord, FromVectors, FromWords, Initializer, LearnedStart
-from trainer.training.recipe import fill_in
+from trainer.training.recipe import from_message
 from trainer.training.run import Task
+from trainer.training.template_fitter import TemplateFitter
 from trainer.training.templates import EDITS, STARTS, TEMPLATES
-from trainer.worker.engine import Engine
 
 
 class TaskLoader:
-    """Makes tasks of jobs for one resident model. While the store or the registry is away this waits."""
+    """Loads tasks for one resident model. While the store or the registry is unavailable it waits."""
 
     def __init__(
-        self, pictures: PictureStore, versions: RegistryReader, engine: Engine, base_model: registry_resources.BaseModel
+        self,
+        pictures: PictureStore,
+        registry: RegistryReader,
+        tokenizer: PromptTokenizer,
+        base_model: registry_resources.BaseModel,
     ) -> None:
         self._pictures = pictures
-        self._versions = versions
-        self._engine = engine
+        self._registry = registry
+        self._templates = TemplateFitter(tokenizer)
+        self._words = InitializerWords(tokenizer)
         self._base_model = base_model
 
     async def training(self, job: resources_pb2.Job, principal: Principal) -> Task:
@@ -34,11 +39,11 @@ class TaskLoader:
         return Task(
             pictures=[await self._pictures.read(example.picture) for example in job.examples],
             masks=[await self._pictures.read(example.mask) if example.mask else None for example in job.examples],
-            templates=templates(job, self._engine),
-            start=await self._start(job, principal),
+            templates=self._templates.of_pictures(job.recipe.name, [one.caption for one in job.examples], job.vectors),
+            start=await self._initializer(job, principal),
             vectors=job.vectors,
             seed=job.seed,
-            recipe=fill_in(job.recipe, job.kind, self._base_model.family, Violations()),
+            recipe=from_message(job.recipe, job.kind, self._base_model.family),
         )
 
     async def evaluation(self, job: resources_pb2.Job, principal: Principal) -> Subject:
@@ -46,14 +51,14 @@ class TaskLoader:
         self._check_base_model(job)
         kind = job.recipe.name
         return Subject(
-            vectors=await self._versions.vectors(job.evaluates, principal),
+            vectors=await self._registry.vectors(job.evaluates, principal),
             pictures=[await self._pictures.read(example.picture) for example in job.examples],
             masks=[await self._pictures.read(example.mask) if example.mask else None for example in job.examples],
-            templates=templates(job, self._engine),
-            plain=(fitting(TEMPLATES[kind], job.vectors, self._engine) or TEMPLATES[kind])[0],
-            edits=fitting(EDITS[kind], job.vectors, self._engine),
-            usual=self._engine.initializers.first_of(STARTS[kind]),
-            recipe=fill_in(job.recipe, job.kind, self._base_model.family, Violations()),
+            templates=self._templates.of_pictures(kind, [one.caption for one in job.examples], job.vectors),
+            plain=(self._templates.fitting(TEMPLATES[kind], job.vectors) or TEMPLATES[kind])[0],
+            edits=self._templates.fitting(EDITS[kind], job.vectors),
+            usual=self._words.first_of(STARTS[kind]),
+            recipe=from_message(job.recipe, job.kind, self._base_model.family),
             seed=job.seed,
         )
 
@@ -65,15 +70,14 @@ class TaskLoader:
                 reason="BASE_MODEL_CHANGED",
             )
 
-    async def _start(self, job: resources_pb2.Job, principal: Principal) -> Initializer:
+    async def _initializer(self, job: resources_pb2.Job, principal: Principal) -> Initializer:
         match job.start.WhichOneof("start"):
             case "version":
-                return FromVectors(vectors=await self._versions.vectors(job.start.version, principal))
+                return FromVectors(vectors=await self._registry.vectors(job.start.version, principal))
             case "best_of_vocabulary":
-                return BestWord(usual=self._engine.initializers.first_of(STARTS[job.recipe.name]))
+                return BestWord(usual=self._words.first_of(STARTS[job.recipe.name]))
             case "learned":
-                usual = self._engine.initializers.first_of(STARTS[job.recipe.name])
-                return LearnedStart(kind=job.recipe.name, usual=usual)
+                return LearnedStart(kind=job.recipe.name, usual=self._words.first_of(STARTS[job.recipe.name]))
             case "encoded_words":
                 return FromWords(words=job.start.encoded_words, encoded=True)
         return FromWords(words=job.start.words)

@@ -1,0 +1,84 @@
+"""A checkpoint's tokenizer and description, for a server that reads prompts and computes nothing."""
+
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import transformers
+from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+from huggingface_hub import hf_hub_download
+from safetensors import safe_open
+from transformers import CLIPTextConfig
+
+from diffusion.errors import CheckpointInvalid
+from diffusion.spec import Configs, ModelSpec, describe, not_a_checkpoint, place_of, read_index
+from diffusion.tokens import PromptTokenizer
+
+_ENCODER = "text_encoder"
+_WEIGHTS = "model.safetensors"
+_TABLE = "token_embedding.weight"
+
+
+class Vocabulary:
+    """What a checkpoint reads, without its weights but for the text encoder's rows, from which the digest is made."""
+
+    def __init__(self, spec: ModelSpec, tokenizer: PromptTokenizer) -> None:
+        self.spec = spec
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, source: str | None, *, revision: str | None = None) -> Self:
+        """Of a folder or a hub id; None: the bundled miniature. `spec.digest` is empty. Raises CheckpointInvalid."""
+        place = place_of(source)
+        try:
+            index = read_index(place, revision)
+            at: dict[str, Any] = {"revision": revision}
+            tokenizer_class = getattr(transformers, index["tokenizer"][1])
+            tokenizer = tokenizer_class.from_pretrained(place, subfolder="tokenizer", **at)
+            configs = Configs(
+                index=index,
+                tokenizer_length=tokenizer.model_max_length,
+                text_encoder=CLIPTextConfig.from_pretrained(place, subfolder=_ENCODER, **at).to_dict(),
+                unet=dict(UNet2DConditionModel.load_config(place, subfolder="unet", **at)),
+                vae=dict(AutoencoderKL.load_config(place, subfolder="vae", **at)),
+                scheduler=dict(SchedulerMixin.load_config(place, subfolder="scheduler", **at)),
+            )
+            spec = describe(place, configs, _table(place, revision), digest="")
+        except CheckpointInvalid:
+            raise
+        except Exception as error:  # whatever the libraries raise for a bad folder, id or file
+            raise not_a_checkpoint(place, error) from error
+        return cls(spec, PromptTokenizer(tokenizer, spec.encoders[0].length))
+
+
+def _table(place: str, revision: str | None) -> torch.Tensor:
+    """The text encoder's own rows [entries, dims]; of the file that holds them no other tensor is read."""
+    index = _file(place, f"{_WEIGHTS}.index.json", revision, optional=True)
+    name = _WEIGHTS
+    if index is not None:
+        shards: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
+        name = next(shard for key, shard in shards.items() if key.endswith(_TABLE))
+    path = _file(place, name, revision)
+    assert path is not None
+    with safe_open(path, "pt") as opened:
+        key = next(key for key in opened.keys() if key.endswith(_TABLE))  # noqa: SIM118, it is no mapping
+        table: torch.Tensor = opened.get_tensor(key)
+    return table.float()
+
+
+def _file(place: str, name: str, revision: str | None, *, optional: bool = False) -> Path | None:
+    """A file of the text encoder; None where it is optional and missing."""
+    local = Path(place) / _ENCODER / name
+    if local.is_file():
+        return local
+    if Path(place).is_dir():
+        if optional:
+            return None
+        raise FileNotFoundError(f"{local} is missing")
+    try:
+        return Path(hf_hub_download(place, f"{_ENCODER}/{name}", revision=revision))
+    except Exception:
+        if optional:
+            return None
+        raise
