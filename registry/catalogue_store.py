@@ -19,7 +19,7 @@ from rpc.validate import Violations
 from storage.errors import RevisionAhead, StorageError
 from storage.ledger.entry import Revision
 from storage.ledger.ledger import Ledger
-from storage.ledger.writer import Result
+from storage.ledger.pending import Result
 from storage.objects.blobs import Blob, Blobs
 
 Context = grpc.aio.ServicerContext[Any, Any]

@@ -23,7 +23,7 @@ from storage.objects.blobs import tenant_of
 GRACE = timedelta(hours=24)
 _PAGE = 1000
 # An entry holds their names with room to spare.
-_MOST = 200
+_MAX_BLOBS_PER_ENTRY = 200
 _COMMIT_S = 60.0
 
 
@@ -73,8 +73,8 @@ class Collector:
                 condemn.append(info.name)
             else:
                 done.waiting += 1
-        for start in range(0, len(condemn), _MOST):
-            await self._condemn(tenant, condemn[start : start + _MOST])
+        for start in range(0, len(condemn), _MAX_BLOBS_PER_ENTRY):
+            await self._condemn(tenant, condemn[start : start + _MAX_BLOBS_PER_ENTRY])
 
     async def _condemn(self, tenant: str, names: list[str]) -> None:
         while names and not self._dry_run:

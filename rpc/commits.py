@@ -14,7 +14,7 @@ from rpc.identity import current_principal
 from rpc.retry import retry_while_unavailable
 from storage.errors import Contention, EntryTooLarge, NotCommitted, RequestIdReused, StorageError
 from storage.ledger.ledger import Ledger
-from storage.ledger.writer import Result
+from storage.ledger.pending import Result
 from storage.objects.base import ObjectStore
 
 _C = TypeVar("_C")

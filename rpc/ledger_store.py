@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 from rpc import commits
 from storage.ledger.entry import Revision
 from storage.ledger.ledger import Ledger, shard_of
-from storage.ledger.writer import Result
+from storage.ledger.pending import Result
 
 C = TypeVar("C")
 T = TypeVar("T")

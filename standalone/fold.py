@@ -19,7 +19,7 @@ from storage.errors import ObjectMissing, StoreMismatch
 from storage.ledger.entry import Entry
 from storage.ledger.log import METADATA_NAME, Backoff, Log, Metadata, new_write_id
 from storage.ledger.segments import RUN
-from storage.ledger.snapshots import whole_view, write_checkpoint
+from storage.ledger.snapshots import whole_view, write_snapshot
 from storage.ledger.view import View
 from storage.objects.base import ObjectStore
 
@@ -105,7 +105,7 @@ def _fold(source: ObjectStore, target: ObjectStore, folder: Path, before_us: int
             done.blobs += len(live)
             copy_blobs(source, target, live, set())
             if now.position.entry:
-                write_checkpoint(target, now)
+                write_snapshot(target, now)
     target.put(METADATA_NAME, new.encode())
     return done
 

@@ -77,7 +77,7 @@ async def _collect(store: ObjectStore, grace: timedelta, dry_run: bool) -> Colle
     shards = Metadata.read(store).shards
     with tempfile.TemporaryDirectory(prefix="pseudoword-gc-") as folder:
         state_machine = CatalogueStateMachine(Quotas())
-        ledger = Ledger.open(store, state_machine, shards=shards, view_folder=Path(folder), upkeep=not dry_run)
+        ledger = Ledger.open(store, state_machine, shards=shards, view_folder=Path(folder), maintenance=not dry_run)
         try:
             return await Collector(ledger, store, grace=grace, dry_run=dry_run).run()
         finally:

@@ -21,7 +21,7 @@ from storage.errors import Damaged, ObjectMissing, StoreMismatch
 from storage.ledger.entry import Entry, encode, entry_name
 from storage.ledger.log import IDENTITY_FRESH_S, METADATA_NAME, RESTORING, Backoff, Log, Metadata, new_metadata
 from storage.ledger.segments import RUN, pack, read_segment, segment_name, segments, unpack
-from storage.ledger.snapshots import whole_view, write_checkpoint
+from storage.ledger.snapshots import whole_view, write_snapshot
 from storage.ledger.state_machine import StateMachine
 from storage.ledger.view import View
 from storage.objects.base import ObjectStore, list_all
@@ -132,7 +132,7 @@ def restore(
                 live = set(state_machine.blobs(db))
             copy_blobs(backup, store, live, set())
             if last:
-                write_checkpoint(store, view)
+                write_snapshot(store, view)
     store.put(METADATA_NAME, metadata.encode())
     return metadata
 

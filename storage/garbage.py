@@ -16,7 +16,7 @@ from typing import Any
 from storage.errors import ObjectMissing
 from storage.inspect.shard import blob_names
 from storage.ledger.log import Backoff, Log, Metadata
-from storage.ledger.snapshots import checkpoints, superseded, whole_view
+from storage.ledger.snapshots import snapshots, superseded, whole_view
 from storage.ledger.state_machine import StateMachine
 from storage.ledger.view import all_changes
 from storage.objects.base import ObjectInfo, ObjectStore, list_all
@@ -44,9 +44,9 @@ def leftovers(store: ObjectStore, shards: int) -> Iterator[ObjectInfo]:
     """What probes have left, and checkpoints that newer ones replace."""
     yield from store.list("probe/")
     for shard in range(shards):
-        for checkpoint in superseded(checkpoints(store, shard)):
+        for snapshot in superseded(snapshots(store, shard)):
             with suppress(ObjectMissing):  # a server was faster
-                yield store.stat(checkpoint.name)
+                yield store.stat(snapshot.name)
 
 
 def sweep(

@@ -38,7 +38,7 @@ def draw(model: BaseModel, words: Mapping[str, np.ndarray], asked: Sequence[Aske
 async def _draw(engine: Engine, model: BaseModel, words: Mapping[str, torch.Tensor], asked: Sequence[Asked]) -> None:
     requests = []
     for one in asked:
-        _, params = checked(one, model)
+        params = checked(one, model)
         vectors = {WordRef(None, one.word): words[one.word]}
         mailbox = Mailbox(asyncio.get_running_loop())
         requests.append(Request(params=params, vectors=vectors, mailbox=mailbox, arrived=time.monotonic()))
@@ -52,13 +52,13 @@ def make(model: BaseModel) -> Engine:
     return Engine(model, scheduler, EngineMetrics(CollectorRegistry()))
 
 
-def checked(one: Asked, model: BaseModel) -> tuple[resources_pb2.PictureSettings, GenerationParams]:
-    """A request's settings, and what the server makes of them."""
+def checked(one: Asked, model: BaseModel) -> GenerationParams:
+    """What the server makes of a request's settings."""
     settings = resources_pb2.PictureSettings(
         prompt=one.prompt, seed=one.seed, steps=one.steps, guidance_scale=one.guidance, scheduler=one.scheduler
     )
     request = generation_pb2.GenerateRequest(parent="tenants/default", settings=settings)
-    return settings, validate(request, model.spec, Defaults(), Limits())
+    return validate(request, model.spec, Defaults(), Limits())
 
 
 async def drawn(request: Request) -> None:

@@ -35,7 +35,7 @@ _MINIATURE = Path(__file__).parents[2] / "miniature"
 _SHEET_TILE_PX = 96
 
 
-class JudgeLoader:
+class MeasuringBench:
     """What is measured with: the checkpoint's folder and miniature/'s judges."""
 
     def __init__(self, model: Path, judges: Path, output: Path, client: Callable[[], Client]) -> None:
@@ -63,14 +63,14 @@ class JudgeLoader:
         contact_sheet(rows, tile_px=_SHEET_TILE_PX, title=title).save(self._output / f"{name}.png", optimize=True)
 
 
-def judges(bench: JudgeLoader) -> Mapping[str, Any]:
+def judges(bench: MeasuringBench) -> Mapping[str, Any]:
     """Both judges on 2,000 held-out drawings, averaged over answers; and a sheet of such drawings."""
     tiles = drawings.captioned(50)
     bench.sheet("world", [tiles[start : start + 10] for start in range(0, 50, 10)], "drawings and captions")
     return {name: drawings.judge_accuracy(judge, 2000) for name, judge in bench.judges.items()}
 
 
-def vae(bench: JudgeLoader) -> Mapping[str, Any]:
+def vae(bench: MeasuringBench) -> Mapping[str, Any]:
     """The VAE on held-out photos."""
     model = AutoencoderKL.from_pretrained(bench.model / "vae", torch_dtype=torch.float32).eval()
     errors, rows = drawings.vae_errors(model, 1000)
@@ -78,7 +78,7 @@ def vae(bench: JudgeLoader) -> Mapping[str, Any]:
     return vars(errors)
 
 
-def sentences(bench: JudgeLoader) -> Mapping[str, Any]:
+def sentences(bench: MeasuringBench) -> Mapping[str, Any]:
     """300 sentences, 20 steps, guidance 4."""
     asked = prompts.prompts(300)
     images = prompts.draw(bench.client(), [one.sentence for one in asked])
@@ -89,7 +89,7 @@ def sentences(bench: JudgeLoader) -> Mapping[str, Any]:
     return {"asked": dict(counts)} | seen
 
 
-def learned(bench: JudgeLoader) -> Mapping[str, Any]:
+def learned(bench: MeasuringBench) -> Mapping[str, Any]:
     """20 withheld toys and 10 withheld styles, four pictures each, by the service's default recipe."""
     client = bench.client()
     tools = (client, bench.clip, bench.classifier, bench.vectors)
@@ -119,7 +119,7 @@ def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 
-def speed(bench: JudgeLoader) -> Mapping[str, Any]:
+def speed(bench: MeasuringBench) -> Mapping[str, Any]:
     """Seconds for one picture of 20 steps with guidance, alone, over gRPC: the median of nine."""
     client = bench.client()
     took = []
@@ -130,7 +130,7 @@ def speed(bench: JudgeLoader) -> Mapping[str, Any]:
     return {"seconds a picture": float(np.median(took[1:]))}
 
 
-PARTS: Mapping[str, Callable[[JudgeLoader], Mapping[str, Any]]] = {
+PARTS: Mapping[str, Callable[[MeasuringBench], Mapping[str, Any]]] = {
     "judges": judges,
     "vae": vae,
     "speed": speed,
@@ -177,7 +177,7 @@ def main() -> None:
                 clients.append(Client(servers.endpoints))
             return clients[0]
 
-        bench = JudgeLoader(options.model, options.judges, options.output, client)
+        bench = MeasuringBench(options.model, options.judges, options.output, client)
         try:
             for name in options.part or PARTS:
                 began = time.monotonic()

@@ -76,7 +76,7 @@ Seen = Mapping[str, Any]
 Learned = tuple[list[dict[str, Any]], list[np.ndarray]]
 
 
-class JudgeLoader:
+class MeasuringBench:
     """Words of the bundled model, and what they are worth."""
 
     def __init__(self) -> None:
@@ -206,7 +206,7 @@ def main() -> None:
         seen = json.loads(options.output.read_text("utf-8"))
         words = load_file(options.output.with_suffix(".safetensors"))
     cases = [make_case(number, toy) for number, toy in enumerate(toys(options.toys))]
-    bench = JudgeLoader()
+    bench = MeasuringBench()
     # A file may lack toys, and ways of ours that came since.
     for name in (*OURS, _SCRIPT):
         rows = seen.setdefault(name, [])

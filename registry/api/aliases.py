@@ -5,8 +5,7 @@ import sqlite3
 from pseudoword.names import LATEST, AliasName, ConceptName, VersionName
 from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
-from registry.api import conversions as messages
-from registry.api import validation as checks
+from registry.api import conversions, validation
 from registry.api.base import Context, Rpcs, admitted, check_write
 from registry.catalogue import alias_table, concepts
 from registry.catalogue.commands import DeleteAlias, RollbackAlias, SetAlias
@@ -25,7 +24,7 @@ class AliasRpcs(Rpcs):
         version = found.name(VersionName, request.alias.version, "alias.version")
         if version.parent != name.parent:
             found.add("alias.version", f"must be a version of {name.parent}")
-        found.characters("reason", request.reason, checks.MAX_REASON)
+        found.characters("reason", request.reason, validation.MAX_REASON)
         check_write(found, request)
         command = SetAlias(
             peer=context.peer(),
@@ -36,20 +35,20 @@ class AliasRpcs(Rpcs):
             create_only=request.create_only,
         )
         result = await self._catalogue.commit(name.tenant, command, request, context)
-        return messages.alias(result.value, result.revision)
+        return conversions.alias(result.value, result.revision)
 
     async def GetAlias(self, request: registry_pb2.GetAliasRequest, context: Context) -> resources_pb2.Alias:
         found = Violations()
         name = admitted(found, AliasName, request.name, "name", Role.READER)
-        age = checks.staleness(found, request)
-        then_us = checks.time_us(found, "at_time", request.at_time) if request.HasField("at_time") else None
+        age = validation.staleness(found, request)
+        then_us = validation.time_us(found, "at_time", request.at_time) if request.HasField("at_time") else None
         found.raise_if_any()
 
-        def work(db: sqlite3.Connection) -> messages.Row:
+        def work(db: sqlite3.Connection) -> conversions.Row:
             return alias_table.get(db, name) if then_us is None else alias_table.get_at(db, name, then_us)
 
         row, revision = await self._catalogue.read(name.tenant, work, age)
-        return messages.alias(row, revision)
+        return conversions.alias(row, revision)
 
     async def ListAliases(
         self, request: registry_pb2.ListAliasesRequest, context: Context
@@ -61,7 +60,7 @@ class AliasRpcs(Rpcs):
             request,
             lambda db, at, after, limit: alias_table.page(db, parent, at, after, limit),
             exists=lambda db: concepts.get(db, parent),
-            message=messages.alias,
+            message=conversions.alias,
             key=lambda row: row["alias"],
             first="",
         )
@@ -75,7 +74,7 @@ class AliasRpcs(Rpcs):
         found = Violations()
         name = admitted(found, AliasName, request.name, "name", Role.WRITER)
         _refuse_latest(found, name, "name")
-        found.characters("reason", request.reason, checks.MAX_REASON)
+        found.characters("reason", request.reason, validation.MAX_REASON)
         check_write(found, request)
         command = DeleteAlias(peer=context.peer(), name=name, reason=request.reason, etag=request.etag)
         result = await self._catalogue.commit(name.tenant, command, request, context)
@@ -85,11 +84,11 @@ class AliasRpcs(Rpcs):
         found = Violations()
         name = admitted(found, AliasName, request.name, "name", Role.WRITER)
         _refuse_latest(found, name, "name")
-        found.characters("reason", request.reason, checks.MAX_REASON)
+        found.characters("reason", request.reason, validation.MAX_REASON)
         check_write(found, request)
         command = RollbackAlias(peer=context.peer(), name=name, reason=request.reason, etag=request.etag)
         result = await self._catalogue.commit(name.tenant, command, request, context)
-        return messages.alias(result.value, result.revision)
+        return conversions.alias(result.value, result.revision)
 
     async def ListAliasChanges(
         self, request: registry_pb2.ListAliasChangesRequest, context: Context
@@ -101,7 +100,7 @@ class AliasRpcs(Rpcs):
             request,
             lambda db, at, before, limit: alias_table.history(db, parent, at, before, limit),
             exists=lambda db: concepts.get(db, parent.parent),
-            message=lambda row, revision: messages.alias_change(row),
+            message=lambda row, revision: conversions.alias_change(row),
             key=lambda row: row["since"],
             first=NOW,
         )

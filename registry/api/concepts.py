@@ -8,8 +8,7 @@ from typing import Any
 from pseudoword.names import ConceptName, TenantName
 from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
-from registry.api import conversions as messages
-from registry.api import validation as checks
+from registry.api import conversions, validation
 from registry.api.base import Context, Rpcs, admitted, check_write, child
 from registry.catalogue import concepts
 from registry.catalogue.commands import (
@@ -66,26 +65,26 @@ class ConceptRpcs(Rpcs):
         found = Violations()
         parent = admitted(found, TenantName, request.parent, "parent", Role.WRITER)
         name = child(found, ConceptName, str(parent), "concepts", request.concept_id, "concept_id")
-        fields = checks.concept(found, "concept", request.concept)
+        fields = validation.concept(found, "concept", request.concept)
         check_write(found, request)
         command = CreateConcept(peer=context.peer(), name=name, fields=fields)
         result = await self._catalogue.commit(name.tenant, command, request, context)
-        return messages.concept(result.value, result.revision)
+        return conversions.concept(result.value, result.revision)
 
     async def GetConcept(self, request: registry_pb2.GetConceptRequest, context: Context) -> resources_pb2.Concept:
         found = Violations()
         name = admitted(found, ConceptName, request.name, "name", Role.READER)
-        age = checks.staleness(found, request)
+        age = validation.staleness(found, request)
         found.raise_if_any()
         row, revision = await self._catalogue.read(name.tenant, lambda db: concepts.get(db, name), age)
-        return messages.concept(row, revision)
+        return conversions.concept(row, revision)
 
     async def ListConcepts(
         self, request: registry_pb2.ListConceptsRequest, context: Context
     ) -> registry_pb2.ListConceptsResponse:
         found = Violations()
         parent = admitted(found, TenantName, request.parent, "parent", Role.READER)
-        age = checks.staleness(found, request)
+        age = validation.staleness(found, request)
         term = parsed(found, request, _FIELDS)
         found.raise_if_any()
         condition, parameters = to_sql(term, _FIELDS)
@@ -99,7 +98,7 @@ class ConceptRpcs(Rpcs):
             lambda db, at, after, limit: concepts.page(
                 db, parent.tenant, where, at, after, limit, label=lead.label, index=lead.index
             ),
-            message=messages.concept,
+            message=conversions.concept,
             key=lambda row: row["concept"],
             first="",
             max_staleness=age,
@@ -113,14 +112,14 @@ class ConceptRpcs(Rpcs):
     ) -> resources_pb2.Concept:
         found = Violations()
         name = admitted(found, ConceptName, request.concept.name, "concept.name", Role.WRITER)
-        fields = checks.concept(found, "concept", request.concept)
+        fields = validation.concept(found, "concept", request.concept)
         is_set = {field: bool(getattr(fields, field)) for field in _CHANGEABLE}
-        paths = checks.masked(found, request.update_mask, request.HasField("update_mask"), _CHANGEABLE, is_set)
+        paths = validation.masked(found, request.update_mask, request.HasField("update_mask"), _CHANGEABLE, is_set)
         check_write(found, request)
         changed = {path: getattr(fields, path) for path in paths}
         command = UpdateConcept(peer=context.peer(), name=name, fields=changed, etag=request.concept.etag)
         result = await self._catalogue.commit(name.tenant, command, request, context)
-        return messages.concept(result.value, result.revision)
+        return conversions.concept(result.value, result.revision)
 
     async def DeleteConcept(
         self, request: registry_pb2.DeleteConceptRequest, context: Context
@@ -131,7 +130,7 @@ class ConceptRpcs(Rpcs):
         kept_us = self._keep_deleted // timedelta(microseconds=1)
         command = DeleteConcept(peer=context.peer(), name=name, etag=request.etag, kept_us=kept_us)
         result = await self._catalogue.commit(name.tenant, command, request, context)
-        return messages.concept(result.value, result.revision)
+        return conversions.concept(result.value, result.revision)
 
     async def UndeleteConcept(
         self, request: registry_pb2.UndeleteConceptRequest, context: Context
@@ -141,7 +140,7 @@ class ConceptRpcs(Rpcs):
         check_write(found, request)
         command = UndeleteConcept(peer=context.peer(), name=name, etag=request.etag)
         result = await self._catalogue.commit(name.tenant, command, request, context)
-        return messages.concept(result.value, result.revision)
+        return conversions.concept(result.value, result.revision)
 
     async def PurgeConcept(
         self, request: registry_pb2.PurgeConceptRequest, context: Context

@@ -7,8 +7,7 @@ from pseudoword.names import TenantName, VersionName
 from pseudoword.registry.v1 import registry_pb2
 
 from registry import files
-from registry.api import conversions as messages
-from registry.api import validation as checks
+from registry.api import conversions, validation
 from registry.api.base import Context, Rpcs
 from registry.catalogue import concepts, versions
 from registry.catalogue.words import not_granted
@@ -28,11 +27,11 @@ class EmbeddingRpcs(Rpcs):
         name = found.name(VersionName, request.name, "name")
         reader = found.name(TenantName, request.reader, "reader").tenant if request.reader else name.tenant
         current_principal().require(reader, Role.READER)
-        age = checks.staleness(found, request)
+        age = validation.staleness(found, request)
         files.check_format(found, request.format)
         found.raise_if_any()
 
-        def work(db: sqlite3.Connection) -> messages.Row:
+        def work(db: sqlite3.Connection) -> conversions.Row:
             if reader != name.tenant:
                 concept = concepts.find(db, name.parent)
                 if concept is None or not concepts.is_granted(concept, reader):
@@ -41,14 +40,14 @@ class EmbeddingRpcs(Rpcs):
 
         row, revision = await self._catalogue.read(name.tenant, work, age)
         data = await self._catalogue.get_blob(row["blob"])
-        version = messages.version(row, revision)
+        version = conversions.version(row, revision)
         answer = await asyncio.to_thread(_exported, data, row, version, request.format)
         return registry_pb2.GetEmbeddingResponse(
             data=answer.data, format=answer.format, filename=answer.filename, version=version
         )
 
 
-def _exported(data: bytes, row: messages.Row, version: "files.Version", layout: "files.Format") -> files.File:
+def _exported(data: bytes, row: conversions.Row, version: "files.Version", layout: "files.Format") -> files.File:
     try:
         tensors = read_tensors(data)
     except TensorsInvalid as error:

@@ -5,8 +5,7 @@ import secrets
 from pseudoword.names import EvaluationName, VersionName
 from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
-from registry.api import conversions as messages
-from registry.api import validation as checks
+from registry.api import conversions, validation
 from registry.api.base import Context, Rpcs, admitted, check_write, child
 from registry.catalogue import versions
 from registry.catalogue.commands import CreateEvaluation
@@ -27,21 +26,21 @@ class EvaluationRpcs(Rpcs):
         segment = request.evaluation_id or f"e{secrets.token_hex(8)}"
         name = child(found, EvaluationName, str(parent), "evaluations", segment, "evaluation_id")
         given = request.evaluation
-        checks.evaluation(found, "evaluation", given)
+        validation.evaluation(found, "evaluation", given)
         check_write(found, request)
         kept = resources_pb2.Evaluation(
             evaluator=given.evaluator, metrics=given.metrics, samples=given.samples, seed=given.seed, note=given.note
         )
-        command = CreateEvaluation(peer=context.peer(), name=name, evaluation=messages.to_json(kept))
+        command = CreateEvaluation(peer=context.peer(), name=name, evaluation=conversions.to_json(kept))
         result = await self._catalogue.commit(name.tenant, command, request, context)
-        return messages.evaluation(result.value, result.revision)
+        return conversions.evaluation(result.value, result.revision)
 
     async def GetEvaluation(
         self, request: registry_pb2.GetEvaluationRequest, context: Context
     ) -> resources_pb2.Evaluation:
         name = admitted(Violations(), EvaluationName, request.name, "name", Role.READER)
         row, revision = await self._catalogue.read(name.tenant, lambda db: versions.get_evaluation(db, name))
-        return messages.evaluation(row, revision)
+        return conversions.evaluation(row, revision)
 
     async def ListEvaluations(
         self, request: registry_pb2.ListEvaluationsRequest, context: Context
@@ -52,7 +51,7 @@ class EvaluationRpcs(Rpcs):
             request,
             lambda db, at, before, limit: versions.evaluations(db, parent, at, before, limit),
             exists=lambda db: versions.get(db, parent),
-            message=messages.evaluation,
+            message=conversions.evaluation,
             key=lambda row: row["since"],
             first=NOW,
         )

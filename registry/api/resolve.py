@@ -11,8 +11,7 @@ from typing import TypeAlias
 from pseudoword.names import InvalidName, TenantName, WordRef
 from pseudoword.registry.v1 import registry_pb2
 
-from registry.api import conversions as messages
-from registry.api import validation as checks
+from registry.api import conversions, validation
 from registry.api.base import Context, Rpcs, admitted
 from registry.catalogue.words import Meaning, resolve
 from rpc.errors import Error, NotFound, PermissionDenied, to_status
@@ -58,7 +57,7 @@ class ResolveRpcs(Rpcs):
         else:
             asking = kept.asking
             current_principal().require(asking, Role.READER)
-        age = checks.staleness(found, request)
+        age = validation.staleness(found, request)
         found.raise_if_any()
         if kept is not None:
             if await self._catalogue.still_at(kept.revisions, age):
@@ -84,7 +83,7 @@ class ResolveRpcs(Rpcs):
                 if isinstance(meaning, Error):
                     answer.error.CopyFrom(to_status(meaning))
                 else:
-                    answer.version.CopyFrom(messages.version(meaning.version, revision))
+                    answer.version.CopyFrom(conversions.version(meaning.version, revision))
                     answer.alias = meaning.alias
                 answers[index] = answer
         response = registry_pb2.ResolveWordsResponse(words=[answers[index] for index in range(len(refs))])

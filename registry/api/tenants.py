@@ -8,8 +8,7 @@ from typing import Any
 from pseudoword.names import TenantName
 from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
-from registry.api import conversions as messages
-from registry.api import validation as checks
+from registry.api import conversions, validation
 from registry.api.base import Context, Rpcs, admitted, check_write, child, tenants_of
 from registry.catalogue import tenants
 from registry.catalogue.commands import CreateTenant, Quotas, UpdateTenant
@@ -27,8 +26,8 @@ class TenantRpcs(Rpcs):
         found = Violations()
         name = child(found, TenantName, "", "tenants", request.tenant_id, "tenant_id")
         current_principal().require(name.tenant, Role.ADMIN)
-        checks.display_name(found, "tenant.display_name", request.tenant.display_name)
-        checks.quotas(found, "tenant.quotas", request.tenant.quotas)
+        validation.display_name(found, "tenant.display_name", request.tenant.display_name)
+        validation.quotas(found, "tenant.quotas", request.tenant.quotas)
         check_write(found, request)
         command = CreateTenant(
             peer=context.peer(),
@@ -37,15 +36,15 @@ class TenantRpcs(Rpcs):
             quotas=Quotas(**{quota: getattr(request.tenant.quotas, quota) for quota in _QUOTAS}),
         )
         result = await self._catalogue.commit(name.tenant, command, request, context)
-        return messages.tenant(result.value, result.revision)
+        return conversions.tenant(result.value, result.revision)
 
     async def GetTenant(self, request: registry_pb2.GetTenantRequest, context: Context) -> resources_pb2.Tenant:
         found = Violations()
         name = admitted(found, TenantName, request.name, "name", Role.READER)
-        age = checks.staleness(found, request)
+        age = validation.staleness(found, request)
         found.raise_if_any()
         row, revision = await self._catalogue.read(name.tenant, lambda db: tenants.get(db, name), age)
-        return messages.tenant(row, revision)
+        return conversions.tenant(row, revision)
 
     async def ListTenants(
         self, request: registry_pb2.ListTenantsRequest, context: Context
@@ -75,26 +74,26 @@ class TenantRpcs(Rpcs):
             issued = time.time() if cursor is None else cursor.issued
             key = [rows[size - 1][0]["tenant"]]
             token = Cursor(key=key, revision=None, issued=issued, request=request_digest(request)).token()
-        shown = [messages.tenant(row, revision) for row, revision in rows[:size]]
+        shown = [conversions.tenant(row, revision) for row, revision in rows[:size]]
         return registry_pb2.ListTenantsResponse(tenants=shown, next_page_token=token)
 
     async def UpdateTenant(self, request: registry_pb2.UpdateTenantRequest, context: Context) -> resources_pb2.Tenant:
         found = Violations()
         tenant = request.tenant
         name = admitted(found, TenantName, tenant.name, "tenant.name", Role.ADMIN)
-        checks.display_name(found, "tenant.display_name", tenant.display_name)
-        checks.quotas(found, "tenant.quotas", tenant.quotas)
+        validation.display_name(found, "tenant.display_name", tenant.display_name)
+        validation.quotas(found, "tenant.quotas", tenant.quotas)
         fields = self._fields(found, request)
         check_write(found, request)
         command = UpdateTenant(peer=context.peer(), name=name, fields=fields, etag=tenant.etag)
         result = await self._catalogue.commit(name.tenant, command, request, context)
-        return messages.tenant(result.value, result.revision)
+        return conversions.tenant(result.value, result.revision)
 
     def _fields(self, found: Violations, request: registry_pb2.UpdateTenantRequest) -> dict[str, Any]:
         quotas = request.tenant.quotas
         is_set = {"display_name": bool(request.tenant.display_name), "quotas": False}
         is_set |= {f"quotas.{quota}": bool(getattr(quotas, quota)) for quota in _QUOTAS}
-        paths = checks.masked(found, request.update_mask, request.HasField("update_mask"), list(is_set), is_set)
+        paths = validation.masked(found, request.update_mask, request.HasField("update_mask"), list(is_set), is_set)
         changed = [quota for quota in _QUOTAS if "quotas" in paths or f"quotas.{quota}" in paths]
         fields: dict[str, Any] = {quota: getattr(quotas, quota) for quota in changed}
         if "display_name" in paths:

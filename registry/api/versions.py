@@ -10,8 +10,7 @@ from pseudoword.names import ConceptName, VersionName
 from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
 from registry import files
-from registry.api import conversions as messages
-from registry.api import validation as checks
+from registry.api import conversions, validation
 from registry.api.base import Context, Rpcs, admitted, check_write
 from registry.catalogue import concepts, versions
 from registry.catalogue.commands import ConceptFields, PublishVersion, UnyankVersion, YankVersion
@@ -64,10 +63,10 @@ class VersionRpcs(Rpcs):
     ) -> resources_pb2.Version:
         found = Violations()
         parent = admitted(found, ConceptName, request.parent, "parent", Role.WRITER)
-        create = checks.concept(found, "concept", request.concept) if request.create_concept else None
+        create = validation.concept(found, "concept", request.concept) if request.create_concept else None
         described = _described(request.version)
-        checks.version(found, "version", described)
-        checks.base_model(found, "version.base_model", described.base_model)
+        validation.version(found, "version", described)
+        validation.base_model(found, "version.base_model", described.base_model)
         if not described.base_model.encoders:
             found.add("version.base_model.encoders", "is required: one for each tensor of the file")
         job = described.provenance.job
@@ -88,13 +87,13 @@ class VersionRpcs(Rpcs):
     ) -> resources_pb2.Version:
         found = Violations()
         parent = admitted(found, ConceptName, request.parent, "parent", Role.WRITER)
-        create = checks.concept(found, "concept", request.concept) if request.create_concept else None
+        create = validation.concept(found, "concept", request.concept) if request.create_concept else None
         described = resources_pb2.Version(
             base_model=request.base_model, description=request.description, labels=request.labels
         )
         found.characters("description", request.description, 2_000)
         found.labels("labels", request.labels)
-        checks.base_model(found, "base_model", request.base_model)
+        validation.base_model(found, "base_model", request.base_model)
         files.check_format(found, request.format)
         check_write(found, request)
         layout, tensors = files.recognise(*await self._read_import(request))
@@ -134,7 +133,7 @@ class VersionRpcs(Rpcs):
             peer=context.peer(),
             concept=publication.parent,
             create=publication.create,
-            summary=messages.to_json(_summary(described)),
+            summary=conversions.to_json(_summary(described)),
             job=_publication_of(described.provenance),
             blob=blobs[0].name,
             blob_digest=blobs[0].sha256,
@@ -150,14 +149,14 @@ class VersionRpcs(Rpcs):
                 raise _Condemned from error
             raise
         if result.value["blob"] == blobs[0].name:
-            return with_record(messages.version(result.value, result.revision), described)
+            return with_record(conversions.version(result.value, result.revision), described)
         # The request, or the job, had its answer already.
         await self._drop(blobs, request.validate_only)
         try:
             return await whole(self._catalogue, result.value, result.revision)
         except ObjectMissing:
             # The version was purged since, and its record collected.
-            return messages.version(result.value, result.revision)
+            return conversions.version(result.value, result.revision)
 
     async def _upload(self, tenant: str, contents: Sequence[bytes], validate_only: bool) -> list[Blob]:
         if validate_only:
@@ -171,7 +170,7 @@ class VersionRpcs(Rpcs):
     async def GetVersion(self, request: registry_pb2.GetVersionRequest, context: Context) -> resources_pb2.Version:
         found = Violations()
         name = admitted(found, VersionName, request.name, "name", Role.READER)
-        age = checks.staleness(found, request)
+        age = validation.staleness(found, request)
         found.raise_if_any()
         row, revision = await self._catalogue.read(name.tenant, lambda db: versions.get(db, name), age)
         return await whole(self._catalogue, row, revision)
@@ -181,7 +180,7 @@ class VersionRpcs(Rpcs):
     ) -> registry_pb2.ListVersionsResponse:
         found = Violations()
         parent = admitted(found, ConceptName, request.parent, "parent", Role.READER)
-        age = checks.staleness(found, request)
+        age = validation.staleness(found, request)
         where = filtered(found, request, _FIELDS)
         found.raise_if_any()
         page = await self._catalogue.page(
@@ -189,7 +188,7 @@ class VersionRpcs(Rpcs):
             request,
             lambda db, at, before, limit: versions.page(db, parent, where, at, before, limit),
             exists=lambda db: concepts.get(db, parent),
-            message=messages.version,
+            message=conversions.version,
             key=lambda row: row["number"],
             first=NOW,
             max_staleness=age,
@@ -201,7 +200,7 @@ class VersionRpcs(Rpcs):
     async def YankVersion(self, request: registry_pb2.YankVersionRequest, context: Context) -> resources_pb2.Version:
         found = Violations()
         name = admitted(found, VersionName, request.name, "name", Role.WRITER)
-        found.characters("reason", request.reason, checks.MAX_REASON)
+        found.characters("reason", request.reason, validation.MAX_REASON)
         check_write(found, request)
         command = YankVersion(peer=context.peer(), name=name, reason=request.reason, etag=request.etag)
         result = await self._catalogue.commit(name.tenant, command, request, context)
@@ -218,9 +217,9 @@ class VersionRpcs(Rpcs):
         return await whole(self._catalogue, result.value, result.revision)
 
 
-async def whole(catalogue: CatalogueStore, row: messages.Row, revision: Revision) -> resources_pb2.Version:
+async def whole(catalogue: CatalogueStore, row: conversions.Row, revision: Revision) -> resources_pb2.Version:
     """A version with its loss curve and recipe, which are read from its record. Raises Damaged."""
-    version = messages.version(row, revision)
+    version = conversions.version(row, revision)
     if not row["record"]:
         return version
     record = resources_pb2.Version()

@@ -9,8 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pseudoword.names import TenantName
 from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
-from registry.api import conversions as messages
-from registry.api import validation as checks
+from registry.api import conversions, validation
 from registry.api.base import Context, Rpcs, admitted, tenants_of
 from registry.api.resume_token import ResumeToken
 from registry.catalogue import history
@@ -25,8 +24,8 @@ from rpc.validate import Violations
 ALL_TENANTS = "tenants/-"
 
 # How old a watch's view may be: the pause between its looks at the store.
-_POLL = timedelta(seconds=0.3)
-_MOST = 256
+_POLL_INTERVAL = timedelta(seconds=0.3)
+_MAX_EVENTS_AT_ONCE = 256
 _BOOKMARK = timedelta(seconds=10)
 
 _TYPES = tuple(resources_pb2.Event.Type.keys()[1:])
@@ -64,7 +63,7 @@ class WatchRpcs(Rpcs):
             began_s, moved, behind = time.time(), False, False
             # So many at once, that no shard waits for a busy one.
             looks = [
-                self._catalogue.ledger.changes(shard, after, limit=_MOST, max_staleness=_POLL)
+                self._catalogue.ledger.changes(shard, after, limit=_MAX_EVENTS_AT_ONCE, max_staleness=_POLL_INTERVAL)
                 for shard, after in sorted(resume.after.items())
             ]
             for changes, upto in await asyncio.gather(*looks):
@@ -74,14 +73,14 @@ class WatchRpcs(Rpcs):
                         continue
                     owner = event.tenant
                     if owner == tenant or (tenant is None and principal.may(owner, Role.READER)):
-                        yield registry_pb2.WatchEventsResponse(event=messages.event(event), resume_token=str(resume))
+                        yield registry_pb2.WatchEventsResponse(event=conversions.event(event), resume_token=str(resume))
                 resume = resume.moved(upto)
                 moved = moved or bool(changes)
-                behind = behind or len(changes) == _MOST
+                behind = behind or len(changes) == _MAX_EVENTS_AT_ONCE
             if not behind and time.monotonic() - marked >= bookmark_s:
-                yield _bookmark(began_s - _POLL.total_seconds(), resume)
+                yield _bookmark(began_s - _POLL_INTERVAL.total_seconds(), resume)
                 marked = time.monotonic()
-            await self._pause(shards, 0.0 if moved else _POLL.total_seconds())
+            await self._pause(shards, 0.0 if moved else _POLL_INTERVAL.total_seconds())
 
     async def _start(self, token: str, shards: set[int]) -> ResumeToken:
         """Where to begin: as the token says, or now. Raises InvalidArgument, StoreChanged, RevisionAhead."""
@@ -123,7 +122,7 @@ class WatchRpcs(Rpcs):
             lambda db, at, before, limit: history.newest(
                 db, tenant, where, min(at + 1, before), limit, store_id, shard
             ),
-            message=lambda event, revision: messages.audit_record(event),
+            message=lambda event, revision: conversions.audit_record(event),
             key=lambda event: history.place(event.revision),
             first=NOW,
         )
@@ -148,7 +147,7 @@ def _shards(catalogue: CatalogueStore, principal: Principal) -> set[int]:
 def _bookmark_interval(found: Violations, request: registry_pb2.WatchEventsRequest) -> timedelta:
     if not request.HasField("bookmark_interval"):
         return _BOOKMARK
-    interval = checks.duration(found, "bookmark_interval", request.bookmark_interval)
+    interval = validation.duration(found, "bookmark_interval", request.bookmark_interval)
     found.number("bookmark_interval", interval.total_seconds(), 1, 60)
     return interval
 

@@ -56,37 +56,36 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self._settings = settings
 
     async def Generate(self, request: generation_pb2.GenerateRequest, context: Context) -> Responses:
-        """Checks, resolves, lets in, and passes on what the engine tells."""
+        """Validates, resolves the words, submits to the engine, and streams the events of the mailbox."""
         arrived = time.monotonic()
         params = validate(request, self._model.spec, self._settings.defaults, self._settings.limits)
         principal = current_principal()
         principal.require(params.tenant, Role.READER)
         left_s = context.time_remaining()
-        prepared = await self._preparer.prepare(
+        drawn = await self._preparer.prepare(
             params,
-            request.settings,
             principal,
             arrived=arrived,
             deadline=inf if left_s is None else arrived + left_s,
             max_staleness=request.max_staleness.ToTimedelta() if request.HasField("max_staleness") else None,
         )
-        job, records = prepared.request, prepared.records
-        accepted = generation_pb2.Accepted(records=records, queue_position=self._engine.waiting(), calls=params.calls)
+        waiting, records = self._engine.waiting(), drawn.records
+        accepted = generation_pb2.Accepted(records=records, queue_position=waiting, calls=params.calls)
         accepted.predicted_start.FromTimedelta(self._engine.predict(params.priority))
-        self._engine.submit(job)
+        self._engine.submit(drawn)
         try:
             yield generation_pb2.GenerateResponse(accepted=accepted)
-            async for response in self._pictures(job, records):
+            async for response in self._pictures(drawn):
                 yield response
         finally:
-            # Also when the client has gone away: the engine frees the place before its next call.
-            job.gone.set()
+            # Also when the client has left: the engine frees the place before its next call.
+            drawn.gone.set()
 
-    async def _pictures(self, job: Request, records: list[resources_pb2.PictureRecord]) -> Responses:
-        params = job.params
-        started = job.arrived
+    async def _pictures(self, drawn: Request) -> Responses:
+        params = drawn.params
+        started = drawn.arrived
         sent = 0
-        async for event in job.mailbox.events():
+        async for event in drawn.mailbox.events():
             match event:
                 case Started():
                     started = time.monotonic()
@@ -97,7 +96,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                     preview = generation_pb2.Preview(index=index, call=call, png=to_png(pixels))
                     yield generation_pb2.GenerateResponse(preview=preview)
                 case Drawn(index=index, pixels=pixels, flagged=flagged, withheld=withheld):
-                    data, info = await asyncio.to_thread(to_file, pixels, params, records[index])
+                    data, info = await asyncio.to_thread(to_file, pixels, params, drawn.records[index])
                     info.flagged, info.withheld = flagged, withheld
                     for start in range(0, len(data), CHUNK_BYTES):
                         last = start + CHUNK_BYTES >= len(data)
@@ -109,7 +108,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             if sent == params.count:
                 break
         done = generation_pb2.Done(
-            count=sent, waited=_duration(started - job.arrived), drawn=_duration(time.monotonic() - started)
+            count=sent, waited=_duration(started - drawn.arrived), drawn=_duration(time.monotonic() - started)
         )
         yield generation_pb2.GenerateResponse(done=done)
 

@@ -202,21 +202,21 @@ class Runner:
         asked = work.order.request(f"tenants/{work.name.tenant}", item)
         params = validate(asked, self._spec, self._settings.defaults, self._settings.limits)
         while True:
-            prepared = await self._preparer.prepare(
-                params, asked.settings, work.principal, arrived=time.monotonic(), versions=work.versions
+            request = await self._preparer.prepare(
+                params, work.principal, arrived=time.monotonic(), versions=work.versions
             )
             try:
-                self._engine.submit(prepared.request)
+                self._engine.submit(request)
                 break
             except ResourceExhausted as full:
                 await asyncio.sleep(full.retry_after.total_seconds() if full.retry_after else _PAUSE_S)
         try:
-            async for event in prepared.request.mailbox.events():
+            async for event in request.mailbox.events():
                 if isinstance(event, Drawn):
-                    data, _ = await asyncio.to_thread(to_file, event.pixels, params, prepared.records[0])
+                    data, _ = await asyncio.to_thread(to_file, event.pixels, params, request.records[0])
                     return data
         finally:
-            prepared.request.gone.set()
+            request.gone.set()
         raise AssertionError("unreachable: a mailbox ends by an error only")
 
     async def _work(self, row: Row) -> Work:

@@ -1,4 +1,4 @@
-"""What a request asks for: its settings checked, every default filled in."""
+"""What a request asks for: its settings validated, every default filled in."""
 
 import math
 import secrets
@@ -28,9 +28,12 @@ FORMATS: Mapping[int, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationParams:
-    """A checked request. Sizes in pixels; picture i has the seed `seed` + i."""
+    """What a request asks for, validated, with every default filled in. `prompt` is `prompt_text`, parsed. Sizes are in
+    pixels; picture i has the seed `seed` + i."""
 
     tenant: str
+    prompt_text: str
+    negative_prompt_text: str
     prompt: Prompt
     negative_prompt: Prompt
     seed: int
@@ -48,7 +51,7 @@ class GenerationParams:
     allow_family: bool
     clip_skip: int
     prompt_weights: bool
-    start: InitImage | None
+    init_image: InitImage | None
 
     @property
     def guided(self) -> bool:
@@ -58,13 +61,13 @@ class GenerationParams:
     @property
     def calls(self) -> int:
         """Calls of the denoiser for one picture."""
-        return SCHEDULERS[self.scheduler].model_calls(self.steps, self.start.strength if self.start else 1.0)
+        return SCHEDULERS[self.scheduler].model_calls(self.steps, self.init_image.strength if self.init_image else 1.0)
 
-    def settings(self, index: int, prompt: str, negative_prompt: str) -> resources_pb2.PictureSettings:
-        """The settings of picture `index`, complete, as its record tells them."""
+    def settings(self, index: int) -> resources_pb2.PictureSettings:
+        """The settings of picture `index`, complete, as its record has them."""
         settings = resources_pb2.PictureSettings(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
+            prompt=self.prompt_text,
+            negative_prompt=self.negative_prompt_text,
             seed=self.seed + index,
             steps=self.steps,
             guidance_scale=self.guidance,
@@ -76,15 +79,15 @@ class GenerationParams:
             clip_skip=self.clip_skip,
             prompt_weights=self.prompt_weights,
         )
-        if self.start is not None:
-            settings.strength = self.start.strength
+        if self.init_image is not None:
+            settings.strength = self.init_image.strength
         return settings
 
 
 def validate(
     request: generation_pb2.GenerateRequest, spec: ModelSpec, defaults: Defaults, limits: Limits
 ) -> GenerationParams:
-    """Checks a request at the edge. Raises InvalidArgument with every field that is wrong."""
+    """Validates a request at the edge. Raises InvalidArgument with every field that is wrong."""
     settings = request.settings
     wrong = Violations()
     tenant = wrong.name(TenantName, request.parent, "parent")
@@ -111,9 +114,9 @@ def validate(
         prompts[field] = parse(getattr(settings, field), weights=settings.prompt_weights)
         if any(weight > _MAX_WEIGHT for weight in prompts[field].weights):
             wrong.add(f"settings.{field}", f"holds a weight above {_MAX_WEIGHT:g}")
-    start, info = validate_init_image(settings, defaults.strength, wrong)
-    if start is not None and 0 < start.strength <= 1 <= steps and not int(steps * start.strength):
-        wrong.add("settings.strength", f"is {start.strength:g}: of {steps} steps it leaves none")
+    init_image, info = validate_init_image(settings, defaults.strength, wrong)
+    if init_image is not None and 0 < init_image.strength <= 1 <= steps and not int(steps * init_image.strength):
+        wrong.add("settings.strength", f"is {init_image.strength:g}: of {steps} steps it leaves none")
     sizes = {}
     for side in ("width", "height"):
         # A start picture's own size, as far as the model can draw it.
@@ -136,6 +139,8 @@ def validate(
     wrong.raise_if_any()
     return GenerationParams(
         tenant=tenant.tenant,
+        prompt_text=settings.prompt,
+        negative_prompt_text=settings.negative_prompt,
         prompt=prompts["prompt"],
         negative_prompt=prompts["negative_prompt"],
         seed=seed,
@@ -153,5 +158,5 @@ def validate(
         allow_family=settings.allow_family,
         clip_skip=settings.clip_skip,
         prompt_weights=settings.prompt_weights,
-        start=start,
+        init_image=init_image,
     )

@@ -1,8 +1,8 @@
-"""From a checked drawing to a request that the engine can take: its words, its start picture, its records."""
+"""From validated parameters to a request that the engine can take: its words, its init image, its records."""
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from math import inf
 
@@ -19,14 +19,6 @@ from service.request.request import Request
 from service.words.resolver import ResolvedWord, WordResolver, by_ref
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A request, and the record of each of its pictures."""
-
-    request: Request
-    records: list[resources_pb2.PictureRecord]
-
-
 class RequestPreparer:
     """One resident model's. Lives on the event loop."""
 
@@ -38,19 +30,18 @@ class RequestPreparer:
     async def prepare(
         self,
         params: GenerationParams,
-        settings: resources_pb2.PictureSettings,
         principal: Principal,
         *,
         arrived: float,
         deadline: float = inf,
         max_staleness: timedelta | None = None,
         versions: Mapping[str, VersionName] | None = None,
-    ) -> Prepared:
-        """Finds the words of `drawing` on behalf of `principal`, and checks that its prompts fit the encoder.
+    ) -> Request:
+        """Resolves the words of `params` on behalf of `principal`, and checks that its prompts fit the encoder.
 
-        `settings` are the request's, for the prompts as they were written; `arrived` and `deadline` are seconds on the
-        monotonic clock. With `versions` (word to version) words mean those, whatever their aliases mean now. Raises
-        what WordResolver.attach raises, PromptTooLong, and InvalidArgument for a start picture that cannot be decoded.
+        `arrived` and `deadline` are seconds on the monotonic clock. With `versions` (word to version) words mean those,
+        whatever their aliases mean now. Raises what WordResolver.resolve raises, PromptTooLong, and InvalidArgument for
+        an init image that cannot be decoded.
         """
         refs = tuple(dict.fromkeys((*params.prompt.words, *params.negative_prompt.words)))
         asked = refs if versions is None else [pinned(versions[str(ref)]) for ref in refs]
@@ -68,9 +59,9 @@ class RequestPreparer:
         for prompt in (params.prompt, params.negative_prompt):
             self._encoder.tokenizer.tokenize(prompt, counts)  # raises PromptTooLong before anything is promised
         init_image = None
-        if params.start is not None:
-            init_image = await asyncio.to_thread(params.start.decoded, params.width, params.height)
-        request = Request(
+        if params.init_image is not None:
+            init_image = await asyncio.to_thread(params.init_image.decoded, params.width, params.height)
+        return Request(
             params=params,
             vectors=vectors,
             digests={word.ref: word.use.tensors_digest for word in words},
@@ -78,8 +69,8 @@ class RequestPreparer:
             init_image=init_image,
             arrived=arrived,
             deadline=deadline,
+            records=self._recorder.records(params, [word.use for word in words]),
         )
-        return Prepared(request=request, records=self._recorder.records(params, settings, [word.use for word in words]))
 
 
 def pinned(version: VersionName) -> WordRef:

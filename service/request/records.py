@@ -25,16 +25,14 @@ class Recorder:
         )
 
     def records(
-        self, params: GenerationParams, settings: resources_pb2.PictureSettings, words: Sequence[resources_pb2.WordUse]
+        self, params: GenerationParams, words: Sequence[resources_pb2.WordUse]
     ) -> list[resources_pb2.PictureRecord]:
-        """One record for each picture; `settings` are the request's, for the prompts as they were written."""
+        """One record for each picture."""
         records = []
         for index in range(params.count):
-            record = resources_pb2.PictureRecord(
-                settings=params.settings(index, settings.prompt, settings.negative_prompt), words=words
-            )
-            if params.start is not None:
-                record.start_picture_digest, record.mask_digest = params.start.digests
+            record = resources_pb2.PictureRecord(settings=params.settings(index), words=words)
+            if params.init_image is not None:
+                record.start_picture_digest, record.mask_digest = params.init_image.digests
             record.MergeFrom(self._made_with)
             records.append(record)
         return records

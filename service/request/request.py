@@ -2,12 +2,13 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
 
 import torch
+from pseudoword.generation.v1 import resources_pb2
 from pseudoword.names import WordRef
 
 from diffusion.denoise import DecodedInitImage, Denoising
@@ -29,6 +30,7 @@ class Request:
     digests: Mapping[WordRef, str] = field(default_factory=dict)  # of the vectors, as far as they are known
     mailbox: Mailbox
     init_image: DecodedInitImage | None = None
+    records: Sequence[resources_pb2.PictureRecord] = ()  # of each picture
     deadline: float = inf
     arrived: float = field(default_factory=time.monotonic)
     gone: threading.Event = field(default_factory=threading.Event)

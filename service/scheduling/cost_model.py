@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 
 Shape = tuple[int, int]
 
-_NEWEST = 0.2  # weight of the newest call in the smoothed time
-_FREE = 1.05  # of a call's time: what it may take longer for the sake of those in the background
-_STALE = 32  # calls after which a number of rows is tried once more
-_WORTH = 0.97  # of the best rate that was measured: more rows than give this only make everybody wait
+_EWMA_WEIGHT = 0.2  # weight of the newest call in the smoothed time
+_FREE_TIME_FACTOR = 1.05  # of a call's time: what it may take longer for the sake of those in the background
+_STALE_CALLS = 32  # calls after which a number of rows is tried once more
+_WORTHWHILE_RATE = 0.97  # of the best rate that was measured: more rows than give this only make everybody wait
 
 
 class StepCostModel:
@@ -34,10 +34,10 @@ class StepCostModel:
         before = times.get(rows)
         self._calls[shape] += 1
         now = self._calls[shape]
-        if before is None or now - self._measured_at.get((shape, rows), now) > _STALE:
+        if before is None or now - self._measured_at.get((shape, rows), now) > _STALE_CALLS:
             times[rows] = seconds  # what was measured long ago may have been another machine
         else:
-            times[rows] = before + _NEWEST * (seconds - before)
+            times[rows] = before + _EWMA_WEIGHT * (seconds - before)
         self._measured_at[shape, rows] = self._tried_at[shape, rows] = now
 
     def table(self, shape: Shape) -> Mapping[int, float]:
@@ -57,7 +57,7 @@ class StepCostModel:
         sizes = [rows for rows in self._sizes(shape) if rows <= limit] or [limit]
         rates = [rows / (self.seconds(shape, rows) or 1.0) for rows in sizes]
         best = max(rates)
-        return next(rows for rows, rate in zip(sizes, rates, strict=True) if rate >= _WORTH * best)
+        return next(rows for rows, rate in zip(sizes, rates, strict=True) if rate >= _WORTHWHILE_RATE * best)
 
     def tried_rows(self, shape: Shape, limit: int) -> int:
         """As useful_rows, but every now and then twice as many, as far as `limit` goes: what was slow at warm-up, since
@@ -65,14 +65,14 @@ class StepCostModel:
         useful = self.useful_rows(shape, limit)
         more = next((rows for rows in self._sizes(shape) if 2 * useful <= rows <= limit), useful)
         now = self._calls[shape]
-        if more == useful or now - self._tried_at.get((shape, more), 0) < _STALE:
+        if more == useful or now - self._tried_at.get((shape, more), 0) < _STALE_CALLS:
             return useful
         self._tried_at[shape, more] = now
         return more
 
     def free_rows(self, shape: Shape, rows: int, limit: int) -> int:
         """How many rows, `rows` at the least, a call of `rows` may have for next to nothing more."""
-        allowed_s = self.seconds(shape, rows) * _FREE
+        allowed_s = self.seconds(shape, rows) * _FREE_TIME_FACTOR
         return max(
             [rows, *(more for more in self._sizes(shape) if more <= limit and self.seconds(shape, more) <= allowed_s)]
         )

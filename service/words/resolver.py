@@ -27,7 +27,7 @@ from storage.tensors import read_tensors, tensors_digest
 
 ENCODER = "text_encoder"
 _MATCHES = {Match.EXACT: resources_pb2.MATCH_EXACT, Match.FAMILY: resources_pb2.MATCH_FAMILY}
-_ASK_S = 10.0
+_REGISTRY_TIMEOUT_S = 10.0
 
 _logger = structlog.get_logger(__name__)
 
@@ -119,7 +119,9 @@ class WordResolver:
         request = registry_pb2.ResolveWordsRequest(parent=f"tenants/{tenant}", words=[key.word for key in keys])
         try:
             with self._resolutions.query() as answers, forwarded("registry"):
-                resolved = await self._registry.ResolveWords(request, metadata=as_caller(principal), timeout=_ASK_S)
+                resolved = await self._registry.ResolveWords(
+                    request, metadata=as_caller(principal), timeout=_REGISTRY_TIMEOUT_S
+                )
                 known = [word for word in resolved.words if word.WhichOneof("result") == "version"]
                 if len(known) == len(keys):
                     answers.keep((key, word.version) for key, word in zip(keys, known, strict=True))
@@ -183,7 +185,9 @@ class WordResolver:
             name=version.name, format=registry_pb2.EMBEDDING_FORMAT_NATIVE, reader=f"tenants/{tenant}"
         )
         with forwarded("registry"):
-            answer = await self._registry.GetEmbedding(request, metadata=as_caller(principal), timeout=_ASK_S)
+            answer = await self._registry.GetEmbedding(
+                request, metadata=as_caller(principal), timeout=_REGISTRY_TIMEOUT_S
+            )
         tensors = read_tensors(answer.data)
         if tensors_digest(tensors) != digest:
             raise DataLoss(

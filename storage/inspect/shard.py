@@ -15,7 +15,7 @@ from storage.inspect.table_digest import digests
 from storage.ledger.entry import Entry, entry_name
 from storage.ledger.log import Log
 from storage.ledger.segments import RUN, first_of_run, read_segment, segment_name, segments
-from storage.ledger.snapshots import checkpoints, unpack_checkpoint
+from storage.ledger.snapshots import snapshots, unpack_snapshot
 from storage.ledger.state_machine import StateMachine
 from storage.ledger.view import View
 from storage.objects.base import list_all
@@ -189,18 +189,18 @@ class ShardInspection:
             self._report.found(Severity.DERIVED, name, "it holds other entries than the log")
 
     def _open_copies(self, view: View) -> None:
-        for number, checkpoint in enumerate(checkpoints(self._log.store, self._shard)):
+        for number, snapshot in enumerate(snapshots(self._log.store, self._shard)):
             path = self._folder / f"checkpoint-{self._shard}-{number}.sqlite"
             self._report.count("checkpoints")
             try:
-                unpack_checkpoint(self._log.store, checkpoint, None, path)
+                unpack_snapshot(self._log.store, snapshot, None, path)
             except ObjectMissing:
                 continue
             except Damaged as error:
-                self._report.found(Severity.DERIVED, checkpoint.name, error.message)
+                self._report.found(Severity.DERIVED, snapshot.name, error.message)
                 continue
             self._stack.callback(path.unlink, missing_ok=True)
-            self._open_copy(view, checkpoint.name, path)
+            self._open_copy(view, snapshot.name, path)
         for folder in self._views:
             path = folder / f"shard-{self._shard}.sqlite"
             if path.exists():

@@ -15,11 +15,12 @@ from typing import Any, Generic, TypeVar
 from storage.errors import BadRevision, Closed, NotCommitted, OutcomeUnknown, RevisionAhead, StoreUnavailable, ViewInUse
 from storage.ledger.entry import Revision
 from storage.ledger.log import Backoff, Log
-from storage.ledger.maintenance import Upkeep
+from storage.ledger.maintenance import Maintenance
 from storage.ledger.metrics import LedgerMetrics
+from storage.ledger.pending import Pending, Result
 from storage.ledger.state_machine import CommittedEvent, StateMachine
 from storage.ledger.view import changes_after
-from storage.ledger.writer import Pending, Result, ShardWriter
+from storage.ledger.writer import ShardWriter
 from storage.objects.base import ObjectStore
 
 C = TypeVar("C")
@@ -46,16 +47,16 @@ class Ledger(Generic[C]):
         view_folder: Path,
         metrics: LedgerMetrics | None = None,
         *,
-        upkeep: bool = True,
+        maintenance: bool = True,
     ) -> None:
         self._log = log
         self._state_machine = state_machine
         self._folder = view_folder
         self._lock = _lock_folder(view_folder)
         self._metrics = metrics or LedgerMetrics()
-        self._upkeep = Upkeep(log, self._metrics)
-        if not upkeep:
-            self._upkeep.close()
+        self._maintenance = Maintenance(log, self._metrics)
+        if not maintenance:
+            self._maintenance.close()
         self._writers: dict[int, ShardWriter] = {}
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="view")
         self._watchers: set[tuple[int, asyncio.Event, asyncio.AbstractEventLoop]] = set()
@@ -71,7 +72,7 @@ class Ledger(Generic[C]):
         view_folder: Path,
         backoff: Backoff | None = None,
         metrics: LedgerMetrics | None = None,
-        upkeep: bool = True,
+        maintenance: bool = True,
     ) -> "Ledger[C]":
         """Open the ledger of `book` in `store`, made if there is none; `view_folder` may be empty, lost or old. With
         `upkeep`, segments and checkpoints that are missing are written.
@@ -80,7 +81,7 @@ class Ledger(Generic[C]):
         the folder. Does not probe the store.
         """
         log = Log.open(store, book=state_machine.name, shards=shards, backoff=backoff)
-        return cls(log, state_machine, view_folder, metrics, upkeep=upkeep)
+        return cls(log, state_machine, view_folder, metrics, maintenance=maintenance)
 
     @property
     def store_id(self) -> str:
@@ -239,7 +240,7 @@ class Ledger(Generic[C]):
         self._closed = True
         await asyncio.gather(*(asyncio.to_thread(writer.stop) for writer in self._writers.values()))
         await asyncio.to_thread(self._readers.shutdown)
-        await asyncio.to_thread(self._upkeep.close)
+        await asyncio.to_thread(self._maintenance.close)
         for writer in self._writers.values():
             writer.close()
         os.close(self._lock)
@@ -280,7 +281,7 @@ class Ledger(Generic[C]):
                 self._state_machine,
                 shard,
                 path,
-                upkeep=self._upkeep,
+                maintenance=self._maintenance,
                 metrics=self._metrics,
                 moved=lambda: self._tell(shard),
             )

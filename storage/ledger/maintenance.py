@@ -13,18 +13,18 @@ from storage.errors import StorageError
 from storage.ledger.log import Log
 from storage.ledger.metrics import LedgerMetrics
 from storage.ledger.segments import RUN, write_missing
-from storage.ledger.snapshots import checkpoints, superseded, write_checkpoint
+from storage.ledger.snapshots import snapshots, superseded, write_snapshot
 from storage.ledger.view import View
 
 # A new replica reads at most about so many changes from the log, which takes it seconds.
 CHANGES = 2**14
 # A checkpoint is a copy of a whole view: of this thread's time, at most one part in so many goes into them.
-_SHARE = 20
+_MIN_PAUSE_FACTOR = 20
 
 _logger = structlog.get_logger(__name__)
 
 
-class Upkeep:
+class Maintenance:
     """Used by the threads of all shards. A shard is reported by the replica that has put the last entry of a run, or
     the last of CHANGES changes, and by each that opens it."""
 
@@ -73,7 +73,7 @@ class Upkeep:
         shard, log = view.shard, self._log
         try:
             written = write_missing(log, shard, view.position.entry, self._stop.is_set)
-            self._metrics.upkeep.labels("segment").inc(written)
+            self._metrics.maintenance.labels("segment").inc(written)
             began = time.monotonic()
             if self._stop.is_set():
                 return
@@ -83,10 +83,10 @@ class Upkeep:
                     self._waiting.setdefault(shard, (not_before, view))
                 return
             if write_if_due(log, view):
-                self._metrics.upkeep.labels("checkpoint").inc()
+                self._metrics.maintenance.labels("checkpoint").inc()
                 ended = time.monotonic()
-                self._not_before[shard] = ended + _SHARE * (ended - began)
-            for old in superseded(checkpoints(log.store, shard)):
+                self._not_before[shard] = ended + _MIN_PAUSE_FACTOR * (ended - began)
+            for old in superseded(snapshots(log.store, shard)):
                 log.store.delete(old.name)
         except StorageError as error:
             _logger.warning("upkeep failed", shard=shard, error=error.message)
@@ -97,8 +97,8 @@ class Upkeep:
 def write_if_due(log: Log, view: View) -> bool:
     """Write a checkpoint of `view` unless the newest one is less than a run, and less than CHANGES, behind it; whether
     one was written."""
-    newest = max((c.entry for c in checkpoints(log.store, view.shard) if c.flavour == view.flavour), default=0)
+    newest = max((c.entry for c in snapshots(log.store, view.shard) if c.flavour == view.flavour), default=0)
     if view.position.entry - newest < RUN and view.changes_since(newest) < CHANGES:
         return False
-    write_checkpoint(log.store, view)
+    write_snapshot(log.store, view)
     return True

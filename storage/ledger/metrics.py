@@ -41,6 +41,6 @@ class LedgerMetrics:
             registry=registry,
         )
         self.entry = Gauge("pseudoword_view_entry", "Last entry that the view shows.", ("shard",), registry=registry)
-        self.upkeep = Counter(
+        self.maintenance = Counter(
             "pseudoword_log_upkeep_total", "Derived objects written: segment, checkpoint.", ("kind",), registry=registry
         )

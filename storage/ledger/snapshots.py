@@ -31,7 +31,7 @@ _logger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class Snapshot:
     """Where a checkpoint is and what its name says. `flavour`: `<view format>.<schema version>`."""
 
     name: str
@@ -40,18 +40,18 @@ class Checkpoint:
     flavour: str
 
 
-def checkpoints(store: ObjectStore, shard: int) -> list[Checkpoint]:
+def snapshots(store: ObjectStore, shard: int) -> list[Snapshot]:
     """All checkpoints of a shard, oldest first; what is called otherwise is left out."""
     prefix = f"checkpoints/{shard}/"
     found = []
     for info in list_all(store, prefix):
         entry, _, flavour = info.name.removeprefix(prefix).partition("-")
         if entry.isdecimal() and flavour:
-            found.append(Checkpoint(name=info.name, shard=shard, entry=int(entry), flavour=flavour))
+            found.append(Snapshot(name=info.name, shard=shard, entry=int(entry), flavour=flavour))
     return found
 
 
-def write_checkpoint(store: ObjectStore, view: View) -> Checkpoint:
+def write_snapshot(store: ObjectStore, view: View) -> Snapshot:
     """Put a copy of what `view` shows now, unless there is one. One thread at a time. Raises what puts raise."""
     path = view.path.with_suffix(".copy")
     try:
@@ -64,19 +64,19 @@ def write_checkpoint(store: ObjectStore, view: View) -> Checkpoint:
     name = f"checkpoints/{view.shard}/{position.entry:020d}-{view.flavour}"
     with suppress(ObjectExists):
         store.put_if_absent(name, frames.encode(header, payload))
-    return Checkpoint(name=name, shard=view.shard, entry=position.entry, flavour=view.flavour)
+    return Snapshot(name=name, shard=view.shard, entry=position.entry, flavour=view.flavour)
 
 
-def unpack_checkpoint(store: ObjectStore, checkpoint: Checkpoint, identity: str | None, path: Path) -> None:
+def unpack_snapshot(store: ObjectStore, snapshot: Snapshot, identity: str | None, path: Path) -> None:
     """Write the SQLite file that a checkpoint holds to `path`.
 
     Raises ObjectMissing, StoreUnavailable, and Damaged, also when it is not of `identity` (None: whatever it is of).
     """
-    name = checkpoint.name
+    name = snapshot.name
     header, payload = frames.decode(name, store.get(name))
     try:
         fits = header["format"] == _FORMAT and (identity is None or header["identity"] == identity)
-        fits = fits and header["entry"] == checkpoint.entry
+        fits = fits and header["entry"] == snapshot.entry
         size = int(header["bytes"])
     except (KeyError, TypeError, ValueError) as error:
         raise Damaged(name, f"it is no checkpoint ({type(error).__name__})") from error
@@ -95,12 +95,12 @@ def restore_newest(store: ObjectStore, view: View) -> None:
 
     Raises StoreUnavailable, StoreRefused.
     """
-    mine = [c for c in checkpoints(store, view.shard) if c.flavour == view.flavour]
-    for checkpoint in reversed([c for c in mine if c.entry > view.position.entry]):
+    mine = [c for c in snapshots(store, view.shard) if c.flavour == view.flavour]
+    for snapshot in reversed([c for c in mine if c.entry > view.position.entry]):
         path = view.path.with_suffix(".restoring")
         try:
-            unpack_checkpoint(store, checkpoint, view.identity, path)
-            view.install(path, checkpoint.entry)
+            unpack_snapshot(store, snapshot, view.identity, path)
+            view.install(path, snapshot.entry)
         except (Damaged, ObjectMissing) as error:
             _logger.warning("checkpoint is not used", error=error.message)
             continue
@@ -120,11 +120,11 @@ def whole_view(log: Log, shard: int, state_machine: StateMachine[Any], path: Pat
         yield view
 
 
-def superseded(found: list[Checkpoint]) -> list[Checkpoint]:
+def superseded(found: list[Snapshot]) -> list[Snapshot]:
     """Those of a shard's checkpoints, oldest first, that newer ones of their flavour replace."""
-    flavours = {checkpoint.flavour for checkpoint in found}
+    flavours = {snapshot.flavour for snapshot in found}
     kept = {c.name for flavour in flavours for c in [c for c in found if c.flavour == flavour][-_KEPT:]}
-    return [checkpoint for checkpoint in found if checkpoint.name not in kept]
+    return [snapshot for snapshot in found if snapshot.name not in kept]
 
 
 def _compressed(path: Path) -> Iterator[bytes]:

@@ -12,11 +12,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from enum import Enum, auto
 from json import loads
 from pathlib import Path
-from threading import Condition, Lock, Thread
+from threading import Condition, Thread
 from typing import Any
 
 import structlog
@@ -24,11 +22,12 @@ import structlog
 from storage.errors import Closed, Contention, Damaged, OutcomeUnknown, ViewFailed
 from storage.ledger.entry import MAX_EVENTS, Entry, RecordedEvent, Revision, canonical, entry_name, event_bytes, fits
 from storage.ledger.log import Backoff, Log, new_write_id, now_us
-from storage.ledger.maintenance import CHANGES, Upkeep
+from storage.ledger.maintenance import CHANGES, Maintenance
 from storage.ledger.metrics import LedgerMetrics
+from storage.ledger.pending import Pending, Result, promise
 from storage.ledger.segments import RUN, entries_after
 from storage.ledger.snapshots import restore_newest
-from storage.ledger.state_machine import Answer, CommittedEvent, Event, StateMachine
+from storage.ledger.state_machine import Answer, CommittedEvent, StateMachine
 from storage.ledger.view import View
 
 _MAX_ROUNDS = 100
@@ -40,85 +39,6 @@ _GIVE_WAY_S = 0.1
 _ALONE = 6
 
 _logger = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """A command's answer (a JSON object) and the revision of its last change; the same when it is asked again.
-
-    Where nothing was changed, the revision is that of the state which the answer shows.
-    """
-
-    value: dict[str, Any]
-    revision: Revision
-
-
-class _Phase(Enum):
-    WAITING = auto()  # nothing was put
-    CLAIMED = auto()  # may be on its way to the store
-    ABANDONED = auto()  # its caller has left
-
-
-class Pending:
-    """A command that waits for its answer. Owned by the writer's thread once it is claimed."""
-
-    def __init__(
-        self,
-        command: Any,
-        *,
-        tenant: str,
-        request_id: str,
-        digest: str,
-        actor: str,
-        on_behalf_of: str,
-        validate_only: bool,
-    ) -> None:
-        self.command = command
-        self.tenant = tenant
-        self.request_id = request_id
-        self.digest = digest
-        self.actor = actor
-        self.on_behalf_of = on_behalf_of
-        self.validate_only = validate_only
-        self.done: Future[Result] = _promise()
-        self._lock = Lock()
-        self._phase = _Phase.WAITING
-        self._left = False
-
-    def claim(self) -> bool:
-        """The writer takes the command up, unless its caller has left."""
-        with self._lock:
-            if self._phase is not _Phase.WAITING:
-                return False
-            self._phase = _Phase.CLAIMED
-            return True
-
-    def release(self) -> None:
-        """The writer knows for certain that nothing of the command was committed. It is not tried again for a caller
-        that has left, who may have been refused meanwhile where it asked again."""
-        with self._lock:
-            if self._phase is _Phase.CLAIMED:
-                self._phase = _Phase.ABANDONED if self._left else _Phase.WAITING
-
-    def abandon(self) -> bool:
-        """The caller leaves. True: nothing was or will be committed. False: not known."""
-        with self._lock:
-            self._left = True
-            if self._phase is _Phase.WAITING:
-                self._phase = _Phase.ABANDONED
-            return self._phase is _Phase.ABANDONED
-
-    def recorded(self, event: Event) -> RecordedEvent:
-        """`event` with who asked for it."""
-        return RecordedEvent(
-            kind=event.kind,
-            tenant=self.tenant,
-            request_id=self.request_id,
-            request_digest=self.digest,
-            actor=self.actor,
-            on_behalf_of=self.on_behalf_of,
-            body=canonical(event.body),
-        )
 
 
 class _DryRun(Exception):
@@ -153,13 +73,13 @@ class ShardWriter:
         shard: int,
         path: Path,
         *,
-        upkeep: Upkeep,
+        maintenance: Maintenance,
         metrics: LedgerMetrics,
         moved: Callable[[], None],
     ) -> None:
         """`moved` is called from the thread whenever the view shows more."""
         self._log = log
-        self._upkeep = upkeep
+        self._maintenance = maintenance
         self._metrics = metrics
         self._state_machine = state_machine
         self._shard = shard
@@ -198,7 +118,7 @@ class ShardWriter:
 
     def check(self) -> Future[None]:
         """Done once the view shows every entry that existed when this was called."""
-        future: Future[None] = _promise()
+        future: Future[None] = promise()
         with self._wake:
             if self._stop.is_set():
                 raise Closed("the ledger is closed")
@@ -381,7 +301,7 @@ class ShardWriter:
 
     def _report(self) -> None:
         self._changes = 0
-        self._upkeep.due(self.view)
+        self._maintenance.due(self.view)
 
     def _show(self) -> None:
         self._metrics.entry.labels(self._shard).set(self.view.position.entry)
@@ -454,13 +374,6 @@ class ShardWriter:
 
 class _Full(Exception):
     """A command does not fit the batch's entry any more."""
-
-
-def _promise() -> Future[Any]:
-    """A future that its waiter cannot cancel, so that setting it never fails."""
-    future: Future[Any] = Future()
-    future.set_running_or_notify_cancel()
-    return future
 
 
 def _release(pendings: Sequence[Pending]) -> None:

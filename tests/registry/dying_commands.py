@@ -25,9 +25,9 @@ from standalone import fold, fsck, stores
 from standalone.backup import backup, restore
 from storage import backup as copies
 from storage.inspect import shard as shards
-from storage.ledger import maintenance as upkeep
+from storage.ledger import maintenance as maintenance
 from storage.ledger import segments, writer
-from storage.ledger.snapshots import checkpoints, superseded
+from storage.ledger.snapshots import snapshots, superseded
 from storage.objects.base import ObjectStore
 from storage.objects.disk import DiskStore
 from tests.registry.dying import Dying, forked, live
@@ -68,7 +68,7 @@ def _command(command: click.Command, *arguments: str) -> Work:
 
 
 def _wait(store: ObjectStore, last: int) -> None:
-    while (found := checkpoints(store, 1))[-1:] == [] or found[-1].entry < last or superseded(found):
+    while (found := snapshots(store, 1))[-1:] == [] or found[-1].entry < last or superseded(found):
         time.sleep(0.01)
 
 
@@ -205,7 +205,7 @@ def _deaths(folder: Path, case: _Case) -> Iterator[dict[str, Any]]:
 
 def main(folder: Path) -> None:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    for module in (segments, upkeep, writer, shards, copies, fold):
+    for module in (segments, maintenance, writer, shards, copies, fold):
         module.RUN = _RUN  # type: ignore[attr-defined]
     # The fewer there are, the less is written that is about nothing.
     server.SHARDS = 2  # type: ignore[attr-defined]

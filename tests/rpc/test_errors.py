@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from pseudoword.errors import PseudowordError
 from pseudoword.trainer.v1 import trainer_pb2
 
-from rpc import errors
-from rpc import storage_errors as table
+from rpc import errors, storage_errors
 from storage import errors as storage
 from tests.rpc.conftest import Serve
 
@@ -79,7 +78,7 @@ def test_every_error_of_storage_has_a_row_that_is_not_internal() -> None:
     for kind in below(storage.StorageError) - {storage.StorageError}:
         error = kind.__new__(kind)
         storage.StorageError.__init__(error, "text", object="o")
-        translated = table.STORAGE.translate(error)
+        translated = storage_errors.STORAGE.translate(error)
         assert type(translated) is not errors.Internal, kind
         assert (translated.reason, translated.message, translated.metadata) == (kind.reason, "text", {"object": "o"})
         assert (translated.retry_after is not None) == kind.retry, "what may be repeated says when"

@@ -14,8 +14,8 @@ from typing import Any
 from storage.ledger.entry import Entry, RecordedEvent, encode, entry_name
 from storage.ledger.ledger import Ledger
 from storage.ledger.log import Log
+from storage.ledger.pending import Result
 from storage.ledger.state_machine import Answer, CommittedEvent, Event
-from storage.ledger.writer import Result
 from storage.objects.base import ObjectStore
 from storage.objects.disk import DiskStore
 from storage.objects.open import open_store

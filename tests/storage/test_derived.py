@@ -13,7 +13,7 @@ from storage.errors import Damaged
 from storage.ledger.entry import Entry, RecordedEvent, entry_name
 from storage.ledger.ledger import Ledger
 from storage.ledger.segments import RUN, pack, segment_name, segments, unpack
-from storage.ledger.snapshots import checkpoints
+from storage.ledger.snapshots import snapshots
 from storage.ledger.view import FORMAT
 from storage.objects.base import ObjectStore
 from storage.objects.disk import DiskStore
@@ -32,8 +32,8 @@ async def _rows(store: ObjectStore, folder: Path) -> object:
 
 
 def _drop_checkpoints(store: ObjectStore) -> None:
-    for checkpoint in checkpoints(store, 1):
-        store.delete(checkpoint.name)
+    for snapshot in snapshots(store, 1):
+        store.delete(snapshot.name)
 
 
 def _flip(root: Path, name: str) -> None:
@@ -49,11 +49,11 @@ async def test_a_new_replica_reads_few_objects(tmp_path: Path, eventually: Event
     first = open_ledger(store, tmp_path / "first")
     expected = await first.read(1, everything)
     assert store.read["log"] >= COUNT
-    await asyncio.to_thread(eventually, lambda: bool(checkpoints(store, 1)))
+    await asyncio.to_thread(eventually, lambda: bool(snapshots(store, 1)))
     await first.close()
     assert segments(store, 1) == {1, 1 + RUN}
-    (checkpoint,) = checkpoints(store, 1)
-    assert checkpoint.entry == COUNT
+    (snapshot,) = snapshots(store, 1)
+    assert snapshot.entry == COUNT
 
     # With a checkpoint.
     store.read.clear()
@@ -74,9 +74,9 @@ async def test_a_new_replica_reads_few_objects(tmp_path: Path, eventually: Event
     _drop_checkpoints(store)
     refilled = open_ledger(store, tmp_path / "fifth")
     assert await refilled.read(1, everything) == expected
-    await asyncio.to_thread(eventually, lambda: bool(checkpoints(store, 1)))
+    await asyncio.to_thread(eventually, lambda: bool(snapshots(store, 1)))
     await refilled.close()
-    _flip(store.root, checkpoints(store, 1)[0].name)
+    _flip(store.root, snapshots(store, 1)[0].name)
     assert await _rows(store, tmp_path / "sixth") == expected
 
 
@@ -91,7 +91,7 @@ async def test_a_checkpoint_of_another_schema_is_not_used(
     rows = await _rows_and_checkpoint(store, tmp_path / "second", eventually, already=1)
     assert store.read["checkpoints"] == 0
     assert rows[:-1] == expected[:-1]  # the last row is the view's own identity
-    assert {checkpoint.flavour for checkpoint in checkpoints(store, 1)} == {f"{FORMAT}.1", f"{FORMAT}.2"}
+    assert {snapshot.flavour for snapshot in snapshots(store, 1)} == {f"{FORMAT}.1", f"{FORMAT}.2"}
 
 
 async def _rows_and_checkpoint(
@@ -99,7 +99,7 @@ async def _rows_and_checkpoint(
 ) -> list[object]:
     ledger = open_ledger(store, folder)
     rows, _ = await ledger.read(1, everything)
-    await asyncio.to_thread(eventually, lambda: len(checkpoints(store, 1)) > already)
+    await asyncio.to_thread(eventually, lambda: len(snapshots(store, 1)) > already)
     await ledger.close()
     return list(rows)
 
@@ -114,7 +114,7 @@ async def test_the_writer_of_a_runs_last_entry_copies_it(
     fill(store, 1, RUN - 1)
     last = await add(ledger, Add(name="n1", amount=1), "last")
     assert last.revision.entry == RUN
-    await asyncio.to_thread(eventually, lambda: bool(checkpoints(store, 1)))
+    await asyncio.to_thread(eventually, lambda: bool(snapshots(store, 1)))
     assert segments(store, 1) == {1}
     expected = await ledger.read(1, everything)
     assert await asleep.read(1, everything) == expected
@@ -126,10 +126,10 @@ async def test_the_writer_of_a_runs_last_entry_copies_it(
 async def test_who_only_looks_copies_nothing(tmp_path: Path) -> None:
     store = DiskStore(tmp_path / "store")
     fill(store, 1, RUN)
-    ledger = Ledger.open(store, Counters(), shards=2, view_folder=tmp_path / "view", upkeep=False)
+    ledger = Ledger.open(store, Counters(), shards=2, view_folder=tmp_path / "view", maintenance=False)
     assert await ledger.read(1, lambda db: value_of(db, "n1"))
     await ledger.close()
-    assert (checkpoints(store, 1), segments(store, 1)) == ([], set())
+    assert (snapshots(store, 1), segments(store, 1)) == ([], set())
 
 
 async def test_few_entries_of_many_changes_are_copied_too(
@@ -138,7 +138,7 @@ async def test_few_entries_of_many_changes_are_copied_too(
     """And where it is too soon for the next checkpoint, it is written later, though nothing more is put."""
     monkeypatch.setattr("storage.ledger.maintenance.CHANGES", 50)
     monkeypatch.setattr("storage.ledger.writer.CHANGES", 50)
-    monkeypatch.setattr("storage.ledger.maintenance._SHARE", 30)
+    monkeypatch.setattr("storage.ledger.maintenance._MIN_PAUSE_FACTOR", 30)
     store = DiskStore(tmp_path / "store")
     ledger = open_ledger(store, tmp_path / "view")
 
@@ -147,18 +147,18 @@ async def test_few_entries_of_many_changes_are_copied_too(
         return max(result.revision.entry for result in await asyncio.gather(*adding))
 
     last = await add_some(0)
-    await asyncio.to_thread(eventually, lambda: bool(checkpoints(store, 1)))
-    first = checkpoints(store, 1)[-1].entry
+    await asyncio.to_thread(eventually, lambda: bool(snapshots(store, 1)))
+    first = snapshots(store, 1)[-1].entry
     assert first <= last < RUN
     await add_some(60)
-    await asyncio.to_thread(eventually, lambda: checkpoints(store, 1)[-1].entry > first)
+    await asyncio.to_thread(eventually, lambda: snapshots(store, 1)[-1].entry > first)
     expected = await ledger.read(1, everything)
     await ledger.close()
     assert await _rows(store, tmp_path / "fresh") == expected
 
 
 def _has_checkpoint(store: DiskStore, entry: int) -> bool:
-    return entry in {found.entry for found in checkpoints(store, 1)}
+    return entry in {found.entry for found in snapshots(store, 1)}
 
 
 async def test_superseded_checkpoints_are_removed(tmp_path: Path, eventually: Eventually) -> None:
@@ -170,7 +170,7 @@ async def test_superseded_checkpoints_are_removed(tmp_path: Path, eventually: Ev
         upto = (life + 1) * RUN
         await asyncio.to_thread(eventually, partial(_has_checkpoint, store, upto))
         await ledger.close()
-    assert [checkpoint.entry for checkpoint in checkpoints(store, 1)] == [3 * RUN, 4 * RUN]
+    assert [snapshot.entry for snapshot in snapshots(store, 1)] == [3 * RUN, 4 * RUN]
     assert len(segments(store, 1)) == 4
 
 

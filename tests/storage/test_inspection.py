@@ -15,7 +15,7 @@ from storage.inspect.store import Inspection
 from storage.ledger.entry import decode, encode, entry_name
 from storage.ledger.log import METADATA_NAME, RESTORING, Log, Metadata
 from storage.ledger.segments import RUN, segment_name, write_missing
-from storage.ledger.snapshots import checkpoints, write_checkpoint
+from storage.ledger.snapshots import snapshots, write_snapshot
 from storage.ledger.view import View
 from storage.objects.blobs import Blobs
 from storage.objects.disk import DiskStore
@@ -26,7 +26,7 @@ COUNT = RUN + 40
 
 def _wait_for_checkpoint(store: DiskStore) -> None:
     end = time.monotonic() + 60
-    while not checkpoints(store, 1):
+    while not snapshots(store, 1):
         assert time.monotonic() < end
         time.sleep(0.02)
 
@@ -131,11 +131,11 @@ def test_a_segment_ahead_of_the_log(disk: DiskStore, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_not_what_the_log_says(disk: DiskStore, tmp_path: Path) -> None:
-    (checkpoint,) = checkpoints(disk, 1)
-    _change(disk.root / checkpoint.name)
-    assert _found(_inspect(disk, tmp_path)) == [("derived", checkpoint.name)]
+    (snapshot,) = snapshots(disk, 1)
+    _change(disk.root / snapshot.name)
+    assert _found(_inspect(disk, tmp_path)) == [("derived", snapshot.name)]
     # One that is whole, written from tables that are wrong.
-    disk.delete(checkpoint.name)
+    disk.delete(snapshot.name)
     path = tmp_path / "wrong" / "shard-1.sqlite"
     path.parent.mkdir()
     path.write_bytes((disk.root / ".views/0/shard-1.sqlite").read_bytes())
@@ -143,7 +143,7 @@ def test_a_checkpoint_that_is_not_what_the_log_says(disk: DiskStore, tmp_path: P
         db.execute("UPDATE counters SET value = value + 1 WHERE name = 'n3'")
         db.commit()
     view = View(path, store_id=Metadata.read(disk).store_id, shard=1, state_machine=Counters())
-    written = write_checkpoint(disk, view)
+    written = write_snapshot(disk, view)
     view.close()
     report = _inspect(disk, tmp_path)
     assert _found(report) == [("derived", written.name)]

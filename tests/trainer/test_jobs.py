@@ -17,8 +17,7 @@ from storage.ledger.entry import RecordedEvent, Revision, canonical
 from storage.ledger.ledger import Ledger
 from storage.ledger.state_machine import Answer, CommittedEvent
 from storage.objects.disk import DiskStore
-from trainer.jobs import retention as loans
-from trainer.jobs import tables
+from trainer.jobs import retention, tables
 from trainer.jobs.commands import AddPicture, Command, CreateJob, DeletePicture, KeepCheckpoint, MoveJob, TenantLimits
 from trainer.jobs.conversions import job_of
 from trainer.jobs.follow_up import LAST_PRIORITY
@@ -116,10 +115,10 @@ def test_whatever_happens_each_published_version_has_an_evaluation_while_there_i
             assert row["spec"]["evaluates"] == f"{name}'s"
             assert row["spec"]["examples"] == rows[name]["spec"]["examples"]
         if any(row["state"] in UNFINISHED for row in spoken.jobs()):
-            assert loans.expired_pictures(spoken.db, 2**62, 10) == []
-            assert loans.picture(spoken.db, PICTURE)["expires_us"] >= DAY_US
+            assert retention.expired_pictures(spoken.db, 2**62, 10) == []
+            assert retention.picture(spoken.db, PICTURE)["expires_us"] >= DAY_US
             with pytest.raises(FailedPrecondition):
-                loans.refuse_needed(spoken.db, PICTURE)
+                retention.refuse_needed(spoken.db, PICTURE)
 
 
 async def test_evaluations_take_no_place_of_jobs_that_train(tmp_path: Path) -> None:
@@ -358,7 +357,7 @@ async def test_pictures_stay_while_a_job_needs_them(kept: Kept) -> None:
 
 async def expiry(kept: Kept) -> float:
     """Days until the picture may go."""
-    row, _ = await kept.ledger.read(SHARD, lambda db: loans.picture(db, PICTURE))
+    row, _ = await kept.ledger.read(SHARD, lambda db: retention.picture(db, PICTURE))
     return float((row["expires_us"] - time.time_ns() // 1000) / DAY_US)
 
 
@@ -446,10 +445,10 @@ async def test_expired_pictures_go_unless_an_unfinished_job_needs_them(kept: Kep
     assert await kept.commit(DeletePicture(name=PICTURE, expired=True)) == {}
     await kept.commit(job())
     later = time.time_ns() // 1000 + 2 * DAY_US
-    names, _ = await kept.ledger.read(SHARD, lambda db: loans.expired_pictures(db, later, 10))
+    names, _ = await kept.ledger.read(SHARD, lambda db: retention.expired_pictures(db, later, 10))
     assert names == []
     await kept.move(Move.CANCEL)
-    names, _ = await kept.ledger.read(SHARD, lambda db: loans.expired_pictures(db, later, 10))
+    names, _ = await kept.ledger.read(SHARD, lambda db: retention.expired_pictures(db, later, 10))
     assert names == [PICTURE]
 
 

@@ -6,7 +6,7 @@ A preview takes the device from every job, so all of them together get a tenth o
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-_SHARE = 0.1  # of the device's time
+_MAX_PREVIEW_SHARE = 0.1  # of the device's time
 
 
 class PreviewThrottle:
@@ -44,4 +44,4 @@ class PreviewThrottle:
         """A preview of `job` took the device from `began` to `ended`."""
         if job in self._wanted:
             self._drawn_at[job] = ended
-        self._rest_until = ended + (ended - began) * (1 - _SHARE) / _SHARE
+        self._rest_until = ended + (ended - began) * (1 - _MAX_PREVIEW_SHARE) / _MAX_PREVIEW_SHARE

@@ -25,7 +25,7 @@ from trainer.worker.job_queue import workers_lost
 
 _PULL_S = 5.0  # for how long one request for a job waits
 _PAUSE_S = 1.0  # before NATS is asked again when something was wrong
-_ASK_S = 5.0  # longest that the holder of a job is waited for to say so
+_OWNER_TIMEOUT_S = 5.0  # longest that the holder of a job is waited for to say so
 _BEATS = 3  # within ack_wait
 _logger = structlog.get_logger(__name__)
 
@@ -197,7 +197,7 @@ class JetStreamQueue:
     async def _is_held(self, row: Row) -> bool:
         """Whether another worker says that it is at the attempt that the log has."""
         question = json.dumps([row["name"], row["attempt"]]).encode()
-        return await self._broker.ask("held", question, min(_ASK_S, self._broker.ack_wait_s / _BEATS))
+        return await self._broker.ask("held", question, min(_OWNER_TIMEOUT_S, self._broker.ack_wait_s / _BEATS))
 
     async def _answer(self, message: Msg) -> None:
         name, attempt = json.loads(message.data)

@@ -263,7 +263,7 @@ class Run:
                 if recipe.hold_norm:
                     leaf.mul_(self._unit.norm / leaf.norm())
         if recipe.early_stopping and len(active) == len(self.leaves):
-            self._heed(torch.cat([leaf.grad for leaf in active if leaf.grad is not None]))
+            self._observe_gradient(torch.cat([leaf.grad for leaf in active if leaf.grad is not None]))
         for leaf in active:
             leaf.grad = None
         self.losses.append(loss)
@@ -277,7 +277,7 @@ class Run:
         mean = self._smoothed / (1 - _SMOOTHING**self.step)
         return Step(step=self.step, steps=self.end, loss=loss, smoothed_loss=mean, learning_rate=rate)
 
-    def _heed(self, gradient: torch.Tensor) -> None:
+    def _observe_gradient(self, gradient: torch.Tensor) -> None:
         """Shows the stopping rule the newest gradient, at the end of a step that is not counted yet."""
         norms = gradient.norm() * self._gradient.norm()
         if self._converged is None and norms > 0:

@@ -6,8 +6,8 @@ tried once there is work for it, for as long as twice the rows gain something.
 
 from collections import defaultdict
 
-_FIRST = 8  # rows that are tried before anything was measured
-_NEWEST = 0.2  # weight of the newest tick in the smoothed time
+_FIRST_ROWS = 8  # rows that are tried before anything was measured
+_EWMA_WEIGHT = 0.2  # weight of the newest tick in the smoothed time
 
 
 class TickSizer:
@@ -23,7 +23,7 @@ class TickSizer:
         if self._seen[rows] == 1:
             return
         before = self._seconds.get(rows)
-        self._seconds[rows] = seconds if before is None else before + _NEWEST * (seconds - before)
+        self._seconds[rows] = seconds if before is None else before + _EWMA_WEIGHT * (seconds - before)
 
     def useful_rows(self, limit: int, wanted: int) -> int:
         """The rows, up to `limit`, with which those who want `wanted` rows in all have them soonest on the average.
@@ -33,7 +33,7 @@ class TickSizer:
         """
         rates = {rows: rows / seconds for rows, seconds in sorted(self._seconds.items()) if rows <= limit}
         if not rates:
-            return min(_FIRST, limit)
+            return min(_FIRST_ROWS, limit)
         useful = min(rates, key=lambda rows: (wanted + rows) / rates[rows])
         largest = max(rates)
         if useful == largest and largest < limit:
