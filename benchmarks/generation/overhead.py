@@ -135,7 +135,7 @@ async def _moved(resolver: WordResolver, client: Client, version: int) -> float:
 
 
 async def _taken(preparer: RequestPreparer, model: BaseModel, number: int) -> Request:
-    settings, params = checked(mix(number + 1, seed=3)[-1], model)
+    params = checked(mix(number + 1, seed=3)[-1], model)
     return await preparer.prepare(params, ANONYMOUS, arrived=time.monotonic())
 
 
