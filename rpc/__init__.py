@@ -1,1 +1,4 @@
-"""What the three servers share: start and drain, TLS, identity, errors, metrics, logs."""
+"""What the three servers share: the app's life, TLS, identity, errors, metrics, logs, stores and pages.
+
+Knows no server's messages, and no torch.
+"""

@@ -13,7 +13,7 @@
     ├── DeadlineExceeded     the caller's time is over
     ├── OutOfRange           a page, revision or position that is no longer, or not yet, there
     ├── DataLoss             something stored is damaged
-    ├── Unimplemented        a part that is not built yet
+    ├── Unimplemented        this server does not have the rpc
     ├── Cancelled            the caller gave up
     └── Internal             our fault
 
@@ -132,7 +132,7 @@ class DataLoss(Error):
 
 
 class Unimplemented(Error):
-    """Raised as `Unimplemented("<part> is not built yet", metadata={"part": "..."})`."""
+    """`metadata["part"]` names the rpc."""
 
     code = grpc.StatusCode.UNIMPLEMENTED
     reason = "UNIMPLEMENTED"

@@ -188,7 +188,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             raise
         except Exception as exception:
             if isinstance(exception, NotImplementedError):  # the generated servicer's answer
-                failure = Unimplemented(f"{rpc.method} is not built yet", metadata={"part": rpc.method})
+                failure = Unimplemented(f"this server does not implement {rpc.method}", metadata={"part": rpc.method})
             else:
                 failure = self._table.translate(exception)
             code = failure.code

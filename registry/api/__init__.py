@@ -1,1 +1,4 @@
-"""RegistryService's rpcs, by resource: a request is checked, committed or read from the view, and answered."""
+"""RegistryService's rpcs, by resource: a request is validated, committed or read from the view, and answered.
+
+No SQL: the catalogue has it.
+"""

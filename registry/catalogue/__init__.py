@@ -1,1 +1,4 @@
-"""The registry's book: what may be done with tenants, concepts, versions and aliases, and their tables."""
+"""The registry's state machine: what may be done with tenants, concepts, versions and aliases, and their tables.
+
+No gRPC call, no object store, no clock: an event's time comes with it.
+"""

@@ -1,1 +1,4 @@
-"""GenerationService's rpcs: a request is checked, admitted, and answered with the events of its mailbox."""
+"""GenerationService's rpcs: a request is validated, admitted, and answered with the events of its mailbox.
+
+Computes nothing: the engine's thread does.
+"""

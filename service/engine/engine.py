@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from datetime import timedelta
 from itertools import count
-from math import inf
 
 import structlog
 import torch
@@ -22,25 +21,19 @@ from diffusion.checkpoint import BaseModel
 from diffusion.denoise import Denoising
 from diffusion.encoder import PromptEncoder
 from diffusion.errors import DenoiserUnavailable
-from diffusion.prompt import Prompt, parse
 from rpc.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable
+from service.engine.prompt_cache import PromptCache
+from service.engine.warm_up import warm_up
 from service.metrics import EngineMetrics
 from service.request.mailbox import Drawn, Failed, Previewed, Started, Stepped
 from service.request.request import Picture, Request
 from service.safety import Judged, Safety
 from service.scheduling.scheduler import Full, Overloaded, Scheduler, TooLate
-from service.words.tensor_cache import TensorCache
 
 _logger = structlog.get_logger(__name__)
-# Rows of the calls that are timed at warm-up; no more once a call has taken so long.
-_WARM_UP_ROWS = (1, 2, 4, 8, 16, 32)
-_WARM_UP_S = 0.5
-_WARM_UP_CALLS = 3
 # Between two events of progress: with many pictures in a call, and calls of milliseconds, telling would take more than
 # drawing.
 _PROGRESS_S = 0.2
-# Of hidden states that are kept; 270 prompts of Stable Diffusion 1 in fp32. The empty one is every other request's.
-_PROMPT_BYTES = 64 * 2**20
 
 
 class Engine:
@@ -51,12 +44,11 @@ class Engine:
     ) -> None:
         self._model = model
         self._encoder = PromptEncoder(model)
-        self._prompts: TensorCache[tuple[Prompt, int, tuple[str | None, ...]]] = TensorCache(_PROMPT_BYTES)
+        self._prompts = PromptCache(self._encoder)
         self._metrics = metrics
         self._safety = safety
         self._arrivals: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._ids = count()
-        self._shape = (model.spec.sample_size_px, model.spec.sample_size_px)
         self._thread: threading.Thread | None = None
         # Over the three fields below, which admission reads from other threads.
         self._lock = threading.Lock()
@@ -119,47 +111,10 @@ class Engine:
 
     # Everything below runs on the engine's thread, the only one that computes (diffusion.threads says why).
 
-    def _warm_up(self) -> None:
-        """Calls of more and more rows, after the first of each the quickest of some is what counts, and a decoding."""
-        height, width = self._shape
-        embeds = self._encoder.encode([parse("")], {})
-        pictures: list[Denoising] = []
-        for count_of_rows in _WARM_UP_ROWS:
-            if count_of_rows > self._scheduler.max_rows:
-                break
-            pictures = [
-                Denoising(
-                    self._model,
-                    embeds=embeds,
-                    negative=None,
-                    scheduler="ddim",
-                    steps=1 + _WARM_UP_CALLS,
-                    guidance=1.0,
-                    seed=0,
-                    width=width,
-                    height=height,
-                )
-                for _ in range(count_of_rows)
-            ]
-            denoise.step(self._model, pictures)
-            seconds = inf
-            for _ in range(_WARM_UP_CALLS):
-                began = time.monotonic()
-                denoise.step(self._model, pictures)
-                seconds = min(seconds, time.monotonic() - began)
-                if seconds > _WARM_UP_S:
-                    break
-            self._scheduler.costs.observe(self._shape, count_of_rows, seconds)
-            if seconds > _WARM_UP_S:
-                break
-        decode.decode(self._model, pictures[0].latents)
-        times = {str(rows): round(seconds, 5) for rows, seconds in self._scheduler.costs.table(self._shape).items()}
-        _logger.info("model is warm", seconds_by_rows=times)
-
     def _run(self, warm: "Future[None]") -> None:
         with torch.inference_mode():
             try:
-                self._warm_up()
+                warm_up(self._model, self._encoder, self._scheduler)
             except Exception as cold:
                 warm.set_exception(cold)
                 return
@@ -195,8 +150,8 @@ class Engine:
         pictures = []
         try:
             # Each prompt in a batch of its own, so that no other prompt can change its rounding.
-            embeds = self._encoded(request, params.prompt)
-            negative = self._encoded(request, params.negative_prompt) if params.guided else None
+            embeds = self._prompts.encoded(request, params.prompt)
+            negative = self._prompts.encoded(request, params.negative_prompt) if params.guided else None
             for index in range(params.count):
                 denoising = Denoising(
                     self._model,
@@ -215,17 +170,6 @@ class Engine:
             with self._lock:
                 self._pictures |= {picture.id: picture for picture in pictures}
                 self._scheduler.enter(request.work, [picture.id for picture in pictures])
-
-    def _encoded(self, request: Request, prompt: Prompt) -> torch.Tensor:
-        """Hidden states [1, length, dims]; the same ones again for the same prompt with the same words."""
-        clip_skip = request.params.clip_skip
-        key = (prompt, clip_skip, tuple(request.digests.get(ref) for ref in prompt.words))
-        hidden = self._prompts.get(key)
-        if hidden is None:
-            hidden = self._encoder.encode([prompt], request.vectors, clip_skip=clip_skip)
-            if None not in key[2]:
-                self._prompts.put(key, hidden)
-        return hidden
 
     def _drop_unwanted(self) -> None:
         with self._lock:

@@ -1,1 +1,4 @@
-"""Who is admitted and who runs next, decided by measured costs. Pure: no torch, no gRPC, the time handed in."""
+"""Who is admitted and who runs next, decided by measured costs.
+
+Pure: no torch, no gRPC, no clock; times are handed in.
+"""

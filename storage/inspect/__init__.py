@@ -1,1 +1,4 @@
-"""Reads a whole store and names what is damaged: the log is replayed and compared with everything derived from it."""
+"""Reads a whole store and names what is damaged: the log is replayed and compared with everything derived from it.
+
+Changes nothing.
+"""

@@ -1,1 +1,4 @@
-"""The commit log, its derived views, and the state machine that says what they hold. No gRPC, no torch."""
+"""The commit log, its derived views, and the state machine's interface that says what they hold.
+
+Knows no kind of command: those are each server's.
+"""

@@ -1,1 +1,4 @@
-"""How good a published version is: the loss of pictures, and what judges say of what is drawn with it."""
+"""How good a published version is: its held-out loss, and what judge models say of pictures drawn with it.
+
+No gRPC, no store: figures in, figures out.
+"""

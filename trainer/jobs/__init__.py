@@ -1,1 +1,4 @@
-"""The trainer's state machine and what reads it: a job's life, its commands, tables and events. No torch."""
+"""The trainer's state machine and its readers: a job's life, its commands, tables and events.
+
+No torch; what is pure says so in its first line.
+"""

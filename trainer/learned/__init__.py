@@ -1,1 +1,4 @@
-"""A start that is learned: a small network that looks at a concept's pictures and says the vector to start from."""
+"""Fits the network that predicts where a word's vectors start (`python -m trainer fit-start`).
+
+No server imports this room: it draws plots and makes its own training data.
+"""

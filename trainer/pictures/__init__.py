@@ -1,1 +1,4 @@
-"""Uploaded pictures: received in chunks, checked, kept, deleted when nothing needs them. No torch."""
+"""Uploaded pictures: received in chunks, checked before they are decoded, kept until no job needs them.
+
+No torch.
+"""

@@ -1,1 +1,4 @@
-"""Textual inversion of one job: recipe, samples, losses, optimiser steps. torch; no gRPC, no store, no clock."""
+"""Textual inversion of one job: recipe, samples, losses, optimiser steps.
+
+No gRPC, no store, no clock: equal tasks give equal vectors.
+"""

@@ -6,7 +6,7 @@ import click
 
 from pseudoword.cli.connection import Session, connected
 from pseudoword.cli.following import follow
-from pseudoword.client import published
+from pseudoword.client import Client, published
 from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from pseudoword.trainer.v1 import resources_pb2
 
@@ -29,7 +29,7 @@ pictures_argument = click.argument(
 @click.argument("concept")
 @pictures_argument
 @click.option("--init", "start", metavar="WORD", help="Word of the model's vocabulary to start from, such as dog.")
-@click.option("--init-version", metavar="VERSION", help="Version to start from: tenants/T/concepts/C/versions/N.")
+@click.option("--init-version", metavar="WORD", help="Version to start from: rex@1, rex@canary, or its resource name.")
 @click.option("--init-best", is_flag=True, help="Start from the vocabulary's word that explains the pictures best.")
 @click.option(
     "--init-learned",
@@ -88,7 +88,7 @@ def learn(
         concept,
         pictures,
         kind=_KINDS["style" if style else "face" if face else "object"],
-        start=_start(start, init_version, best=init_best, learned=init_learned),
+        start=_start(client, start, init_version, best=init_best, learned=init_learned),
         vectors=vectors or 0,
         seed=seed,
         recipe=_recipe(steps, early_stop),
@@ -106,13 +106,16 @@ def learn(
     )
 
 
-def _start(words: str | None, version: str | None, *, best: bool, learned: bool) -> resources_pb2.Start | None:
+def _start(
+    client: Client, words: str | None, version: str | None, *, best: bool, learned: bool
+) -> resources_pb2.Start | None:
     if sum((words is not None, version is not None, best, learned)) > 1:
         raise click.UsageError("--init, --init-version, --init-best and --init-learned exclude each other")
     if learned:
         return resources_pb2.Start(learned=True)
     if version is not None:
-        return resources_pb2.Start(version=version)
+        # As in the other commands, a word means a version of the tenant; a resource name is taken as it is.
+        return resources_pb2.Start(version=version if "/versions/" in version else client.resolve(version).name)
     if best:
         return resources_pb2.Start(best_of_vocabulary=True)
     return resources_pb2.Start(words=words) if words is not None else None
