@@ -63,10 +63,13 @@ slow: setup minio toxiproxy triton ## the tests that take minutes each
 robustness: setup minio toxiproxy ## three registries under random faults for MINUTES (10), what they answered checked
 	@$(BIN)/python -m tests.robustness.run --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
+docs: setup ## build the documentation site into .cache/site; a broken link fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 generate: setup ## make the stubs again from protos/
 	@scripts/generate
 
 clean: ## remove everything that was set up or made
 	rm -rf $(CACHE) demo .mypy_cache .ruff_cache .pytest_cache
 
-.PHONY: help setup minio nats toxiproxy triton up demo check test miniature slow robustness generate clean
+.PHONY: help setup minio nats toxiproxy triton up demo check test miniature slow robustness docs generate clean
