@@ -175,7 +175,7 @@ _WATCHES: list[tuple[Callable[[list[Told], int], None], str]] = [
     (_lose, "came instead of"),
     (_repeat, "came instead of"),
     (_swap, "came instead of"),
-    (_lie, "is not Mutation"),
+    (_lie, "is not RecordedEvent"),
     (_hurry, "which was not told"),
     (_end_early, "was never told"),
 ]

@@ -104,7 +104,7 @@ class Forked(Process):
 
 def main() -> None:
     """Forks for each line of stdin, and says who it is."""
-    for module in ("learned.command", "server", "queue.dispatcher", "queue.hints", "queue.jetstream_queue"):
+    for module in ("learned.command", "app", "queue.dispatcher", "queue.hints", "queue.jetstream_queue"):
         importlib.import_module(f"trainer.{module}")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the dead
     for line in sys.stdin:
