@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 
-import diffusers.utils.logging
 import torch
-import transformers.utils.logging
 
 from diffusion.checkpoint import BaseModel
 from diffusion.denoiser import Denoiser
 from diffusion.errors import CheckpointInvalid
+from diffusion.libraries import log_through_ours
 from diffusion.settings import DenoiserSettings, ModelSettings
 from diffusion.spec import ModelSpec
 from diffusion.vocabulary import Vocabulary
@@ -21,7 +20,7 @@ def load_model(settings: ModelSettings, denoiser: DenoiserSettings | None = None
     With a `denoiser` of kind triton the UNet is not kept, and SettingsError also means that no Triton server answers,
     or that one serves another checkpoint.
     """
-    _quieten_libraries()
+    log_through_ours()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device = settings.device
@@ -46,19 +45,11 @@ def load_model(settings: ModelSettings, denoiser: DenoiserSettings | None = None
 
 def load_vocabulary(settings: ModelSettings) -> Vocabulary:
     """What a server needs that only reads prompts. Raises SettingsError."""
-    _quieten_libraries()
+    log_through_ours()
     try:
         return Vocabulary.load(settings.source, revision=settings.revision)
     except CheckpointInvalid as error:
         raise SettingsError(error.message) from None
-
-
-def _quieten_libraries() -> None:
-    """What diffusers and transformers log belongs into the server's log; their progress bars do not."""
-    for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.disable_progress_bar()
-        library.disable_default_handler()
-        library.enable_propagation()
 
 
 def _remote(settings: DenoiserSettings | None) -> Callable[[ModelSpec], Denoiser] | None:

@@ -1,12 +1,15 @@
 """`python -m service`: the Generation service."""
 
+from diffusion.libraries import quiet_imports
 from rpc.app import App, run
 from service.settings import GenerationSettings
 
 
 def generation(settings: GenerationSettings) -> App:
     """The app of `settings`."""
-    from service.app import Generation  # loads torch, for which --help need not wait
+    # Loads torch, for which --help need not wait.
+    with quiet_imports():
+        from service.app import Generation
 
     return Generation(settings)
 

@@ -4,13 +4,16 @@
 import sys
 from functools import partial
 
+from diffusion.libraries import quiet_imports
 from rpc.app import App, run
 from trainer.settings import TrainerSettings
 
 
 def trainer(settings: TrainerSettings, *, worker: bool) -> App:
     """The app of `settings`."""
-    from trainer.app import Trainer  # loads torch, for which --help need not wait
+    # Loads torch, for which --help need not wait.
+    with quiet_imports():
+        from trainer.app import Trainer
 
     return Trainer(settings, worker=worker)
 

@@ -1,0 +1,28 @@
+"""What diffusers and transformers log belongs into the server's log. Importing this module loads neither."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Keeps transformers from printing, while it is imported, which optional image processors it lacks."""
+    import transformers.utils.logging as transformers_logging
+
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def log_through_ours() -> None:
+    """Sends the two libraries' log lines to this process's log, without their progress bars."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+        library.disable_default_handler()
+        library.enable_propagation()
