@@ -115,6 +115,8 @@ def run(name: str, make: Callable[[S], App], load: Callable[[], S]) -> None:
     except (SettingsError, StoreReplaced) as error:
         sys.stderr.write(f"{name}: {error}\n")
         raise SystemExit(2) from None
+    except KeyboardInterrupt:  # before the server handles signals: nothing is open yet that must be drained
+        raise SystemExit(130) from None
 
 
 async def _serve(make: Callable[[S], App], settings: S) -> None:
