@@ -1,4 +1,5 @@
-"""Object stores, the commit log on them, its derived views, and what looks after a whole store.
+"""Object stores, the commit log on them, its derived views, and the tools for a whole store: inspection, garbage
+collection, backup.
 
-Knows no server, no torch, no gRPC.
+Imports no server, no torch and no gRPC.
 """

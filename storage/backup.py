@@ -1,9 +1,9 @@
-"""A store copied as it was at one revision of each shard, while writes go on; and a new store made from such a copy.
+"""Backup of a store at one revision of each shard, while writes go on; restore of a backup into a new store.
 
-A backup is a store's folder of its own kind: `segments/<shard>/<first entry>` (the last one may be short), the blobs
-that were needed under their own names, and `backup.json`, written last, which says up to which entry it goes. It can be
-made again into the same place: what is there already is not copied, and the older one stays good until the new one is
-whole.
+A backup is an object store that holds `segments/<shard>/<first entry>` (the last segment may be short), the needed
+blobs under their own names, and `backup.json`, which is written last and names the last entry of each shard. A backup
+can be repeated into the same place: objects that are already present are not copied, and the older backup stays valid
+until the new one is complete.
 """
 
 import hashlib
@@ -36,8 +36,8 @@ StateMachines = Mapping[str, StateMachine[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a backup holds: of which store, when by this machine's clock, up to which entry of each shard, and how many
-    blobs of how many bytes."""
+    """Contents of a backup: the source store, the time by this machine's clock, the last entry of each shard, the
+    number of blobs and their total size in bytes."""
 
     store_id: str
     book: str
@@ -56,13 +56,13 @@ class Manifest:
             form = body.pop("format")
             found = cls(**body)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Damaged(MANIFEST, f"it describes no backup ({type(error).__name__})") from error
+            raise Damaged(MANIFEST, f"it is not a backup's manifest ({type(error).__name__})") from error
         if form != _FORMAT or digest != found._digest():
-            raise Damaged(MANIFEST, "its digest does not match, or it has a format that this version does not know")
+            raise Damaged(MANIFEST, "its digest does not match, or this version does not support its format")
         return found
 
     def encode(self) -> bytes:
-        """The object."""
+        """The content of backup.json."""
         return json.dumps({"format": _FORMAT, **asdict(self), "sha256": self._digest()}, indent=1).encode()
 
     def _digest(self) -> str:
@@ -72,10 +72,10 @@ class Manifest:
 def back_up(
     store: ObjectStore, backup: ObjectStore, state_machines: Mapping[str, StateMachine[Any]], folder: Path
 ) -> Manifest:
-    """Copy `store` into `backup`, which is empty or an older backup of the same store; `folder` is for views.
+    """Copy `store` into `backup`, which is empty or an older backup of the same store; views are built in `folder`.
 
-    Blocks, for long. Raises StoreMismatch when `backup` holds something else, Damaged and ObjectMissing for what cannot
-    be copied, and StoreUnavailable.
+    Blocks, for minutes on a large store. Raises StoreMismatch when `backup` holds something else, Damaged and
+    ObjectMissing for an object that cannot be copied, and StoreUnavailable.
     """
     metadata = Metadata.read(store)
     _refuse_foreign(backup, metadata.store_id)
@@ -91,7 +91,7 @@ def back_up(
             with view.snapshot() as (db, _):
                 live.update(view.state_machine.blobs(db))
         _copy_entries(log, backup, shard, last[-1])
-    # Content is copied after the entries that name it, and is still there: nothing is deleted within a day.
+    # Blobs are copied after the entries that name them. They still exist: no blob is deleted within a day.
     size = copy_blobs(store, backup, live, present)
     manifest = Manifest(
         store_id=metadata.store_id,
@@ -109,11 +109,11 @@ def back_up(
 def restore(
     backup: ObjectStore, store: ObjectStore, state_machines: Mapping[str, StateMachine[Any]], folder: Path
 ) -> Metadata:
-    """Make a new store, with an id of its own, from `backup`; `store` must be empty, and is refused by servers until
-    this has ended.
+    """Make a new store, with an id of its own, from `backup`. `store` must be empty; servers refuse it until the
+    restore has finished.
 
-    Blocks, for long. Raises StoreMismatch when it is not empty, Damaged and ObjectMissing for a backup that is not
-    whole, and StoreUnavailable; an attempt that has failed leaves a store that is of no use.
+    Blocks, for minutes on a large store. Raises StoreMismatch when `store` is not empty, Damaged and ObjectMissing for
+    an incomplete backup, and StoreUnavailable. A failed restore leaves an unusable store: empty it and start again.
     """
     manifest = Manifest.read(backup)
     state_machine = _state_machine(state_machines, manifest.book)
@@ -138,28 +138,31 @@ def restore(
 
 
 def claim(store: ObjectStore, state_machine: str, shards: int) -> Metadata:
-    """Begin a new store in an empty place; servers refuse it until its metadata is put again, as an ordinary store's.
+    """Reserve the empty `store` for a restore. Servers refuse it until its metadata is written again without RESTORING.
 
-    Raises StoreMismatch when it is not empty, also when a server that knows what was here before still writes.
+    Raises StoreMismatch when it is not empty, also when a server of the store that was here before still writes.
     """
     _refuse_occupied(store, set())
     metadata = new_metadata(state_machine, shards)
     store.put_if_absent(METADATA_NAME, metadata.encode(RESTORING))
-    # A server of what was here before finds out now, and puts nothing more, before there is anything to spoil.
+    # A server that still runs on the store that was here before detects the new id within this pause and stops writing,
+    # before the restore writes any entry that it could mix with its own.
     time.sleep(2 * IDENTITY_FRESH_S)
     _refuse_occupied(store, {METADATA_NAME})
     return metadata
 
 
-def _refuse_occupied(store: ObjectStore, mine: set[str]) -> None:
-    for info in store.list("", limit=len(mine) + 1):
-        if info.name not in mine:
-            raise StoreMismatch(f"{store.description} is not empty: {info.name!r} is there; empty it and begin anew")
+def _refuse_occupied(store: ObjectStore, allowed: set[str]) -> None:
+    for info in store.list("", limit=len(allowed) + 1):
+        if info.name not in allowed:
+            raise StoreMismatch(
+                f"{store.description} is not empty: it holds {info.name!r}; empty it and start the restore again"
+            )
 
 
 def _state_machine(state_machines: StateMachines, name: str) -> StateMachine[Any]:
     if name not in state_machines:
-        raise Damaged(METADATA_NAME, f"nothing here knows a state machine called {name!r}")
+        raise Damaged(METADATA_NAME, f"this version has no state machine called {name!r}")
     return state_machines[name]
 
 
@@ -168,25 +171,29 @@ def _refuse_foreign(backup: ObjectStore, store_id: str) -> None:
         found = Manifest.read(backup)
     except ObjectMissing:
         occupied = backup.list("", limit=1)
-        # One that was cut off has entries or blobs, and no manifest yet.
+        # An interrupted backup has segments or blobs, and no manifest yet.
         if occupied and occupied[0].name.split("/")[0] not in ("segments", "t"):
-            raise StoreMismatch(f"{backup.description} is neither empty nor a backup") from None
+            raise StoreMismatch(
+                f"{backup.description} is neither empty nor a backup; give an empty place or an older backup"
+            ) from None
         return
     if found.store_id != store_id:
-        raise StoreMismatch(f"{backup.description} is the backup of another store, {found.store_id}")
+        raise StoreMismatch(
+            f"{backup.description} is the backup of another store, {found.store_id}; give each store its own place"
+        )
 
 
 def _copy_entries(log: Log, backup: ObjectStore, shard: int, last: int) -> None:
-    there, here = segments(backup, shard), segments(log.store, shard)
+    copied, available = segments(backup, shard), segments(log.store, shard)
     for first in range(1, last + 1, RUN):
         end = min(last, first + RUN - 1)
         name = segment_name(shard, first)
-        if first in there:
-            # Copied by an earlier run; only the last one of then may have become longer.
-            with_end = unpack(name, backup.get(name), store_id=log.store_id, shard=shard)
-            if with_end[-1].number >= end:
+        if first in copied:
+            # Copied by an earlier backup. Only its last segment may have been short.
+            earlier = unpack(name, backup.get(name), store_id=log.store_id, shard=shard)
+            if earlier[-1].number >= end:
                 continue
-        entries = _run(log, shard, first, end, in_segment=first in here)
+        entries = _run(log, shard, first, end, in_segment=first in available)
         backup.put(name, pack(log.store_id, shard, entries))
 
 
@@ -195,7 +202,7 @@ def _run(log: Log, shard: int, first: int, end: int, *, in_segment: bool) -> lis
         try:
             return read_segment(log, shard, first)
         except (Damaged, ObjectMissing):
-            pass  # a copy of the log, which is there
+            pass  # the segment is only a copy: read the entries themselves
     with ThreadPoolExecutor(_THREADS) as threads:
         entries = list(threads.map(lambda number: log.read(shard, number), range(first, end + 1)))
     found = [entry for entry in entries if entry is not None]
@@ -211,12 +218,12 @@ def _runs(backup: ObjectStore, manifest: Manifest, shard: int, last: int) -> Ite
         entries = unpack(name, backup.get(name), store_id=manifest.store_id, shard=shard)
         entries = [entry for entry in entries if entry.number <= last]
         if entries[0].number != first or entries[-1].number != min(last, first + RUN - 1):
-            raise Damaged(name, f"it does not hold the entries from {first} that the backup goes up to")
+            raise Damaged(name, f"it does not hold the entries from {first} that the manifest promises")
         yield entries
 
 
 def put_entries(store: ObjectStore, entries: Sequence[Entry]) -> None:
-    """Write a run of entries of a store that nobody uses yet, the last run perhaps a short one."""
+    """Write a run of entries into a store that is not in use yet. A full run also gets its segment."""
     first = entries[0]
     _each(entries, lambda entry: store.put(entry_name(entry.shard, entry.number), encode(entry)))
     if len(entries) == RUN:
@@ -224,7 +231,8 @@ def put_entries(store: ObjectStore, entries: Sequence[Entry]) -> None:
 
 
 def copy_blobs(source: ObjectStore, target: ObjectStore, names: set[str], present: set[str]) -> int:
-    """Copy the blobs `names`, but for those `present`, each checked against its name; returns the bytes of all."""
+    """Copy the blobs `names` except those in `present`, each checked against the digest in its name. Returns the total
+    size of all `names` in bytes."""
     blobs = Blobs(source)
     sizes: list[int] = []
 
@@ -241,7 +249,7 @@ def copy_blobs(source: ObjectStore, target: ObjectStore, names: set[str], presen
 
 
 def _each(items: Sequence[Any], work: Callable[[Any], None]) -> None:
-    """`work` for all items by several threads, in pieces that bound what an error leaves behind."""
+    """Run `work` for all items in several threads, window by window, so that an error stops the rest early."""
     with ThreadPoolExecutor(_THREADS) as threads:
         for start in range(0, len(items), _WINDOW):
             _drain(threads.map(work, items[start : start + _WINDOW]))

@@ -1,29 +1,29 @@
-"""What can go wrong in storage.
+"""The errors of storage.
 
     StorageError
     ├── InvalidName          an object name that not every store can hold
-    ├── BadAddress           a store address or its settings make no sense
+    ├── BadAddress           a store address or its settings are invalid
     ├── BadRevision          a revision that does not parse, or names another shard
     │   ├── StoreChanged     a revision of another store: list again
     │   └── RevisionAhead    a revision that this log has not reached
-    ├── ObjectExists         a create-if-absent found the name taken (perhaps by the same put, answered late)
+    ├── ObjectExists         create-if-absent found the name taken (perhaps by an earlier attempt of the same put)
     ├── ObjectMissing        no object of that name
-    ├── StoreRefused         the store said no, and nothing was written (credentials, bucket, full disk)
-    ├── StoreUnavailable     no answer, or an answer that says "later"; a write may or may not have landed. Retry
-    ├── StoreUnfit           the store lacks something that the commit log stands on; do not serve
+    ├── StoreRefused         the store refused the call, and nothing was written (credentials, bucket, full disk)
+    ├── StoreUnavailable     no answer, or a temporary error; a write may or may not have taken effect. Retry
+    ├── StoreUnfit           the store lacks a guarantee that the commit log needs; do not serve
     ├── StoreMismatch        the store was made for other use (another state machine, shard count or format)
-    ├── StoreReplaced        the store that was opened is gone, or another one is in its place: open anew
-    ├── Damaged              an object exists and is not what it must be
+    ├── StoreReplaced        the opened store was deleted or replaced by another one: open it again
+    ├── Damaged              an object exists, and its content is wrong
     ├── ClockSkew            this machine's clock is too far from the store's to write
     ├── EntryTooLarge        one command's events do not fit one entry
     ├── EtagMismatch         a resource has changed since the caller read it: read it again
-    ├── RequestIdReused      a request id came again with another body
-    ├── OutcomeUnknown       the deadline ended while a commit was on its way: ask again with the same request id
+    ├── RequestIdReused      a request id was used again with another body
+    ├── OutcomeUnknown       the deadline ended while a commit was in flight: repeat it with the same request id
     ├── NotCommitted         the deadline ended before the commit was tried: nothing was written. Retry
     ├── Contention           other writers won every round of the budget: nothing was written. Retry
     ├── ViewFailed           the view's file cannot be read or written (a full disk): nothing was committed. Retry
     ├── ViewInUse            another process uses this view folder
-    ├── TensorsInvalid       a file of vectors that is not one, or holds what no word can be
+    ├── TensorsInvalid       not a safetensors file, or its tensors cannot be a word's vectors
     └── Closed               the ledger is closed
 
 Every error carries `reason` (UPPER_SNAKE, stable, for programs) and `metadata` (text to text).
@@ -31,7 +31,7 @@ Every error carries `reason` (UPPER_SNAKE, stable, for programs) and `metadata` 
 
 
 class StorageError(Exception):
-    """Base of all errors of storage. `retry` says whether the same call can succeed later without a change."""
+    """Base of all errors of storage. `retry`: whether the same call can succeed later, unchanged."""
 
     reason = "STORAGE"
     retry = False
@@ -66,7 +66,7 @@ class ObjectExists(StorageError):
     reason = "OBJECT_EXISTS"
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"object {name!r} exists already", object=name)
+        super().__init__(f"object {name!r} already exists", object=name)
 
 
 class ObjectMissing(StorageError):

@@ -1,9 +1,9 @@
-"""What nobody needs in a store whose book knows no condemnation: its servers delete what they no longer need, and this
-finds what they have left.
+"""Garbage collection for a store whose state machine does not condemn blobs: its servers delete the blobs that they no
+longer need, and this sweep finds the ones that they missed.
 
-A blob that an entry has named and that the book needs no more is never named again, so it can go at any time. A blob
-that no entry names may belong to a server that sleeps between its upload and its commit, and there is nothing in the
-log that would refuse that commit; so it goes only where the servers are known to be stopped.
+A blob that an entry has named and that the state machine no longer needs is never named again, so it can be deleted at
+any time. A blob that no entry names may belong to a server that is suspended between its upload and its commit, and
+nothing in the log would refuse that commit. Such a blob is deleted only when all servers are known to be stopped.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from storage.objects.base import ObjectInfo, ObjectStore, list_all
 
 @dataclass(kw_only=True)
 class Collection:
-    """What a run has found and done, or would have done. Names of objects; `bytes` are those of the deleted."""
+    """Result of a run, or of a dry run: object names and counts. `bytes` is the size of the deleted objects."""
 
     seen: int = 0
     in_use: int = 0
@@ -35,17 +35,18 @@ class Collection:
 
 
 def is_over(since: datetime, now: datetime, grace: timedelta) -> bool:
-    """Whether a grace that began at `since` has ended, by the store's clock."""
-    # That is cut off to the second: without any grace it would be behind what it has just stamped.
+    """Whether a grace period that began at `since` has ended, by the store's clock."""
+    # The store's clock is truncated to the second, so `now` may be before the time stamp of an object written just now:
+    # a grace period of zero is over without a comparison.
     return not grace or now - since >= grace
 
 
 def leftovers(store: ObjectStore, shards: int) -> Iterator[ObjectInfo]:
-    """What probes have left, and checkpoints that newer ones replace."""
+    """Objects left by interrupted probes, and snapshots that newer ones supersede."""
     yield from store.list("probe/")
     for shard in range(shards):
         for snapshot in superseded(snapshots(store, shard)):
-            with suppress(ObjectMissing):  # a server was faster
+            with suppress(ObjectMissing):  # a server has deleted it in the meantime
                 yield store.stat(snapshot.name)
 
 
@@ -58,12 +59,14 @@ def sweep(
     stopped: bool,
     dry_run: bool,
 ) -> Collection:
-    """Delete what was put a `grace` ago and is not needed; `stopped`: also blobs that no entry names. `folder` is for
-    views. Blocks. Raises ObjectMissing, Damaged, StoreMismatch, StoreUnavailable; what was done until then is done.
+    """Delete unneeded objects that are older than `grace`. With `stopped` (all servers are stopped), also blobs that no
+    entry names. Views are built in `folder`.
+
+    Blocks. Raises ObjectMissing, Damaged, StoreMismatch, StoreUnavailable; deletions made before the error remain.
     """
     metadata = Metadata.read(store)
     log = Log(store, metadata.store_id, metadata.shards, Backoff())
-    # Listed before the log is read: what is put later is none of this run's business.
+    # Listed before the log is read: blobs that are uploaded later are not part of this run.
     listed = list(list_all(store, "t/"))
     named: set[str] = set()
     needed: set[str] = set()

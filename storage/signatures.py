@@ -1,7 +1,7 @@
-"""Ed25519 signatures over a version's tensors digest: who vouches for these vectors.
+"""Ed25519 signatures over a version's tensors digest.
 
-The message that is signed is the digest as 64 hex digits in ASCII. A key file is TOML, public keys by name, each the 32
-raw bytes in base64 (of a PEM file: `openssl pkey -pubin -outform DER | tail -c 32 | base64`):
+The signed message is the digest as 64 hex digits in ASCII. A key file is TOML with public keys by name, each the 32 raw
+bytes in base64 (from a PEM file: `openssl pkey -pubin -outform DER | tail -c 32 | base64`):
 
     [keys]
     release = "11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="
@@ -21,7 +21,7 @@ ED25519 = "ed25519"
 
 
 class Signature(Protocol):
-    """The contract's Signature message, and whatever else has these."""
+    """The Signature message of the protos, or any object with the same fields."""
 
     algorithm: str
     key_id: str
@@ -29,7 +29,7 @@ class Signature(Protocol):
 
 
 class KeysInvalid(Exception):
-    """A key file cannot be used; the message says why."""
+    """A key file cannot be used; the message gives the reason."""
 
 
 class Keys:
@@ -47,31 +47,31 @@ class Keys:
         except OSError as error:
             raise KeysInvalid(f"{path}: {error.strerror}") from None
         except (tomllib.TOMLDecodeError, KeyError, AttributeError, TypeError, ValueError) as error:
-            raise KeysInvalid(f"{path}: it is no file of Ed25519 keys: {error}") from None
+            raise KeysInvalid(f"{path}: not a TOML file of Ed25519 public keys below [keys]: {error}") from None
         if not keys:
-            raise KeysInvalid(f"{path}: it has no keys")
+            raise KeysInvalid(f"{path}: the table [keys] is empty; add a public key")
         return cls(keys)
 
     def fault(self, tensors_digest: str, signature: Signature) -> str:
-        """What is wrong with a signature; empty when one of the keys has made it over this digest."""
+        """The fault of a signature; empty when it verifies: its key is known and made it over this digest."""
         if signature.algorithm != ED25519:
-            return f"{signature.algorithm!r} is not {ED25519}"
+            return f"the algorithm {signature.algorithm!r} is not supported; use {ED25519!r}"
         key = self._keys.get(signature.key_id)
         if key is None:
-            return f"no key is called {signature.key_id!r}"
+            return f"the key {signature.key_id!r} is not in the key file"
         try:
             key.verify(signature.value, tensors_digest.encode())
         except InvalidSignature:
-            return f"the key {signature.key_id!r} has not signed this tensors digest"
+            return f"it is not a signature of the key {signature.key_id!r} over this tensors digest"
         return ""
 
     def signer(self, tensors_digest: str, signatures: Iterable[Signature]) -> str | None:
-        """The name of a key that has signed this digest; None when none has, whatever else there is."""
+        """The name of the first key with a valid signature over this digest; None when there is no valid signature."""
         return next((s.key_id for s in signatures if not self.fault(tensors_digest, s)), None)
 
 
 def sign(private_key: Ed25519PrivateKey, tensors_digest: str) -> bytes:
-    """The signature's value."""
+    """The value of a signature over `tensors_digest`: 64 bytes."""
     return private_key.sign(tensors_digest.encode())
 
 
@@ -79,4 +79,4 @@ def _raw(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except binascii.Error as error:
-        raise ValueError(f"{text[:60]!r} is not base64") from error
+        raise ValueError(f"the key {text[:60]!r} is not base64") from error

@@ -1,4 +1,4 @@
-"""What the tables of the state machines have in common."""
+"""SQL helpers that all state machines share: creating tables, checking an etag, reading a page."""
 
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -6,19 +6,19 @@ from typing import Any
 
 from storage.errors import EtagMismatch
 
-# A condition of SQL, and its parameters by name.
+# An SQL condition, and its parameters by name.
 Condition = tuple[str, Mapping[str, Any]]
 EVERYTHING: Condition = ("1", {})
 
 
 def create_tables(db: sqlite3.Connection, schema: str) -> None:
-    """Runs the statements of `schema` within the view's transaction, which executescript would end."""
+    """Run the statements of `schema` within the view's transaction; `executescript` would end the transaction."""
     for statement in schema.split(";"):
         db.execute(statement)
 
 
 def check_etag(given: str, present: str, resource: str) -> None:
-    """Raises EtagMismatch when an etag is given and is not the present one."""
+    """Raises EtagMismatch when an etag is given and differs from the present one."""
     if given and given != present:
         raise EtagMismatch(resource, present)
 
@@ -31,7 +31,7 @@ def newest_first(
     limit: int,
     condition: Condition = EVERYTHING,
 ) -> list[sqlite3.Row]:
-    """Up to `limit` rows of a tenant that fulfil `condition`, newest first, after the one at [created_us, name]."""
+    """Up to `limit` rows of a tenant that fulfil `condition`, newest first, after the row at [created_us, name]."""
     created_us, name = after or (2**62, "")
     sql, parameters = condition
     return db.execute(

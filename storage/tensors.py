@@ -1,7 +1,7 @@
-"""Vectors as safetensors files: a strict reader, a deterministic writer, and the digest that names them by content.
+"""Vectors as safetensors files: a strict reader, a deterministic writer, and a digest of the content.
 
-The library accepts duplicate names, NaN, files without tensors, empty shapes and control characters in names; this
-reader does not. Nothing here is ever unpickled.
+The safetensors library accepts duplicate names, NaN, files without tensors, empty shapes and control characters in
+names; this reader does not. Nothing is ever unpickled here.
 """
 
 import hashlib
@@ -29,33 +29,33 @@ _MAX_TENSORS = 8
 _MAX_NAME = 100
 _METADATA = "__metadata__"
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-# The first bytes of a zip archive and of a pickle: what torch.save writes.
+# The first bytes of a zip archive and of a pickle, the two formats of torch.save.
 _PICKLE = re.compile(rb"PK\x03\x04|\x80[\x02-\x05]")
 
 
 def is_pickle(data: bytes) -> bool:
-    """Whether `data` begins as torch.save's files do."""
+    """Whether `data` begins like a file of torch.save."""
     return _PICKLE.match(data) is not None
 
 
 def read_tensors(data: bytes) -> dict[str, Vectors]:
-    """The tensors of a safetensors file by name, each an own fp32 array [vectors, dimensions], in order of name.
+    """The tensors of a safetensors file by name, each a separate fp32 array [vectors, dimensions], sorted by name.
 
-    Takes F32, F16 and BF16; 1 to 8 tensors of 1 to 75 vectors and up to 16,384 dimensions, finite numbers, names of 1
-    to 100 printable characters in NFC. Raises TensorsInvalid, whose reason says what is wrong.
+    Accepts F32, F16 and BF16; 1 to 8 tensors of 1 to 75 vectors and up to 16,384 dimensions, finite numbers, names of 1
+    to 100 printable characters in NFC. Raises TensorsInvalid, whose `reason` names the fault.
     """
     _check_header(data)
     try:
         found = deserialize(data)  # type: ignore[no-untyped-call]
     except (SafetensorError, UnicodeDecodeError) as error:
-        raise TensorsInvalid("NOT_SAFETENSORS", f"it is not a safetensors file: {str(error)[:200]}") from None
+        raise TensorsInvalid("NOT_SAFETENSORS", f"not a safetensors file: {str(error)[:200]}") from None
     return {name: _to_array(name, item) for name, item in sorted(found)}
 
 
 def write_tensors(tensors: Mapping[str, npt.ArrayLike], metadata: Mapping[str, str] | None = None) -> bytes:
-    """A safetensors file of `tensors` as fp32. Equal arguments give equal bytes, whatever their order.
+    """A safetensors file of `tensors` as fp32. Equal arguments give equal bytes, in any order of the mapping.
 
-    Checks nothing of what read_tensors refuses.
+    Does not check the limits of read_tensors.
     """
     arrays = {name: np.ascontiguousarray(tensors[name], dtype="<f4") for name in sorted(tensors)}
     header: dict[str, Any] = {}
@@ -71,9 +71,9 @@ def write_tensors(tensors: Mapping[str, npt.ArrayLike], metadata: Mapping[str, s
 
 
 def tensors_digest(tensors: Mapping[str, npt.ArrayLike]) -> str:
-    """sha256 (hex) over the tensors alone, which is the same however they were stored.
+    """sha256 (hex) over the tensors alone: independent of the file format that they were stored in.
 
-    For each in order of name: the name in UTF-8, a zero byte, the shape in decimal with commas between, a zero byte,
+    For each tensor, sorted by name: the name in UTF-8, a zero byte, the shape in decimal joined by commas, a zero byte,
     the numbers as little-endian fp32 in row-major order.
     """
     digest = hashlib.sha256()
@@ -87,14 +87,16 @@ def tensors_digest(tensors: Mapping[str, npt.ArrayLike]) -> str:
 
 def _check_header(data: bytes) -> None:
     if len(data) > MAX_FILE_BYTES:
-        raise TensorsInvalid("FILE_TOO_LARGE", f"it has {len(data)} bytes; {MAX_FILE_BYTES} are allowed")
+        raise TensorsInvalid("FILE_TOO_LARGE", f"it has {len(data)} bytes; at most {MAX_FILE_BYTES} are allowed")
     if is_pickle(data):
-        raise TensorsInvalid("NOT_SAFETENSORS", "it is a pickle or a zip archive, which is never read")
+        raise TensorsInvalid("NOT_SAFETENSORS", "it is a pickle or a zip archive; give a safetensors file")
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > len(data) - 8:
-        raise TensorsInvalid("NOT_SAFETENSORS", "it is not a safetensors file, or is cut off within its header")
+        raise TensorsInvalid("NOT_SAFETENSORS", "not a safetensors file, or truncated within its header")
     if length > _MAX_HEADER_BYTES:
-        raise TensorsInvalid("HEADER_TOO_LARGE", f"its header has {length} bytes; {_MAX_HEADER_BYTES} are allowed")
+        raise TensorsInvalid(
+            "HEADER_TOO_LARGE", f"its header has {length} bytes; at most {_MAX_HEADER_BYTES} are allowed"
+        )
     try:
         header = json.loads(data[8 : 8 + length].decode(), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError):
@@ -111,7 +113,7 @@ def _check_header(data: bytes) -> None:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise TensorsInvalid("DUPLICATE_KEY", "its header has a key twice")
+        raise TensorsInvalid("DUPLICATE_KEY", "its header contains a key twice")
     return found
 
 
@@ -124,20 +126,20 @@ def _check_tensor(name: str, spec: Any) -> None:
         raise TensorsInvalid("NOT_SAFETENSORS", f"its header does not describe tensor {name!r}")
     dtype, shape = spec["dtype"], spec["shape"]
     if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
-        raise TensorsInvalid("TENSOR_DTYPE", f"tensor {name!r} is {str(dtype)[:20]}; F32, F16 and BF16 are read")
+        raise TensorsInvalid("TENSOR_DTYPE", f"tensor {name!r} is {str(dtype)[:20]}; F32, F16 and BF16 are supported")
     whole = isinstance(shape, list) and all(type(size) is int for size in shape)
     if not whole or len(shape) != 2 or not 1 <= shape[0] <= MAX_VECTORS or not 1 <= shape[1] <= MAX_DIMENSIONS:
         raise TensorsInvalid(
             "TENSOR_SHAPE",
-            f"tensor {name!r} has the shape {str(shape)[:60]}; [1 to {MAX_VECTORS} vectors, 1 to {MAX_DIMENSIONS} "
-            "dimensions] are allowed",
+            f"tensor {name!r} has the shape {str(shape)[:60]}; it must be [1 to {MAX_VECTORS} vectors, 1 to "
+            f"{MAX_DIMENSIONS} dimensions]",
         )
 
 
 def _to_array(name: str, item: Mapping[str, Any]) -> Vectors:
     raw, shape = bytes(item["data"]), tuple(item["shape"])
     if len(raw) != math.prod(shape) * _ITEM_BYTES[item["dtype"]]:
-        raise TensorsInvalid("NOT_SAFETENSORS", f"tensor {name!r} has other data than its shape says")
+        raise TensorsInvalid("NOT_SAFETENSORS", f"the data of tensor {name!r} does not have the size of its shape")
     match item["dtype"]:
         case "F32":
             array = np.frombuffer(raw, "<f4").astype(np.float32)

@@ -1,4 +1,5 @@
-"""Reads a whole store and names what is damaged: the log is replayed and compared with everything derived from it.
+"""Inspection of a whole store: the log is replayed and compared with all objects derived from it, and damage is
+reported.
 
 Changes nothing.
 """

@@ -1,12 +1,12 @@
-"""What is found when a store is inspected."""
+"""The report of an inspection."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 
 class Severity(StrEnum):
-    """DAMAGE: something that was committed is lost or wrong. DERIVED: something made from the log is wrong; it can be
-    deleted. GARBAGE: nobody needs it. NOTE: worth knowing."""
+    """DAMAGE: committed data is lost or wrong. DERIVED: an object made from the log is wrong; it can be deleted.
+    GARBAGE: an object that is not needed. NOTE: information."""
 
     DAMAGE = "damage"
     DERIVED = "derived"
@@ -16,7 +16,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """`object`: its name in the store, or a view's path."""
+    """`object`: the object's name in the store, or a view's path."""
 
     severity: Severity
     object: str
@@ -25,7 +25,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Vectors:
-    """What a version says of a blob: its size in bytes, and the digest of its tensors."""
+    """A version's statement about its blob: the size in bytes, and the digest of the tensors."""
 
     size: int
     tensors_digest: str
@@ -33,7 +33,7 @@ class Vectors:
 
 @dataclass(kw_only=True)
 class Report:
-    """What was read, by kind of object, and what was found. `revisions`: the last entry of each shard."""
+    """`counts`: the objects that were read, by kind. `findings`: their faults. `revisions`: each shard's last entry."""
 
     store: str
     store_id: str
@@ -45,7 +45,7 @@ class Report:
 
     @property
     def sound(self) -> bool:
-        """Nothing is damaged, and nothing derived is wrong."""
+        """Whether no finding is DAMAGE or DERIVED."""
         return not any(found.severity in (Severity.DAMAGE, Severity.DERIVED) for found in self.findings)
 
     def found(self, severity: Severity, name: str, why: str) -> None:

@@ -1,4 +1,4 @@
-"""The part of an inspection that reads one shard: its log, replayed, beside all that was derived from it."""
+"""Inspection of one shard: its log is replayed and compared with its segments, snapshots and views."""
 
 import sqlite3
 from bisect import insort
@@ -26,8 +26,9 @@ _WINDOW = 64
 
 @dataclass(kw_only=True)
 class Content:
-    """The blobs of a shard: those that entries name (and one such entry), those that must exist and those that may go,
-    and what is said of some. Where the log is not `sound` to its end, only the first."""
+    """The blobs of a shard. `known`: each blob that an entry names, and one such entry. `live`: the blobs that must
+    exist. `doomed`: those that may be deleted. `described`: the versions' statements. If the log is not `sound` to its
+    end, only `known` is filled."""
 
     known: dict[str, str] = field(default_factory=dict)
     live: set[str] = field(default_factory=set)
@@ -37,7 +38,7 @@ class Content:
 
 
 class ShardInspection:
-    """One shard's entries in order, and everything that is derived from them, each compared where it stands.
+    """Replays one shard's entries in order, and compares each derived object at the entry that it belongs to.
 
     with ShardInspection(...) as inspected:
         inspected.run(threads, vectors)
@@ -52,7 +53,7 @@ class ShardInspection:
         views: Sequence[Path],
         report: Report,
     ) -> None:
-        """What is found goes into `report`. `folder` is for files made here, `views` are those of servers' views."""
+        """Findings go into `report`. `folder` is for temporary files; `views` are the folders of servers' views."""
         self._log = log
         self._state_machine = state_machine
         self._shard = shard
@@ -60,7 +61,7 @@ class ShardInspection:
         self._views = views
         self._report = report
         self._stack = ExitStack()
-        # [(entry, name, the tables)] in order of entry
+        # [(entry, name, tables)], sorted by entry
         self._copies: list[tuple[int, str, sqlite3.Connection]] = []
         self._segments: set[int] = set()
         self._run: list[Entry] = []
@@ -74,12 +75,12 @@ class ShardInspection:
     def run(
         self, threads: ThreadPoolExecutor, vectors: Callable[[sqlite3.Connection], Mapping[str, Vectors]]
     ) -> Content:
-        """Reads everything of the shard. Raises StoreUnavailable and StoreRefused."""
+        """Read all objects of the shard. Raises StoreUnavailable and StoreRefused."""
         shard, report, content = self._shard, self._report, Content()
         path = self._folder / f"shard-{shard}.sqlite"
         view = View(path, store_id=self._log.store_id, shard=shard, state_machine=self._state_machine)
         self._stack.callback(view.close)
-        # Before the entries: nothing derived can be ahead of the log then.
+        # Opened before the entries are listed, so that no derived object can be ahead of the listed entries.
         self._open_copies(view)
         self._segments = segments(self._log.store, shard)
         numbers = self._numbers()
@@ -107,7 +108,7 @@ class ShardInspection:
                 content.described.update(vectors(db))
         else:
             report.found(
-                Severity.DAMAGE, f"log/{shard}/", f"the state after entry {view.position.entry} cannot be told"
+                Severity.DAMAGE, f"log/{shard}/", f"the state after entry {view.position.entry} cannot be computed"
             )
         for first in sorted(self._segments):
             if first_of_run(first) != first or first + RUN - 1 > last:
@@ -121,17 +122,17 @@ class ShardInspection:
             if number.isdecimal() and info.name == entry_name(self._shard, int(number)):
                 found.append(int(number))
             else:
-                self._report.found(Severity.NOTE, info.name, "no entry is called so")
+                self._report.found(Severity.NOTE, info.name, "it is not the name of an entry")
         return found
 
     def _check_holes(self, numbers: Sequence[int]) -> set[int]:
-        """The entries before which one is missing."""
+        """The entries whose previous entry is missing."""
         after: set[int] = set()
         expected = 1
         for number in numbers:
             for missing in range(expected, number):
                 self._report.found(
-                    Severity.DAMAGE, entry_name(self._shard, missing), "it is missing, and later ones exist"
+                    Severity.DAMAGE, entry_name(self._shard, missing), "it is missing, and later entries exist"
                 )
             if number != expected:
                 after.add(number)
@@ -139,14 +140,14 @@ class ShardInspection:
         return after
 
     def _entries(self, numbers: Sequence[int], threads: ThreadPoolExecutor) -> Iterator[Entry | None]:
-        """Each entry; None for one that is damaged."""
+        """Each entry in order; None in the place of a damaged one."""
 
         def read(number: int) -> Entry | Damaged:
             try:
                 entry = self._log.read(self._shard, number)
             except Damaged as error:
                 return error
-            return entry or Damaged(entry_name(self._shard, number), "it has gone while it was read")
+            return entry or Damaged(entry_name(self._shard, number), "it was deleted during the inspection")
 
         for start in range(0, len(numbers), _WINDOW):
             for entry in threads.map(read, numbers[start : start + _WINDOW]):
@@ -159,12 +160,12 @@ class ShardInspection:
     def _replay(self, view: View, entry: Entry) -> bool:
         name = entry_name(self._shard, entry.number)
         if entry.time_us <= view.position.time_us:
-            self._report.found(Severity.DAMAGE, name, "its time is not after that of the entry before")
+            self._report.found(Severity.DAMAGE, name, "its time is not after the previous entry's")
             return False
         self._compare(view, upto=entry.number)
         try:
             view.replay(entry)
-        except Exception as error:  # whatever a book's rules do with a change that should never have been committed
+        except Exception as error:  # `apply` may raise anything for an event that should never have been committed
             self._report.found(Severity.DAMAGE, name, f"it cannot be applied: {error!r}")
             return False
         return True
@@ -186,11 +187,11 @@ class ShardInspection:
             self._report.found(Severity.DERIVED, name, error.message)
             return
         if not same:
-            self._report.found(Severity.DERIVED, name, "it holds other entries than the log")
+            self._report.found(Severity.DERIVED, name, "its entries differ from the log's")
 
     def _open_copies(self, view: View) -> None:
         for number, snapshot in enumerate(snapshots(self._log.store, self._shard)):
-            path = self._folder / f"checkpoint-{self._shard}-{number}.sqlite"
+            path = self._folder / f"snapshot-{self._shard}-{number}.sqlite"
             self._report.count("checkpoints")
             try:
                 unpack_snapshot(self._log.store, snapshot, None, path)
@@ -211,39 +212,41 @@ class ShardInspection:
         db = self._stack.enter_context(closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)))
         db.isolation_level = None
         try:
-            # Held until it is compared: a server may go on with its view.
+            # The transaction stays open until the comparison, because a server may continue to write to its view.
             db.execute("BEGIN")
             identity, entry = db.execute("SELECT identity, entry FROM ledger_view").fetchone()
         except (sqlite3.DatabaseError, TypeError) as error:
-            self._report.found(Severity.DERIVED, name, f"it is no view: {error}")
+            self._report.found(Severity.DERIVED, name, f"it is not a view: {error}")
             return
         if identity != view.identity:
-            self._report.found(Severity.NOTE, name, "it is of another store or version of the tables, and not compared")
+            self._report.found(
+                Severity.NOTE, name, "it was not compared: it belongs to another store or has another schema version"
+            )
             return
         insort(self._copies, (entry, name, db), key=lambda copy: copy[:2])
 
     def _compare(self, view: View, *, upto: int) -> None:
-        """Compare the copies that stand before entry `upto` with the replayed tables."""
+        """Compare the copies that end before entry `upto` with the replayed tables."""
         while self._copies and self._copies[0][0] < upto:
             entry, name, copy = self._copies.pop(0)
             if entry != view.position.entry:
-                why = f"it shows entry {entry}, which could not be replayed"
+                why = f"it was not compared: it ends at entry {entry}, which could not be replayed"
                 self._report.found(Severity.NOTE, name, why)
                 continue
             with view.snapshot() as (db, _):
-                ours = digests(db)
+                expected = digests(db)
             try:
-                theirs = digests(copy)
+                found = digests(copy)
             except sqlite3.DatabaseError as error:
                 self._report.found(Severity.DERIVED, name, f"it cannot be read: {error}")
                 continue
-            wrong = sorted(table for table in ours.keys() | theirs.keys() if ours.get(table) != theirs.get(table))
+            wrong = sorted(table for table in expected.keys() | found.keys() if expected.get(table) != found.get(table))
             if wrong:
-                self._report.found(Severity.DERIVED, name, f"it differs from the log in {', '.join(wrong)}")
+                self._report.found(Severity.DERIVED, name, f"its tables differ from the log: {', '.join(wrong)}")
 
 
 def blob_names(value: Any) -> Iterator[str]:
-    """All names of blobs in a JSON value."""
+    """All blob names in a JSON value."""
     match value:
         case str() if tenant_of(value) is not None:
             yield value

@@ -1,5 +1,5 @@
-"""Reads a whole store: what is damaged, what is missing, what nobody needs, and whether all that is derived from the
-log is what the log says."""
+"""Inspection of a whole store: finds damaged, missing and unneeded objects, and derived objects that differ from the
+log."""
 
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ _WINDOW = 64
 
 
 class Inspection:
-    """One reading of a store; may be used beside running servers. All methods block, for long."""
+    """One inspection of a store; servers may run at the same time. All methods block, for minutes on a large store."""
 
     def __init__(
         self,
@@ -33,14 +33,14 @@ class Inspection:
         vectors: Callable[[sqlite3.Connection], Mapping[str, Vectors]] = lambda db: {},
         views: Sequence[Path] = (),
     ) -> None:
-        """`folder` is for views made here; `views` are folders of servers' views to compare beside the store's own;
-        `vectors` tells what the tables of a view say of its blobs.
+        """`folder` is for the views built here; `views` are folders of servers' views to compare, in addition to those
+        in the store itself; `vectors` reads the versions' statements about their blobs from the tables of a view.
 
-        Raises ObjectMissing, Damaged and StoreMismatch when there is no store to read.
+        Raises ObjectMissing, Damaged and StoreMismatch when there is no readable store.
         """
         metadata = Metadata.read(store)
         if metadata.book not in state_machines:
-            raise Damaged(METADATA_NAME, f"nothing here knows a state machine called {metadata.book!r}")
+            raise Damaged(METADATA_NAME, f"this version has no state machine called {metadata.book!r}")
         self._store = store
         self._state_machine = state_machines[metadata.book]
         self._log = Log(store, metadata.store_id, metadata.shards, Backoff())
@@ -50,7 +50,7 @@ class Inspection:
         self.report = Report(
             store=store.description, store_id=metadata.store_id, book=metadata.book, created=metadata.created
         )
-        self._known: dict[str, str] = {}  # blobs that entries name, and one of the entries
+        self._known: dict[str, str] = {}  # by blob: an entry that names it
         self._live: set[str] = set()
         self._doomed: set[str] = set()
         self._described: dict[str, Vectors] = {}
@@ -82,7 +82,7 @@ class Inspection:
         wanted: list[str] = []
         for info in list_all(self._store, "t/"):
             if tenant_of(info.name) is None:
-                self.report.found(Severity.NOTE, info.name, "no blob is called so")
+                self.report.found(Severity.NOTE, info.name, "it is not the name of a blob")
                 continue
             present.add(info.name)
             self.report.count("blobs")
@@ -92,12 +92,12 @@ class Inspection:
             elif self._undecided:
                 continue
             elif info.name in self._doomed:
-                self.report.found(Severity.GARBAGE, info.name, "it is condemned: the collector will delete it")
+                self.report.found(Severity.GARBAGE, info.name, "it is condemned: garbage collection will delete it")
             elif info.name in self._known:
-                why = f"nothing needs it since it was named by {self._known[info.name]}"
+                why = f"it is no longer needed; {self._known[info.name]} named it"
                 self.report.found(Severity.GARBAGE, info.name, why)
             else:
-                why = "no entry names it: its commit is under way, or never came"
+                why = "no entry names it: its commit is in flight, or was never made"
                 self.report.found(Severity.GARBAGE, info.name, why)
         for name in sorted(self._live - present):
             self.report.found(Severity.DAMAGE, name, f"it is missing; {self._known.get(name, 'an entry')} names it")
@@ -118,27 +118,27 @@ class Inspection:
                     self.report.found(Severity.DAMAGE, name, why)
 
     def _check_names(self) -> None:
-        """What belongs to no part of a store."""
+        """Find objects whose names do not belong to a store."""
         parts = {"log", "segments", "checkpoints", "t", "batches", "probe", METADATA_NAME}
         last = ""
         while page := self._store.list("", start_after=last, limit=1):
             first = page[0].name.split("/")[0]
             if first == "probe":
-                self.report.found(Severity.GARBAGE, page[0].name, "a probe has left it")
+                self.report.found(Severity.GARBAGE, page[0].name, "an interrupted probe left it")
             elif first not in parts:
-                self.report.found(Severity.NOTE, page[0].name, "it is no part of a store")
-            # A slash is followed by 0: this jumps over all that begins with the same segment.
+                self.report.found(Severity.NOTE, page[0].name, "its name does not belong to a store")
+            # In ASCII, "0" comes right after "/": this skips all names that begin with the same segment.
             last = f"{first}0" if first in parts and first != METADATA_NAME and "/" in page[0].name else page[0].name
 
 
 def _compare(data: bytes, described: Vectors | None) -> str:
-    """What is wrong with a blob whose bytes have the digest of its name; empty when nothing is."""
+    """The fault of a blob whose bytes have the digest in its name; empty when there is none."""
     if described is None:
         return ""
     if len(data) != described.size:
-        return f"it has {len(data)} bytes instead of {described.size}"
+        return f"it has {len(data)} bytes, and its version states {described.size}"
     try:
         digest = tensors_digest(read_tensors(data))
     except TensorsInvalid as error:
         return f"its vectors cannot be read: {error.message}"
-    return "" if digest == described.tensors_digest else f"its tensors have the digest {digest}"
+    return "" if digest == described.tensors_digest else f"its tensors have the digest {digest}, not its version's"

@@ -1,11 +1,11 @@
-"""What the tables of a view hold, as digests: equal exactly when the rows are."""
+"""Digests of the tables of a view: equal exactly when the rows are equal."""
 
 import hashlib
 import sqlite3
 
 
 def digests(db: sqlite3.Connection) -> dict[str, str]:
-    """sha256 (hex) of each table's rows, in the order of all their columns."""
+    """sha256 (hex) of each table's rows, sorted by all columns."""
     tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
     return {str(row[0]): _digest(db, str(row[0])) for row in tables.fetchall()}
 

@@ -1,4 +1,4 @@
-"""The commit log, its derived views, and the state machine's interface that says what they hold.
+"""The commit log, its derived views, and the interface of the state machines that define their content.
 
-Knows no kind of command: those are each server's.
+Commands and event kinds are defined by each server, not here.
 """

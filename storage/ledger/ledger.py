@@ -1,4 +1,4 @@
-"""The commit log and its derived views as servers use them: commit, read, watch, from asyncio."""
+"""`Ledger`: the commit log and its derived views for servers: commit, read and watch, from asyncio."""
 
 import asyncio
 import fcntl
@@ -28,17 +28,18 @@ T = TypeVar("T")
 
 _READERS = 8
 _POLL = timedelta(seconds=0.3)
-# A strong read waits behind an entry that is in doubt; its caller should hear UNAVAILABLE before its own deadline.
+# A strong read waits behind an entry in doubt. This limit lets its caller get UNAVAILABLE before its own deadline.
 _CHECK_TIMEOUT_S = 10.0
 
 
 def shard_of(tenant: str, shards: int) -> int:
-    """The shard that a tenant belongs to, for ever."""
+    """The shard of a tenant; it never changes."""
     return int.from_bytes(hashlib.sha256(tenant.encode()).digest()[:8], "big") % shards
 
 
 class Ledger(Generic[C]):
-    """Commands of type C, kept by a Book. Used by one event loop; a shard is opened when it is first used."""
+    """The ledger of one state machine, with commands of type C. Used by one event loop; a shard is opened at its first
+    use."""
 
     def __init__(
         self,
@@ -74,10 +75,10 @@ class Ledger(Generic[C]):
         metrics: LedgerMetrics | None = None,
         maintenance: bool = True,
     ) -> "Ledger[C]":
-        """Open the ledger of `book` in `store`, made if there is none; `view_folder` may be empty, lost or old. With
-        `upkeep`, segments and checkpoints that are missing are written.
+        """Open the ledger of `state_machine` in `store`, and create it if it is missing. `view_folder` may be missing,
+        empty or out of date. With `maintenance`, missing segments and snapshots are written in the background.
 
-        Blocks. Raises StoreMismatch, Damaged, StoreUnavailable, StoreRefused, and ViewInUse when another process has
+        Blocks. Raises StoreMismatch, Damaged, StoreUnavailable, StoreRefused, and ViewInUse when another process uses
         the folder. Does not probe the store.
         """
         log = Log.open(store, book=state_machine.name, shards=shards, backoff=backoff)
@@ -93,16 +94,16 @@ class Ledger(Generic[C]):
 
     @property
     def replaced(self) -> bool:
-        """Whether the store was found to be another one than was opened: nothing is answered any more."""
+        """Whether a check has found another store in the place of the opened one. All calls then fail."""
         return self._log.identity.replaced
 
     def refuse_replaced(self) -> None:
-        """Raises StoreReplaced if that is known already; asks nobody."""
+        """Raises StoreReplaced if an earlier check has found the store replaced. Makes no request."""
         if self.replaced:
             self._log.identity.check()
 
     def beginning(self, shard: int) -> Revision:
-        """The revision before everything: a watch from it tells the shard's whole history."""
+        """The revision before the first event: a watch from it yields the shard's whole history."""
         return Revision(store_id=self.store_id, shard=shard, entry=0, index=0)
 
     async def commit(
@@ -118,14 +119,14 @@ class Ledger(Generic[C]):
         timeout_s: float,
         validate_only: bool = False,
     ) -> Result:
-        """Decide `command` after everything that was committed before, and make its effects durable.
+        """Decide `command` against the state after all earlier commits, and commit its events.
 
-        `digest` names the request's body: the same `request_id` of the same `tenant` with the same digest within 7 days
-        gets the first answer. `validate_only` gives the answer that it would get, and changes nothing.
+        `digest` is the digest of the request's body: within 7 days, the same `request_id` of the same `tenant` with the
+        same digest gets the first answer again. With `validate_only` the answer is computed and nothing is committed.
 
-        Raises the book's own refusals; RequestIdReused; OutcomeUnknown when `timeout_s` ends first and it may be
-        committed or not (ask again with the same id); NotCommitted and Contention when it certainly is not;
-        EntryTooLarge, ClockSkew, StoreRefused, StoreReplaced, Damaged, Closed.
+        Raises the state machine's own errors; RequestIdReused; OutcomeUnknown when `timeout_s` ends while the commit is
+        in flight (repeat the call with the same request id); NotCommitted and Contention when it is certain that
+        nothing was committed; EntryTooLarge, ClockSkew, StoreRefused, StoreReplaced, Damaged, Closed.
         """
         pending = Pending(
             command,
@@ -148,20 +149,21 @@ class Ledger(Generic[C]):
             return answer.result()
         _ignore(answer)
         if pending.abandon():
-            raise NotCommitted(f"the store took no change within {timeout_s:g} s; nothing was changed: try again")
+            raise NotCommitted(f"the commit did not start within {timeout_s:g} s and nothing was changed: try again")
         raise OutcomeUnknown(
-            f"it is not known after {timeout_s:g} s whether the change was made: ask again with the same request id",
+            f"the commit did not finish within {timeout_s:g} s and its outcome is unknown: repeat the call with the "
+            "same request id",
             request_id=request_id,
         )
 
     async def read(
         self, shard: int, fn: Callable[[sqlite3.Connection], T], *, max_staleness: timedelta | None = None
     ) -> tuple[T, Revision]:
-        """`fn` of one moment of the shard's view, in a thread, and the revision of that moment.
+        """Run `fn` in a thread on a consistent snapshot of the shard's view; also returns the snapshot's revision.
 
-        Strong unless `max_staleness` allows an older view: it shows every change that was answered before this call.
-        `fn` must not keep the connection. Raises what `fn` raises, StoreUnavailable, StoreRefused, StoreReplaced,
-        Damaged, Closed.
+        Strong unless `max_staleness` allows an older view: the snapshot then shows every commit that was answered
+        before this call. `fn` must not keep the connection. Raises the errors of `fn`, StoreUnavailable, StoreRefused,
+        StoreReplaced, Damaged, Closed.
         """
         writer = await self._fresh(shard, max_staleness)
 
@@ -172,9 +174,10 @@ class Ledger(Generic[C]):
         return await asyncio.get_running_loop().run_in_executor(self._readers, work)
 
     async def revision(self, shard: int, *, max_staleness: timedelta | None = None) -> Revision:
-        """The revision that a read begun now would show, or one before it; see `read`. Asks no thread and no database.
+        """The revision that a read started now would show, or an earlier one; see `read`. Needs no reader thread and no
+        query.
 
-        While it stays the same, so does every answer from the view. Raises what `read` raises.
+        While the revision stays the same, so does every answer from the view. Raises the errors of `read`.
         """
         at = (await self._fresh(shard, max_staleness)).view.position
         return Revision(store_id=self.store_id, shard=shard, entry=at.entry, index=at.index)
@@ -182,26 +185,26 @@ class Ledger(Generic[C]):
     async def changes(
         self, shard: int, after: Revision, *, limit: int = 256, max_staleness: timedelta | None = None
     ) -> tuple[Sequence[CommittedEvent], Revision]:
-        """Up to `limit` changes after `after` in order, and the revision up to which there are no others: that of the
-        last one given, or of the view when all of them were.
+        """Up to `limit` events after `after`, in order, and the revision up to which the list is complete: that of the
+        last event when the limit was reached, else that of the view.
 
-        Raises StoreChanged, BadRevision, RevisionAhead, and what `read` raises.
+        Raises StoreChanged, BadRevision, RevisionAhead, and the errors of `read`.
         """
         after.check(self.store_id, shard)
         now = await self.revision(shard, max_staleness=max_staleness)
         if now == after:
-            # Most looks of most watches: they cost no thread and no database, however many there are.
+            # The common case of a watch that polls: it costs no thread and no query.
             return (), now
         found, now = await self.read(shard, lambda db: changes_after(db, after, limit), max_staleness=max_staleness)
         if after.place > now.place and max_staleness is not None:
-            # Told by another replica, perhaps, which this view is only behind.
+            # The revision may come from another replica, and this view may only be behind: read strongly.
             found, now = await self.read(shard, lambda db: changes_after(db, after, limit))
         if after.place > now.place:
             raise RevisionAhead(f"revision {after} is ahead of the log, which is at {now}", revision=str(after))
         return found, found[-1].revision if len(found) == limit else now
 
     async def watch(self, shard: int, after: Revision) -> AsyncIterator[CommittedEvent]:
-        """Every change after `after`, in order, once each, for ever. Raises what `changes` raises."""
+        """Every event after `after`, in order, once each. Never ends by itself. Raises the errors of `changes`."""
         while True:
             found, after = await self.changes(shard, after, max_staleness=_POLL)
             for event in found:
@@ -210,7 +213,8 @@ class Ledger(Generic[C]):
                 await self.wait_for_changes({shard}, _POLL)
 
     async def wait_for_changes(self, shards: set[int], timeout: timedelta) -> None:
-        """Returns when a view of `shards` has moved, or after `timeout`: others' commits are found by asking."""
+        """Returns when a view of `shards` has moved, or after `timeout`. The caller must then poll: commits of other
+        replicas notify nobody."""
         moved, loop = asyncio.Event(), asyncio.get_running_loop()
         watchers = {(shard, moved, loop) for shard in shards}
         self._watchers |= watchers
@@ -222,19 +226,19 @@ class Ledger(Generic[C]):
             self._watchers -= watchers
 
     async def until_replaced(self) -> None:
-        """Returns when the store is found to be another one than was opened; whoever serves should end, and begin
-        anew."""
+        """Returns when a check finds another store in the place of the opened one. The server should then exit and be
+        started again."""
         found, loop = asyncio.Event(), asyncio.get_running_loop()
 
-        def tell() -> None:
+        def notify() -> None:
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(found.set)
 
-        self._log.identity.when_replaced(tell)
+        self._log.identity.when_replaced(notify)
         await found.wait()
 
     async def close(self) -> None:
-        """Stop. What waits gets Closed, what is on its way OutcomeUnknown."""
+        """Stop. Waiting commands get Closed, commits in flight OutcomeUnknown."""
         if self._closed:
             return
         self._closed = True
@@ -246,7 +250,7 @@ class Ledger(Generic[C]):
         os.close(self._lock)
 
     async def _fresh(self, shard: int, max_staleness: timedelta | None) -> ShardWriter:
-        """The shard's writer, once its view is as new as it must be."""
+        """The shard's writer, once its view is new enough for `max_staleness`."""
         writer = self._writer(shard)
         if max_staleness is None or writer.age_s() > max_staleness.total_seconds():
             self._metrics.strong.inc()
@@ -272,7 +276,7 @@ class Ledger(Generic[C]):
         if self._closed:
             raise Closed("the ledger is closed")
         if not 0 <= shard < self.shards:
-            raise BadRevision(f"there is no shard {shard}: 0 to {self.shards - 1}")
+            raise BadRevision(f"shard {shard} does not exist; the store has the shards 0 to {self.shards - 1}")
         writer = self._writers.get(shard)
         if writer is None:
             path = self._folder / f"shard-{shard}.sqlite"
@@ -283,13 +287,13 @@ class Ledger(Generic[C]):
                 path,
                 maintenance=self._maintenance,
                 metrics=self._metrics,
-                moved=lambda: self._tell(shard),
+                moved=lambda: self._notify_watchers(shard),
             )
             self._writers[shard] = writer
         return writer
 
-    def _tell(self, shard: int) -> None:
-        # Called from a shard's thread. The set's copy is one step under the interpreter's lock.
+    def _notify_watchers(self, shard: int) -> None:
+        # Called from a shard's thread. The copy of the set is atomic under the GIL.
         for watched, moved, loop in list(self._watchers):
             if watched == shard:
                 with suppress(RuntimeError):  # the loop has ended
@@ -297,7 +301,7 @@ class Ledger(Generic[C]):
 
 
 def _ignore(answer: "asyncio.Future[Any]") -> None:
-    """Nobody will ask for this answer: an error in it is no news."""
+    """Retrieve the exception of an abandoned future, so that asyncio does not log it as never retrieved."""
     answer.add_done_callback(lambda future: future.cancelled() or future.exception())
 
 
@@ -308,5 +312,5 @@ def _lock_folder(folder: Path) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(lock)
-        raise ViewInUse(f"another process uses the view folder {folder}; give each server one of its own") from None
+        raise ViewInUse(f"another process uses the view folder {folder}; give each server its own folder") from None
     return lock

@@ -28,11 +28,11 @@ from storage.ledger.entry import FORMAT, Entry, decode, encode, entry_name
 from storage.objects.base import ObjectStore
 
 METADATA_NAME = "store.json"
-# In the place of the format's number, until a restore has ended.
+# Replaces the format number in store.json until a restore has finished.
 RESTORING = "restoring"
 MAX_SKEW_S = 2.0
 _SKEW_CHECK_EVERY_S = 60.0
-# For so long after it was asked for, the store is taken to be the same one.
+# A check of the store's identity is valid for this long.
 IDENTITY_FRESH_S = 0.5
 
 _logger = structlog.get_logger(__name__)
@@ -54,7 +54,7 @@ class Backoff:
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """What a store is, as it says itself in store.json."""
+    """The content of store.json: the store's id, its state machine (`book`), shard count and time of creation."""
 
     store_id: str
     book: str
@@ -63,8 +63,8 @@ class Metadata:
 
     @classmethod
     def read(cls, store: ObjectStore) -> "Metadata":
-        """Raises ObjectMissing, Damaged, StoreMismatch for a format that this version does not know and for a store
-        whose restore has not ended."""
+        """Raises ObjectMissing, Damaged, and StoreMismatch for an unsupported format or a store whose restore has not
+        finished."""
         data = store.get(METADATA_NAME)
         try:
             body = loads(data)
@@ -73,21 +73,23 @@ class Metadata:
         except (ValueError, KeyError, TypeError) as error:
             raise Damaged(METADATA_NAME, f"it does not describe a store ({type(error).__name__})") from error
         if form == RESTORING:
-            raise StoreMismatch(f"{store.description} is being restored; if that was cut off, empty it and begin anew")
+            raise StoreMismatch(
+                f"{store.description} is being restored; if the restore was interrupted, empty the store and repeat it"
+            )
         if form != FORMAT:
-            raise StoreMismatch(f"{store.description} has the format {form!r}; this version knows {FORMAT}")
+            raise StoreMismatch(f"{store.description} has the format {form!r}; this version supports {FORMAT}")
         return found
 
     def encode(self, form: str | int = FORMAT) -> bytes:
-        """The object."""
+        """The content of store.json."""
         return dumps({"format": form, **vars(self)}, indent=1).encode()
 
 
 class StoreIdentity:
-    """Whether the store is still the one that was opened. Safe to share between threads.
+    """Checks that the store is still the one that was opened. Safe to share between threads.
 
-    Somebody may wipe a store and restore a backup in its place under a running server. Its entries have the same names,
-    and a server that went on would put its own among them.
+    An operator may wipe a store and restore a backup in its place while a server runs. The restored entries have the
+    same names, so a server that continued would put its own entries among them.
     """
 
     def __init__(self, store: ObjectStore, store_id: str) -> None:
@@ -96,22 +98,22 @@ class StoreIdentity:
         self._lock = Lock()
         self._checked_at = time.monotonic()
         self._replaced = ""
-        self._told: list[Callable[[], None]] = []
+        self._callbacks: list[Callable[[], None]] = []
 
     @property
     def replaced(self) -> bool:
-        """Whether another store was found; this never ends."""
+        """Whether another store was found. Once true, it stays true."""
         return bool(self._replaced)
 
-    def when_replaced(self, tell: Callable[[], None]) -> None:
-        """Let `tell` be called, by any thread, once another store is found."""
+    def when_replaced(self, notify: Callable[[], None]) -> None:
+        """Register `notify`, to be called from any thread when another store is found."""
         with self._lock:
-            self._told.append(tell)
+            self._callbacks.append(notify)
             if self._replaced:
-                tell()
+                notify()
 
     def check(self) -> None:
-        """Ask the store, unless that was done within half a second. Raises StoreReplaced, and what a get raises."""
+        """Read store.json, unless the last check is recent. Raises StoreReplaced, and the errors of a get."""
         with self._lock:
             began = time.monotonic()
             if not self._replaced and began - self._checked_at >= IDENTITY_FRESH_S:
@@ -119,10 +121,10 @@ class StoreIdentity:
                 self._checked_at = began
                 if self._replaced:
                     _logger.error("store replaced", why=self._replaced)
-                    for tell in self._told:
-                        tell()
+                    for notify in self._callbacks:
+                        notify()
             if self._replaced:
-                raise StoreReplaced(f"{self._replaced} since this server opened it: start the server again")
+                raise StoreReplaced(f"{self._replaced} since this server opened it: restart the server")
 
     def _difference(self) -> str:
         try:
@@ -130,13 +132,13 @@ class StoreIdentity:
         except (ObjectMissing, StoreMismatch) as error:
             return f"the store was replaced ({error.message})"
         except Damaged as error:
-            _logger.error("store not described", error=error.message)  # no sign of another store
+            _logger.error("store.json unreadable", error=error.message)  # not evidence of another store
             return ""
         return "" if found == self._store_id else f"the store was replaced by another one ({found})"
 
 
 class StoreClock:
-    """Whether this machine's clock is near enough the store's to write. Safe to share between threads."""
+    """Checks that this machine's clock is close enough to the store's to write. Safe to share between threads."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
@@ -145,7 +147,8 @@ class StoreClock:
         self._offset = 0.0
 
     def check(self) -> None:
-        """Ask the store, unless that was done lately and this clock was not set since. Raises ClockSkew."""
+        """Compare the clocks, unless the last check is recent and this clock has not been set since. Raises
+        ClockSkew."""
         with self._lock:
             offset = time.time() - time.monotonic()
             if time.monotonic() - self._checked_at < _SKEW_CHECK_EVERY_S and abs(offset - self._offset) < 0.5:
@@ -153,11 +156,12 @@ class StoreClock:
             before = time.time()
             stores = self._store.now().timestamp()
             after = time.time()
-            # The store's clock was somewhere in the second that begins at `stores`, at some moment in between.
+            # At some moment between `before` and `after`, the store's clock was within the second that begins at
+            # `stores`.
             skew = max(stores - after, before - (stores + 1), 0.0)
             if skew > MAX_SKEW_S:
                 raise ClockSkew(
-                    f"this machine's clock is {skew:.1f} s off the store's; set it (NTP) before writing",
+                    f"this machine's clock differs from the store's by {skew:.1f} s; set it (NTP) and try again",
                     skew_s=f"{skew:.1f}",
                 )
             self._checked_at = time.monotonic()
@@ -165,7 +169,7 @@ class StoreClock:
 
 
 class Log:
-    """Reads and settles entries. All methods block; one thread a shard may settle, any may read."""
+    """Reads and settles entries. All methods block. One thread per shard may settle; any thread may read."""
 
     def __init__(self, store: ObjectStore, store_id: str, shards: int, backoff: Backoff) -> None:
         self.store = store
@@ -177,9 +181,10 @@ class Log:
 
     @classmethod
     def open(cls, store: ObjectStore, *, book: str, shards: int, backoff: Backoff | None = None) -> "Log":
-        """Open the log of `book` in `store`, made if the store has none.
+        """Open the log of the state machine named `book` in `store`, and create it if the store has none.
 
-        Raises StoreMismatch if the store was made for another book, shard count or format; Damaged; StoreUnavailable.
+        Raises StoreMismatch if the store was made for another state machine, shard count or format; Damaged;
+        StoreUnavailable.
         """
         try:
             found = Metadata.read(store)
@@ -188,13 +193,13 @@ class Log:
             found = Metadata.read(store)
         if (found.book, found.shards) != (book, shards):
             raise StoreMismatch(
-                f"{store.description} was made for the {found.book} with {found.shards} shards, and the {book} with "
-                f"{shards} was asked for"
+                f"{store.description} was made for the {found.book} with {found.shards} shards, not for the {book} "
+                f"with {shards}; give another store address"
             )
         return cls(store, found.store_id, shards, backoff or Backoff())
 
     def read(self, shard: int, number: int) -> Entry | None:
-        """Entry `number`, or None where the log has not come so far. Raises Damaged, StoreUnavailable."""
+        """Entry `number`, or None when it does not exist yet. Raises Damaged, StoreUnavailable."""
         try:
             data = self.store.get(entry_name(shard, number))
         except ObjectMissing:
@@ -202,17 +207,17 @@ class Log:
         return decode(data, store_id=self.store_id, shard=shard, number=number)
 
     def check_end(self, shard: int, last: int) -> None:
-        """Raises Damaged when entry `last` + 1 is missing while later ones exist: somebody has deleted from the log."""
+        """Raises Damaged when entry `last` + 1 is missing and later entries exist: an entry of the log was deleted."""
         later = self.store.list(f"log/{shard}/", start_after=entry_name(shard, last), limit=1)
         if later and self.read(shard, last + 1) is None:
-            raise Damaged(entry_name(shard, last + 1), f"it is missing, and {later[0].name!r} exists")
+            raise Damaged(entry_name(shard, last + 1), f"it is missing, and the later {later[0].name!r} exists")
 
     def settle(self, entry: Entry, stop: Event) -> Entry:
-        """Put `entry` until its number is taken, and return the entry that has it: this one or another writer's.
+        """Put `entry` until its number is taken. Returns the entry with that number: this one or another writer's.
 
-        Returns only when the number is settled, however long the store does not answer, so that nothing else is put to
-        the shard while this may still land. Raises StoreRefused, ClockSkew when the first try was refused for certain,
-        OutcomeUnknown once `stop` is set, and StoreReplaced when the store that it was put to is no more.
+        Returns only when the number is settled, however long the store takes to answer: nothing else may be put to the
+        shard while this put may still take effect. Raises StoreRefused and ClockSkew when the first attempt certainly
+        failed, OutcomeUnknown once `stop` is set, and StoreReplaced when the store was replaced.
         """
         name, data = entry_name(entry.shard, entry.number), encode(entry)
         in_doubt = False
@@ -222,7 +227,7 @@ class Log:
                 self.store.put_if_absent(name, data)
                 return entry
             except ObjectExists:
-                # Taken: by an earlier try of this very put, perhaps.
+                # The number is taken, perhaps by an earlier attempt of this put.
                 return self._winner(entry, stop)
             except StoreReplaced:
                 raise
@@ -232,10 +237,10 @@ class Log:
             except StorageError as error:
                 if not in_doubt:
                     raise
-                # This try was refused; an earlier one may still land.
+                # This attempt was refused; an earlier one may still take effect.
                 _logger.warning("entry in doubt", object=name, error=error.message)
             if stop.wait(pause):
-                raise OutcomeUnknown(f"stopped while {name!r} was in doubt", object=name)
+                raise OutcomeUnknown(f"the server stopped while the entry {name!r} was in doubt", object=name)
         raise AssertionError("pauses never end")
 
     def _winner(self, entry: Entry, stop: Event) -> Entry:
@@ -245,13 +250,13 @@ class Log:
                 if winner is not None:
                     return winner
                 self.identity.check()
-                _logger.error("an entry that exists is not found", shard=entry.shard, number=entry.number)
+                _logger.error("existing entry not found", shard=entry.shard, number=entry.number)
             except (StoreUnavailable, StoreRefused) as error:
                 _logger.warning("winner not read", shard=entry.shard, number=entry.number, error=error.message)
             if stop.wait(pause):
                 break
         raise OutcomeUnknown(
-            "stopped before it was known whose entry won", object=entry_name(entry.shard, entry.number)
+            "the server stopped before it could read which entry won", object=entry_name(entry.shard, entry.number)
         )
 
 
@@ -264,12 +269,12 @@ def now_us() -> int:
 
 
 def new_metadata(book: str, shards: int) -> Metadata:
-    """Of a store that is made now."""
+    """The metadata of a new store, created now."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return Metadata(store_id=secrets.token_hex(10), book=book, shards=shards, created=created)
 
 
 def _create_metadata(store: ObjectStore, book: str, shards: int) -> None:
-    # Another process may have been first, or this one without hearing of it: what is there counts.
+    # Another process may have created it first, or this put may succeed without a response. The stored metadata counts.
     with suppress(ObjectExists, StoreUnavailable):
         store.put_if_absent(METADATA_NAME, new_metadata(book, shards).encode())

@@ -1,6 +1,7 @@
-"""What a ledger does beside its work: segments of the log, checkpoints of the views, in one thread of its own.
+"""Background maintenance of a ledger, in one thread: writes segments of the log and snapshots of the views, and deletes
+superseded snapshots.
 
-Nothing waits for it and nothing stands on it: what fails is tried again some entries later.
+Nothing waits for maintenance or depends on it. A failed run is repeated some entries later.
 """
 
 import math
@@ -16,38 +17,38 @@ from storage.ledger.segments import RUN, write_missing
 from storage.ledger.snapshots import snapshots, superseded, write_snapshot
 from storage.ledger.view import View
 
-# A new replica reads at most about so many changes from the log, which takes it seconds.
+# A snapshot is written at the latest after this many events, so a new replica replays about as many: a few seconds.
 CHANGES = 2**14
-# A checkpoint is a copy of a whole view: of this thread's time, at most one part in so many goes into them.
+# A snapshot copies a whole view. The pause after it is at least this many times as long as the copy took, per shard.
 _MIN_PAUSE_FACTOR = 20
 
 _logger = structlog.get_logger(__name__)
 
 
 class Maintenance:
-    """Used by the threads of all shards. A shard is reported by the replica that has put the last entry of a run, or
-    the last of CHANGES changes, and by each that opens it."""
+    """Used by the threads of all shards. A replica reports a shard when it has put the last entry of a run or the last
+    of CHANGES events, and when it opens the shard."""
 
     def __init__(self, log: Log, metrics: LedgerMetrics) -> None:
         self._log = log
         self._metrics = metrics
         self._wake = Condition()
         self._stop = Event()
-        # By shard, from when (monotonic seconds) its view is to be looked at: a checkpoint that may not be written yet
-        # is written later, since perhaps nothing will be put any more.
+        # By shard: the time (monotonic seconds) from which its view is due. A snapshot that is postponed stays here,
+        # because no further entry may come to report the shard again.
         self._waiting: dict[int, tuple[float, View]] = {}
         self._not_before: dict[int, float] = {}
-        self._thread = Thread(target=self._run, name="upkeep", daemon=True)
+        self._thread = Thread(target=self._run, name="maintenance", daemon=True)
         self._thread.start()
 
     def due(self, view: View) -> None:
-        """There is something to copy of `view`'s shard."""
+        """Schedule maintenance of `view`'s shard."""
         with self._wake:
             self._waiting[view.shard] = -math.inf, view
             self._wake.notify()
 
     def close(self) -> None:
-        """Blocks until the present work is given up or done. The views may be closed afterwards."""
+        """Stop. Blocks until the current work is abandoned or done; the views may be closed afterwards."""
         with self._wake:
             self._stop.set()
             self._wake.notify()
@@ -58,7 +59,7 @@ class Maintenance:
             self._work(view)
 
     def _next(self) -> View | None:
-        """Waits for a view to look at; None at the end."""
+        """Wait for the next view that is due; None once closed."""
         with self._wake:
             while not self._stop.is_set():
                 waiting = ((at, shard) for shard, (at, _) in self._waiting.items())
@@ -89,14 +90,14 @@ class Maintenance:
             for old in superseded(snapshots(log.store, shard)):
                 log.store.delete(old.name)
         except StorageError as error:
-            _logger.warning("upkeep failed", shard=shard, error=error.message)
-        except Exception as error:  # a full disk, a damaged view: the shard's own thread will find that out
-            _logger.error("upkeep failed", shard=shard, error=repr(error))
+            _logger.warning("maintenance failed", shard=shard, error=error.message)
+        except Exception as error:  # a full disk or a damaged view, which the shard's own thread will detect
+            _logger.error("maintenance failed", shard=shard, error=repr(error))
 
 
 def write_if_due(log: Log, view: View) -> bool:
-    """Write a checkpoint of `view` unless the newest one is less than a run, and less than CHANGES, behind it; whether
-    one was written."""
+    """Write a snapshot of `view`, unless the newest one is less than RUN entries and less than CHANGES events behind
+    the view. Returns whether one was written."""
     newest = max((c.entry for c in snapshots(log.store, view.shard) if c.flavour == view.flavour), default=0)
     if view.position.entry - newest < RUN and view.changes_since(newest) < CHANGES:
         return False

@@ -1,4 +1,4 @@
-"""A command on its way into the log, and its answer."""
+"""A command that waits to be committed, and its result."""
 
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from storage.ledger.state_machine import Event
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A command's answer (a JSON object) and the revision of its last change; the same when it is asked again.
+    """A command's answer (a JSON object) and the revision of its last event. A repeated request gets the same result.
 
-    Where nothing was changed, the revision is that of the state which the answer shows.
+    For a command without events, the revision is that of the state that the answer shows.
     """
 
     value: dict[str, Any]
@@ -22,9 +22,9 @@ class Result:
 
 
 class _Phase(Enum):
-    WAITING = auto()  # nothing was put
-    CLAIMED = auto()  # may be on its way to the store
-    ABANDONED = auto()  # its caller has left
+    WAITING = auto()  # nothing was written
+    CLAIMED = auto()  # the writer has it; its entry may be in flight
+    ABANDONED = auto()  # its caller has stopped waiting
 
 
 class Pending:
@@ -54,7 +54,7 @@ class Pending:
         self._left = False
 
     def claim(self) -> bool:
-        """The writer takes the command up, unless its caller has left."""
+        """The writer takes the command, unless its caller has stopped waiting. Returns whether it was taken."""
         with self._lock:
             if self._phase is not _Phase.WAITING:
                 return False
@@ -62,14 +62,14 @@ class Pending:
             return True
 
     def release(self) -> None:
-        """The writer knows for certain that nothing of the command was committed. It is not tried again for a caller
-        that has left, who may have been refused meanwhile where it asked again."""
+        """The writer gives the command back, certain that nothing of it was committed. The command is not retried when
+        its caller has stopped waiting: the caller may have repeated it elsewhere and got another answer."""
         with self._lock:
             if self._phase is _Phase.CLAIMED:
                 self._phase = _Phase.ABANDONED if self._left else _Phase.WAITING
 
     def abandon(self) -> bool:
-        """The caller leaves. True: nothing was or will be committed. False: not known."""
+        """The caller stops waiting. True: nothing was or will be committed. False: the outcome is unknown."""
         with self._lock:
             self._left = True
             if self._phase is _Phase.WAITING:
@@ -77,7 +77,7 @@ class Pending:
             return self._phase is _Phase.ABANDONED
 
     def recorded(self, event: Event) -> RecordedEvent:
-        """`event` with who asked for it."""
+        """`event` with its actor and request."""
         return RecordedEvent(
             kind=event.kind,
             tenant=self.tenant,

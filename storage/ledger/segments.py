@@ -1,7 +1,7 @@
-"""Runs of 1,024 entries copied into one object each, so that a replay reads few objects.
+"""Segments: each holds a run of 1,024 entries in one object, so that a replay reads few objects.
 
-`segments/<shard>/<first entry, n20>`. The log stays the truth: its entries are never deleted, and a segment that is
-missing or damaged costs time and nothing else.
+The name is `segments/<shard>/<first entry, 20 digits>`. The log remains authoritative: its entries are never deleted,
+and a missing or damaged segment only costs time.
 """
 
 import zlib
@@ -19,10 +19,10 @@ from storage.objects.base import ObjectStore, list_all
 
 RUN = 1024
 _FORMAT = 1
-# Bounded by what a small pod may hold: so many entries of 64 KiB, and as many connections.
+# Entries read at once. Bounded by a small pod's memory (entries of 64 KiB) and by the number of connections.
 _WINDOW = 32
 _THREADS = 8
-# Before these nothing is read ahead: a replica that keeps up finds one new entry, seldom a few.
+# The first entries are read one by one, without read-ahead: a replica that keeps up finds one new entry, rarely more.
 _SERIAL = 4
 
 _logger = structlog.get_logger(__name__)
@@ -38,7 +38,7 @@ def first_of_run(number: int) -> int:
 
 
 def segments(store: ObjectStore, shard: int, start: int = 1) -> set[int]:
-    """The first entries of all segments that hold `start` or later ones, whole or damaged."""
+    """The first entries of all segments that hold entry `start` or later ones. The segments may be damaged."""
     prefix = f"segments/{shard}/"
     before = segment_name(shard, first_of_run(start) - 1)
     numbers = (info.name.removeprefix(prefix) for info in list_all(store, prefix, start_after=before))
@@ -53,22 +53,22 @@ def pack(store_id: str, shard: int, entries: Sequence[Entry]) -> bytes:
 
 
 def unpack(name: str, data: bytes, *, store_id: str, shard: int) -> list[Entry]:
-    """The entries of a segment, each checked as one that was read from the log is. Raises Damaged."""
+    """The entries of a segment, each with the same checks as an entry read from the log. Raises Damaged."""
     header, payload = frames.decode(name, data)
     try:
         known = (header["format"], header["store_id"], header["shard"]) == (_FORMAT, store_id, shard)
         first, count, size = int(header["first"]), int(header["count"]), int(header["bytes"])
     except (KeyError, TypeError, ValueError) as error:
-        raise Damaged(name, f"it is no segment ({type(error).__name__})") from error
+        raise Damaged(name, f"it is not a segment ({type(error).__name__})") from error
     if not known:
-        raise Damaged(name, "it is another store's or shard's, or has a format that this version does not know")
+        raise Damaged(name, "it belongs to another store or shard, or this version does not support its format")
     lines = frames.decompress(name, payload, size).split(b"\n")
     if len(lines) != count:
         raise Damaged(name, f"it holds {len(lines)} entries instead of {count}")
     try:
         return [decode(line, store_id=store_id, shard=shard, number=first + n) for n, line in enumerate(lines)]
     except Damaged as error:
-        raise Damaged(name, f"{error.message} within it") from error
+        raise Damaged(name, f"in this segment, {error.message}") from error
 
 
 def read_segment(log: Log, shard: int, first: int) -> list[Entry]:
@@ -81,9 +81,9 @@ def read_segment(log: Log, shard: int, first: int) -> list[Entry]:
 
 
 def write_missing(log: Log, shard: int, last: int, stopped: Callable[[], bool]) -> int:
-    """Copy every whole run up to entry `last` that has no segment yet; returns how many.
+    """Write a segment for every full run up to entry `last` that has none. Returns how many were written.
 
-    Raises what reading the log raises; a run in which an entry is damaged is never copied.
+    Raises the errors of reading the log; a run with a damaged entry is never copied.
     """
     present = segments(log.store, shard)
     written = 0
@@ -98,7 +98,7 @@ def write_missing(log: Log, shard: int, last: int, stopped: Callable[[], bool]) 
                 for entry in _window(log, shard, range(start, start + _WINDOW), threads):
                     if entry is None:
                         missing = entry_name(shard, first + len(entries))
-                        raise Damaged(missing, "it is missing, and later ones exist")
+                        raise Damaged(missing, "it is missing, and later entries exist")
                     entries.append(entry)
             with suppress(ObjectExists):
                 log.store.put_if_absent(segment_name(shard, first), pack(log.store_id, shard, entries))
@@ -107,11 +107,10 @@ def write_missing(log: Log, shard: int, last: int, stopped: Callable[[], bool]) 
 
 
 def entries_after(log: Log, shard: int, after: int) -> Iterator[Entry]:
-    """All entries after entry `after` in order, up to one that did not exist when it was looked for, which is after
-    this was called.
+    """All entries after entry `after`, in order, at least up to the end that the log had at the time of the call.
 
-    A few are read one by one; where there are more, segments and what lies ahead are read by several threads. Raises
-    Damaged (also for a hole), StoreUnavailable, StoreRefused.
+    The first few are read one by one; further ones by several threads, from segments or with read-ahead. Raises Damaged
+    (also for a missing entry before later ones), StoreUnavailable, StoreRefused.
     """
     for number in range(after + 1, after + 1 + _SERIAL):
         entry = log.read(shard, number)
@@ -148,14 +147,15 @@ class _Replay:
             if not later:
                 return
             if missing == self._number:
-                # It was looked for again after a later one had been seen, and each is put after the one before.
+                # The entry was read again after a later one had been listed. Entries are created in order, so it has
+                # been deleted.
                 name = entry_name(self._shard, self._number)
-                raise Damaged(name, f"it is missing, and {later[0].name!r} exists")
+                raise Damaged(name, f"it is missing, and the later {later[0].name!r} exists")
             missing = self._number
 
     def _run(self) -> list[Entry]:
-        """The rest of the run from its segment, the next segment being read meanwhile; nothing is given up for a
-        segment that is of no use."""
+        """The rest of the run, from its segment; the next segment is read ahead. Falls back to single entries when the
+        segment is missing or damaged."""
         first = first_of_run(self._number)
         for wanted in (first, first + RUN):
             if wanted in self._segments and wanted not in self._ahead:
@@ -163,7 +163,7 @@ class _Replay:
         try:
             return self._ahead.pop(first).result()[self._number - first :]
         except (Damaged, ObjectMissing) as error:
-            _logger.warning("segment is not used", error=error.message)
+            _logger.warning("segment not used", error=error.message)
             self._segments.discard(first)
             return self._singles()
 
@@ -176,7 +176,7 @@ class _Replay:
                     break
                 found.append(entry)
         except StorageError:
-            # Those before the one that cannot be read are good; without any, there is nothing to go on with.
+            # Return the entries before the unreadable one; the error is raised once it is the first of a window.
             if not found:
                 raise
         return found

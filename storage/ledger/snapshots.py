@@ -1,7 +1,8 @@
-"""Copies of derived views in the store, so that a new replica serves without reading the history.
+"""Snapshots: copies of derived views in the store, so that a new replica serves without a replay of the whole log.
 
-`checkpoints/<shard>/<entry, n20>-<view format>.<the book's schema version>`: one view that shows everything up to that
-entry. Derived as the views are: whoever finds none, or a bad one, reads the log instead.
+The name is `checkpoints/<shard>/<entry, 20 digits>-<view format>.<the state machine's schema version>`; the snapshot is
+the view after that entry. Snapshots are derived, like the views: a replica that finds none, or a damaged one, replays
+the log instead.
 """
 
 import os
@@ -24,7 +25,7 @@ from storage.objects.base import ObjectStore, list_all
 
 _FORMAT = 1
 _CHUNK = 2**20
-# The newest one, and one for who is reading it while a newer one is written.
+# The newest one, and the one before: a replica may still be reading it.
 _KEPT = 2
 
 _logger = structlog.get_logger(__name__)
@@ -32,7 +33,7 @@ _logger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Where a checkpoint is and what its name says. `flavour`: `<view format>.<schema version>`."""
+    """A snapshot's object name and the parts of it. `flavour`: `<view format>.<schema version>`."""
 
     name: str
     shard: int
@@ -41,7 +42,7 @@ class Snapshot:
 
 
 def snapshots(store: ObjectStore, shard: int) -> list[Snapshot]:
-    """All checkpoints of a shard, oldest first; what is called otherwise is left out."""
+    """All snapshots of a shard, oldest first. Objects with other names are skipped."""
     prefix = f"checkpoints/{shard}/"
     found = []
     for info in list_all(store, prefix):
@@ -52,7 +53,8 @@ def snapshots(store: ObjectStore, shard: int) -> list[Snapshot]:
 
 
 def write_snapshot(store: ObjectStore, view: View) -> Snapshot:
-    """Put a copy of what `view` shows now, unless there is one. One thread at a time. Raises what puts raise."""
+    """Write a snapshot of `view` as it is now, unless it already exists. One thread at a time. Raises the errors of a
+    put."""
     path = view.path.with_suffix(".copy")
     try:
         position = view.copy_to(path)
@@ -68,9 +70,9 @@ def write_snapshot(store: ObjectStore, view: View) -> Snapshot:
 
 
 def unpack_snapshot(store: ObjectStore, snapshot: Snapshot, identity: str | None, path: Path) -> None:
-    """Write the SQLite file that a checkpoint holds to `path`.
+    """Write the SQLite file in a snapshot to `path`.
 
-    Raises ObjectMissing, StoreUnavailable, and Damaged, also when it is not of `identity` (None: whatever it is of).
+    Raises ObjectMissing, StoreUnavailable, and Damaged, also when its identity is not `identity` (None: any identity).
     """
     name = snapshot.name
     header, payload = frames.decode(name, store.get(name))
@@ -79,11 +81,11 @@ def unpack_snapshot(store: ObjectStore, snapshot: Snapshot, identity: str | None
         fits = fits and header["entry"] == snapshot.entry
         size = int(header["bytes"])
     except (KeyError, TypeError, ValueError) as error:
-        raise Damaged(name, f"it is no checkpoint ({type(error).__name__})") from error
+        raise Damaged(name, f"it is not a snapshot ({type(error).__name__})") from error
     if not fits:
-        raise Damaged(name, "it is of another store, book or entry than its name says")
+        raise Damaged(name, "its format, store, state machine or entry is not the expected one")
     with path.open("wb") as file:
-        # A view may be larger than what a small pod holds in memory.
+        # A view may be larger than the memory of a small pod: write it piece by piece.
         for piece in frames.pieces(name, payload, size):
             file.write(piece)
         file.flush()
@@ -91,7 +93,7 @@ def unpack_snapshot(store: ObjectStore, snapshot: Snapshot, identity: str | None
 
 
 def restore_newest(store: ObjectStore, view: View) -> None:
-    """Let `view`, which nobody uses yet, show the newest checkpoint, if that is ahead of it and whole.
+    """Replace the content of `view`, which must not be in use yet, by the newest undamaged snapshot ahead of it.
 
     Raises StoreUnavailable, StoreRefused.
     """
@@ -102,7 +104,7 @@ def restore_newest(store: ObjectStore, view: View) -> None:
             unpack_snapshot(store, snapshot, view.identity, path)
             view.install(path, snapshot.entry)
         except (Damaged, ObjectMissing) as error:
-            _logger.warning("checkpoint is not used", error=error.message)
+            _logger.warning("snapshot not used", error=error.message)
             continue
         finally:
             path.unlink(missing_ok=True)
@@ -112,7 +114,7 @@ def restore_newest(store: ObjectStore, view: View) -> None:
 
 @contextmanager
 def whole_view(log: Log, shard: int, state_machine: StateMachine[Any], path: Path) -> Iterator[View]:
-    """A view, in a new file at `path`, of all that a shard's log holds now. Raises what reading it raises."""
+    """A view of a shard's whole present log, in a new file at `path`. Raises the errors of reading the log."""
     with closing(View(path, store_id=log.store_id, shard=shard, state_machine=state_machine)) as view:
         restore_newest(log.store, view)
         for entry in entries_after(log, shard, view.position.entry):
@@ -121,7 +123,7 @@ def whole_view(log: Log, shard: int, state_machine: StateMachine[Any], path: Pat
 
 
 def superseded(found: list[Snapshot]) -> list[Snapshot]:
-    """Those of a shard's checkpoints, oldest first, that newer ones of their flavour replace."""
+    """The snapshots of `found` (one shard's, oldest first) that newer ones of the same flavour supersede."""
     flavours = {snapshot.flavour for snapshot in found}
     kept = {c.name for flavour in flavours for c in [c for c in found if c.flavour == flavour][-_KEPT:]}
     return [snapshot for snapshot in found if snapshot.name not in kept]

@@ -1,8 +1,9 @@
-"""What a ledger keeps is said by a state machine: which commands are allowed, and what each event does to its tables.
+"""The interface of a state machine, which defines the content of a ledger: which commands are allowed, and how each
+event changes the tables.
 
-One chain from a request to a row: `StateMachine.decide` makes Events of a command; the log keeps each as a
-RecordedEvent, with who asked for it; `StateMachine.apply` writes it into the tables as a CommittedEvent, with its place
-in history.
+One chain from a request to a row: `StateMachine.decide` turns a command into Events; the log keeps each as a
+RecordedEvent, with its actor and request; `StateMachine.apply` writes it into the tables as a CommittedEvent, with its
+revision and time.
 """
 
 import sqlite3
@@ -17,7 +18,8 @@ C_contra = TypeVar("C_contra", contravariant=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One thing that a command makes happen: its kind, and all that is needed to apply it again, as a JSON object."""
+    """One change that a command makes. `body` is a JSON object with everything that is needed to apply the event
+    again."""
 
     kind: str
     body: dict[str, Any]
@@ -25,14 +27,14 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A command that changes nothing and still has an answer (a JSON object). Its request id is not remembered."""
+    """The answer (a JSON object) of a command that changes nothing. Its request id is not remembered."""
 
     value: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommittedEvent(RecordedEvent):
-    """An event at its place in history; `time_us` is its entry's, microseconds since 1970 UTC."""
+    """An event with its revision. `time_us` is its entry's time, microseconds since 1970 UTC."""
 
     revision: Revision
     time_us: int
@@ -43,52 +45,53 @@ class CommittedEvent(RecordedEvent):
 
     @property
     def recorded(self) -> RecordedEvent:
-        """The event without its place."""
+        """The event without revision and time."""
         fields = {name: value for name, value in vars(self).items() if name not in ("revision", "time_us")}
         return RecordedEvent(**fields)
 
 
 class StateMachine(Protocol[C_contra]):
-    """The rules of one kind of ledger. One thread a shard calls `create`, `decide` and `apply`; all state is in `db`.
+    """The rules of one kind of ledger. One thread per shard calls `create`, `decide` and `apply`; all state is in `db`.
 
-    The view is derived: whatever `decide` rests on and `apply` writes must follow from the log's changes alone, so the
-    tables hold no clock, no random number and nothing of this machine. Tables are created without a name beginning with
-    `ledger_`; rows come as sqlite3.Row.
+    The view is derived: everything that `decide` reads and `apply` writes must follow from the log's events alone, so
+    the tables hold no reading of a clock, no random number and nothing specific to this machine. No table's name may
+    begin with `ledger_`; rows are sqlite3.Row.
     """
 
     @property
     def name(self) -> str:
-        """Written into the store: a store of one book is refused by another."""
+        """Stored in the store's metadata: a store of another state machine is refused."""
         ...
 
     @property
     def schema_version(self) -> int:
-        """Raise it with every change of the tables or of `apply`: views of another version are made anew."""
+        """Increment it with every change of the tables or of `apply`: views of another version are rebuilt."""
         ...
 
     def create(self, db: sqlite3.Connection) -> None:
-        """Make the tables, empty."""
+        """Create the tables, empty."""
         ...
 
     def decide(self, db: sqlite3.Connection, command: C_contra, now_us: int) -> Sequence[Event] | Answer:
-        """Whether `command` is allowed after all that `db` shows, and what it does; changes nothing itself.
+        """The events of `command`, given the state in `db`. Must not change `db`.
 
-        `now_us` is the time that the entry will have. May run several times for one command. Refuses by raising an
-        error of the book's own, which the caller of Ledger.commit gets.
+        `now_us` is the time that the entry will have. May run several times for one command. Refuses a command by
+        raising an error of the state machine's own, which the caller of Ledger.commit gets.
         """
         ...
 
     def apply(self, db: sqlite3.Connection, event: CommittedEvent) -> dict[str, Any]:
-        """Write one change into the tables; the same for the writer and for every replica that reads the log later.
+        """Write one event into the tables; with the same result for the writer and for every replica that replays the
+        log.
 
-        Gives the answer (a JSON object) of a command that ends with this change. Never refuses.
+        Returns the answer (a JSON object) of a command that ends with this event. Never refuses.
         """
         ...
 
     def blobs(self, db: sqlite3.Connection) -> Iterable[str]:
-        """Names of the blobs that the tables refer to: those that must exist."""
+        """Names of the blobs that the tables refer to, which must exist."""
         ...
 
     def doomed(self, db: sqlite3.Connection, blob: str) -> bool:
-        """Whether the tables say that a blob may be deleted, or be gone already, and will never be referred to."""
+        """Whether a blob may be deleted, or may already be deleted, and will never be referred to again."""
         ...

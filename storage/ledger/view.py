@@ -1,7 +1,8 @@
-"""One shard's derived view: the state machine's tables and the history, in one SQLite file that can be thrown away.
+"""One shard's derived view: the state machine's tables and the history of events, in one SQLite file that can be
+deleted.
 
-The log is the truth. The file only saves reading it again: after a crash it may be behind, never ahead and never torn
-(WAL with synchronous=NORMAL), and what it lacks is read from the log.
+The log is authoritative; the file only saves a replay. After a crash the file may be behind the log, never ahead of it
+and never inconsistent (WAL with synchronous=NORMAL); the missing entries are read from the log.
 """
 
 import sqlite3
@@ -20,7 +21,7 @@ from storage.ledger.entry import Entry, Revision
 from storage.ledger.state_machine import CommittedEvent, StateMachine
 
 FORMAT = 2
-# Request ids are remembered for so long, by the log's time.
+# Request ids are remembered for 7 days, by the log's time.
 REQUEST_MEMORY_US = 7 * 24 * 3600 * 1_000_000
 
 _TABLES = """
@@ -40,7 +41,7 @@ _logger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """The last mutation that a view shows, and the time and write id of its entry."""
+    """The last event in a view, and the time and write id of its entry."""
 
     entry: int
     index: int
@@ -57,10 +58,10 @@ class Remembered:
 
 
 class View:
-    """`begin` ... `keep` or `drop` are for the one thread that writes; `snapshot` is for any thread."""
+    """`begin`, then `keep` or `drop`, are for the one writing thread; `snapshot` is for any thread."""
 
     def __init__(self, path: Path, *, store_id: str, shard: int, state_machine: StateMachine[Any]) -> None:
-        """Opens the file at `path`, and begins an empty one where it is missing, damaged or another store's."""
+        """Opens the file at `path`; starts an empty one when it is missing, damaged or of another identity."""
         self.path = path
         self._store_id = store_id
         self.shard = shard
@@ -72,23 +73,23 @@ class View:
         try:
             self._db = self._open()
         except sqlite3.DatabaseError as error:
-            _logger.warning("view is made anew", path=str(path), error=str(error))
+            _logger.warning("view damaged, rebuilding it", path=str(path), error=str(error))
             self._remove()
             self._db = self._open()
         self.position = self._position(self._db)
 
     def restart(self) -> None:
-        """Empty the view, to be filled from the log's beginning."""
+        """Empty the view, for a replay from the beginning of the log."""
         self.close()
         self._remove()
         self._db = self._open()
         self.position = self._position(self._db)
 
     def install(self, path: Path, entry: int) -> None:
-        """Show what the view's copy at `path`, in the view's own folder, shows, which is up to `entry`; only before
-        anybody uses this view.
+        """Replace this view by its copy at `path`, a file in the view's own folder that ends at `entry`. Only before
+        this view is in use.
 
-        Raises Damaged, and shows what it did before, if it is no such copy.
+        Raises Damaged, and stays as it was, if the file is not such a copy.
         """
         with closing(sqlite3.connect(path)) as copy:
             copy.row_factory = sqlite3.Row
@@ -97,7 +98,7 @@ class View:
             except sqlite3.DatabaseError:
                 fits = False
         if not fits:
-            raise Damaged(path.name, f"it is no view of shard {self.shard} at entry {entry}")
+            raise Damaged(path.name, f"it is not a view of shard {self.shard} at entry {entry}")
         self.close()
         self._remove()
         path.rename(self.path)
@@ -105,7 +106,7 @@ class View:
         self.position = self._position(self._db)
 
     def copy_to(self, path: Path) -> Position:
-        """Write what the view shows at one moment into the file `path`; any thread may. Returns what that is."""
+        """Write a consistent copy of the view to `path`; callable from any thread. Returns the copy's position."""
         path.unlink(missing_ok=True)
         with closing(self._connect()) as db:
             db.execute("VACUUM INTO ?", (str(path),))
@@ -114,22 +115,22 @@ class View:
             return self._position(copy)
 
     def changes_since(self, entry: int) -> int:
-        """How many changes the view shows that came after `entry`; any thread may ask."""
+        """The number of events in the view after `entry`; callable from any thread."""
         with self.snapshot() as (db, _):
             count = db.execute("SELECT count(*) FROM ledger_history WHERE entry > ?", (entry,)).fetchone()[0]
         return int(count)
 
     def begin(self) -> None:
-        """Start a transaction, which nobody else sees before `keep`."""
+        """Start a transaction, which is invisible to readers until `keep`."""
         self._db.execute("BEGIN IMMEDIATE")
 
     @property
     def begun(self) -> sqlite3.Connection:
-        """The connection of the transaction."""
+        """The connection of the open transaction."""
         return self._db
 
     def write(self, event: CommittedEvent) -> str:
-        """Apply one event within the transaction; returns the state machine's answer, a JSON object, as it is kept."""
+        """Apply one event within the transaction. Returns the state machine's answer, a JSON object, as stored text."""
         result = dumps(self.state_machine.apply(self._db, event), allow_nan=False)
         self._db.execute(
             "INSERT INTO ledger_history VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -149,7 +150,7 @@ class View:
         return result
 
     def keep(self, entry: Entry) -> None:
-        """End the transaction, which holds all of `entry`."""
+        """Commit the transaction, which must hold all events of `entry`."""
         position = Position(
             entry=entry.number, index=len(entry.events) - 1, time_us=entry.time_us, write_id=entry.write_id
         )
@@ -161,13 +162,13 @@ class View:
         self.position = position
 
     def drop(self) -> None:
-        """Undo the transaction, if one is open."""
+        """Roll the transaction back, if one is open."""
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """A part of the transaction that is undone when it raises, and nothing else with it."""
+        """A savepoint: when the block raises, only its part of the transaction is rolled back."""
         self._db.execute("SAVEPOINT attempt")
         try:
             yield
@@ -178,7 +179,7 @@ class View:
             self._db.execute("RELEASE attempt")
 
     def replay(self, entry: Entry) -> None:
-        """Show `entry`, read from the log, which is the next one."""
+        """Apply `entry`, the next one of the log, in a transaction of its own."""
         self.begin()
         try:
             for index, event in enumerate(entry.events):
@@ -188,7 +189,7 @@ class View:
             self.drop()
 
     def remembered(self, tenant: str, request_id: str, digest: str, now_us: int) -> Remembered | None:
-        """What the request was answered; None for a new one. Raises RequestIdReused when it had another body."""
+        """The first answer to a request id; None for a new one. Raises RequestIdReused when the body was another."""
         row = self._db.execute(
             "SELECT entry, idx, request_digest, result FROM ledger_history"
             " WHERE tenant = ? AND request_id = ? AND time_us > ? ORDER BY entry DESC, idx DESC LIMIT 1",
@@ -198,13 +199,13 @@ class View:
             return None
         if row["request_digest"] != digest:
             raise RequestIdReused(
-                f"the request id {request_id!r} was used for another request; make a new one", request_id=request_id
+                f"the request id {request_id!r} was used for another request; use a new one", request_id=request_id
             )
         return Remembered(value=loads(row["result"]), revision=self._revision(row["entry"], row["idx"]))
 
     @contextmanager
     def snapshot(self) -> Iterator[tuple[sqlite3.Connection, Revision]]:
-        """A connection that shows one moment and cannot write, with that moment's revision."""
+        """A read-only connection to a consistent snapshot of the view, and the snapshot's revision."""
         with self._lock:
             db = self._idle.pop() if self._idle else None
         if db is None:
@@ -234,7 +235,7 @@ class View:
         return Position(entry=row["entry"], index=row["idx"], time_us=row["time_us"], write_id=row["write_id"])
 
     def _connect(self) -> sqlite3.Connection:
-        # No implicit transactions; the writer's thread is not the one that opens.
+        # No implicit transactions. A connection may be used by another thread than the one that opened it.
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=30)
         db.row_factory = sqlite3.Row
         return db
@@ -277,7 +278,7 @@ class View:
 
 
 def changes_after(db: sqlite3.Connection, after: Revision, limit: int) -> Sequence[CommittedEvent]:
-    """Up to `limit` changes of a snapshot that come after `after`, in order."""
+    """Up to `limit` events of a snapshot after `after`, in order."""
     rows = db.execute(
         "SELECT * FROM ledger_history WHERE (entry, idx) > (?, ?) ORDER BY entry, idx LIMIT ?", (*after.place, limit)
     )
@@ -285,13 +286,13 @@ def changes_after(db: sqlite3.Connection, after: Revision, limit: int) -> Sequen
 
 
 def all_changes(db: sqlite3.Connection, store_id: str, shard: int) -> Iterator[CommittedEvent]:
-    """The whole history that a snapshot shows, in order."""
+    """All events of a snapshot, in order."""
     for row in db.execute("SELECT * FROM ledger_history ORDER BY entry, idx"):
         yield change_of(row, store_id, shard)
 
 
 def change_of(row: sqlite3.Row, store_id: str, shard: int) -> CommittedEvent:
-    """The change that a row of ledger_history holds."""
+    """The event in a row of ledger_history."""
     revision = Revision(store_id=store_id, shard=shard, entry=row["entry"], index=row["idx"])
     return CommittedEvent(
         revision=revision,

@@ -1,8 +1,8 @@
-"""One shard's thread: it alone changes the shard's view, puts its entries, and reads what others have put.
+"""One shard's writer thread. It alone changes the shard's view, puts its entries, and reads the entries of others.
 
-A round: take every command and every check that waits; decide the commands in order, each after those before it; put
-them as one entry. Won: keep the view's transaction and answer. Lost: drop it, read the winner, decide anew. Nothing
-else is put to the shard until an entry is settled.
+A round: take all waiting commands and checks; decide the commands in order, each against the state after the ones
+before; put their events as one entry. Won: commit the view's transaction and answer. Lost: roll it back, apply the
+winner's entry, decide again. Nothing else is put to the shard until the entry's number is settled.
 """
 
 import random
@@ -31,22 +31,24 @@ from storage.ledger.state_machine import Answer, CommittedEvent, StateMachine
 from storage.ledger.view import View
 
 _MAX_ROUNDS = 100
-# A lost race is no sign of a store that is overloaded: who waits for long only loses more of them.
-_LOST = Backoff(first_s=0.002, most_s=0.02)
-# For so long after another writer's entry there may be rivals, and for so long at most they are given way.
-_RIVAL_S = 10.0
-_GIVE_WAY_S = 0.1
-_ALONE = 6
+# A lost race does not mean that the store is overloaded, so the pauses are short: a long pause only loses more races.
+_RACE_BACKOFF = Backoff(first_s=0.002, most_s=0.02)
+# Another writer's entry is evidence of rivals for this long.
+_RIVAL_WINDOW_S = 10.0
+# Longest fairness back-off.
+_MAX_RIVAL_PAUSE_S = 0.1
+# Without evidence of rivals, only every sixth round pauses.
+_PAUSE_EVERY = 6
 
 _logger = structlog.get_logger(__name__)
 
 
 class _DryRun(Exception):
-    """Undoes what a command with validate_only has written into the view."""
+    """Rolls back the events of a command with validate_only."""
 
 
 class _Batch:
-    """What one round has decided, and what it will answer."""
+    """The decided events of one round, and the answers to deliver once they are committed."""
 
     def __init__(self, number: int, time_us: int) -> None:
         self.number = number
@@ -64,7 +66,7 @@ class _Batch:
 
 
 class ShardWriter:
-    """See the module. `view` is open once `ready` has a result."""
+    """See the module. `view` is open once a check has succeeded."""
 
     def __init__(
         self,
@@ -77,7 +79,7 @@ class ShardWriter:
         metrics: LedgerMetrics,
         moved: Callable[[], None],
     ) -> None:
-        """`moved` is called from the thread whenever the view shows more."""
+        """`moved` is called from the thread whenever the view has advanced."""
         self._log = log
         self._maintenance = maintenance
         self._metrics = metrics
@@ -94,7 +96,7 @@ class ShardWriter:
         self._won_at = float("-inf")
         self._put_s = 0.0
         self._rounds = 0
-        # Changes shown since the upkeep was told of this shard.
+        # Events applied since this shard was last reported to maintenance.
         self._changes = 0
         self._view: View | None = None
         self._end_checked = False
@@ -104,12 +106,12 @@ class ShardWriter:
 
     @property
     def view(self) -> View:
-        """Only after a check has succeeded."""
+        """The shard's view; only after a check has succeeded."""
         assert self._view is not None
         return self._view
 
     def submit(self, pending: Pending) -> None:
-        """Queue a command; its future gets a Result, an error of the state machine or a StorageError."""
+        """Queue a command. Its future gets a Result, an error of the state machine or a StorageError."""
         with self._wake:
             if self._stop.is_set():
                 raise Closed("the ledger is closed")
@@ -117,7 +119,7 @@ class ShardWriter:
             self._wake.notify()
 
     def check(self) -> Future[None]:
-        """Done once the view shows every entry that existed when this was called."""
+        """A future that is done once the view shows every entry that existed at the time of the call."""
         future: Future[None] = promise()
         with self._wake:
             if self._stop.is_set():
@@ -127,18 +129,18 @@ class ShardWriter:
         return future
 
     def age_s(self) -> float:
-        """Seconds since the beginning of the last check that succeeded."""
+        """Seconds since the start of the last successful check."""
         return time.monotonic() - self._checked_at
 
     def stop(self) -> None:
-        """Stop the thread; what waits gets Closed, what is on its way and not settled OutcomeUnknown. Blocks."""
+        """Stop the thread. Waiting commands get Closed, unsettled commits OutcomeUnknown. Blocks."""
         self._stop.set()
         with self._wake:
             self._wake.notify()
         self._thread.join()
 
     def close(self) -> None:
-        """Close the view of a stopped writer, once nobody reads it."""
+        """Close the view of a stopped writer, once it has no readers."""
         if self._view is not None:
             self._view.close()
 
@@ -148,7 +150,7 @@ class ShardWriter:
                 self._wake.wait_for(lambda: self._commands or self._checks or self._stop.is_set())
                 ready = bool(self._commands)
             if ready:
-                self._give_way()
+                self._back_off_for_rivals()
             with self._wake:
                 if self._stop.is_set():
                     break
@@ -198,7 +200,7 @@ class ShardWriter:
         self._log.check_end(self._shard, self.view.position.entry)
         self._end_checked = True
         if self.view.position.entry:
-            # Nobody may have made a checkpoint where one would have helped: who was to make it was killed, perhaps.
+            # A snapshot may be missing, for example when the replica that was to write it was killed.
             self._report()
 
     def _begin(self, view: View) -> None:
@@ -207,11 +209,11 @@ class ShardWriter:
         if at.entry:
             last = self._log.read(self._shard, at.entry)
             if last is None or last.write_id != at.write_id:
-                _logger.warning("view is not of this log, and made anew", shard=self._shard, entry=at.entry)
+                _logger.warning("view of another log, rebuilding it", shard=self._shard, entry=at.entry)
                 view.restart()
 
     def _catch_up(self) -> bool:
-        """Show what others have put since. True when there was something."""
+        """Apply the entries that others have put since. Returns whether there were any."""
         view, found = self.view, False
         for entry in entries_after(self._log, self._shard, view.position.entry):
             self._follow(entry)
@@ -223,36 +225,36 @@ class ShardWriter:
         return found
 
     def _follow(self, entry: Entry) -> None:
-        """Show another writer's entry."""
+        """Apply another writer's entry."""
         if entry.time_us <= self.view.position.time_us:
-            raise Damaged(entry_name(self._shard, entry.number), "its time is not after that of the entry before")
+            raise Damaged(entry_name(self._shard, entry.number), "its time is not after the previous entry's")
         self.view.replay(entry)
         self._changes += len(entry.events)
         self._metrics.replayed.inc()
         self._rival_at = time.monotonic()
 
-    def _give_way(self) -> None:
-        """Leave others, if there are any, a moment: who has just won needs one request for its next entry, and who has
-        lost must read the winner first, so that without it the winner would win for ever."""
+    def _back_off_for_rivals(self) -> None:
+        """Fairness back-off: the winner needs one request for its next entry, a loser two (it must read the winner's
+        entry first); without a pause the winner would starve the others."""
         now = time.monotonic()
         self._rounds += 1
-        if now - self._rival_at < _RIVAL_S:
+        if now - self._rival_at < _RIVAL_WINDOW_S:
             pause_s = random.uniform(0, 3 * self._put_s)
-        elif self._rounds % _ALONE == 0:
-            # One that has never won is not seen.
+        elif self._rounds % _PAUSE_EVERY == 0:
+            # A rival that has never won leaves no entry as evidence.
             pause_s = 3 * self._put_s
         else:
             return
-        self._stop.wait(max(0.0, self._won_at + min(pause_s, _GIVE_WAY_S) - now))
+        self._stop.wait(max(0.0, self._won_at + min(pause_s, _MAX_RIVAL_PAUSE_S) - now))
 
     def _commit(self, commands: Sequence[Pending]) -> None:
-        rounds = iter(_LOST.pauses())
+        rounds = iter(_RACE_BACKOFF.pauses())
         for number in range(_MAX_ROUNDS):
             claimed = [pending for pending in commands if not pending.done.done() and pending.claim()]
             batch, rest = self._decide(claimed)
             if not batch.events:
                 self.view.drop()
-                # Refusals and answers from the view are true only if the view is at the end of the log.
+                # Refusals and answers from the view are valid only if the view is at the end of the log.
                 if self._catch_up():
                     _release(claimed)
                     continue
@@ -281,20 +283,25 @@ class ShardWriter:
             self._follow(winner)
             self._show()
             if number % 2:
-                # Twice in a row. The pause comes first: what is decided after it must rest on the newest entry.
+                # Two races lost in a row. Pause before catching up, so that the next decision sees the newest entry.
                 self._stop.wait(next(rounds))
                 self._catch_up()
-        error = Contention(f"other writers were first {_MAX_ROUNDS} times; try again", shard=str(self._shard))
+        error = Contention(
+            f"other writers committed first in {_MAX_ROUNDS} rounds, nothing was changed: try again",
+            shard=str(self._shard),
+        )
         return self._fail(commands, (), error)
 
     def _keep(self, entry: Entry, batch: _Batch) -> None:
         try:
             self.view.keep(entry)
         except Exception as error:
-            # The log has the entry, so the view will read it from there; what it was answered can be asked again.
+            # The log has the entry, so the view will apply it from there; a repeated request then gets its answer.
             _logger.error("view not written", shard=self._shard, error=repr(error))
             self.view.drop()
-            raise OutcomeUnknown("the change is made, but the view could not be written: ask again") from error
+            raise OutcomeUnknown(
+                "the change was committed, but the view could not be written: repeat the call with the same request id"
+            ) from error
         self._changes += len(entry.events)
         if entry.number % RUN == 0 or self._changes >= CHANGES:
             self._report()
@@ -323,7 +330,8 @@ class ShardWriter:
         )
 
     def _decide(self, claimed: Sequence[Pending]) -> tuple[_Batch, Sequence[Pending]]:
-        """Decide as many commands as one entry holds, in an open transaction of the view; returns the others too."""
+        """Decide as many commands as fit one entry, in a transaction of the view that stays open. Also returns the
+        commands that did not fit."""
         at = self.view.position
         batch = _Batch(at.entry + 1, max(at.time_us + 1, now_us()))
         self.view.begin()
@@ -345,7 +353,7 @@ class ShardWriter:
             except _DryRun:
                 pass
             except sqlite3.OperationalError:
-                raise  # no answer to this command, but the view's own trouble
+                raise  # a fault of the view, not of this command
             except Exception as error:
                 outcome = error
             batch.answers.append((pending, outcome))
@@ -373,7 +381,7 @@ class ShardWriter:
 
 
 class _Full(Exception):
-    """A command does not fit the batch's entry any more."""
+    """The events of a command do not fit into the batch's entry."""
 
 
 def _release(pendings: Sequence[Pending]) -> None:

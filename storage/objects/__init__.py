@@ -1,4 +1,4 @@
-"""Object stores, disk and S3, and blobs in them: names to bytes, with create-if-absent.
+"""Object stores (disk and S3) and blobs in them: names to bytes, with create-if-absent.
 
-They know no log.
+Nothing here depends on the log.
 """

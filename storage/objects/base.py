@@ -1,4 +1,4 @@
-"""The object store as the rest of pseudoword sees it: names to bytes, with create-if-absent."""
+"""The interface of an object store: names to bytes, with create-if-absent."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -25,22 +25,22 @@ class ObjectInfo:
 class ObjectStore(Protocol):
     """Objects under names. All methods block, and may be called from several threads at once.
 
-    What every store here promises: a get or a list that starts after a put has returned sees that put; an object is
-    whole or absent, whatever was killed; of concurrent `put_if_absent` of one name exactly one succeeds.
-    Not promised: that `a` and `a/b` can both exist.
+    Every store guarantees: a get or a list that starts after a put has returned sees that put; an object is complete or
+    absent, even when a process is killed; of concurrent `put_if_absent` calls for one name exactly one succeeds.
+    Not guaranteed: that `a` and `a/b` can both exist.
 
-    All methods raise StoreUnavailable (try again; a write may have landed), StoreRefused (nothing was written) and
+    All methods raise StoreUnavailable (retry; a write may have taken effect), StoreRefused (nothing was written) and
     InvalidName.
     """
 
     @property
     def description(self) -> str:
-        """Where this is, for logs; holds no secret."""
+        """The store's location, for logs; contains no secret."""
         ...
 
     def put_if_absent(self, name: str, data: bytes) -> None:
-        """Create an object. Raises ObjectExists when the name is taken, which can be the work of this same call when
-        an earlier one ended in StoreUnavailable. Never retries by itself."""
+        """Create an object. Raises ObjectExists when the name is taken. After a StoreUnavailable, the object may have
+        been created by that earlier attempt. Never retries by itself."""
         ...
 
     def put(self, name: str, data: bytes) -> None:
@@ -56,31 +56,31 @@ class ObjectStore(Protocol):
         ...
 
     def stat(self, name: str) -> ObjectInfo:
-        """Size and time. Raises ObjectMissing."""
+        """Size and modification time. Raises ObjectMissing."""
         ...
 
     def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> Sequence[ObjectInfo]:
-        """Up to `limit` objects whose names start with `prefix` and sort after `start_after`, in order of name."""
+        """Up to `limit` objects whose names start with `prefix` and sort after `start_after`, sorted by name."""
         ...
 
     def delete(self, name: str) -> None:
-        """Remove an object; no error when there is none."""
+        """Remove an object; no error when it does not exist."""
         ...
 
     def now(self) -> datetime:
-        """The store's clock in UTC, cut off to at most one second's precision."""
+        """The store's clock in UTC; it may be truncated to the second."""
         ...
 
     def close(self) -> None:
-        """Give back connections. The store is of no use afterwards."""
+        """Close all connections. No method may be called afterwards."""
         ...
 
 
 def check_name(name: str) -> str:
-    """Return `name` if every store can hold it; raises InvalidName.
+    """Return `name` if every store can hold it. Raises InvalidName.
 
-    Segments of 1 to 255 of A-Z a-z 0-9 . _ @ + = -, none beginning with a dot or a sign, joined by slashes, at most 900
-    bytes together (1,024 is the stores' limit; the rest is left to a bucket's prefix).
+    A name is segments of 1 to 255 characters of A-Z a-z 0-9 . _ @ + = -, joined by slashes; no segment begins with a
+    dot or a sign. At most 900 bytes in all (S3's limit is 1,024; the rest is left for a prefix in the bucket).
     """
     if len(name) > _MAX_NAME_BYTES or not _NAME.fullmatch(name):
         raise InvalidName(f"{name[:80]!r} is not an object name", object=name[:80])
@@ -88,14 +88,14 @@ def check_name(name: str) -> str:
 
 
 def check_prefix(prefix: str) -> str:
-    """Return `prefix` if it can begin an object's name, or is empty; raises InvalidName."""
+    """Return `prefix` if it is empty or can begin an object's name. Raises InvalidName."""
     if len(prefix) > _MAX_NAME_BYTES or not _PREFIX.fullmatch(prefix) or "//" in prefix:
         raise InvalidName(f"{prefix[:80]!r} cannot begin an object name", object=prefix[:80])
     return prefix
 
 
 def list_all(store: ObjectStore, prefix: str, *, start_after: str = "") -> Iterator[ObjectInfo]:
-    """All objects whose names start with `prefix` and sort after `start_after`, in order, read page by page."""
+    """All objects whose names start with `prefix` and sort after `start_after`, sorted by name, read page by page."""
     while page := store.list(prefix, start_after=start_after):
         yield from page
         start_after = page[-1].name

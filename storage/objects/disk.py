@@ -1,7 +1,7 @@
-"""Objects as files of a local disk, for the processes of one host.
+"""Objects as files on a local disk, for the processes of one host.
 
-A file is written under a temporary name, synced, and given its name by link(2), which fails when the name is taken: the
-same create-if-absent as an object store's. Nothing torn can be seen under a name, whenever a process is killed.
+A file is written under a temporary name, synced, and given its name by link(2), which fails when the name is taken:
+create-if-absent as in S3. A partial file is never visible under an object's name, whenever a process is killed.
 """
 
 import errno
@@ -17,12 +17,12 @@ from pathlib import Path
 from storage.errors import ObjectExists, ObjectMissing, StoreRefused, StoreUnavailable, StoreUnfit
 from storage.objects.base import ObjectInfo, check_name, check_prefix
 
-# Object names never begin with a dot, so that no name can reach into this folder.
+# An object name never begins with a dot, so no object can be in this folder.
 _TEMPORARY = ".tmp"
 _TEMPORARY_MAX_AGE_S = 3600.0
 
-# Two hosts may disagree there about whether link(2) failed, or see a file late. 9p is left out: it is how virtual
-# machines and sandboxes show their own host's disk.
+# On these, two hosts may disagree on whether link(2) failed, or see a file late. 9p is not listed: virtual machines and
+# sandboxes use it to mount their own host's disk.
 _NETWORK_FILESYSTEM = re.compile(
     "afs|beegfs|ceph|cifs|coda|davfs|glusterfs|gpfs|lustre|ncpfs|nfs4?|ocfs2|orangefs|smb3|smbfs|"
     r"fuse\.(ceph|cephfs|gcsfuse|glusterfs|goofys|juicefs|mount-s3|rclone|s3fs|sshfs)"
@@ -44,8 +44,8 @@ class DiskStore:
     """An ObjectStore in a folder. Several processes of one host may use the same folder."""
 
     def __init__(self, root: Path) -> None:
-        """Opens `root`, made if it is missing. Raises StoreUnfit on a network filesystem, StoreRefused if it cannot be
-        written."""
+        """Opens `root`, and creates it if it is missing. Raises StoreUnfit on a network filesystem, StoreRefused if it
+        is not writable."""
         self._root = root.absolute()
         self._temporary = self._root / _TEMPORARY
         with _mapped_write_errors(str(self._root)):
@@ -55,7 +55,7 @@ class DiskStore:
 
     @property
     def root(self) -> Path:
-        """The folder. Names in it that begin with a dot are no objects."""
+        """The store's folder. Files and folders in it that begin with a dot are not objects."""
         return self._root
 
     @property
@@ -69,8 +69,8 @@ class DiskStore:
                 os.link(temporary, target)
             except FileExistsError:
                 if target.is_dir():
-                    raise StoreRefused(f"{name!r} is the beginning of another object's name", object=name) from None
-                # The winner may not have synced the folder yet; who is told of its object must be able to rely on it.
+                    raise StoreRefused(f"{name!r} is a prefix of another object's name", object=name) from None
+                # The winner may not have synced the folder yet. Its object must be durable before this is reported.
                 _sync_folder(target.parent)
                 raise ObjectExists(name) from None
             _sync_folder(target.parent)
@@ -126,7 +126,7 @@ class DiskStore:
 
     @contextmanager
     def _written(self, target: Path, data: bytes) -> Iterator[Path]:
-        """A synced temporary file with `data`, and the folder of `target`; the file is gone afterwards."""
+        """A synced temporary file with `data`, and the folder of `target`. The file is removed afterwards."""
         if not target.parent.is_dir():
             self._make_folder(target.parent)
         temporary = self._temporary / f"{os.getpid()}-{secrets.token_hex(8)}"
@@ -148,7 +148,8 @@ class DiskStore:
             _sync_folder(path.parent)
 
     def _remove_old_temporaries(self) -> None:
-        """What killed processes left. A writer that slept for longer finds its file gone and fails without harm."""
+        """Remove temporary files of killed processes. A writer that was suspended for longer than the maximum age finds
+        its file missing and fails; nothing is damaged."""
         oldest = time.time() - _TEMPORARY_MAX_AGE_S
         with _mapped_errors(_TEMPORARY):
             for path in self._temporary.iterdir():
@@ -160,7 +161,7 @@ class DiskStore:
 def refuse_network_filesystem(path: Path, mountinfo: str | None = None) -> None:
     """Raises StoreUnfit when `path` lies on a filesystem that several hosts can share.
 
-    `mountinfo` is the text of /proc/self/mountinfo (proc(5)); where there is none, nothing is known or refused.
+    `mountinfo` is the text of /proc/self/mountinfo (proc(5)). On a system without this file nothing is refused.
     """
     if mountinfo is None:
         try:
@@ -174,7 +175,7 @@ def refuse_network_filesystem(path: Path, mountinfo: str | None = None) -> None:
         if not separator:
             continue
         mounted = Path(before.split()[4].encode("utf-8", "surrogateescape").decode("unicode_escape", "replace"))
-        # Of several mounts on one point the last one is on top.
+        # Of several mounts on one mount point, the last one is on top.
         if resolved.is_relative_to(mounted) and len(mounted.parts) >= depth:
             kind, depth = after.split()[0], len(mounted.parts)
     if _NETWORK_FILESYSTEM.fullmatch(kind):
@@ -182,10 +183,10 @@ def refuse_network_filesystem(path: Path, mountinfo: str | None = None) -> None:
 
 
 def _walk(folder: Path, name: str, prefix: str, start_after: str) -> Iterator[ObjectInfo]:
-    """Objects below `folder`, whose name (empty, or ending in a slash) is `name`, in the order of their names."""
+    """Objects below `folder`, sorted by name. `name` is the folder's name in the store: empty, or ending in a slash."""
     try:
         with os.scandir(folder) as scan:
-            # A folder sorts as its name with the slash, since that is what its objects' names go on with.
+            # A folder sorts by its name with the slash, because its objects' names continue with a slash.
             items = sorted((item.name + ("/" if item.is_dir() else ""), item) for item in scan if item.name[0] != ".")
     except FileNotFoundError:
         return
@@ -193,7 +194,8 @@ def _walk(folder: Path, name: str, prefix: str, start_after: str) -> Iterator[Ob
         full = name + segment
         if segment.endswith("/"):
             common = min(len(full), len(prefix))
-            # What is below starts with `full`: it sorts before `start_after` unless that starts with it or is lower.
+            # All names below start with `full`. They sort after `start_after` if `full` does; if `start_after` itself
+            # starts with `full`, some of them may. Otherwise the folder can be skipped.
             if full[:common] == prefix[:common] and (full > start_after or start_after.startswith(full)):
                 yield from _walk(Path(item.path), full, prefix, start_after)
         elif full.startswith(prefix) and full > start_after:
@@ -228,7 +230,7 @@ def _mapped_write_errors(name: str) -> Iterator[None]:
     try:
         yield
     except (NotADirectoryError, IsADirectoryError, FileExistsError):
-        why = f"{name!r} and another object's name begin with each other; a store holds only one of them"
+        why = f"{name!r} is a folder of another object's name, or the reverse; a disk can hold only one of them"
         raise StoreRefused(why, object=name) from None
     except OSError as error:
         raise _mapped(name, error) from error

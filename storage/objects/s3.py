@@ -1,7 +1,7 @@
 """Objects in a bucket of MinIO, or of any S3 store that honours `If-None-Match: *`, through the minio SDK.
 
-Two clients: one without any hidden retry for create-if-absent, since a retry whose first answer was lost would turn our
-own success into "exists already" unseen; one with retries for everything else.
+Two clients. Create-if-absent uses the client without retries: after a lost response, a hidden retry would report this
+process's own success as "already exists". Everything else uses the client with retries.
 """
 
 import os
@@ -33,7 +33,7 @@ from storage.objects.base import ObjectInfo, check_name, check_prefix
 
 _MISSING = {"NoSuchKey", "NoSuchObject"}
 _EXISTS = {"PreconditionFailed"}
-# Told apart from the refusals, which are all other codes of status 4xx.
+# Temporary errors of status 4xx. All other 4xx codes are refusals.
 _LATER = {
     "ConditionalRequestConflict",
     "OperationAborted",
@@ -50,7 +50,7 @@ _WITHOUT_LENGTH = {204, 304}
 
 @dataclass(frozen=True, kw_only=True)
 class S3Access:
-    """How to reach an S3 store. `endpoint` is host[:port]; `ca_file` holds PEM certificates to trust instead of the
+    """Access to an S3 store. `endpoint` is host[:port]; `ca_file` has PEM certificates to trust instead of the
     system's. Without keys, requests are not signed."""
 
     endpoint: str
@@ -67,13 +67,13 @@ class S3Access:
         if not self.endpoint or "/" in self.endpoint:
             raise BadAddress(f"the S3 endpoint must be host:port without a scheme, not {self.endpoint!r}")
         if bool(self.access_key) != bool(self.secret_key):
-            raise BadAddress("an S3 access key and its secret key go together: set both or none")
+            raise BadAddress("only one of the S3 access key and the secret key is set: set both or neither")
         if not self.region:
-            raise BadAddress("set the S3 region (MinIO's is us-east-1 unless configured)")
+            raise BadAddress("the S3 region is empty: set it (MinIO's default is us-east-1)")
 
 
 class S3Store:
-    """An ObjectStore in a bucket that exists, all names under `prefix`. Not to be shared across a fork."""
+    """An ObjectStore in an existing bucket, with all names under `prefix`. Must not be shared across a fork."""
 
     def __init__(self, access: S3Access, bucket: str, prefix: str = "") -> None:
         self._access = access
@@ -97,8 +97,8 @@ class S3Store:
     def put_if_absent(self, name: str, data: bytes) -> None:
         key = self._key(name)
         with self._mapped_errors(name):
-            # The public put_object would send the header as user metadata and the condition would be lost silently.
-            # The tests of storage/ and the start-up probe both fail if this private call stops to send it.
+            # The public put_object would send the header as user metadata, and the condition would be lost silently.
+            # If this private call stops sending the header, the tests of storage/ and the start-up probe fail.
             self._conditional._put_object(self._bucket, key, data, {"If-None-Match": "*"})
 
     def put(self, name: str, data: bytes) -> None:
@@ -115,7 +115,7 @@ class S3Store:
         try:
             return self._get(name, offset, length)
         except StoreRefused as refusal:
-            # Past the end of the object; a disk would give no bytes.
+            # The offset is past the end of the object: no bytes, as from a disk.
             if refusal.metadata.get("code") == "InvalidRange":
                 return b""
             raise
@@ -140,12 +140,12 @@ class S3Store:
 
     def now(self) -> datetime:
         with self._mapped_errors(self._bucket):
-            # No public call of the SDK shows the Date of an answer.
+            # The SDK has no public call that returns the Date header of a response.
             answer = self._client._execute("HEAD", self._bucket)
             try:
                 return parsedate_to_datetime(answer.headers["Date"]).astimezone(UTC)
             except (KeyError, ValueError):
-                raise StoreRefused(f"{self.description} answers without a valid Date header") from None
+                raise StoreRefused(f"{self.description} sends responses without a valid Date header") from None
 
     def close(self) -> None:
         for pool in self._pools:
@@ -178,7 +178,7 @@ class S3Store:
         except ServerError as error:
             raise self._mapped(name, "", error.status_code, str(error)) from error
         except InvalidResponseError as error:
-            # What stands between us and the store has answered: a proxy's page, for one.
+            # The response is not S3's: a proxy's error page, for example.
             raise self._mapped(name, "", error._code, str(error)[:200]) from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise StoreUnavailable(f"{self.description} does not answer: {error}", object=name) from error
@@ -198,22 +198,22 @@ class S3Store:
         return StoreRefused(why, object=name, code=code)
 
 
-class _WholeAnswers(urllib3.PoolManager):
-    """Takes no answer that was cut off within its headers: http.client takes the end of the connection for the end of
-    the headers, and what has no length then seems to be an empty object."""
+class _CompleteResponses(urllib3.PoolManager):
+    """Refuses a response that was truncated within its headers. http.client takes the end of the connection for the end
+    of the headers; a response without a length would then look like an empty object."""
 
     def urlopen(self, *arguments: Any, **options: Any) -> Any:
         answer = super().urlopen(*arguments, **options)
-        told = "Content-Length" in answer.headers or "Transfer-Encoding" in answer.headers
-        if not told and answer.status not in _WITHOUT_LENGTH:
+        has_length = "Content-Length" in answer.headers or "Transfer-Encoding" in answer.headers
+        if not has_length and answer.status not in _WITHOUT_LENGTH:
             answer.close()
-            raise urllib3.exceptions.ProtocolError("the answer was cut off within its headers")
+            raise urllib3.exceptions.ProtocolError("the response was truncated within its headers")
         return answer
 
 
 def _pool(access: S3Access, retries: urllib3.Retry) -> urllib3.PoolManager:
     trusted = str(access.ca_file) if access.ca_file else os.environ.get("SSL_CERT_FILE") or certifi.where()
-    return _WholeAnswers(
+    return _CompleteResponses(
         timeout=urllib3.Timeout(connect=access.connect_timeout_s, read=access.read_timeout_s),
         maxsize=access.connections,
         cert_reqs="CERT_REQUIRED",
@@ -233,4 +233,4 @@ def _client(access: S3Access, pool: urllib3.PoolManager) -> Any:
             http_client=pool,
         )
     except ValueError as error:
-        raise BadAddress(f"the S3 endpoint {access.endpoint!r} is of no use: {error}") from error
+        raise BadAddress(f"the S3 endpoint {access.endpoint!r} is invalid: {error}") from error

@@ -150,7 +150,7 @@ def test_sigterm_ends_it_well(tmp_path: Path) -> None:
             "the store s3://bucket cannot be used: 's3://bucket' needs the S3 settings",
         ),
         (["--store.address", "/dev/null/store"], "the store /dev/null/store cannot be used"),
-        (["--store.address", "ftp://x"], "no store has the scheme 'ftp'"),
+        (["--store.address", "ftp://x"], "the scheme 'ftp' is not supported"),
         (["--quotas.concepts", "0"], "quotas.concepts"),
         (["--server.listen", "0.0.0.0:0"], "without a token file only loopback is served"),
     ],

@@ -147,7 +147,7 @@ def test_a_checkpoint_that_is_not_what_the_log_says(disk: DiskStore, tmp_path: P
     view.close()
     report = _inspect(disk, tmp_path)
     assert _found(report) == [("derived", written.name)]
-    assert report.findings[0].why == "it differs from the log in counters"
+    assert report.findings[0].why == "its tables differ from the log: counters"
 
 
 def test_a_view_that_is_not_what_the_log_says(disk: DiskStore, tmp_path: Path) -> None:
