@@ -1,4 +1,4 @@
-"""`python -m trainer`: the trainer. `python -m trainer worker`: a worker of its own for a trainer whose queue is NATS.
+"""`python -m trainer` runs the trainer, `python -m trainer worker` a separate worker for a trainer whose queue is NATS.
 `python -m trainer fit-start` fits a learned start for a checkpoint."""
 
 import sys
@@ -9,8 +9,8 @@ from trainer.settings import TrainerSettings
 
 
 def trainer(settings: TrainerSettings, *, worker: bool) -> App:
-    """The app of `settings`."""
-    from trainer.app import Trainer  # loads torch, for which --help need not wait
+    """The app for `settings`."""
+    from trainer.app import Trainer  # loads torch, which --help does not need
 
     return Trainer(settings, worker=worker)
 
@@ -18,7 +18,7 @@ def trainer(settings: TrainerSettings, *, worker: bool) -> App:
 if __name__ == "__main__":
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     if command == "fit-start":
-        from trainer.learned.command import fit_start  # draws plots, which a server has no use for
+        from trainer.learned.command import fit_start  # loads matplotlib, which no server needs
 
         fit_start(sys.argv[2:], prog_name="python -m trainer fit-start")
     elif command == "worker":
