@@ -10,8 +10,8 @@ from trainer.settings import TrainerSettings
 
 
 def trainer(settings: TrainerSettings, *, worker: bool) -> App:
-    """The app of `settings`."""
-    # Loads torch, for which --help need not wait.
+    """The app for `settings`."""
+    # Loads torch, which --help does not need.
     with quiet_imports():
         from trainer.app import Trainer
 

@@ -1,4 +1,4 @@
-"""The trainer's life, from an unproven store to a job handed back and a closed ledger."""
+"""The trainer's life: it probes the store, serves, hands its jobs back and closes the ledger."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -64,15 +64,15 @@ TABLE = STORAGE.extended(
 
 
 class Trainer(App):
-    """A trainer on its store; or, with the queue in NATS, one of several processes on one: servers, which take jobs and
-    hand them out, and workers, which train them."""
+    """A trainer on its store. With the queue in NATS it is one of several processes on one store: servers accept and
+    dispatch jobs, workers train them."""
 
     def __init__(self, settings: TrainerSettings, model: BaseModel | None = None, *, worker: bool = False) -> None:
-        """`model` is one that is loaded already. A `worker` serves no clients, only health and metrics. Raises
-        SettingsError."""
+        """`model` is a model that is already loaded; by default the settings' model is loaded. A `worker` serves no
+        clients, only health and metrics. Raises SettingsError."""
         if worker and settings.queue.kind != "jetstream":
             raise SettingsError(
-                "a worker of its own needs queue.kind jetstream: with the log, the server is the worker"
+                "a separate worker needs queue.kind jetstream; with queue.kind log the server trains the jobs itself"
             )
         super().__init__(Server(settings.server, name="worker" if worker else "trainer", table=TABLE))
         self._settings = settings
@@ -87,7 +87,7 @@ class Trainer(App):
 
     async def _open(self) -> None:
         settings = self._settings
-        # Where the queue is the log, a second worker on it would take the first one's jobs for lost.
+        # With the log as the queue, a second worker would treat the first one's jobs as lost.
         alone = settings.queue.kind == "log"
         state_machine = TrainerStateMachine(_tenant_limits(settings))
         store, ledger = await self._open_ledger(settings.store, settings.s3, state_machine, shards=SHARDS, alone=alone)
@@ -120,7 +120,7 @@ class Trainer(App):
         else:
             vocabulary = await asyncio.to_thread(load_vocabulary, settings.model)
         if broker is not None:
-            await self._share(broker, job_store, metrics)
+            await self._join_processes(broker, job_store, metrics)
         if self._serves:
             validator = JobValidator(vocabulary, _learned_kinds(settings, vocabulary.spec))
             servicer = TrainerServicer(
@@ -138,8 +138,8 @@ class Trainer(App):
     def _load(self) -> BaseModel:
         return self._model or load_model(self._settings.model)
 
-    async def _share(self, broker: "Broker", job_store: JobStore, metrics: TrainerMetrics) -> None:
-        """Reaches the other processes, now or when NATS is there."""
+    async def _join_processes(self, broker: "Broker", job_store: JobStore, metrics: TrainerMetrics) -> None:
+        """Connects to the other processes, now or as soon as NATS is available."""
         from trainer.queue.dispatcher import Dispatcher
         from trainer.queue.hints import Hints
         from trainer.queue.leadership import Leadership
@@ -166,7 +166,7 @@ def _broker(settings: TrainerSettings) -> "Broker":
 def _queue(
     settings: TrainerSettings, job_store: JobStore, completion: JobCompletion, broker: "Broker | None", spec: ModelSpec
 ) -> JobQueue:
-    """Where the worker gets its jobs."""
+    """The queue that the worker takes its jobs from."""
     if broker is None:
         per_tenant = settings.engine.max_running_per_tenant
         return LogQueue(job_store, completion, max_per_tenant=per_tenant, max_worker_deaths=settings.max_losses)
@@ -187,7 +187,7 @@ def _upload_limits(settings: TrainerSettings) -> UploadLimits:
 
 
 def _tenant_limits(settings: TrainerSettings) -> TenantLimits:
-    """What the settings promise to tenants."""
+    """The tenants' limits, as the settings define them."""
     pictures = settings.pictures
     return TenantLimits(
         unfinished=settings.queue.max_unfinished,

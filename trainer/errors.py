@@ -1,8 +1,8 @@
-"""What can go wrong in training, told without gRPC; `trainer.app.TABLE` says what each becomes at the edge.
+"""Errors of training, independent of gRPC; `trainer.app.TABLE` maps them to gRPC errors at the edge.
 
     TrainingError
-    ├── InitializerUnknown   a word to start from is not one entry of the vocabulary
-    ├── MaskEmpty            a mask selects nothing of its picture
+    ├── InitializerUnknown   a word to start from is not a single entry of the vocabulary
+    ├── MaskEmpty            a mask selects no part of its picture
     └── Diverged             the loss or the vectors are no longer finite
 
 Every error carries `reason` (UPPER_SNAKE, stable, for programs) and `metadata` (text to text).

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-_SMOOTHING = 0.9  # of the exponential mean that is drawn over the raw losses
+_SMOOTHING = 0.9  # decay of the exponential mean that is drawn over the raw losses
 
 
 def loss_curve(path: Path, steps: Sequence[int], losses: Sequence[float], title: str) -> None:
@@ -21,7 +21,7 @@ def loss_curve(path: Path, steps: Sequence[int], losses: Sequence[float], title:
 
 
 def _smoothed(losses: Sequence[float]) -> list[float]:
-    """Exponential mean with the start's bias taken out, as Adam does (Kingma and Ba 2015, section 3)."""
+    """Exponential mean, corrected for its initial bias as in Adam (Kingma and Ba 2015, section 3)."""
     smooth, mean = [], 0.0
     for count, loss in enumerate(losses, start=1):
         mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss

@@ -1,4 +1,4 @@
-"""Existing versions to start from or to evaluate, asked of the registry on behalf of the job's creator."""
+"""Reads existing versions, to start from or to evaluate, from the registry on behalf of the job's creator."""
 
 import numpy as np
 from pseudoword.names import InvalidName, TenantName, VersionName
@@ -17,7 +17,7 @@ _CALL_TIMEOUT_S = 10.0
 
 
 class RegistryReader:
-    """The registry's versions."""
+    """Reads versions and their vectors from the registry."""
 
     def __init__(self, registry: "registry_pb2_grpc.RegistryServiceAsyncStub") -> None:
         self._registry = registry
@@ -25,9 +25,10 @@ class RegistryReader:
     async def start_of(
         self, tenant: TenantName, job: resources_pb2.Job, caller: Principal, wrong: Violations
     ) -> registry_resources.Version | None:
-        """The version that a job is to start from, if it is to start from one; adds to `wrong` why there is none.
+        """The version that a job starts from. None if the job starts from no version, or if the version is unusable;
+        the reason is then added to `wrong`.
 
-        Raises what the registry refuses with, and Unavailable.
+        Raises the registry's refusals, and Unavailable.
         """
         if job.start.WhichOneof("start") != "version":
             return None
@@ -36,7 +37,7 @@ class RegistryReader:
     async def subject_of(
         self, tenant: TenantName, job: resources_pb2.Job, caller: Principal, wrong: Violations
     ) -> tuple[registry_resources.Version, registry_resources.Concept] | None:
-        """The version that a job is to evaluate, and its concept. As `start_of`."""
+        """The version that a job evaluates, and its concept; None and errors as in `start_of`."""
         version = await self._owned(tenant, job.evaluates, "job.evaluates", caller, wrong)
         if version is None:
             return None
@@ -52,23 +53,23 @@ class RegistryReader:
     ) -> registry_resources.Version | None:
         try:
             if VersionName.parse(name).tenant != tenant.tenant:
-                wrong.add(field, f"must be of {tenant}")
+                wrong.add(field, f"must belong to {tenant}")
                 return None
         except InvalidName as error:
             wrong.add(field, str(error))
             return None
         try:
             with forwarded("registry"):
-                found: registry_resources.Version = await self._registry.GetVersion(
+                version: registry_resources.Version = await self._registry.GetVersion(
                     registry_pb2.GetVersionRequest(name=name), metadata=as_caller(caller), timeout=_CALL_TIMEOUT_S
                 )
         except NotFound as error:
             wrong.add(field, error.message)
             return None
-        return found
+        return version
 
     async def vectors(self, name: str, caller: Principal) -> np.ndarray:
-        """fp32 [vectors, dims] of a version; while the registry is away this waits. Raises what it refuses with."""
+        """fp32 [vectors, dims] of a version. Retries while the registry is unavailable; raises its refusals."""
         request = registry_pb2.GetEmbeddingRequest(name=name, format=registry_pb2.EMBEDDING_FORMAT_NATIVE)
         retrying = AsyncRetrying(
             retry=retry_if_exception_type((Unavailable, DeadlineExceeded)),

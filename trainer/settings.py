@@ -13,70 +13,70 @@ from trainer.queue.settings import NatsSettings, QueueSettings
 
 
 class PictureSettings(BaseModel, frozen=True, extra="forbid"):
-    """Which pictures are taken, and for how long."""
+    """Which pictures are accepted, and for how long they are kept."""
 
-    max_bytes: int = Field(default=20 * 2**20, ge=1, description="Most bytes of a picture")
-    max_pixels: int = Field(default=50_000_000, ge=1, description="Most pixels of a picture")
-    min_side_px: int = Field(default=16, ge=1, description="Least width and height of a picture in pixels")
+    max_bytes: int = Field(default=20 * 2**20, ge=1, description="Maximum size of a picture in bytes")
+    max_pixels: int = Field(default=50_000_000, ge=1, description="Maximum pixels of a picture")
+    min_side_px: int = Field(default=16, ge=1, description="Minimum width and height of a picture in pixels")
     lifetime: timedelta = Field(
         default=timedelta(days=7),
         gt=timedelta(0),
-        description="How long a picture is kept after its last upload, or longer while an unfinished job needs it",
+        description="Time that a picture is kept after its last upload; longer while an unfinished job needs it",
     )
     after_success: timedelta = Field(
         default=timedelta(0),
         ge=timedelta(0),
-        description="How long the pictures of a job that has succeeded stay, where no other job needs them",
+        description="Time that the pictures of a succeeded job are kept; longer while another job needs them",
     )
     after_failure: timedelta = Field(
         default=timedelta(days=1),
         ge=timedelta(0),
-        description="How long the pictures of a job that has failed or was cancelled stay at least, for a retry",
+        description="Minimum time that the pictures of a failed or cancelled job are kept, for a retry",
     )
-    max_bytes_per_tenant: int = Field(default=2**30, ge=1, description="Most bytes of one tenant's pictures together")
+    max_bytes_per_tenant: int = Field(default=2**30, ge=1, description="Maximum total bytes of one tenant's pictures")
     max_receiving_bytes: int = Field(
-        default=256 * 2**20, ge=2**20, description="Most bytes of all uploads together that are on their way"
+        default=256 * 2**20, ge=2**20, description="Maximum total bytes of all uploads in progress"
     )
 
 
 class EngineSettings(BaseModel, frozen=True, extra="forbid"):
-    """How many jobs are trained at once, and how."""
+    """How many jobs are trained together, and how."""
 
-    max_running: int = Field(default=16, ge=1, description="Most jobs trained at once")
-    max_running_per_tenant: int = Field(default=8, ge=1, description="Most jobs of one tenant trained at once")
-    max_rows: int = Field(default=64, ge=1, description="Most rows of one forward and backward pass")
+    max_running: int = Field(default=16, ge=1, description="Maximum jobs trained together")
+    max_running_per_tenant: int = Field(default=8, ge=1, description="Maximum jobs of one tenant trained together")
+    max_rows: int = Field(default=64, ge=1, description="Maximum rows of one forward and backward pass")
     quantum_rows: int = Field(
-        default=2_000, ge=1, description="Rows that a tenant's jobs may have before the next tenant's turn"
+        default=2_000, ge=1, description="Rows that a tenant's jobs are granted before the next tenant's turn"
     )
     checkpoint_every: timedelta = Field(
         default=timedelta(seconds=30),
         ge=timedelta(0),
-        description="How often a job is saved, to go on from there should the server be killed",
+        description="Interval between a job's checkpoints, from which it resumes if the server is killed",
     )
     learned_start: Path | None = Field(
         default=None,
-        description="Folder of a learned start for the checkpoint; absent: learned_start beside it, where there is one",
+        description="Folder of a learned start for the checkpoint; absent: learned_start beside it, if that exists",
     )
     checkpoint_activations: bool = Field(
-        default=False, description="Compute activations anew in the backward pass: less memory, more time"
+        default=False, description="Recomputation of activations in the backward pass: less memory, more time"
     )
 
 
 class EvaluationSettings(BaseModel, frozen=True, extra="forbid"):
-    """What is measured of versions, and by whom."""
+    """Whether versions are evaluated, and by which judge models."""
 
     after_publishing: bool = Field(
-        default=True, description="Evaluate each version that a job publishes, while nothing is trained"
+        default=True, description="Evaluation of each version that a job publishes, while nothing is trained"
     )
     max_waiting_per_tenant: int = Field(
         default=20,
         ge=1,
-        description="Most unfinished evaluations of one tenant that were made so; beyond that none is made",
+        description="Maximum unfinished evaluations of one tenant that the trainer created itself; no more are created",
     )
     clip: Path | None = Field(
         default=None,
         description="Folder of a CLIPModel and its processor, safetensors, for CLIP-I and CLIP-T; absent: clip beside "
-        "the checkpoint, where there is one",
+        "the checkpoint, if that exists",
     )
     dino: Path | None = Field(
         default=None, description="Folder of a DINO model and its image processor, safetensors; absent: no DINO score"
@@ -97,8 +97,6 @@ class TrainerSettings(Settings):
     engine: EngineSettings = EngineSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     publish_tries: int = Field(
-        default=8, ge=1, description="A job is given up when the registry has answered INTERNAL to so many publishings"
+        default=8, ge=1, description="Publishing attempts answered with INTERNAL after which a job fails"
     )
-    max_losses: int = Field(
-        default=3, ge=1, description="A job is given up when so many workers were killed while they trained it"
-    )
+    max_losses: int = Field(default=3, ge=1, description="Worker deaths during its training after which a job fails")

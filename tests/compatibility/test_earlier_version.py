@@ -68,7 +68,7 @@ def test_jobs_go_on_where_they_were_killed(client: Client, data: Path) -> None:
         assert last.job.state == Job.STATE_SUCCEEDED, last
     assert client.resolve("mia").provenance.steps == 150
     log = (data / "trainer.log").read_text()
-    assert "goes on from a checkpoint" in log
+    assert "resumed from a checkpoint" in log
 
 
 def test_a_batch_is_as_it_was(client: Client) -> None:

@@ -1,4 +1,4 @@
-"""Where workers get their jobs: the log itself, or NATS JetStream between several processes.
+"""The queues that workers take jobs from: the log itself, or NATS JetStream between several processes.
 
-No torch of its own; the log decides who holds a job, the queue only hands it out.
+No torch of its own. The log decides which attempt holds a job; a queue only dispatches it.
 """

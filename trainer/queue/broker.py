@@ -1,8 +1,8 @@
-"""NATS as the trainer uses it: a connection that comes back, and the names of everything there.
+"""The trainer's connection to NATS, which reconnects by itself, and the names of its stream, topics and bucket.
 
-A stream holds at most one message a job (a second one is refused), so that whoever is given a message knows that nobody
-else is: not by the message, whose acknowledgements fence nothing, but because NATS hands it out again only when its
-holder was not heard of for `ack_wait`.
+The stream holds at most one message for each job: NATS refuses a second one. NATS delivers a message again only after
+its holder has not renewed it for `ack_wait`, so normally one worker has it at a time. This is no guarantee, because
+acknowledgements fence nothing: the log's attempt number is the fencing token.
 """
 
 import asyncio
@@ -26,24 +26,24 @@ from pseudoword.names import JobName
 
 from trainer.queue.settings import NatsSettings
 
-# What any use of NATS raises while that is away, or begins anew with an empty store.
-AWAY = (nats.errors.Error, OSError, asyncio.TimeoutError)
+# Raised by any use of NATS while it is unavailable, or after it was restarted with an empty store.
+NATS_ERRORS = (nats.errors.Error, OSError, asyncio.TimeoutError)
 _RECONNECT_S = 0.5
-_SECOND_OF_A_JOB = 10077  # JSStreamStoreFailedF: maximum messages per subject exceeded
+_SUBJECT_FULL = 10077  # JSStreamStoreFailedF: maximum messages per subject exceeded
 _logger = structlog.get_logger(__name__)
 
 
 def token_of(base_model: Mapping[str, Any]) -> str:
-    """A base model's name in subjects, of its message as JSON: who trains on the same one gets the same jobs."""
+    """A base model's name in NATS subjects, from its message as JSON. Workers with equal base models share jobs."""
     return hashlib.sha256(json.dumps(base_model, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:
-    """Jobs that no worker has been given yet, and workers that ask for one."""
+    """Messages that were not delivered to a worker yet, and pull requests that wait for one."""
 
-    untaken: int
-    asking: int
+    undelivered: int
+    waiting_pulls: int
 
 
 class Broker:
@@ -57,83 +57,85 @@ class Broker:
         self.ack_wait_s = ack_wait.total_seconds()
         self.client = Client()
         self._connecting: asyncio.Task[None] | None = None
-        self._said = ""
-        self._heard: dict[str, Callable[[Msg], Awaitable[None]]] = {}
+        self._last_error = ""
+        self._callbacks: dict[str, Callable[[Msg], Awaitable[None]]] = {}
 
     @property
     def jetstream(self) -> JetStreamContext:
         return self.client.jetstream()
 
     def open(self) -> None:
-        """Begins to connect, and never gives up: a trainer that finds no NATS takes jobs all the same."""
+        """Starts to connect and retries without a limit: a trainer accepts jobs without NATS too."""
         self._connecting = asyncio.create_task(self._connect())
 
     async def close(self) -> None:
-        """What was published before has left, if NATS is there."""
+        """Closes the connection. Flushes what was published before, if NATS is connected."""
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.wait({self._connecting})
-        with suppress(*AWAY):
+        with suppress(*NATS_ERRORS):
             if self.client.is_connected:
                 await self.client.flush(timeout=2)
-        with suppress(*AWAY):
+        with suppress(*NATS_ERRORS):
             await self.client.close()
 
     async def connected(self) -> None:
-        """Returns when NATS has been reached."""
+        """Returns once NATS was connected for the first time."""
         if self._connecting is not None:
             await asyncio.shield(self._connecting)
 
-    def hear(self, topic: str, told: Callable[[Msg], Awaitable[None]]) -> None:
-        """`told` gets every message to `topic` (with NATS' wildcards) that another process publishes while NATS is
-        there. Before open()."""
-        self._heard[topic] = told
+    def subscribe(self, topic: str, callback: Callable[[Msg], Awaitable[None]]) -> None:
+        """Calls `callback` with every message that another process publishes to `topic` (it may hold NATS' wildcards)
+        while this process is connected. Must be called before open()."""
+        self._callbacks[topic] = callback
 
-    async def tell(self, topic: str, data: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
-        """Publishes a hint, which is lost where nobody hears it."""
+    async def publish_hint(self, topic: str, data: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
+        """Publishes a hint: it is lost if NATS is unavailable, or if no process has subscribed to the topic."""
         try:
             if self.client.is_connected:
                 await self.client.publish(f"{self._stream}.{topic}", data, headers=dict(headers or {}))
         except MaxPayloadError:
-            _logger.warning("too large for NATS", topic=topic, bytes=len(data), limit=self.client.max_payload)
-        except AWAY as error:
-            _logger.debug("a hint is lost", topic=topic, error=str(error))
+            _logger.warning(
+                "hint dropped: larger than NATS allows", topic=topic, bytes=len(data), limit=self.client.max_payload
+            )
+        except NATS_ERRORS as error:
+            _logger.debug("hint lost", topic=topic, error=str(error))
 
-    async def ask(self, topic: str, data: bytes, timeout_s: float) -> bool:
-        """Whether anybody answers."""
+    async def request(self, topic: str, data: bytes, timeout_s: float) -> bool:
+        """Sends a request. Returns whether any process replies within `timeout_s`."""
         try:
             await self.client.request(f"{self._stream}.{topic}", data, timeout=timeout_s)
-        except AWAY:
+        except NATS_ERRORS:
             return False
         return True
 
     def topic(self, what: str, name: str) -> str:
-        """`what` about a job."""
+        """The topic `what` of the job with the resource name `name`."""
         parsed = JobName.parse(name)
         return f"{what}.{parsed.tenant}.{parsed.job}"
 
     def job_of(self, subject: str) -> str:
-        """The job that a subject ends with. Raises InvalidName."""
+        """The resource name of the job that a subject ends with. Raises InvalidName."""
         tenant, job = subject.split(".")[-2:]
         return str(JobName.parse(f"tenants/{tenant}/jobs/{job}"))
 
     async def pull(self, base: str) -> JetStreamContext.PullSubscription:
-        """Where a worker asks for the next job of its base model. Waits for NATS, the first time."""
+        """The subscription from which a worker pulls jobs of its base model. Waits until NATS was connected once."""
         await self.connected()
         await self.sent()
         await self._make_consumer(base)
         return await self.jetstream.pull_subscribe_bind(consumer=base, stream=self._stream)
 
     async def send(self, base: str, name: str) -> None:
-        """Releases a job to the workers; nothing happens to one that they have already."""
+        """Dispatches a job to the workers. Does nothing if the stream already holds the job's message."""
         try:
             await self.jetstream.publish(f"{self._stream}.{self.topic(f'jobs.{base}', name)}", b"")
         except APIError as error:
-            if error.err_code != _SECOND_OF_A_JOB:
+            if error.err_code != _SUBJECT_FULL:
                 raise
 
     async def sent(self) -> set[str]:
-        """The jobs that workers have, or will get next. Makes the stream, where there is none."""
+        """The jobs with a message in the stream: sent, and not acknowledged. Creates the stream if it is absent."""
         try:
             info = await self.jetstream.stream_info(self._stream, subjects_filter=f"{self._stream}.jobs.>")
         except NotFoundError:
@@ -141,21 +143,21 @@ class Broker:
         return {self.job_of(subject) for subject in info.state.subjects or ()}
 
     async def demand(self, base: str) -> Demand:
-        """What a base model's workers have, and want."""
+        """The demand of a base model's workers. Creates their consumer if it is absent."""
         try:
             info = await self.jetstream.consumer_info(self._stream, base)
         except NotFoundError:
             info = await self._make_consumer(base)
-        return Demand(untaken=info.num_pending or 0, asking=info.num_waiting or 0)
+        return Demand(undelivered=info.num_pending or 0, waiting_pulls=info.num_waiting or 0)
 
     async def bucket(self, ttl: timedelta) -> KeyValue:
-        """Where processes take leases of `ttl`."""
+        """The bucket in which processes take leases of `ttl`. Waits until NATS was connected once."""
         await self.connected()
         name = f"{self._stream}-leases"
         config = api.KeyValueConfig(bucket=name, ttl=ttl.total_seconds(), replicas=self._replicas)
         try:
             return await self.jetstream.create_key_value(config)
-        except BadRequestError:  # made with another ttl, which holds
+        except BadRequestError:  # it exists with another ttl, which stays in force
             return await self.jetstream.key_value(name)
 
     async def _make_stream(self) -> api.StreamInfo:
@@ -180,7 +182,7 @@ class Broker:
                 filter_subject=f"{self._stream}.jobs.{base}.>",
                 ack_policy=api.AckPolicy.EXPLICIT,
                 ack_wait=self.ack_wait_s,
-                # How often a job is tried is counted by the log, where a worker's death is told from a hand-back.
+                # No limit here: the log counts a job's attempts, and distinguishes a worker's death from a hand-back.
                 max_deliver=-1,
                 max_ack_pending=-1,
             ),
@@ -194,18 +196,18 @@ class Broker:
             max_reconnect_attempts=-1,
             no_echo=True,
             error_cb=self._log_error,
-            reconnected_cb=self._log_back,
+            reconnected_cb=self._log_connected,
         )
-        for topic, told in self._heard.items():
-            await self.client.subscribe(f"{self._stream}.{topic}", cb=told)
-        await self._log_back()
+        for topic, callback in self._callbacks.items():
+            await self.client.subscribe(f"{self._stream}.{topic}", cb=callback)
+        await self._log_connected()
 
-    async def _log_back(self) -> None:
-        self._said = ""
-        _logger.info("NATS is there", version=str(self.client.connected_server_version))
+    async def _log_connected(self) -> None:
+        self._last_error = ""
+        _logger.info("NATS is connected", version=str(self.client.connected_server_version))
 
     async def _log_error(self, error: Exception) -> None:
-        said = f"{type(error).__name__}: {error}"
-        if said != self._said:  # not for each of many tries
-            self._said = said
-            _logger.warning("NATS is tried again", error=said)
+        text = f"{type(error).__name__}: {error}"
+        if text != self._last_error:  # the same error is logged once, not with each retry
+            self._last_error = text
+            _logger.warning("NATS is unavailable; retrying", error=text)

@@ -1,4 +1,4 @@
-"""Hands the waiting jobs out to NATS, fair between tenants, by comparing what the log says with what NATS has."""
+"""Dispatches queued jobs through NATS, fair between tenants: compares the log with the stream and sends due jobs."""
 
 import asyncio
 import time
@@ -10,18 +10,18 @@ from trainer.jobs.job_store import JobStore
 from trainer.jobs.life_cycle import State
 from trainer.jobs.tables import Row
 from trainer.metrics import TrainerMetrics
-from trainer.queue.broker import AWAY, Broker, token_of
+from trainer.queue.broker import NATS_ERRORS, Broker, token_of
 from trainer.queue.leadership import Leadership
 from trainer.queue.sfq import Job, StartTimeFairQueue, trade
 
-_LONGEST_S = 1.0  # between two looks: what NATS has lost is told by nobody
-_PATIENCE_S = 2.0  # without a place, before a job is handed back for another one
+_RECONCILE_INTERVAL_S = 1.0  # NATS does not report messages that it lost, so the stream is polled
+_YIELD_AFTER_S = 2.0  # time without a free place after which a running job yields its own to a waiting one
 _logger = structlog.get_logger(__name__)
 
 
 class Dispatcher:
-    """Keeps no state but whose turn it is: a new one goes on where another was killed, and two at once do no harm,
-    since NATS takes a job once."""
+    """Keeps no state but the order of the tenants. A new dispatcher can therefore replace one that was killed, and two
+    at the same time do no harm: the stream accepts one message for each job."""
 
     def __init__(
         self,
@@ -32,66 +32,68 @@ class Dispatcher:
         *,
         ahead: int,
     ) -> None:
-        """At most `ahead` jobs of a base model wait with NATS."""
+        """At most `ahead` undelivered messages of a base model are in the stream."""
         self._broker = broker
         self._job_store = job_store
         self._leadership = leadership
         self._ahead = ahead
-        self._lines: dict[str, StartTimeFairQueue] = {}
-        # Since when no worker of a base model has had a place that a tenant without any should have.
-        self._wanted_since: dict[str, float] = {}
+        self._queues: dict[str, StartTimeFairQueue] = {}
+        # By base model: since when a job should have had a running job's place.
+        self._starved_since: dict[str, float] = {}
         metrics.dispatches.set_function(lambda: leadership.held)
 
     async def run(self) -> None:
-        """Hands jobs out whenever it is this process's turn, until it is cancelled; then another one may begin."""
+        """Dispatches jobs while this process holds the lease. Gives the lease up when cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._leadership.seek())
-            tasks.create_task(self._hand_out())
+            tasks.create_task(self._dispatch())
 
-    async def _hand_out(self) -> None:
+    async def _dispatch(self) -> None:
         while True:
             raise_if_cancelled()
             if self._leadership.held:
                 try:
-                    await self._look()
-                except AWAY as error:
-                    _logger.warning("jobs wait for NATS", error=f"{type(error).__name__}: {error}")
-            await self._job_store.events.wait_for_work(_LONGEST_S)
+                    await self._reconcile()
+                except NATS_ERRORS as error:
+                    _logger.warning(
+                        "no jobs are dispatched: NATS is unavailable", error=f"{type(error).__name__}: {error}"
+                    )
+            await self._job_store.events.wait_for_work(_RECONCILE_INTERVAL_S)
             self._job_store.events.take_work()
 
-    async def _look(self) -> None:
-        # In this order: a message goes after its job's end is in the log, so what is missing here and unfinished there
-        # is lost, not done.
+    async def _reconcile(self) -> None:
+        # The stream is read before the log. A message is acknowledged only after its job's end is in the log, so a job
+        # that is missing in the stream and unfinished in the log has lost its message.
         sent = await self._broker.sent()
         jobs: dict[str, list[Row]] = {}
         for row in await self._job_store.unfinished():
             base = token_of(row["spec"]["base_model"])
             jobs.setdefault(base, []).append(row)
             if row["state"] != State.QUEUED and row["name"] not in sent:
-                _logger.warning("sent again: NATS has lost its message", job=row["name"])
+                _logger.warning("sent again: NATS has lost the job's message", job=row["name"])
                 await self._broker.send(base, row["name"])
         for base, rows in jobs.items():
             queued = [row for row in rows if row["state"] == State.QUEUED]
             if queued:
                 demand = await self._broker.demand(base)
-                line = self._lines.setdefault(base, StartTimeFairQueue())
-                line.wait([row for row in queued if row["name"] not in sent])
-                for sent_now in range(min(self._ahead - demand.untaken, len(line))):
-                    if not line.ordinary and demand.untaken + sent_now:
-                        break  # of those that everybody goes before, few are before everybody
-                    await self._broker.send(base, line.first())
+                queue = self._queues.setdefault(base, StartTimeFairQueue())
+                queue.wait([row for row in queued if row["name"] not in sent])
+                for sent_now in range(min(self._ahead - demand.undelivered, len(queue))):
+                    if not queue.ordinary and demand.undelivered + sent_now:
+                        break  # at most one undelivered background job: ordinary jobs cannot overtake it
+                    await self._broker.send(base, queue.first())
                 running = [row for row in rows if row["state"] == State.RUNNING]
-                await self._ask_for_room(base, None if demand.asking else trade(queued, running))
+                await self._request_yield(base, None if demand.waiting_pulls else trade(queued, running))
 
-    async def _ask_for_room(self, base: str, wanted: tuple[Job, Job] | None) -> None:
-        """Has a worker hand a job back for another one, once that was wanted for a while without a break."""
+    async def _request_yield(self, base: str, exchange: tuple[Job, Job] | None) -> None:
+        """Requests that a worker hands a job back for a waiting one, once an exchange was due for _YIELD_AFTER_S."""
         now = time.monotonic()
-        since = self._wanted_since.pop(base, now)
-        if wanted is None:
+        since = self._starved_since.pop(base, now)
+        if exchange is None:
             return
-        if now - since < _PATIENCE_S:
-            self._wanted_since[base] = since
+        if now - since < _YIELD_AFTER_S:
+            self._starved_since[base] = since
             return
-        waits, gives = wanted
-        _logger.info("asks for a place", job=gives["name"], waits=waits["name"])
-        await self._broker.tell(self._broker.topic("yield", gives["name"]), waits["name"].encode())
+        waiting, running = exchange
+        _logger.info("requests a place", job=running["name"], waiting=waiting["name"])
+        await self._broker.publish_hint(self._broker.topic("yield", running["name"]), waiting["name"].encode())

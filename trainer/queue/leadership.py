@@ -1,4 +1,4 @@
-"""Who of several processes does what one of them must do: a lease in a bucket of NATS."""
+"""Elects one of several processes for a task: a lease in a NATS key-value bucket."""
 
 import asyncio
 import uuid
@@ -10,17 +10,17 @@ from nats.js.errors import KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
 from rpc.watchers import raise_if_cancelled
-from trainer.queue.broker import AWAY, Broker
+from trainer.queue.broker import NATS_ERRORS, Broker
 
-_RENEWALS = 3  # within a lease
+_RENEWALS = 3  # within a lease's time to live
 _logger = structlog.get_logger(__name__)
 
 
 class Leadership:
-    """A lease that one process has at a time, renewed for as long as it lives.
+    """A lease that one process holds at a time and renews while it runs.
 
-    One that was stopped and goes on may believe for a moment that it still has it: what the lease is for must be
-    harmless when two do it.
+    A process that was suspended and resumes may briefly believe that it still holds the lease. The task that the lease
+    protects must therefore be harmless when two processes do it.
     """
 
     def __init__(self, broker: Broker, what: str, ttl: timedelta) -> None:
@@ -28,21 +28,21 @@ class Leadership:
         self._what = what
         self._ttl = ttl
         self._name = uuid.uuid4().hex
-        self._revision = 0  # of the entry that says that it is ours; 0: it does not
+        self._revision = 0  # of the bucket entry by which this process holds the lease; 0: it does not hold it
 
     @property
     def held(self) -> bool:
-        """Whether this process has the lease, as far as it knows."""
+        """Whether this process holds the lease, to its knowledge."""
         return self._revision > 0
 
     async def seek(self) -> None:
-        """Takes the lease whenever nobody has it, for ever; gives it up when cancelled."""
+        """Takes the lease whenever it is free, and renews it, until cancelled; then gives it up."""
         try:
             await self._seek()
         finally:
             if self.held and self._broker.client.is_connected:
                 self._revision = 0
-                with suppress(*AWAY):
+                with suppress(*NATS_ERRORS):
                     await (await self._broker.bucket(self._ttl)).delete(self._what)
 
     async def _seek(self) -> None:
@@ -52,9 +52,11 @@ class Leadership:
             try:
                 bucket = bucket or await self._broker.bucket(self._ttl)
                 await self._renew(bucket)
-            except AWAY as error:
-                # Not known; another one may have it by now.
-                _logger.warning("no lease", what=self._what, error=f"{type(error).__name__}: {error}")
+            except NATS_ERRORS as error:
+                # Whether the lease is still held is unknown: another process may have taken it.
+                _logger.warning(
+                    "lease given up: NATS is unavailable", what=self._what, error=f"{type(error).__name__}: {error}"
+                )
                 self._revision, bucket = 0, None
             await asyncio.sleep(self._ttl.total_seconds() / _RENEWALS)
 
@@ -67,7 +69,7 @@ class Leadership:
                 self._revision = await bucket.create(self._what, self._name.encode())
         except KeyWrongLastSequenceError:
             entry = await bucket.get(self._what)
-            # Ours, where the answer to us was lost, or NATS was away.
+            # The entry is this process's own if the reply to its last write was lost.
             self._revision = entry.revision or 0 if entry.value == self._name.encode() else 0
         if held != self.held:
-            _logger.info("leads" if self.held else "leads no more", what=self._what)
+            _logger.info("lease taken" if self.held else "lease lost", what=self._what)

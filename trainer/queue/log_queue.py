@@ -1,4 +1,4 @@
-"""Which job is trained next, where one process has the log for itself: the queue is the log."""
+"""The log as the queue, for a trainer that is the only process on its store."""
 
 from collections import deque
 
@@ -9,16 +9,16 @@ from trainer.jobs.life_cycle import Move, State
 from trainer.jobs.tables import Row
 from trainer.worker.attempt import Attempt
 from trainer.worker.completion import JobCompletion
-from trainer.worker.job_queue import workers_lost
+from trainer.worker.job_queue import too_many_worker_deaths
 
 
 class LogQueue:
-    """A JobQueue: what is QUEUED in the log waits; there is nothing else to lose."""
+    """A JobQueue whose entries are the QUEUED jobs of the log. It keeps no state that could be lost."""
 
     def __init__(
         self, job_store: JobStore, completion: JobCompletion, *, max_per_tenant: int, max_worker_deaths: int
     ) -> None:
-        """A tenant has at most `max_per_tenant` jobs trained at once; `max_worker_deaths` workers may die of a job."""
+        """At most `max_per_tenant` jobs of a tenant train together; a job fails after `max_worker_deaths` deaths."""
         self._job_store = job_store
         self._completion = completion
         self._max_per_tenant = max_per_tenant
@@ -26,19 +26,19 @@ class LogQueue:
         self._fixed: deque[Row] = deque()
 
     async def open(self) -> None:
-        """Whoever was RUNNING was killed with its server: it waits again, or has FAILED when too many were killed with
-        it."""
+        """Records a worker death for each RUNNING job, since its server was killed: the job is QUEUED again, or FAILED
+        after too many deaths."""
         self._fixed.extend(await self._job_store.in_state(State.PUBLISHING))
         for row in await self._job_store.in_state(State.RUNNING):
             name, attempt = row["name"], row["attempt"]
             if row["worker_deaths"] + 1 < self._max_worker_deaths:
                 await self._job_store.move(MoveJob(name=name, move=Move.WORKER_DIED, attempt=attempt))
             else:
-                await self._completion.fail(name, attempt, workers_lost(name, self._max_worker_deaths))
+                await self._completion.fail(name, attempt, too_many_worker_deaths(name, self._max_worker_deaths))
         self._job_store.events.wake()
 
     async def run(self) -> None:
-        """The desk is woken by every change of the log."""
+        """Does nothing: every change of the log wakes the worker."""
 
     async def next(self) -> Row | None:
         """As JobQueue.next."""
@@ -54,11 +54,11 @@ class LogQueue:
             try:
                 return await self._job_store.move(MoveJob(name=row["name"], move=Move.TAKE))
             except FailedPrecondition:
-                continue  # cancelled in between
+                continue  # cancelled meanwhile
         return None
 
     async def release(self, attempt: Attempt) -> None:
-        """The log knows it already."""
+        """Does nothing: the log already has the attempt's end."""
 
     async def close(self) -> None:
-        """The log has everything."""
+        """Does nothing: the log has the whole state."""

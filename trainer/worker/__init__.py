@@ -1,4 +1,4 @@
-"""One device's worker: it takes jobs from a queue, has the engine train them together, and publishes the results.
+"""One device's worker: it takes jobs from a queue, trains them together on the engine, and publishes the results.
 
-No rpc is served here.
+Serves no rpc.
 """

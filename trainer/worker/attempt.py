@@ -1,4 +1,4 @@
-"""A job while one worker holds it."""
+"""One worker's turn at a job."""
 
 import asyncio
 import time
@@ -19,20 +19,21 @@ from trainer.training.run import Run
 
 @dataclass(kw_only=True, eq=False)
 class Attempt:
-    """A job that this worker holds. Owned by the worker's event loop.
+    """An attempt at a job that this worker holds. Owned by the worker's event loop.
 
-    `row` is the job's row as it was taken, the only one that is read on the way to a task. `run`, or of an evaluation
-    `measurement`, is absent until the pictures are encoded. `over`: the attempt has ended, or lost its job.
+    `row` is the job's row as it was taken; the task is made from it alone. `run`, or for an evaluation `measurement`,
+    is None until the pictures are encoded. `over`: the attempt has ended, or lost its job.
     """
 
     row: Row
-    began: float = field(default_factory=time.monotonic)  # training, and its last step
+    # When training began and when its last step ended; seconds on the monotonic clock.
+    began: float = field(default_factory=time.monotonic)
     stepped: float = 0.0
-    # The blob that the log names as the job's checkpoint, when it was written, and a write that is under way.
+    # The blob that the log names as the job's checkpoint, when it was written, and a write in progress.
     checkpoint: str = ""
     saved: float = 0.0
     saving: asyncio.Task[None] | None = None
-    # Steps and seconds of earlier attempts that this one went on from.
+    # Steps and seconds of earlier attempts, from whose checkpoint this one resumed.
     first_step: int = 0
     trained_s: float = 0.0
     run: Run | None = None
@@ -48,7 +49,7 @@ class Attempt:
 
     @cached_property
     def creator(self) -> Principal:
-        """For whom the job is trained and published."""
+        """The caller on whose behalf the job is trained and published."""
         return from_json(self.row["principal"])
 
     @property
@@ -63,7 +64,7 @@ class Attempt:
 
     @property
     def number(self) -> int:
-        """The fencing token: the log refuses what any other attempt of the job says."""
+        """The fencing token: the log refuses commands of any other attempt of the job."""
         number: int = self.row["attempt"]
         return number
 
@@ -78,11 +79,11 @@ class Attempt:
         return created
 
     def trained(self, now: float) -> timedelta:
-        """Wall time of the training until `now`, earlier attempts' included."""
+        """Wall time of the training until `now`, including earlier attempts."""
         return timedelta(seconds=self.trained_s + now - self.began)
 
     def progress(self, step: int, steps: int, now: float) -> resources_pb2.Progress:
-        """What watchers are told after `step` of `steps`, at least one of which this attempt has made."""
+        """The progress after `step` of `steps`; this attempt must have made at least one of them."""
         progress = resources_pb2.Progress(step=step, steps=steps)
         elapsed = timedelta(seconds=now - self.began)
         progress.elapsed.FromTimedelta(elapsed)

@@ -1,4 +1,4 @@
-"""Work that goes on beside the worker's ticks, as tasks that are not lost sight of."""
+"""Supervised asyncio tasks that run beside the worker's ticks."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -10,21 +10,21 @@ _logger = structlog.get_logger(__name__)
 
 
 class BackgroundTasks:
-    """The worker's tasks. One that dies ends the server: after its restart it finds everything in the log.
+    """The worker's tasks. An unexpected error in one ends the server, which recovers from the log after its restart.
 
-    `droppable` tasks (preparing, publishing) may be cancelled: the next server goes on where they stop. `required`
-    ones (what the log and the store must still be told about an attempt) are waited for.
+    At stop(), droppable tasks (preparing, publishing) are cancelled: the next server continues their work. Required
+    tasks (the last writes to log and store about an attempt) are awaited.
     """
 
     def __init__(self, on_crash: Callable[[], None]) -> None:
-        """`on_crash` is called once a task has died; `crash` says of what."""
+        """`on_crash` is called when a task has failed; `crash` is then its error."""
         self._on_crash = on_crash
         self.crash: BaseException | None = None
         self._droppable: set[asyncio.Task[None]] = set()
         self._required: set[asyncio.Task[None]] = set()
 
     def run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Starts a task whose owner keeps it."""
+        """Starts a task that its caller owns and stops."""
         task = asyncio.create_task(work)
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -45,7 +45,7 @@ class BackgroundTasks:
         return self._add(work, self._required)
 
     async def stop(self) -> None:
-        """Waits for the required tasks and cancels the droppable ones."""
+        """Awaits the required tasks, then cancels the droppable ones."""
         while self._required:
             await asyncio.wait(self._required)
         for task in self._droppable:
@@ -53,8 +53,8 @@ class BackgroundTasks:
         if self._droppable:
             await asyncio.wait(self._droppable)
 
-    def _add(self, work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> asyncio.Task[None]:
+    def _add(self, work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> asyncio.Task[None]:
         task = self.run(work)
-        among.add(task)
-        task.add_done_callback(among.discard)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
         return task

@@ -1,7 +1,7 @@
-"""A job's training as bytes: a safetensors file with the numbers in its header. Nothing is ever pickled.
+"""A job's training state as bytes: a safetensors file with the scalars in its header. Nothing is pickled.
 
-Floats are kept as they are (losses as float64, scalars as JSON, whose numbers Python reads back to the last bit), so
-what is read goes on exactly as what was written would have.
+Floats are stored exactly (losses as float64, scalars as JSON, whose numbers Python reads back to the last bit), so a
+resumed run makes the same steps bit for bit.
 """
 
 import json
@@ -19,7 +19,7 @@ _ARRAYS = ("vectors", "start", "first_moments", "second_moments", "gradient", "l
 
 
 class CheckpointInvalid(ValueError):
-    """Bytes that are no checkpoint, or one of another format."""
+    """The bytes are no checkpoint, or a checkpoint of another format."""
 
 
 def write_checkpoint(state: RunState) -> bytes:
@@ -31,16 +31,16 @@ def write_checkpoint(state: RunState) -> bytes:
 
 
 def read_checkpoint(data: bytes) -> RunState:
-    """What write_checkpoint wrote. Raises CheckpointInvalid."""
+    """The state that write_checkpoint has written. Raises CheckpointInvalid."""
     try:
         arrays = load(data)
         length = int.from_bytes(data[:8], "little")
         fields: dict[str, Any] = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["state"])
     except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointInvalid(f"it is no checkpoint: {error}") from None
+        raise CheckpointInvalid(f"no checkpoint: {error}") from None
     if fields.pop("format", None) != _FORMAT or arrays.keys() != set(_ARRAYS):
-        raise CheckpointInvalid("it is a checkpoint of another format")
+        raise CheckpointInvalid("checkpoint of another format")
     try:
         return RunState(**arrays, **fields)
     except TypeError as error:
-        raise CheckpointInvalid(f"it is no checkpoint of this format: {error}") from None
+        raise CheckpointInvalid(f"no checkpoint of this format: {error}") from None

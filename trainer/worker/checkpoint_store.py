@@ -1,4 +1,4 @@
-"""Where jobs can go on: kept in the store, and named by the log."""
+"""Checkpoints of jobs: blobs in the store, named by the log."""
 
 import asyncio
 
@@ -19,7 +19,8 @@ _logger = structlog.get_logger(__name__)
 
 
 class CheckpointStore:
-    """Every job's checkpoint. Lives on the server's event loop; while the store is away all of it waits."""
+    """Reads and writes checkpoints. Lives on the server's event loop. All methods retry while the store is
+    unavailable."""
 
     def __init__(self, job_store: JobStore, store: ObjectStore) -> None:
         self._job_store = job_store
@@ -27,25 +28,27 @@ class CheckpointStore:
         self._blobs = Blobs(store)
 
     async def read(self, blob: str) -> RunState | None:
-        """What is in `blob`; None where there is nothing of use: the job begins anew."""
+        """The state in `blob`. None if there is no usable checkpoint: the job then starts from its first step."""
         if not blob:
             return None
         try:
             return read_checkpoint(await retry_while_unavailable(lambda: asyncio.to_thread(self._blobs.get, blob)))
         except (StorageError, CheckpointInvalid) as error:
-            _logger.warning("a checkpoint is of no use", blob=blob, error=str(error))
+            _logger.warning(
+                "unusable checkpoint ignored: training starts from the first step", blob=blob, error=str(error)
+            )
             return None
 
     async def write(self, tenant: str, state: RunState) -> str:
-        """The name of a new blob, which the log does not know yet."""
+        """Writes `state` to a new blob and returns its name. The log does not name the blob yet."""
         blob = await retry_while_unavailable(
             lambda: asyncio.to_thread(self._blobs.put, tenant, write_checkpoint(state))
         )
         return blob.name
 
     async def keep(self, command: KeepCheckpoint, tenant: str, before: str) -> str:
-        """Names a written blob in the log instead of the one `before`; gives the one that is named now. A job that the
-        attempt does not hold any more keeps what it has."""
+        """Makes the log name a written blob instead of `before`, and returns the blob that it names then. If the
+        attempt no longer holds the job, the log is unchanged."""
         try:
             await self._job_store.commit_own(command, tenant)
         except FailedPrecondition as error:
@@ -57,8 +60,8 @@ class CheckpointStore:
         return command.checkpoint
 
     async def clear(self, job: str, *blobs: str) -> None:
-        """Removes those of an attempt's blobs that the log does not name for its job: another worker may go on from the
-        one that it names."""
+        """Deletes those of an attempt's blobs that the log does not name as its job's checkpoint; another worker may
+        resume from the blob that it names."""
         written = [blob for blob in blobs if blob]
         if written:
             row, _ = await retry_while_unavailable(lambda: self._job_store.row(job))

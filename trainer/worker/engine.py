@@ -1,8 +1,8 @@
 """Textual inversion: vectors that make the frozen model predict the noise on a few pictures (arXiv 2208.01618, eq. 2).
 
-Many jobs on one model: a tick is one forward and one backward pass over rows of several jobs. The frozen weights take
-no gradient and every row's vectors are its own job's leaves, so each job's gradient is that of its own rows, whoever
-else is in the batch.
+Many jobs share one model: a tick is one forward and one backward pass over rows of several jobs. The frozen weights
+take no gradient, and every row's vectors are leaves of its own job. Each job's gradient is therefore that of its own
+rows, independent of the other jobs in the batch.
 """
 
 import threading
@@ -28,18 +28,18 @@ from trainer.training.run import Learned, Run, RunState, Step, Task, Unit
 from trainer.training.start_network import StartNetwork
 from trainer.training.template_fitter import sentence
 
-_WORD = WordRef(None, "w")  # stands for the word in a preview
+_WORD = WordRef(None, "w")  # placeholder for the word in a preview
 _PREVIEW_STEPS = 10
 _PREVIEW_GUIDANCE = 4.0
 
 
 class Stopped(Exception):
-    """The task was told to stop before it had ended."""
+    """Training was stopped before its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TickResult:
-    """What a tick came to for one job: the step that it completed, if any, or why it cannot go on."""
+    """A tick's result for one job: the step that it completed, if any, or the error that ends the job."""
 
     run: Run
     step: Step | None = None
@@ -47,7 +47,7 @@ class TickResult:
 
 
 class Engine:
-    """Learns words on one frozen model, and measures them. Called by one thread."""
+    """Learns and measures words on one frozen model. Called by one thread."""
 
     def __init__(
         self,
@@ -58,8 +58,8 @@ class Engine:
         learned_start: StartNetwork | None = None,
         judges: JudgeLoader | None = None,
     ) -> None:
-        """At most `max_rows` rows in a tick; fewer once the device's memory was too small for as many.
-        `checkpoint_activations` computes the UNet's activations anew in the backward pass: less memory, more time."""
+        """A tick has at most `max_rows` rows; fewer after the device has run out of memory.
+        `checkpoint_activations` recomputes the UNet's activations in the backward pass: less memory, more time."""
         self._model = model
         self._encoder = PromptEncoder(model)
         self._losses = RowLosses(model, self._encoder)
@@ -72,19 +72,19 @@ class Engine:
             model.unet.enable_gradient_checkpointing()
 
     def prepare(self, task: Task, state: RunState | None = None) -> Run:
-        """Everything of a job that is computed once; it goes on from `state`, or begins."""
+        """Computes everything that a job needs once, such as its latents. The run resumes from `state`, if given."""
         latents = encode_pictures(self._model, task.pictures, task.masks, flips=task.recipe.flips)
         half = self._model.dtype == torch.float16
         if state is None:
-            start, chosen = self._start(task, latents)
+            start, chosen = self._initial_vectors(task, latents)
             return Run(task, latents, start, self.unit, half=half, chosen=chosen)
         start = torch.from_numpy(state.start).to(self._model.device)
         run = Run(task, latents, start, self.unit, half=half, chosen=state.chosen)
         run.restore(state)
         return run
 
-    def _start(self, task: Task, latents: Latents) -> tuple[torch.Tensor, str]:
-        """fp32 [vectors, dims], and what was chosen where there was a choice."""
+    def _initial_vectors(self, task: Task, latents: Latents) -> tuple[torch.Tensor, str]:
+        """fp32 [vectors, dims], and the start that was chosen, empty if there was no choice."""
         trial = Trial(
             latents=latents,
             templates=task.templates,
@@ -108,13 +108,13 @@ class Engine:
                 return self.initializers.vectors(start, task.vectors), ""
 
     def tick(self, grants: Sequence[tuple[Run, int]]) -> list[TickResult]:
-        """Trains the next rows of some jobs, so many of each, in one pass.
+        """Trains the next rows of several jobs in one pass; `grants` has the number of rows of each.
 
-        A job that cannot be computed has the error in its own TickResult; the others go on. When the device runs out of
-        memory, nothing has changed but `max_rows`, which is lower from then on, and the answer is empty.
+        If a job cannot be computed, its own TickResult has the error and the other jobs continue. If the device runs
+        out of memory, `max_rows` is lowered, nothing else changes, and the result is empty.
         """
         try:
-            return self._together(grants)
+            return self._tick_batch(grants)
         except torch.OutOfMemoryError as error:
             rows = sum(count for _, count in grants)
             if rows > 1:
@@ -124,12 +124,13 @@ class Engine:
         except Exception as error:
             if len(grants) == 1:
                 return [TickResult(run=grants[0][0], error=error)]
-            # Whose rows it was is found by each alone.
-            return [ticked for grant in grants for ticked in self.tick([grant])]
+            # Each job alone, to find the one whose rows failed.
+            return [result for grant in grants for result in self.tick([grant])]
 
     @torch.no_grad()
     def preview(self, run: Run, template: str) -> np.ndarray:
-        """A picture of the word as it is, uint8 [height, width, 3]: a few steps of DDIM, the same noise each time."""
+        """A picture of the word's current vectors, uint8 [height, width, 3]: a few steps of DDIM from the same noise
+        each time."""
         size = self._model.spec.sample_size_px
         vectors = torch.cat([leaf.detach() for leaf in run.active])
         picture = Denoising(
@@ -148,25 +149,25 @@ class Engine:
         return decode(self._model, picture.latents)[0]
 
     def measure(self, subject: Subject) -> Measurement:
-        """A version's figures, begun: everything of them that is computed once. Without judges only the loss."""
+        """Prepares the measurement of a version. Without judges it measures the loss only."""
         judges = self._judges.load(self._model.device)
         return Measurement(self._model, self._encoder, self._losses, subject, judges)
 
     def learn(self, task: Task, on_step: Callable[[Step], None], stop: threading.Event) -> Learned:
-        """Learns one word, alone. Raises Stopped when `stop` is set, at the latest one step later, and
-        Diverged when the loss or the vectors are no longer finite."""
+        """Learns one word, alone. Raises Stopped at most one step after `stop` was set, and Diverged when the loss or
+        the vectors are no longer finite."""
         run = self.prepare(task)
         while not run.done:
             if stop.is_set():
                 raise Stopped
-            for ticked in self.tick([(run, min(run.rows_left, self.max_rows))]):
-                if ticked.error is not None:
-                    raise ticked.error
-                if ticked.step is not None:
-                    on_step(ticked.step)
+            for result in self.tick([(run, min(run.rows_left, self.max_rows))]):
+                if result.error is not None:
+                    raise result.error
+                if result.step is not None:
+                    on_step(result.step)
         return run.learned()
 
-    def _together(self, grants: Sequence[tuple[Run, int]]) -> list[TickResult]:
+    def _tick_batch(self, grants: Sequence[tuple[Run, int]]) -> list[TickResult]:
         by_row = self._losses.of(
             [
                 Part(
@@ -180,16 +181,16 @@ class Engine:
         )
         parts = torch.split(by_row, [count for _, count in grants])
         leaves = [leaf for run, _ in grants for leaf in run.active]
-        # The sum over jobs of the mean over own rows: no job's gradient knows how many others there are.
+        # The sum over jobs of the mean over each job's rows: a job's gradient does not depend on the number of jobs.
         shares = [part.sum() * (run.scale / run.task.recipe.rows) for (run, _), part in zip(grants, parts, strict=True)]
         gradients = iter(torch.autograd.grad(torch.stack(shares).sum(), leaves))
         losses = iter(by_row.tolist())
-        ticked = []
+        results = []
         for run, count in grants:
             own_losses = [next(losses) for _ in range(count)]
             own_gradients = [next(gradients) for _ in run.active]
             try:
-                ticked.append(TickResult(run=run, step=run.gather(own_losses, own_gradients)))
+                results.append(TickResult(run=run, step=run.gather(own_losses, own_gradients)))
             except Exception as error:
-                ticked.append(TickResult(run=run, error=error))
-        return ticked
+                results.append(TickResult(run=run, error=error))
+        return results

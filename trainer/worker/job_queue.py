@@ -1,4 +1,4 @@
-"""Where a worker gets its jobs: a boundary with two sides, the log itself or NATS JetStream."""
+"""The queue that a worker takes its jobs from: an interface with two implementations, the log and NATS JetStream."""
 
 from typing import Protocol
 
@@ -8,41 +8,44 @@ from trainer.worker.attempt import Attempt
 
 
 class JobQueue(Protocol):
-    """Says which job a worker does next, and that no other one is at it for now. Whose a job is the log alone decides:
-    it refuses the words of an attempt that is over. Lives on the worker's event loop."""
+    """Chooses the job that a worker takes next and keeps other workers off it for the time being. Only the log decides
+    which attempt holds a job: it refuses commands of any other attempt. Lives on the worker's event loop."""
 
     async def open(self) -> None:
-        """Before anything else: takes up what was left."""
+        """Called first: recovers jobs that an earlier worker left."""
         ...
 
     async def run(self) -> None:
-        """Beside the worker until it is cancelled; the desk is woken whenever `take` may have something."""
+        """Runs beside the worker until cancelled. Wakes the job store's events whenever `take` may have a job."""
         ...
 
     async def next(self) -> Row | None:
-        """The job that waits for this worker to have a place, if there is one and the queue knows it."""
+        """The job that waits for a place of this worker. None if no job waits, or the queue does not know of it."""
         ...
 
     async def take(self, *, alone: bool) -> Row | None:
-        """A job that is RUNNING under a new attempt, or one that is PUBLISHING: fixed by an earlier attempt, and still
-        to be brought to the registry.
+        """A job that is RUNNING under a new attempt, or one that is PUBLISHING: an earlier attempt fixed its result,
+        which still has to be published.
 
-        None when there is nothing, or when the next one has lost a worker and the caller has other jobs, so that it
-        would not be `alone`. Does not wait for one to come.
+        None if there is no job, or if a worker has died of the next one and the caller holds other jobs, so that the
+        job would not be `alone`. Does not block until a job arrives.
         """
         ...
 
     async def release(self, attempt: Attempt) -> None:
-        """Nothing more comes of an attempt of this worker's: it has ended, was handed back, or is another one's."""
+        """This worker is done with an attempt: it has ended, was handed back, or has lost its job to another
+        attempt."""
         ...
 
     async def close(self) -> None:
-        """After the last word about every attempt. What was not released is for others to take up, at once."""
+        """Called after the last commit about every attempt. Other workers can take unreleased jobs immediately."""
         ...
 
 
-def workers_lost(name: str, count: int) -> FailedPrecondition:
-    """Why a job ends that `count` workers were lost with."""
+def too_many_worker_deaths(name: str, count: int) -> FailedPrecondition:
+    """The error of a job that fails because `count` workers have died of it."""
     return FailedPrecondition(
-        f"{count} workers have died while they trained this job", reason="WORKERS_LOST", metadata={"job": name}
+        f"{count} workers have died while they trained this job: look for the cause in their logs before a retry",
+        reason="WORKERS_LOST",
+        metadata={"job": name},
     )

@@ -1,4 +1,4 @@
-"""Draws how far a word is, for those who watch its job."""
+"""Draws previews of a word in training for the watchers of its job."""
 
 import asyncio
 import time
@@ -30,8 +30,8 @@ class Previewer:
         self._compute = compute
 
     async def draw_if_due(self, attempt: Attempt, run: Run, now: float) -> None:
-        """Draws a preview and reports it, if a watcher is due one. A failure is logged and does not disturb the
-        training: a device in trouble is found by the next tick."""
+        """Draws a preview and reports it, if one is due. A failure is logged and does not disturb the training: a
+        broken device makes the next tick fail."""
         previews = self._events.previews
         if attempt.over or not previews.due(attempt.name, now):
             return
@@ -39,7 +39,7 @@ class Previewer:
         try:
             pixels = await self._compute(lambda: self._engine.preview(run, template))
         except Exception as error:
-            _logger.warning("no preview could be drawn", job=attempt.name, error=str(error))
+            _logger.warning("preview could not be drawn", job=attempt.name, error=str(error))
             return
         finally:
             previews.drawn(attempt.name, began, time.monotonic())

@@ -1,4 +1,4 @@
-"""What is written down about a version that was learned, and about one that was measured."""
+"""Records of results: the Version of a training job, the Evaluation of an evaluation."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -16,14 +16,14 @@ from trainer.training.run import Learned
 from trainer.training.schedule import StopReason
 
 MAX_POINTS = 1_000
-_MAX_EVALUATOR = 200  # characters, as the registry's
+_MAX_EVALUATOR = 200  # characters; the registry's limit
 _PROGRAMS = ("pseudoword", "diffusers", "transformers")
 
 
 def version_of(
     job: resources_pb2.Job, recipe: Recipe, learned: Learned, training_time: timedelta
 ) -> registry_resources.Version:
-    """The Version that a job publishes: what it was made for, and how."""
+    """The Version that a training job publishes: its base model and provenance."""
     version = registry_resources.Version(
         base_model=job.base_model,
         description=job.description,
@@ -49,9 +49,9 @@ def version_of(
 
 
 def evaluation_of(job: resources_pb2.Job, measurement: Measurement) -> registry_resources.Evaluation:
-    """The Evaluation that a job writes: what was found, by whom, on what."""
-    shown = ", ".join(PictureName.parse(example.picture).picture[:12] for example in job.examples)
-    note = f"{job.name}: loss over {LOSS_ROWS} draws of the pictures {shown}"
+    """The Evaluation that an evaluation job writes: figures, evaluator, and the pictures used."""
+    pictures = ", ".join(PictureName.parse(example.picture).picture[:12] for example in job.examples)
+    note = f"{job.name}: loss over {LOSS_ROWS} draws of the pictures {pictures}"
     if measurement.judges:
         note += f"; drawn by ddim in {STEPS} steps, guidance {GUIDANCE:g}"
     evaluator = "; ".join((f"pseudoword {installed('pseudoword')}", *measurement.judges))
@@ -65,7 +65,7 @@ def evaluation_of(job: resources_pb2.Job, measurement: Measurement) -> registry_
 
 
 def curve(losses: Sequence[float]) -> list[registry_resources.LossPoint]:
-    """The losses by step, thinned evenly to MAX_POINTS, first and last kept."""
+    """The losses by step, thinned evenly to MAX_POINTS; the first and the last are kept."""
     count = min(len(losses), MAX_POINTS)
-    picked = [index * (len(losses) - 1) // max(1, count - 1) for index in range(count)]
-    return [registry_resources.LossPoint(step=index + 1, loss=losses[index]) for index in picked]
+    indices = [index * (len(losses) - 1) // max(1, count - 1) for index in range(count)]
+    return [registry_resources.LossPoint(step=index + 1, loss=losses[index]) for index in indices]

@@ -1,4 +1,4 @@
-"""What was learned or measured, brought to the registry: once, whatever happens in between."""
+"""Publishes versions and evaluations to the registry, exactly once for each job."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -22,19 +22,19 @@ class Publisher:
     """Publishes versions, and writes evaluations, on behalf of the jobs' creators."""
 
     def __init__(self, registry: "registry_pb2_grpc.RegistryServiceAsyncStub", *, internal_tries: int) -> None:
-        """A registry that answers INTERNAL is asked `internal_tries` times for each."""
+        """A call that the registry answers with INTERNAL is tried `internal_tries` times."""
         self._registry = registry
         self._internal_tries = internal_tries
 
     async def publish(
         self, job: resources_pb2.Job, record: bytes, embedding: bytes, principal: Principal, *, first: bool = False
     ) -> registry_resources.Version:
-        """Publishes `embedding` (safetensors) with its `record` (a serialised Version) as the job's version; `first`:
-        as the one that it publishes at once.
+        """Publishes `embedding` (safetensors) with its `record` (a serialised Version) as the job's version; with
+        `first` as its initial version, which is published before training.
 
-        The registry returns the same version for the same job for ever, so trying again is harmless; while it is away
-        this tries on. Raises what it refuses with, and FailedPrecondition (PUBLISH_FAILED) when it says again and again
-        that something is wrong with itself.
+        The job is the request id, for which the registry always returns the same version, so a retry is harmless.
+        Retries while the registry is unavailable. Raises the registry's refusals, and FailedPrecondition
+        (PUBLISH_FAILED) when it has answered INTERNAL `internal_tries` times.
         """
         version = registry_resources.Version.FromString(record)
         name = ConceptName.parse(job.concept)
@@ -46,7 +46,7 @@ class Publisher:
             concept=registry_resources.Concept(name=str(name), kind=job.kind),
             request_id=job.name.rsplit("/", 1)[1] + ("-first" if first else ""),
         )
-        published: registry_resources.Version = await self._ask(
+        published: registry_resources.Version = await self._call(
             self._registry.PublishVersion, request, principal, "publish the version"
         )
         return published
@@ -54,7 +54,8 @@ class Publisher:
     async def evaluate(
         self, job: resources_pb2.Job, record: bytes, principal: Principal
     ) -> registry_resources.Evaluation:
-        """Writes `record` (a serialised Evaluation) below the version that the job evaluates. As `publish`."""
+        """Writes `record` (a serialised Evaluation) below the version that the job evaluates. Retries and raises as
+        `publish`."""
         own = job.name.rsplit("/", 1)[1]
         request = registry_pb2.CreateEvaluationRequest(
             parent=job.evaluates,
@@ -62,14 +63,14 @@ class Publisher:
             evaluation=registry_resources.Evaluation.FromString(record),
             request_id=own,
         )
-        written: registry_resources.Evaluation = await self._ask(
+        written: registry_resources.Evaluation = await self._call(
             self._registry.CreateEvaluation, request, principal, "write the evaluation"
         )
         return written
 
-    async def _ask(self, call: Callable[..., Awaitable[Any]], request: Any, principal: Principal, what: str) -> Any:
+    async def _call(self, call: Callable[..., Awaitable[Any]], request: Any, principal: Principal, what: str) -> Any:
         retrying = AsyncRetrying(
-            retry=retry_if_exception(_Patience(self._internal_tries).allows),
+            retry=retry_if_exception(_RetryBudget(self._internal_tries).allows),
             wait=wait_random_exponential(multiplier=0.2, max=30),
             before_sleep=_log_retry,
             reraise=True,
@@ -80,16 +81,16 @@ class Publisher:
                     return await call(request, metadata=as_caller(principal), timeout=_CALL_TIMEOUT_S)
         except Internal as error:
             raise FailedPrecondition(
-                f"the registry could not {what} in {self._internal_tries} attempts, and said at last:"
-                f" {error.message}; retry the job once the registry is well again",
+                f"the registry could not {what} in {self._internal_tries} attempts; its last error: {error.message};"
+                " retry the job once the registry works again",
                 reason="PUBLISH_FAILED",
                 metadata={"attempts": str(self._internal_tries), **error.metadata},
             ) from error
         raise AssertionError("unreachable: the last error is raised again")
 
 
-class _Patience:
-    """What is worth another attempt: a registry that is away for ever, one that is broken so many times."""
+class _RetryBudget:
+    """Allows a retry for as long as the registry is unavailable, and after INTERNAL a limited number of times."""
 
     def __init__(self, internal_tries: int) -> None:
         self._left = internal_tries
@@ -103,4 +104,4 @@ class _Patience:
 
 def _log_retry(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome is not None else None
-    _logger.warning("publishing is tried again", attempt=state.attempt_number, error=str(error))
+    _logger.warning("publishing is retried", attempt=state.attempt_number, error=str(error))

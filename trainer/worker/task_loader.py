@@ -1,4 +1,4 @@
-"""Loads what the engine needs to know of a job: its pictures are read, its vectors fetched."""
+"""Loads the engine's input for a job: reads its pictures, fetches its vectors."""
 
 from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from pseudoword.trainer.v1 import resources_pb2
@@ -18,7 +18,7 @@ from trainer.training.templates import EDITS, STARTS, TEMPLATES
 
 
 class TaskLoader:
-    """Loads tasks for one resident model. While the store or the registry is unavailable it waits."""
+    """Loads tasks for one resident model. Retries while the store or the registry is unavailable."""
 
     def __init__(
         self,
@@ -34,7 +34,8 @@ class TaskLoader:
         self._base_model = base_model
 
     async def training(self, job: resources_pb2.Job, principal: Principal) -> Task:
-        """Raises whatever makes the job impossible: BASE_MODEL_CHANGED, and what the two stores raise."""
+        """The task of a training job. Raises FailedPrecondition (BASE_MODEL_CHANGED) and the errors of the picture
+        store and the registry."""
         self._check_base_model(job)
         return Task(
             pictures=[await self._pictures.read(example.picture) for example in job.examples],
@@ -47,7 +48,7 @@ class TaskLoader:
         )
 
     async def evaluation(self, job: resources_pb2.Job, principal: Principal) -> Subject:
-        """As `training`."""
+        """The subject of an evaluation job. Raises as `training`."""
         self._check_base_model(job)
         kind = job.recipe.name
         return Subject(
@@ -65,8 +66,8 @@ class TaskLoader:
     def _check_base_model(self, job: resources_pb2.Job) -> None:
         if job.base_model != self._base_model:
             raise FailedPrecondition(
-                f"the job was made for the base model {job.base_model.checkpoint}, and the trainer has"
-                f" {self._base_model.checkpoint} now: create it again",
+                f"the job was created for the base model {job.base_model.checkpoint}, and the trainer now has"
+                f" {self._base_model.checkpoint}: create the job again",
                 reason="BASE_MODEL_CHANGED",
             )
 

@@ -1,12 +1,12 @@
-"""How many rows a tick should have. Pure: times are handed in.
+"""Chooses the number of rows of a tick. Pure: times are passed in.
 
-A table of the time that a forward and a backward pass take by rows, from the ticks themselves: what was never tried is
-tried once there is work for it, for as long as twice the rows gain something.
+Keeps a table of the time of a forward and backward pass by rows, measured on the ticks themselves. Twice the largest
+measured number of rows is tried when there is work for it, for as long as the largest number is the best.
 """
 
 from collections import defaultdict
 
-_FIRST_ROWS = 8  # rows that are tried before anything was measured
+_FIRST_ROWS = 8  # rows of a tick before the first measurement
 _EWMA_WEIGHT = 0.2  # weight of the newest tick in the smoothed time
 
 
@@ -15,21 +15,22 @@ class TickSizer:
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
-        self._seen: dict[int, int] = defaultdict(int)
+        self._ticks: dict[int, int] = defaultdict(int)
 
     def observe(self, rows: int, seconds: float) -> None:
-        """A tick of `rows` rows took `seconds`. The first of its size is left out: libraries prepare for a shape."""
-        self._seen[rows] += 1
-        if self._seen[rows] == 1:
+        """Records that a tick of `rows` rows took `seconds`. The first tick of each size is ignored: libraries prepare
+        for a new shape in it."""
+        self._ticks[rows] += 1
+        if self._ticks[rows] == 1:
             return
         before = self._seconds.get(rows)
         self._seconds[rows] = seconds if before is None else before + _EWMA_WEIGHT * (seconds - before)
 
     def useful_rows(self, limit: int, wanted: int) -> int:
-        """The rows, up to `limit`, with which those who want `wanted` rows in all have them soonest on the average.
+        """The number of rows, up to `limit`, that minimises the mean time after which `wanted` rows in total are done.
 
-        Where so many are served `rows` at a time, one group after the other, the mean group ends after
-        (wanted + rows) / 2 rows: more rows at once are of use to all only as far as they are done faster.
+        When `wanted` rows are computed `rows` at a time, one group after the other, the mean group ends after
+        (wanted + rows) / 2 rows. A larger tick therefore pays only if it computes its rows faster.
         """
         rates = {rows: rows / seconds for rows, seconds in sorted(self._seconds.items()) if rows <= limit}
         if not rates:
@@ -42,5 +43,5 @@ class TickSizer:
 
     @property
     def table(self) -> dict[int, float]:
-        """Seconds of a tick by its rows, as far as measured."""
+        """Measured seconds of a tick by its rows."""
         return dict(sorted(self._seconds.items()))

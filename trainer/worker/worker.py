@@ -1,4 +1,4 @@
-"""The worker: takes jobs from the queue, has the engine train them together, and publishes the results."""
+"""The worker: takes jobs from the queue, trains them together on the engine, and publishes the results."""
 
 import asyncio
 import time
@@ -33,8 +33,8 @@ _logger = structlog.get_logger(__name__)
 
 
 class Worker:
-    """One device's worker. The one thread that owns the model trains several jobs at once; finished jobs are published
-    beside it. While nothing is trained the thread evaluates, a slice at a time. Lives on the server's event loop."""
+    """One device's worker. One thread owns the model and trains several jobs together; results are published meanwhile.
+    While no job trains, the thread evaluates, a slice at a time. Lives on the server's event loop."""
 
     def __init__(
         self,
@@ -51,8 +51,8 @@ class Worker:
         checkpoint_every: timedelta,
         on_crash: Callable[[], None],
     ) -> None:
-        """At most `max_running` jobs are held at once; a tenant has `quantum_rows` rows before the next one's turn.
-        `on_crash` is called once the worker has died; stop() raises of what."""
+        """At most `max_running` jobs are held together; a tenant is granted `quantum_rows` rows before the next
+        tenant's turn. `on_crash` is called when the worker has crashed; stop() then raises the error."""
         self._job_store = job_store
         self._events = job_store.events
         self._queue = queue
@@ -75,7 +75,7 @@ class Worker:
         self._pulling: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Takes up what an earlier server left, then works until stop()."""
+        """Recovers jobs that an earlier server left, then works until stop()."""
         await retry_while_unavailable(self._job_store.count)
         self._events.on_move(self._on_move)
         await self._queue.open()
@@ -83,9 +83,10 @@ class Worker:
         self._loop = self._background.run(self._run())
 
     async def stop(self) -> None:
-        """Hands the jobs that are trained back to the queue and stops publishing; the log has both. Ends within a tick.
+        """Hands the running jobs back to the queue and stops publishing; the log has the state of both. Returns within
+        a tick.
 
-        Raises what the worker has died of, if it has.
+        Raises the error that crashed the worker, if one did.
         """
         self._stopping.set()
         self._events.wake()
@@ -125,9 +126,9 @@ class Worker:
     # Taking and giving back jobs
 
     async def _take(self) -> None:
-        """Takes jobs while the queue has some and there are places for them.
+        """Takes jobs while the queue has some and the worker has free places.
 
-        A job that a worker has died of is trained alone: if it kills workers, it takes no other job with it again.
+        A job of which a worker has died is trained alone: if it kills another worker, no other job is affected.
         """
         while not self._stopping.is_set():
             if any(attempt.worker_deaths for attempt in self._attempts.values()):
@@ -141,39 +142,39 @@ class Worker:
             if row["state"] == State.PUBLISHING:
                 self._background.drop_at_stop(self._publish(attempt, row))
                 continue
-            if (before := self._attempts.get(attempt.name)) is not None:
+            if (previous := self._attempts.get(attempt.name)) is not None:
                 # The job was cancelled and retried before this worker was notified.
-                self._detach(before)
-                self._background.finish_at_stop(self._release(before))
+                self._detach(previous)
+                self._background.finish_at_stop(self._release(previous))
             self._attempts[attempt.name] = attempt
             self._background.drop_at_stop(self._prepare(attempt))
 
     async def _make_room(self) -> bool:
-        """Whether a place is free now, or could be made: long jobs of one tenant must not keep the others waiting.
+        """Whether a place is free, or was freed: long jobs of one tenant must not block the other tenants.
 
-        The newest job below priority 0 gives its place to any other; and a tenant without a job gets the place of the
-        newest job of the tenant that has most. The job that gave its place goes on later, from its checkpoint.
+        The newest job below priority 0 yields its place to any other job. Otherwise the newest job of the tenant with
+        the most jobs yields to a tenant without a job. The yielding job resumes later from its checkpoint.
         """
-        waits = await self._queue.next()
+        waiting = await self._queue.next()
         if len(self._attempts) < self._max_running:  # a job has ended meanwhile
             return True
-        if waits is None or waits["priority"] < 0 or waits["worker_deaths"]:
+        if waiting is None or waiting["priority"] < 0 or waiting["worker_deaths"]:
             return False
-        giving = [one for one in self._attempts.values() if one.job.priority < 0]
-        if not giving:
+        yielding = [one for one in self._attempts.values() if one.job.priority < 0]
+        if not yielding:
             held = Counter(attempt.tenant for attempt in self._attempts.values())
             tenant, count = held.most_common(1)[0]
-            if count < 2 or waits["tenant"] in held:
+            if count < 2 or waiting["tenant"] in held:
                 return False
-            giving = [one for one in self._attempts.values() if one.tenant == tenant]
-        attempt = giving[-1]
+            yielding = [one for one in self._attempts.values() if one.tenant == tenant]
+        attempt = yielding[-1]
         self._detach(attempt)
         self._events.forget(attempt.name)
         await self._requeue(attempt)
         return True
 
     async def _requeue(self, attempt: Attempt) -> None:
-        """Hands a job back: another worker, or this one after its restart, goes on where this attempt is."""
+        """Hands a job back: another worker, or this one after its restart, resumes from this attempt's state."""
         if attempt.saving is not None:
             await asyncio.wait({attempt.saving})
         detail = {}
@@ -189,14 +190,14 @@ class Worker:
             self._background.finish_at_stop(self._recheck_ownership(name))
 
     async def _recheck_ownership(self, name: str) -> None:
-        """Detaches an attempt whose job was cancelled, or is another worker's: it is trained to the end of the tick."""
+        """Detaches an attempt whose job was cancelled or taken by another worker. A running tick is not interrupted."""
         attempt = self._attempts.get(name)
         row, _ = await retry_while_unavailable(lambda: self._job_store.row(name, cached=True))
         if attempt is None or attempt.over or (row["state"], row["attempt"]) == (State.RUNNING, attempt.number):
             return
         self._detach(attempt)
         self._events.forget(name)
-        if row["state"] != State.FAILED:  # by its own initial version, which has recorded it
+        if row["state"] != State.FAILED:  # publishing the initial version failed it, and has recorded that
             cancelled = row["state"] == State.CANCELLED
             self._metrics.ended.labels("cancelled" if cancelled else "lost").inc()
         _logger.info("attempt is over", job=name, attempt=attempt.number, state=row["state"])
@@ -205,10 +206,10 @@ class Worker:
     # Preparing
 
     async def _prepare(self, attempt: Attempt) -> None:
-        """Makes an attempt ready to be trained, or its version to be measured."""
+        """Prepares an attempt for training, or its version for measurement."""
         try:
             await self._recheck_ownership(attempt.name)
-            if attempt.over:  # cancelled before the attempt was in the table
+            if attempt.over:  # cancelled before the attempt was registered
                 return
             prepare = self._prepare_evaluation if attempt.job.evaluates else self._prepare_training
             await prepare(attempt)
@@ -218,13 +219,13 @@ class Worker:
         self._events.wake()
 
     async def _prepare_training(self, attempt: Attempt) -> None:
-        """Raises whatever makes the job impossible."""
+        """Raises the error that makes the job impossible."""
         job = attempt.job
         state = await self._checkpoints.read(attempt.checkpoint)
         task = await self._tasks.training(job, attempt.creator)
         if state is not None:
             attempt.trained_s = state.trained_s
-            _logger.info("goes on from a checkpoint", job=job.name, attempt=attempt.number, step=len(state.losses))
+            _logger.info("resumed from a checkpoint", job=job.name, attempt=attempt.number, step=len(state.losses))
         run = await self._compute(lambda: self._engine.prepare(task, state))
         if attempt.over:
             return
@@ -237,7 +238,7 @@ class Worker:
         self._drr.join(job.name, entry)
 
     async def _prepare_evaluation(self, attempt: Attempt) -> None:
-        """Raises whatever makes the job impossible."""
+        """Raises the error that makes the job impossible."""
         subject = await self._tasks.evaluation(attempt.job, attempt.creator)
         measurement = await self._compute(lambda: self._engine.measure(subject))
         attempt.began = time.monotonic()
@@ -246,7 +247,7 @@ class Worker:
     # Computing
 
     async def _measure(self, attempt: Attempt) -> None:
-        """Computes a slice of an evaluation."""
+        """Computes the next slice of an evaluation."""
         measurement, began = attempt.measurement, time.monotonic()
         assert measurement is not None
         try:
@@ -266,7 +267,7 @@ class Worker:
             self._background.finish_at_stop(self._finish(attempt, fixing))
 
     async def _tick(self, ready: dict[str, Attempt]) -> None:
-        """Trains the next rows."""
+        """Trains the next rows of the jobs that are ready."""
         limit = self._engine.max_rows
         wanted = {name: min(attempt.run.rows_left, limit) for name, attempt in ready.items() if attempt.run is not None}
         granted = self._drr.grant(wanted, self._tick_sizer.useful_rows(limit, sum(wanted.values())))
@@ -274,7 +275,7 @@ class Worker:
         grants = [(attempt.run, granted[attempt.name]) for attempt in attempts if attempt.run is not None]
 
         def tick() -> tuple[list[TickResult], float]:
-            began = time.monotonic()  # not before: the thread may be encoding pictures of another job
+            began = time.monotonic()  # in the thread, which may have encoded another job's pictures until now
             return self._engine.tick(grants), time.monotonic() - began
 
         results, seconds = await self._compute(tick)
@@ -317,13 +318,13 @@ class Worker:
         self._events.report(attempt.name, attempt.number, progress)
 
     async def _save(self, attempt: Attempt, state: RunState) -> None:
-        """Keeps a checkpoint, if the attempt still holds its job then."""
+        """Writes a checkpoint and makes the log name it, if the attempt still holds its job."""
         blob = await self._checkpoints.write(attempt.tenant, state)
         command = KeepCheckpoint(name=attempt.name, attempt=attempt.number, checkpoint=blob)
         attempt.checkpoint = await self._checkpoints.keep(command, attempt.tenant, attempt.checkpoint)
 
     async def _compute(self, work: Callable[[], _T]) -> _T:
-        """Runs `work` on the thread that owns the model, after what it was given before."""
+        """Runs `work` on the thread that owns the model, after all work submitted before."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     # Ending attempts
@@ -352,13 +353,13 @@ class Worker:
         await self._queue.release(attempt)
 
     async def _clear_checkpoint(self, attempt: Attempt) -> None:
-        """Removes a checkpoint that is of no use: the job has ended, or its vectors are fixed."""
+        """Deletes the checkpoint of a job that has ended or whose vectors are fixed."""
         if attempt.saving is not None:
             await asyncio.wait({attempt.saving})
         await self._checkpoints.clear(attempt.name, attempt.checkpoint)
 
     async def _finish(self, attempt: Attempt, fixing: Awaitable[Row]) -> None:
-        """Publishes learned vectors, or figures, once they are fixed in the log."""
+        """Waits until the result is fixed in the log, then publishes it."""
         try:
             row = await fixing
         except Exception as error:
@@ -370,6 +371,6 @@ class Worker:
             await self._clear_checkpoint(attempt)
 
     async def _publish(self, attempt: Attempt, row: Row) -> None:
-        """Publishes what `row` says is fixed, by this attempt or by an earlier worker's."""
+        """Publishes the result that `row` names; this attempt or an earlier one has fixed it."""
         await self._completion.publish(row)
         await self._queue.release(attempt)
