@@ -21,10 +21,13 @@ from storage.errors import TensorsInvalid
 
 Vectors = npt.NDArray[np.float32]
 
+# Of the tensors. Metadata comes on top: a thumbnail, or the workflow that made the file.
 MAX_FILE_BYTES = 2 * 2**20
+MAX_HEADER_BYTES = 8 * 2**20
 MAX_VECTORS = 75
 MAX_DIMENSIONS = 16_384
-_MAX_HEADER_BYTES = 64 * 1024
+# Of the header's keys, counted before it is parsed: each costs many times its bytes.
+_MAX_KEYS = 250_000
 _MAX_TENSORS = 8
 _MAX_NAME = 100
 _METADATA = "__metadata__"
@@ -34,15 +37,20 @@ _PICKLE = re.compile(rb"PK\x03\x04|\x80[\x02-\x05]")
 
 
 def is_pickle(data: bytes) -> bool:
-    """Whether `data` begins like a file of torch.save."""
-    return _PICKLE.match(data) is not None
+    """Whether `data` is a file of torch.save.
+
+    The first bytes alone do not tell: a safetensors file begins with the length of its header, and a length of 640
+    looks like a pickle. What has a header of JSON is a safetensors file.
+    """
+    return _PICKLE.match(data) is not None and not _begins_with_header(data)
 
 
 def read_tensors(data: bytes) -> dict[str, Vectors]:
     """The tensors of a safetensors file by name, each a separate fp32 array [vectors, dimensions], sorted by name.
 
-    Accepts F32, F16 and BF16; 1 to 8 tensors of 1 to 75 vectors and up to 16,384 dimensions, finite numbers, names of 1
-    to 100 printable characters in NFC. Raises TensorsInvalid, whose `reason` names the fault.
+    Accepts F32, F16 and BF16; 1 to 8 tensors of 1 to 75 vectors and up to 16,384 dimensions (of shape [dimensions]: one
+    vector), finite numbers, names of 1 to 100 printable characters in NFC. Raises TensorsInvalid, whose `reason` names
+    the fault.
     """
     _check_header(data)
     try:
@@ -85,17 +93,36 @@ def tensors_digest(tensors: Mapping[str, npt.ArrayLike]) -> str:
     return digest.hexdigest()
 
 
+def _header_length(data: bytes) -> int | None:
+    """Bytes of the header; None where `data` does not hold as many."""
+    length = int.from_bytes(data[:8], "little")
+    return length if len(data) >= 8 and length <= len(data) - 8 else None
+
+
+def _begins_with_header(data: bytes) -> bool:
+    """Whether a JSON object stands where a safetensors header is."""
+    length = _header_length(data)
+    return length is not None and length >= 2 and data[8:9] == b"{" and data[8 : 8 + length].rstrip(b" ")[-1:] == b"}"
+
+
 def _check_header(data: bytes) -> None:
-    if len(data) > MAX_FILE_BYTES:
-        raise TensorsInvalid("FILE_TOO_LARGE", f"it has {len(data)} bytes; at most {MAX_FILE_BYTES} are allowed")
+    if len(data) > 8 + MAX_HEADER_BYTES + MAX_FILE_BYTES:
+        raise TensorsInvalid(
+            "FILE_TOO_LARGE", f"it has {len(data)} bytes; at most {8 + MAX_HEADER_BYTES + MAX_FILE_BYTES} are allowed"
+        )
     if is_pickle(data):
         raise TensorsInvalid("NOT_SAFETENSORS", "it is a pickle or a zip archive; give a safetensors file")
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > len(data) - 8:
+    length = _header_length(data)
+    if length is None:
         raise TensorsInvalid("NOT_SAFETENSORS", "not a safetensors file, or truncated within its header")
-    if length > _MAX_HEADER_BYTES:
+    if length > MAX_HEADER_BYTES or data.count(b'":', 8, 8 + length) > _MAX_KEYS:
         raise TensorsInvalid(
-            "HEADER_TOO_LARGE", f"its header has {length} bytes; at most {_MAX_HEADER_BYTES} are allowed"
+            "HEADER_TOO_LARGE",
+            f"its header has {length} bytes; at most {MAX_HEADER_BYTES} bytes and {_MAX_KEYS} keys are allowed",
+        )
+    if len(data) - 8 - length > MAX_FILE_BYTES:
+        raise TensorsInvalid(
+            "FILE_TOO_LARGE", f"its tensors have {len(data) - 8 - length} bytes; at most {MAX_FILE_BYTES} are allowed"
         )
     try:
         header = json.loads(data[8 : 8 + length].decode(), object_pairs_hook=_without_duplicates)
@@ -128,7 +155,8 @@ def _check_tensor(name: str, spec: Any) -> None:
     if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
         raise TensorsInvalid("TENSOR_DTYPE", f"tensor {name!r} is {str(dtype)[:20]}; F32, F16 and BF16 are supported")
     whole = isinstance(shape, list) and all(type(size) is int for size in shape)
-    if not whole or len(shape) != 2 or not 1 <= shape[0] <= MAX_VECTORS or not 1 <= shape[1] <= MAX_DIMENSIONS:
+    sizes = [1, *shape] if whole and len(shape) == 1 else shape
+    if not whole or len(sizes) != 2 or not 1 <= sizes[0] <= MAX_VECTORS or not 1 <= sizes[1] <= MAX_DIMENSIONS:
         raise TensorsInvalid(
             "TENSOR_SHAPE",
             f"tensor {name!r} has the shape {str(shape)[:60]}; it must be [1 to {MAX_VECTORS} vectors, 1 to "
@@ -150,4 +178,4 @@ def _to_array(name: str, item: Mapping[str, Any]) -> Vectors:
             array = (np.frombuffer(raw, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
     if not np.isfinite(array).all():
         raise TensorsInvalid("NOT_FINITE", f"tensor {name!r} holds NaN or infinity")
-    return array.reshape(shape)
+    return array.reshape(shape if len(shape) == 2 else (1, *shape))

@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1 import resources_pb2 as res
 from safetensors import safe_open
 from safetensors.numpy import load, save
 
 from registry import files
-from storage.tensors import read_tensors, tensors_digest
+from storage.tensors import is_pickle, read_tensors, tensors_digest, write_tensors
 from tests.registry.asking import REX, publish, refused
 
 LAYOUTS = {
@@ -71,6 +73,28 @@ async def test_what_is_imported_comes_out_again(stub: Any, layout: str) -> None:
     said = rpc.EmbeddingFormat.Value(f"EMBEDDING_FORMAT_{layout}")
     again = await stub.ImportVersion(_importing(save(tensors), format=said))
     assert (again.number, again.tensors_digest) == (2, made.tensors_digest)
+
+
+@given(
+    concept=st.from_regex(r"[a-z][a-z0-9-]{0,62}", fullmatch=True),
+    description=st.text(max_size=2_000),
+    family=st.sampled_from(["", "stable-diffusion-1", "stable-diffusion-xl", "miniature"]),
+    vectors=st.integers(1, 4),
+    layout=st.sampled_from([files.NATIVE, files.DIFFUSERS, files.KOHYA, files.ONETRAINER, files.COMFYUI]),
+)
+def test_every_export_is_read_again(concept: str, description: str, family: str, vectors: int, layout: Any) -> None:
+    """Whatever its header's length: names and descriptions decide that."""
+    tensors = {"text_encoder": np.arange(vectors * 768, dtype=np.float32).reshape(vectors, 768)}
+    described = res.Version(
+        name=f"tenants/default/concepts/{concept}/versions/1",
+        base_model=res.BaseModel(family=family),
+        description=description,
+        tensors_digest=tensors_digest(tensors),
+    )
+    data = files.export(write_tensors(tensors), tensors, described, layout).data
+    assert not is_pickle(data)
+    _, found = files.recognise(read_tensors(data), files.UNSPECIFIED)
+    assert tensors_digest(found) == tensors_digest(tensors)
 
 
 async def test_the_default_is_diffusers_own_layout(stub: Any) -> None:

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 from safetensors.numpy import load, save
 
 from storage.errors import TensorsInvalid
-from storage.tensors import MAX_FILE_BYTES, read_tensors, tensors_digest, write_tensors
+from storage.tensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, is_pickle, read_tensors, tensors_digest, write_tensors
 
 ONE = {"text_encoder": np.arange(6, dtype=np.float32).reshape(2, 3)}
 
@@ -39,8 +39,10 @@ BAD: dict[str, tuple[bytes, str]] = {
     "not UTF-8": (_file(b'{"\xff": 1}', raw=True), "NOT_SAFETENSORS"),
     "deep": (_file(b"[" * 60_000, raw=True), "NOT_SAFETENSORS"),
     "a list": (_file([]), "NOT_SAFETENSORS"),
-    "file too large": (bytes(MAX_FILE_BYTES + 1), "FILE_TOO_LARGE"),
-    "header too large": (_file({"__metadata__": {"a": "x" * 70_000}}), "HEADER_TOO_LARGE"),
+    "file too large": (bytes(8 + MAX_HEADER_BYTES + MAX_FILE_BYTES + 1), "FILE_TOO_LARGE"),
+    "tensors too large": (_file({"a": 1}, bytes(MAX_FILE_BYTES + 1)), "FILE_TOO_LARGE"),
+    "header too large": (_file({"__metadata__": {"a": "x" * MAX_HEADER_BYTES}}), "HEADER_TOO_LARGE"),
+    "too many keys": (_file({"__metadata__": {str(n): "" for n in range(300_000)}}), "HEADER_TOO_LARGE"),
     "duplicate tensor": (
         _file(
             b'{"a":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1,1],'
@@ -65,7 +67,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "no shape": (_file({"a": {"dtype": "F32", "data_offsets": [0, 4]}}, bytes(4)), "NOT_SAFETENSORS"),
     "float64": (save({"a": np.zeros((1, 1))}), "TENSOR_DTYPE"),
     "int32": (save({"a": np.zeros((1, 1), np.int32)}), "TENSOR_DTYPE"),
-    "one axis": (save({"a": np.zeros(4, np.float32)}), "TENSOR_SHAPE"),
+    "no axes": (save({"a": np.zeros((), np.float32)}), "TENSOR_SHAPE"),
     "three axes": (save({"a": np.zeros((1, 1, 1), np.float32)}), "TENSOR_SHAPE"),
     "76 vectors": (save({"a": np.zeros((76, 1), np.float32)}), "TENSOR_SHAPE"),
     "no vectors": (_file({"a": _spec([0, 10**9], size=0)}), "TENSOR_SHAPE"),
@@ -138,3 +140,25 @@ def test_what_is_written_is_read_by_us_and_by_the_library(
 def test_noise_is_refused_and_nothing_else_happens(noise: bytes) -> None:
     with pytest.raises(TensorsInvalid):
         read_tensors(noise)
+
+
+@pytest.mark.parametrize("high", range(0x02, 0x06))
+def test_header_length_that_looks_like_a_pickle_is_read(high: int) -> None:
+    """Lengths of 640, 896, 1152 and 1408 bytes begin with the bytes of a pickle's protocol."""
+    wanted = high << 8 | 0x80
+    padding = wanted - len(write_tensors(ONE, {"a": ""})[8 : -ONE["text_encoder"].nbytes])
+    data = write_tensors(ONE, {"a": "x" * padding})
+    assert struct.unpack("<Q", data[:8])[0] == wanted
+    assert not is_pickle(data)
+    assert read_tensors(data)["text_encoder"].tolist() == ONE["text_encoder"].tolist()
+
+
+def test_a_vector_without_a_count_is_one_vector() -> None:
+    data = save({"<cat-toy>": np.arange(4, dtype=np.float32)})
+    assert read_tensors(data)["<cat-toy>"].shape == (1, 4)
+
+
+def test_metadata_may_be_larger_than_the_tensors() -> None:
+    """A thumbnail, or the workflow of the program that wrote the file."""
+    data = write_tensors(ONE, {"thumbnail": "x" * 3 * 2**20, "workflow": json.dumps({str(n): n for n in range(5_000)})})
+    assert read_tensors(data)["text_encoder"].shape == (2, 3)
