@@ -1,6 +1,7 @@
-"""Pictures from outside: checked before they are decoded, then brought to upright RGB."""
+"""Pictures from outside: checked before they are decoded, then brought to upright sRGB."""
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,18 +9,39 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import pillow_heif
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
+from diffusion import png_chunks
+from diffusion.colour import to_srgb
 from diffusion.errors import PictureInvalid
 
-_MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+# Pillow's formats. MPO is a JPEG with further pictures behind the first: a preview, a depth map, a gain map.
+_MEDIA_TYPES = {
+    "PNG": "image/png",
+    "JPEG": "image/jpeg",
+    "MPO": "image/jpeg",
+    "WEBP": "image/webp",
+    "AVIF": "image/avif",
+    "HEIF": "image/heic",
+}
+# What Pillow is asked to open; an MPO is opened as a JPEG.
+_FORMATS = [name for name in _MEDIA_TYPES if name != "MPO"]
+# How files of these formats begin.
+_SIGNATURES = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP|....ftyp(avi[fs]|hei[cxms]|hev[cx]|mif1)", re.DOTALL
+)
+# Formats in which further pictures belong to the first and are no animation.
+_STILL = {"MPO", "HEIF"}
 _SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
 _ORIENTATION = 0x0112
+
+pillow_heif.register_heif_opener(thumbnails=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureLimits:
-    """What is taken."""
+    """Which pictures are accepted."""
 
     max_bytes: int = 20 * 2**20
     max_pixels: int = 50_000_000
@@ -36,24 +58,19 @@ class PictureInfo:
 
 
 def picture_info(data: bytes, limits: PictureLimits) -> PictureInfo:
-    """What `data` says of itself in its header; no pixel is decoded. Raises PictureInvalid."""
+    """What the header of `data` says; no pixel is decoded. Raises PictureInvalid."""
     with _opened(data, limits) as image:
         width, height = image.size
-        if image.getexif().get(_ORIENTATION) in _SIDEWAYS:
+        if _orientation(image) in _SIDEWAYS:
             width, height = height, width
         return PictureInfo(media_type=_MEDIA_TYPES[str(image.format)], width=width, height=height)
 
 
 def read_picture(data: bytes, limits: PictureLimits) -> Image.Image:
-    """The picture as upright RGB of 8 bits: rotated as its EXIF says, transparency laid on white. Raises
-    PictureInvalid, also for one that is cut off."""
+    """The picture as upright sRGB of 8 bits: rotated as its EXIF says, converted by its colour profile, transparency
+    laid on white. Of several pictures in a file, the first. Raises PictureInvalid, also for a truncated file."""
     with _opened(data, limits) as image:
-        image.load()
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in ("I;16", "I;16B", "I;16L", "I"):
-            return Image.fromarray((np.asarray(upright, dtype=np.float64) / 257).round().astype(np.uint8)).convert(
-                "RGB"
-            )
+        upright = to_srgb(_upright(image))
         if upright.has_transparency_data:
             shown = upright.convert("RGBA")
             paper = Image.new("RGBA", shown.size, "white")
@@ -61,8 +78,19 @@ def read_picture(data: bytes, limits: PictureLimits) -> Image.Image:
         return upright.convert("RGB")
 
 
+def read_mask(data: bytes, limits: PictureLimits) -> Image.Image:
+    """A mask as upright greys (mode L): its luminance times its alpha, so that white and opaque is selected and
+    transparent is not. Raises PictureInvalid."""
+    with _opened(data, limits) as image:
+        upright = _upright(image)
+        if not upright.has_transparency_data:
+            return upright.convert("L")
+        shown = upright.convert("RGBA")
+        return ImageChops.multiply(shown.convert("L"), shown.getchannel("A"))
+
+
 def square(image: Image.Image, size_px: int) -> Image.Image:
-    """The middle square of an RGB picture, `size_px` wide."""
+    """The middle square of a picture, `size_px` wide."""
     return ImageOps.fit(image, (size_px, size_px), Image.Resampling.LANCZOS)
 
 
@@ -73,19 +101,42 @@ def to_png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def _upright(image: Any) -> Image.Image:
+    """The decoded picture, rotated as its EXIF says, its colours in 8 bits."""
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in ("I;16", "I;16B", "I;16L", "I"):
+        grey = Image.fromarray((np.asarray(upright, dtype=np.float64) / 257).round().astype(np.uint8))
+        grey.info = upright.info
+        return grey
+    return upright
+
+
+def _orientation(image: Any) -> int | None:
+    if image.format == "PNG":
+        # Pillow's getexif() decodes a PNG that has none in front of its pixels.
+        exif = Image.Exif()
+        exif.load(image.info.get("exif", b""))
+        return exif.get(_ORIENTATION)
+    found: int | None = image.getexif().get(_ORIENTATION)
+    return found
+
+
 @contextmanager
 def _opened(data: bytes, limits: PictureLimits) -> Iterator[Any]:
     if not data:
         raise PictureInvalid("the picture is empty", reason="PICTURE_EMPTY")
     if len(data) > limits.max_bytes:
         raise PictureInvalid(
-            f"the picture has {len(data)} bytes; at most {limits.max_bytes} are taken", reason="PICTURE_TOO_LARGE"
+            f"the picture has {len(data)} bytes; at most {limits.max_bytes} are allowed", reason="PICTURE_TOO_LARGE"
         )
+    if data.startswith(png_chunks.SIGNATURE):
+        data = png_chunks.without_metadata(data)
     try:
-        # Our own bound on pixels is the one that counts, so Pillow's warnings about size and metadata say nothing new.
+        # The limits above and below are the ones that count: Pillow's warnings about size and metadata add nothing.
         with (
             warnings.catch_warnings(action="ignore"),
-            Image.open(io.BytesIO(data), formats=list(_MEDIA_TYPES)) as image,
+            Image.open(io.BytesIO(data), formats=_FORMATS) as image,
         ):
             _check(image, limits)
             yield image
@@ -94,8 +145,15 @@ def _opened(data: bytes, limits: PictureLimits) -> Iterator[Any]:
     except Image.DecompressionBombError:
         raise PictureInvalid("the picture has too many pixels", reason="PICTURE_TOO_LARGE") from None
     except UnidentifiedImageError:
-        raise PictureInvalid("the picture is not a PNG, JPEG or WebP file", reason="PICTURE_FORMAT") from None
-    except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
+        if _SIGNATURES.match(data):
+            raise PictureInvalid(
+                "the picture is damaged: its header cannot be read", reason="PICTURE_DAMAGED"
+            ) from None
+        raise PictureInvalid(
+            "the file is not a PNG, JPEG, WebP, HEIC or AVIF picture: convert it to one of these",
+            reason="PICTURE_FORMAT",
+        ) from None
+    except Exception as error:  # Pillow's decoders raise many kinds of errors for a broken file
         raise PictureInvalid(f"the picture is damaged: {error}", reason="PICTURE_DAMAGED") from error
 
 
@@ -103,7 +161,7 @@ def _check(image: Image.Image, limits: PictureLimits) -> None:
     width, height = image.size
     if width * height > limits.max_pixels:
         raise PictureInvalid(
-            f"the picture has {width} x {height} pixels; at most {limits.max_pixels} are taken",
+            f"the picture has {width} x {height} pixels; at most {limits.max_pixels} are allowed",
             reason="PICTURE_TOO_LARGE",
         )
     if min(width, height) < limits.min_side_px:
@@ -112,5 +170,5 @@ def _check(image: Image.Image, limits: PictureLimits) -> None:
             reason="PICTURE_TOO_SMALL",
         )
     frames = getattr(image, "n_frames", 1)
-    if frames > 1:
+    if frames > 1 and image.format not in _STILL:
         raise PictureInvalid(f"the picture is animated ({frames} frames); send one frame", reason="PICTURE_ANIMATED")

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import torch
 import transformers
-from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from huggingface_hub import hf_hub_download
 from safetensors import safe_open
 from transformers import CLIPTextConfig
@@ -42,9 +42,15 @@ class Vocabulary:
                 text_encoder=CLIPTextConfig.from_pretrained(place, subfolder=_ENCODER, **at).to_dict(),
                 unet=dict(UNet2DConditionModel.load_config(place, subfolder="unet", **at)),
                 vae=dict(AutoencoderKL.load_config(place, subfolder="vae", **at)),
-                scheduler=dict(SchedulerMixin.load_config(place, subfolder="scheduler", **at)),
+                scheduler=dict(DDPMScheduler.load_config(place, subfolder="scheduler", **at)),
             )
-            spec = describe(place, configs, _table(place, revision), digest="")
+            table = _table(place, revision)
+            if not len(table) / 2 <= len(tokenizer) <= len(table):  # transformers makes an empty one of missing files
+                raise CheckpointInvalid(
+                    f"the tokenizer of {place} has {len(tokenizer)} entries, and its text encoder {len(table)}",
+                    source=place,
+                )
+            spec = describe(place, configs, table, digest="")
         except CheckpointInvalid:
             raise
         except Exception as error:  # whatever the libraries raise for a bad folder, id or file

@@ -1,6 +1,7 @@
 """The picture that a request starts from, and its mask: checked before they are decoded, then brought to size."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from PIL import Image, ImageOps
@@ -8,7 +9,7 @@ from pseudoword.generation.v1 import resources_pb2
 
 from diffusion.denoise import DecodedInitImage
 from diffusion.errors import PictureInvalid
-from diffusion.pictures import PictureInfo, PictureLimits, picture_info, read_picture
+from diffusion.pictures import PictureInfo, PictureLimits, picture_info, read_mask, read_picture
 from rpc.errors import InvalidArgument
 from rpc.validate import Violations
 
@@ -32,8 +33,8 @@ class InitImage:
         """Both at the result's size; what does not fit its shape is cut off around the middle, never stretched. Takes
         the time of decoding. Raises InvalidArgument."""
         size = (width, height)
-        shown = _read("settings.start_picture", self.picture)
-        mask = _read("settings.mask", self.mask).convert("L") if self.mask else None
+        shown = _read("settings.start_picture", self.picture, read_picture)
+        mask = _read("settings.mask", self.mask, read_mask) if self.mask else None
         return DecodedInitImage(
             picture=ImageOps.fit(shown, size, Image.Resampling.LANCZOS),
             mask=None if mask is None else ImageOps.fit(mask, size, Image.Resampling.LANCZOS),
@@ -72,8 +73,8 @@ def _info(field: str, data: bytes, wrong: Violations) -> PictureInfo | None:
         return None
 
 
-def _read(field: str, data: bytes) -> Image.Image:
+def _read(field: str, data: bytes, decode: Callable[[bytes, PictureLimits], Image.Image]) -> Image.Image:
     try:
-        return read_picture(data, _LIMITS)
+        return decode(data, _LIMITS)
     except PictureInvalid as error:
         raise InvalidArgument(error.message, reason=error.reason, violations=[(field, error.message)]) from None

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from diffusion.encoder import PromptEncoder
 from diffusion.errors import CheckpointInvalid
 from diffusion.prompt import parse
 from diffusion.spec import BUNDLED
+from diffusion.vocabulary import Vocabulary
 
 
 def change(file: Path, **values: object) -> None:
@@ -53,6 +55,20 @@ def test_another_name_and_other_weights(copy: Path, model: BaseModel) -> None:
     assert (other.spec.family, other.spec.checkpoint) == ("clip-128", "my-model")
     assert other.spec.prediction_type == "v_prediction"
     assert other.spec.digest == model.spec.digest
+
+
+def test_vocabulary_alone_says_what_the_whole_checkpoint_says(copy: Path, model: BaseModel) -> None:
+    """A server that only reads prompts needs no UNet and no VAE, and calls the model the same."""
+    vocabulary = Vocabulary.load(None)
+    assert vocabulary.spec == replace(model.spec, digest="")
+    prompt, counts = parse("a photo of <rex> on the beach"), {WordRef(None, "rex"): 2}
+    assert vocabulary.tokenizer.tokenize(prompt, counts) == PromptEncoder(model).tokenizer.tokenize(prompt, counts)
+    for weights in ("unet", "vae"):
+        (copy / weights / "diffusion_pytorch_model.safetensors").unlink()
+    assert Vocabulary.load(str(copy)).spec.encoders == model.spec.encoders
+    shutil.rmtree(copy / "tokenizer")
+    with pytest.raises(CheckpointInvalid):
+        Vocabulary.load(str(copy))
 
 
 def test_an_attention_mask_is_used_where_the_checkpoint_wants_it(copy: Path, model: BaseModel) -> None:

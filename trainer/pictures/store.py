@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +15,7 @@ from pseudoword.names import PictureName, TenantName
 from pseudoword.trainer.v1 import trainer_pb2
 
 from diffusion.errors import PictureInvalid
-from diffusion.pictures import PictureInfo, PictureLimits, picture_info, read_picture
+from diffusion.pictures import PictureInfo, PictureLimits, picture_info, read_mask, read_picture
 from rpc.commits import commit_blob, discard
 from rpc.errors import InvalidArgument, NotFound, ResourceExhausted
 from rpc.identity import Role, current_principal
@@ -76,11 +76,19 @@ class PictureStore:
         return await self._keep(tenant, digest, data, info, header, context)
 
     async def read(self, name: str) -> Image.Image:
-        """A picture as upright RGB; while the store is away this waits. Raises NotFound, Damaged, PictureInvalid."""
+        """A picture as upright sRGB; while the store is unavailable this waits. Raises NotFound, Damaged,
+        PictureInvalid."""
+        return await self._read(name, read_picture)
+
+    async def read_mask(self, name: str) -> Image.Image:
+        """A mask as upright greys, white where it selects; as `read`."""
+        return await self._read(name, read_mask)
+
+    async def _read(self, name: str, decode: Callable[[bytes, PictureLimits], Image.Image]) -> Image.Image:
         row = await retry_while_unavailable(lambda: self._job_store.picture(name))
         data = await retry_while_unavailable(lambda: asyncio.to_thread(self._blobs.get, row["blob"]))
         async with self._decoding:
-            return await asyncio.to_thread(read_picture, data, self._terms.limits)
+            return await asyncio.to_thread(decode, data, self._terms.limits)
 
     async def delete(self, name: PictureName, request: Any, context: Context) -> None:
         """Forgets a picture and deletes its bytes. Raises NotFound, FailedPrecondition, StorageErrors."""

@@ -39,7 +39,7 @@ class TaskLoader:
         self._check_base_model(job)
         return Task(
             pictures=[await self._pictures.read(example.picture) for example in job.examples],
-            masks=[await self._pictures.read(example.mask) if example.mask else None for example in job.examples],
+            masks=[await self._pictures.read_mask(example.mask) if example.mask else None for example in job.examples],
             templates=self._templates.of_pictures(job.recipe.name, [one.caption for one in job.examples], job.vectors),
             start=await self._initializer(job, principal),
             vectors=job.vectors,
@@ -54,7 +54,7 @@ class TaskLoader:
         return Subject(
             vectors=await self._registry.vectors(job.evaluates, principal),
             pictures=[await self._pictures.read(example.picture) for example in job.examples],
-            masks=[await self._pictures.read(example.mask) if example.mask else None for example in job.examples],
+            masks=[await self._pictures.read_mask(example.mask) if example.mask else None for example in job.examples],
             templates=self._templates.of_pictures(kind, [one.caption for one in job.examples], job.vectors),
             plain=(self._templates.fitting(TEMPLATES[kind], job.vectors) or TEMPLATES[kind])[0],
             edits=self._templates.fitting(EDITS[kind], job.vectors),
