@@ -1,4 +1,4 @@
-"""Pictures from outside: checked before they are decoded, then brought to upright RGB."""
+"""Uploaded pictures: checked before they are decoded, then converted to upright RGB."""
 
 import io
 import warnings
@@ -19,7 +19,7 @@ _ORIENTATION = 0x0112
 
 @dataclass(frozen=True, kw_only=True)
 class PictureLimits:
-    """What is taken."""
+    """The limits of an acceptable picture."""
 
     max_bytes: int = 20 * 2**20
     max_pixels: int = 50_000_000
@@ -28,7 +28,7 @@ class PictureLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureInfo:
-    """What a picture is; width and height in pixels, upright."""
+    """Media type of a picture, and its width and height in pixels when upright."""
 
     media_type: str
     width: int
@@ -36,7 +36,7 @@ class PictureInfo:
 
 
 def picture_info(data: bytes, limits: PictureLimits) -> PictureInfo:
-    """What `data` says of itself in its header; no pixel is decoded. Raises PictureInvalid."""
+    """The information in the header of `data`; no pixel is decoded. Raises PictureInvalid."""
     with _opened(data, limits) as image:
         width, height = image.size
         if image.getexif().get(_ORIENTATION) in _SIDEWAYS:
@@ -45,8 +45,8 @@ def picture_info(data: bytes, limits: PictureLimits) -> PictureInfo:
 
 
 def read_picture(data: bytes, limits: PictureLimits) -> Image.Image:
-    """The picture as upright RGB of 8 bits: rotated as its EXIF says, transparency laid on white. Raises
-    PictureInvalid, also for one that is cut off."""
+    """The picture as upright 8-bit RGB: rotated by its EXIF orientation, transparency on white. Raises PictureInvalid,
+    also for a truncated picture."""
     with _opened(data, limits) as image:
         image.load()
         upright = ImageOps.exif_transpose(image)
@@ -62,7 +62,7 @@ def read_picture(data: bytes, limits: PictureLimits) -> Image.Image:
 
 
 def square(image: Image.Image, size_px: int) -> Image.Image:
-    """The middle square of an RGB picture, `size_px` wide."""
+    """The central square of an RGB picture, scaled to `size_px` by `size_px`."""
     return ImageOps.fit(image, (size_px, size_px), Image.Resampling.LANCZOS)
 
 
@@ -79,10 +79,10 @@ def _opened(data: bytes, limits: PictureLimits) -> Iterator[Any]:
         raise PictureInvalid("the picture is empty", reason="PICTURE_EMPTY")
     if len(data) > limits.max_bytes:
         raise PictureInvalid(
-            f"the picture has {len(data)} bytes; at most {limits.max_bytes} are taken", reason="PICTURE_TOO_LARGE"
+            f"the picture has {len(data)} bytes; at most {limits.max_bytes} are allowed", reason="PICTURE_TOO_LARGE"
         )
     try:
-        # Our own bound on pixels is the one that counts, so Pillow's warnings about size and metadata say nothing new.
+        # Our own limit on pixels applies, so Pillow's warnings about size and metadata add nothing.
         with (
             warnings.catch_warnings(action="ignore"),
             Image.open(io.BytesIO(data), formats=list(_MEDIA_TYPES)) as image,
@@ -92,10 +92,12 @@ def _opened(data: bytes, limits: PictureLimits) -> Iterator[Any]:
     except PictureInvalid:
         raise
     except Image.DecompressionBombError:
-        raise PictureInvalid("the picture has too many pixels", reason="PICTURE_TOO_LARGE") from None
+        raise PictureInvalid(
+            f"the picture has too many pixels; at most {limits.max_pixels} are allowed", reason="PICTURE_TOO_LARGE"
+        ) from None
     except UnidentifiedImageError:
         raise PictureInvalid("the picture is not a PNG, JPEG or WebP file", reason="PICTURE_FORMAT") from None
-    except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
+    except Exception as error:  # Pillow's decoders raise many types for a damaged file
         raise PictureInvalid(f"the picture is damaged: {error}", reason="PICTURE_DAMAGED") from error
 
 
@@ -103,7 +105,7 @@ def _check(image: Image.Image, limits: PictureLimits) -> None:
     width, height = image.size
     if width * height > limits.max_pixels:
         raise PictureInvalid(
-            f"the picture has {width} x {height} pixels; at most {limits.max_pixels} are taken",
+            f"the picture has {width} x {height} pixels; at most {limits.max_pixels} are allowed",
             reason="PICTURE_TOO_LARGE",
         )
     if min(width, height) < limits.min_side_px:
