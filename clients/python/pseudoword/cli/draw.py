@@ -44,7 +44,7 @@ _FORMATS = {
 @click.option(
     "--strength",
     type=click.FloatRange(0, 1, min_open=True),
-    help="With --from: fraction of the schedule that is rerun; 1 ignores most of the initial picture.",
+    help="With --from: fraction of the schedule that is rerun; the larger, the less of the initial picture remains.",
 )
 @click.option(
     "--mask",

@@ -89,7 +89,7 @@ def show(session: Session, *, word: str) -> None:
         "tensors": version.tensors_digest,
         "made": resources_pb2.Provenance.Origin.Name(made.origin)[7:].lower()
         + (f" by {made.job}" if made.job else "")
-        + (", at once, before any training" if made.at_once else ""),
+        + (", as the first version, before training" if made.at_once else ""),
         "steps": f"{made.steps} (seed {made.seed}; {made.stop_reason})" if made.steps else "",
         "loss": f"{_sparkline([p.loss for p in made.loss_curve])}  {made.loss_curve[-1].loss:.4f}"
         if made.loss_curve
