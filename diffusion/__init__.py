@@ -1,4 +1,4 @@
 """The frozen base model: load a checkpoint, put words into its text encoder, denoise, decode.
 
-Knows no server, no job, no request; gRPC only in triton.py, which calls another server.
+Nothing here depends on a server, a job or a request. Only triton.py uses gRPC, to call Triton.
 """

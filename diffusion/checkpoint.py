@@ -17,9 +17,9 @@ from diffusion.words import WordEmbedding
 
 
 class BaseModel:
-    """The frozen parts of one checkpoint. Nothing in it ever changes; words come in through `embedding`.
+    """The frozen parts of one checkpoint. Its weights never change; words enter through `embedding`.
 
-    `unet` is None where another machine denoises.
+    `unet` is None when a remote denoiser is used.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class BaseModel:
     ) -> Self:
         """Load a folder or a hub id; None: the bundled miniature.
 
-        `denoiser` makes one for this checkpoint; then the UNet is read for the digest only, and not kept.
-        `row_buckets`: see LocalDenoiser; `graphs`, on a CUDA device: their calls are captured as CUDA graphs.
-        Only safetensors are read. Raises CheckpointInvalid when there is no such checkpoint, or it is of another kind.
+        `denoiser` makes a remote denoiser for this checkpoint; the UNet is then read for the digest only, and not kept.
+        `row_buckets`: see LocalDenoiser. `graphs`, on a CUDA device: calls of these sizes are captured as CUDA graphs.
+        Only safetensors are read. Raises CheckpointInvalid when the checkpoint is missing or not supported.
         """
         place = place_of(source)
         try:
-            # In fp32 first, whatever is asked for, so that the digests do not depend on it.
+            # Loaded in fp32 first, for any `dtype`, so that the digests do not depend on it.
             pipeline = StableDiffusionPipeline.from_pretrained(
                 place,
                 revision=revision,
@@ -75,7 +75,7 @@ class BaseModel:
                 safety_checker=None,
                 requires_safety_checker=False,
             )
-        except Exception as error:  # whatever the two libraries raise for a bad folder, id or file
+        except Exception as error:  # the two libraries raise many types for a bad folder, id or file
             raise not_a_checkpoint(place, error) from error
         table = pipeline.text_encoder.get_input_embeddings().weight.detach()
         spec = describe(place, _configs(pipeline, place, revision), table, digest=_weights_digest(pipeline))
@@ -92,9 +92,9 @@ class BaseModel:
 
     @cached_property
     def latent_rgb(self) -> torch.Tensor:
-        """[latent channels + 1, 3]: a cell of a latent, and 1, times this is about its colour, 0 to 1.
+        """[latent channels + 1, 3]: maps a latent cell, extended by 1, to its approximate colour (RGB from 0 to 1).
 
-        Fitted by least squares to a colour chart that the model's own VAE encodes, so it holds for any checkpoint.
+        Fitted by least squares to a colour chart that the model's own VAE encodes, so it works for any checkpoint.
         """
         scale, cells = self.spec.vae_scale, 8
         levels = torch.linspace(0, 1, 4)
@@ -123,7 +123,7 @@ def _configs(pipeline: Any, place: str, revision: str | None) -> Configs:
 
 
 def _frozen(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
-    if dtype != torch.float32:  # what it was loaded in
+    if dtype != torch.float32:  # it was loaded in float32
         module.to(dtype=dtype)
     return module.to(device=device).eval().requires_grad_(False)
 

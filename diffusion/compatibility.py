@@ -1,4 +1,4 @@
-"""Does a word fit a base model?"""
+"""Whether a word fits a base model."""
 
 from enum import Enum, auto
 
@@ -8,14 +8,14 @@ from diffusion.spec import ModelSpec
 class Match(Enum):
     """How well a word fits."""
 
-    EXACT = auto()  # made for this very vocabulary
-    FAMILY = auto()  # of the same family and width; or its base is not known, and the width agrees
+    EXACT = auto()  # made for the same vocabulary
+    FAMILY = auto()  # same family and width; or its family is unknown, and the width is the same
     MISMATCH = auto()
 
 
 def match(spec: ModelSpec, *, family: str | None, dims: int, vocabulary_digest: str | None) -> Match:
-    """How a word of `family` (None: not known) and `dims`, made for the vocabulary of `vocabulary_digest` (None: not
-    known), fits the model of one encoder that `spec` describes."""
+    """How well a word fits the model of `spec`, which has one encoder. The word has `dims` dimensions, and was made for
+    `family` and the vocabulary with `vocabulary_digest` (each None: unknown)."""
     encoder = spec.encoders[0]
     if dims != encoder.dims or (family is not None and family != spec.family):
         return Match.MISMATCH

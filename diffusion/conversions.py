@@ -1,4 +1,4 @@
-"""The base model as the contract speaks of it."""
+"""Conversion of a ModelSpec to the API's BaseModel message."""
 
 from pseudoword.registry.v1 import resources_pb2
 
@@ -6,7 +6,7 @@ from diffusion.spec import ModelSpec
 
 
 def base_model(spec: ModelSpec) -> resources_pb2.BaseModel:
-    """What a word made on this model, or a picture drawn by it, is said to be made with."""
+    """The base model in the provenance of a word learned on this model, or of a picture drawn by it."""
     encoders = [
         resources_pb2.EncoderSpec(name=one.name, dimensions=one.dims, vocabulary_digest=one.vocabulary_digest)
         for one in spec.encoders

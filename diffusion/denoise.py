@@ -1,4 +1,4 @@
-"""Denoising, a call of the UNet at a time, for any mix of pictures whose latents have one shape."""
+"""Denoising, one call of the UNet at a time, for any mix of pictures with latents of the same shape."""
 
 import inspect
 from collections import defaultdict
@@ -18,9 +18,10 @@ from diffusion.solvers import Solver, solver_of
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedInitImage:
-    """A picture to start from: RGB, of the result's size. The share `strength` (above 0 to 1) of the way is gone anew.
+    """The initial picture of image-to-image: RGB, of the result's size. `strength` in (0, 1]: the fraction of the
+    schedule that is rerun.
 
-    With `mask` (grey, of the same size) only what is white in it is redrawn.
+    `mask`: grey, of the same size; only its white areas are redrawn (inpainting).
     """
 
     picture: Image.Image
@@ -29,9 +30,9 @@ class DecodedInitImage:
 
 
 class Denoising:
-    """One picture on its way: its latents, its own scheduler, its own generator.
+    """One picture in progress: its latents, its own scheduler and its own random generator.
 
-    `latents` is [1, channels, height, width]; `position` counts the calls of the denoiser that were made, of `calls`.
+    `latents` is [1, channels, height, width]; `position` is the number of denoiser calls made, out of `calls`.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Denoising:
         self._scheduler = make_scheduler(scheduler, model.scheduler_config, seed=seed)
         self._scheduler.set_timesteps(steps, device=model.device)
         self._timesteps = self._scheduler.timesteps
-        # On the CPU whatever the device, so that a seed means the same everywhere.
+        # Always on the CPU, so that a seed gives the same noise on every device.
         generator = torch.Generator("cpu").manual_seed(seed)
         accepted = inspect.signature(self._scheduler.step).parameters
         self._arguments: dict[str, Any] = {"generator": generator} if "generator" in accepted else {}
@@ -69,9 +70,9 @@ class Denoising:
             skipped = SCHEDULERS[scheduler].skipped_calls(steps, init_image.strength)
             self._begin(model, init_image, skipped, generator, embeds.dtype)
         self.position = 0
-        # What inpainting puts back is noised by the scheduler, which then has to count the steps itself.
+        # Inpainting noises the kept area with the scheduler, which must then make the steps itself.
         self.solver = solver_of(self._scheduler) if self._kept is None else None
-        self.before: torch.Tensor | None = None  # what a solver remembers of the last step
+        self.before: torch.Tensor | None = None  # the solver's memory of the previous step
         if self.solver is not None:
             columns = self.solver.table(self._scheduler, self._scheduler.timesteps.shape[0] - self.calls)
             self._columns = tuple(columns)
@@ -85,22 +86,23 @@ class Denoising:
         generator: torch.Generator,
         dtype: torch.dtype,
     ) -> None:
-        """As diffusers' image-to-image and inpainting pipelines begin, draw for draw."""
+        """Prepare the latents like diffusers' image-to-image and inpainting pipelines, with the same random draws in
+        the same order."""
         scheduler = self._scheduler
         self._timesteps = scheduler.timesteps[skipped:]
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(skipped)
         clean = _encoded(model, init_image.picture, generator)
         if init_image.mask is not None:
-            clean = clean.contiguous()  # as the inpainting pipeline's repeat() leaves them
+            clean = clean.contiguous()  # the memory layout after the inpainting pipeline's repeat()
         noise = randn_tensor(clean.shape, generator=generator, device=model.device, dtype=dtype)
         if init_image.mask is None or init_image.strength < 1:
             self.latents = scheduler.add_noise(clean, noise, self._timesteps[:1])
         else:
             self.latents = noise * scheduler.init_noise_sigma
         if init_image.mask is not None:
-            # The pipeline encodes the masked picture here, which only checkpoints of nine channels use; it takes these
-            # numbers from the generator.
+            # Here the pipeline encodes the masked picture, which only checkpoints with nine channels use. That takes
+            # this many numbers from the generator.
             randn_tensor(clean.shape, generator=generator, device=model.device, dtype=dtype)
             levels = torch.from_numpy(np.array(init_image.mask.convert("L"), dtype=np.float32) / 255)[None, None]
             cells = torch.nn.functional.interpolate((levels >= 0.5).float(), size=clean.shape[-2:])
@@ -108,7 +110,7 @@ class Denoising:
 
     @property
     def calls(self) -> int:
-        """Calls of the denoiser in all."""
+        """The total number of denoiser calls."""
         return len(self._timesteps)
 
     @property
@@ -117,23 +119,23 @@ class Denoising:
 
     @property
     def hidden(self) -> Sequence[torch.Tensor]:
-        """What each of its rows is conditioned on, the unconditional one first."""
+        """The hidden states that condition each of its rows, the unconditional row first."""
         return self._rows
 
     @property
     def timestep(self) -> torch.Tensor:
-        """The next call's timestep. Timesteps may repeat, so they are walked by position."""
+        """The next call's timestep. Timesteps may repeat, so they are found by position."""
         here: torch.Tensor = self._timesteps[self.position]
         return here
 
     @property
     def guidance(self) -> float:
-        """Guidance scale; 1 where there is no unconditional row."""
+        """The guidance scale; 1 without an unconditional row."""
         return self._guidance if len(self._rows) == 2 else 1.0
 
     @property
     def coefficients(self) -> torch.Tensor:
-        """The solver's coefficients at the next call, one of each of `columns`."""
+        """The solver's coefficients for the next call, one for each of `columns`."""
         here: torch.Tensor = self._table[self.position]
         return here
 
@@ -143,13 +145,14 @@ class Denoising:
         return self._columns
 
     def model_input(self) -> torch.Tensor:
-        """What the next call sees for each of its rows; once a call. For pictures without a solver."""
+        """The model input of the next call, the same for each of its rows. Call it once per denoiser call. Only for
+        pictures without a solver."""
         scaled: torch.Tensor = self._scheduler.scale_model_input(self.latents, self.timestep)
         return scaled
 
     def advance(self, output: torch.Tensor) -> None:
-        """Takes the scheduler's step with the call's guided output, [1, channels, height, width]. For pictures without
-        a solver."""
+        """Make the scheduler's step with the call's guided output, [1, channels, height, width]. Only for pictures
+        without a solver."""
         self.latents = self._scheduler.step(output, self.timestep, self.latents, return_dict=False, **self._arguments)[
             0
         ]
@@ -164,7 +167,8 @@ class Denoising:
 
 @dataclass(frozen=True, kw_only=True)
 class _Kept:
-    """What inpainting puts back after every step: latents [1, c, h, w], their noise, and 1 where they are redrawn."""
+    """The area that inpainting restores after every step: clean latents [1, c, h, w], their noise, and `redrawn`, which
+    is 1 in the cells that are redrawn."""
 
     clean: torch.Tensor
     noise: torch.Tensor
@@ -173,7 +177,7 @@ class _Kept:
 
 def _encoded(model: BaseModel, picture: Image.Image, generator: torch.Generator) -> torch.Tensor:
     shares = np.array(picture.convert("RGB"), dtype=np.float32)[None] / 255
-    # In this order of axes and steps, as diffusers has it: memory layout decides the last bits of a convolution.
+    # The same order of axes and operations as in diffusers: the memory layout decides the last bits of a convolution.
     pixels = torch.from_numpy(shares.transpose(0, 3, 1, 2))
     posterior = model.vae.encode((2.0 * pixels - 1.0).to(model.device, model.dtype)).latent_dist
     latents: torch.Tensor = model.vae.config.scaling_factor * posterior.sample(generator)
@@ -181,12 +185,12 @@ def _encoded(model: BaseModel, picture: Image.Image, generator: torch.Generator)
 
 
 def step(model: BaseModel, pictures: Sequence[Denoising], *, alone: bool = False) -> None:
-    """One call of the denoiser for all `pictures`, and each one's step.
+    """One call of the denoiser for all `pictures`, and then one scheduler step for each.
 
-    Schedulers, positions, guidance, words may all differ; latents must have one shape. One picture alone is computed to
-    the last bit as by diffusers' own pipeline; in company the last bits may differ. Pictures of one solver step as one
-    tensor operation. `alone` keeps other servers' rows out of the call, where they share the denoiser. Raises
-    DenoiserUnavailable and DenoiserRefused.
+    Schedulers, positions, guidance and words may differ; latents must have the same shape. A single picture equals that
+    of diffusers' own pipeline to the last bit; with several pictures the last bits may differ. Pictures with the same
+    solver make their steps as one tensor operation. `alone`: no rows of other servers share the call of a remote
+    denoiser. Raises DenoiserUnavailable and DenoiserRefused.
     """
     groups: dict[Solver, list[Denoising]] = defaultdict(list)
     for picture in pictures:
@@ -218,21 +222,22 @@ def step(model: BaseModel, pictures: Sequence[Denoising], *, alone: bool = False
 
 
 def _coefficients(pictures: Sequence[Denoising]) -> Mapping[str, torch.Tensor]:
-    """Columns [n, 1, 1, 1] of each coefficient of `pictures`, which have one solver."""
+    """Each coefficient of `pictures`, which have the same solver, as a column [n, 1, 1, 1]."""
     rows = torch.stack([picture.coefficients for picture in pictures])
     return {name: rows[:, at, None, None, None] for at, name in enumerate(pictures[0].columns)}
 
 
 def _guided(pictures: Sequence[Denoising], predicted: torch.Tensor) -> torch.Tensor:
-    """One output a picture of the rows that were `predicted` for them, unconditional ones first.
+    """The guided output of each picture, from the `predicted` rows of all pictures (each picture's unconditional row
+    first).
 
-    Classifier-free guidance (arXiv 2207.12598), in the order of operations that diffusers' pipeline has.
+    Classifier-free guidance (arXiv 2207.12598), with the same order of operations as in diffusers' pipeline.
     """
     rows = torch.split(predicted, [len(picture.hidden) for picture in pictures])
     if all(len(own) == 1 for own in rows):
         return predicted
     without, with_prompt = torch.cat([own[:1] for own in rows]), torch.cat([own[-1:] for own in rows])
-    # Filled on the device: a list of numbers would be copied there. One without guidance gives its one row.
+    # Created on the device, which saves a copy. For a picture without guidance both terms are its only row.
     scales = torch.cat(
         [own.new_full((1, 1, 1, 1), picture.guidance) for picture, own in zip(pictures, rows, strict=True)]
     )

@@ -1,4 +1,4 @@
-"""The denoiser as a boundary: one call of the UNet, made here or by another machine (diffusion.triton)."""
+"""The interface of a denoiser: one call of the UNet, in this process or on Triton (diffusion.triton)."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -9,16 +9,15 @@ from diffusion.graphs import Record, RecordedUNet
 
 
 class Denoiser(Protocol):
-    """What predicts the noise. Called by one thread at a time."""
+    """Predicts the noise in latents. Called by one thread at a time."""
 
     def predict(
         self, inputs: torch.Tensor, timesteps: torch.Tensor, hidden: torch.Tensor, *, alone: bool = False
     ) -> torch.Tensor:
         """The UNet's output [rows, channels, height, width] for `inputs` of the same shape.
 
-        `timesteps` is [rows], `hidden` [rows, length, dims]; each row has its own. `alone`: nobody else's rows may
-        share the forward pass, where a denoiser serves several callers. Raises DenoiserUnavailable (try again later)
-        and DenoiserRefused (do not).
+        `timesteps` is [rows], `hidden` [rows, length, dims]; each row has its own. `alone`: rows of other callers must
+        not share the forward pass. Raises DenoiserUnavailable (retry later) and DenoiserRefused (do not retry).
         """
         ...
 
@@ -26,10 +25,10 @@ class Denoiser(Protocol):
 class LocalDenoiser:
     """The UNet in this process.
 
-    With `buckets` a call has one of these numbers of rows, so that a device sees few shapes (graphs and tuned kernels
-    are made for each): what is missing to the next one is filled up with its last row, and thrown away. A call that is
-    `alone` or larger than all buckets stays as it is. With `record` calls of the buckets' sizes are recorded once and
-    then played.
+    With `buckets`, a call is padded to one of these numbers of rows, so that the device sees few shapes (graphs and
+    tuned kernels are made for each shape). The padding repeats the last row, and its results are dropped. A call with
+    `alone`, or one larger than all buckets, is not padded. With `record`, calls of the buckets' sizes are recorded once
+    and then replayed.
     """
 
     def __init__(self, unet: Any, buckets: Sequence[int] = (), record: Record | None = None) -> None:
@@ -40,7 +39,7 @@ class LocalDenoiser:
     def predict(
         self, inputs: torch.Tensor, timesteps: torch.Tensor, hidden: torch.Tensor, *, alone: bool = False
     ) -> torch.Tensor:
-        """As Denoiser.predict."""
+        """See Denoiser.predict."""
         rows = len(inputs)
         size = None if alone else next((bucket for bucket in self._buckets if bucket >= rows), None)
         unet = self._unet if size is None else self._bucketed

@@ -1,4 +1,4 @@
-"""From prompts with words in them to the text encoder's hidden states."""
+"""Encodes prompts with words to the text encoder's hidden states."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +12,7 @@ from diffusion.words import Placement
 
 
 class PromptEncoder:
-    """One way to encode a prompt, for training and for drawing. Changes nothing in the model."""
+    """Encodes prompts, in training and drawing alike. Does not change the model."""
 
     def __init__(self, model: BaseModel) -> None:
         self._model = model
@@ -27,11 +27,12 @@ class PromptEncoder:
     def encode(
         self, prompts: Sequence[Prompt], vectors: Mapping[WordRef, torch.Tensor], *, clip_skip: int = 0
     ) -> torch.Tensor:
-        """Hidden states [prompts, length, dims] of the encoder's last layer but `clip_skip`, normalised as the last.
+        """Hidden states [prompts, length, dims] of the encoder's layer `clip_skip` before the last, with the final
+        layer norm applied.
 
-        `vectors` holds [n, dims] for each word; a gradient finds its way back to them. The last bits of a prompt's
-        states may depend on how many share the batch. A weighted position is moved from the empty prompt's state, which
-        weighs 0, through its own, which weighs 1. Raises PromptTooLong.
+        `vectors` has [n, dims] for each word; gradients flow back to them. The last bits of a prompt's states may
+        depend on the number of prompts in the batch. A position with weight w has the state
+        empty + w * (own - empty), where `empty` is the empty prompt's state. Raises PromptTooLong.
         """
         counts = {ref: len(tensor) for ref, tensor in vectors.items()}
         tokens = [self.tokenizer.tokenize(prompt, counts) for prompt in prompts]
@@ -42,7 +43,7 @@ class PromptEncoder:
             [one.weights or [1.0] * self.tokenizer.length for one in tokens], device=hidden.device, dtype=hidden.dtype
         )[..., None]
         empty = self._hidden([self.tokenizer.tokenize(Prompt(()), {})], {}, clip_skip)
-        # Not lerp for weights of 1: those positions stay as they are to the last bit.
+        # Positions with weight 1 are not interpolated: they keep their bits.
         return torch.where(weights == 1, hidden, empty + (hidden - empty) * weights)
 
     def _hidden(

@@ -1,12 +1,12 @@
-"""What can go wrong with the base model and with what is given to it.
+"""The errors of the base model and of its inputs.
 
     DiffusionError
-    ├── CheckpointInvalid    a checkpoint is missing, or is not what this package can load
+    ├── CheckpointInvalid    a checkpoint is missing, or its kind is not supported
     ├── PromptTooLong        a prompt takes more positions than the text encoder has
     ├── SchedulerUnknown     no scheduler of that name
-    ├── PictureInvalid       an upload is not a picture that can be used
-    ├── DenoiserUnavailable  another machine denoises, and it is away, overloaded or too slow: try again later
-    └── DenoiserRefused      another machine denoises, and it does not take this call: trying again does not help
+    ├── PictureInvalid       an upload is not a usable picture
+    ├── DenoiserUnavailable  the remote denoiser is unavailable, overloaded or too slow: retry later
+    └── DenoiserRefused      the remote denoiser refused the call: a retry does not help
 
 Every error carries `reason` (UPPER_SNAKE, stable, for programs) and `metadata` (text to text).
 """
@@ -34,8 +34,8 @@ class PromptTooLong(DiffusionError):
 
     def __init__(self, needed: int, limit: int) -> None:
         super().__init__(
-            f"the prompt takes {needed} positions of the text encoder, start and end included, and it has {limit}: "
-            "shorten it, or use words of fewer vectors",
+            f"the prompt takes {needed} positions of the text encoder, start and end included, and the encoder has "
+            f"{limit}: shorten the prompt, or use words with fewer vectors",
             needed=str(needed),
             limit=str(limit),
         )

@@ -1,7 +1,8 @@
-"""The UNet's runs recorded, one for each shape of its inputs, and played again: a device gets the whole of a call at
-once, and does not wait for Python between its kernels (CUDA graphs, docs.pytorch.org/docs/stable/notes/cuda.html).
+"""Records a run of the UNet for each shape of its inputs, and replays it: the device gets all kernels of a call in one
+launch, and does not wait for Python between them (CUDA graphs, docs.pytorch.org/docs/stable/notes/cuda.html).
 
-A recorded run reads its inputs from tensors of its own and writes into one, so each call copies in and copies out.
+A recorded run reads its inputs from its own tensors and writes into its own output tensor, so each call copies its
+inputs in and its output out.
 """
 
 from collections import OrderedDict
@@ -11,11 +12,11 @@ from typing import Any
 
 import torch
 
-# Runs that are kept, the longest unused goes first: each holds its inputs and its output on the device.
-_KEPT = 32
-_WARM_UPS = 3  # before a capture, so that libraries have chosen their kernels and taken their memory
+# Size of the LRU cache of runs: each holds its inputs and its output on the device.
+_MAX_RUNS = 32
+_WARM_UPS = 3  # before a capture, so that libraries have chosen their kernels and allocated their memory
 
-# Makes `run` once; gives what makes it again, always into the tensor that is given beside.
+# Executes `run` once. Returns a function that replays it, and the tensor that each replay writes into.
 Record = Callable[[Callable[[], torch.Tensor]], tuple[Callable[[], object], torch.Tensor]]
 
 
@@ -27,7 +28,7 @@ class _Run:
 
 
 class RecordedUNet:
-    """A UNet with recorded runs, as `unet` itself is called. For one thread; its results are the caller's."""
+    """A UNet with recorded runs, with the call signature of `unet`. For one thread; the caller owns the results."""
 
     def __init__(self, unet: Any, record: Record) -> None:
         self._unet = unet
@@ -42,7 +43,7 @@ class RecordedUNet:
         run = self._runs.get(key)
         if run is None:
             run = self._runs[key] = self._recorded(given)
-            if len(self._runs) > _KEPT:
+            if len(self._runs) > _MAX_RUNS:
                 self._runs.popitem(last=False)
         self._runs.move_to_end(key)
         for own, tensor in zip(run.inputs, given, strict=True):
@@ -51,7 +52,7 @@ class RecordedUNet:
         return (run.output.clone(),)
 
     def _recorded(self, given: tuple[torch.Tensor, ...]) -> _Run:
-        # Ordinary tensors, which may be written to in and out of inference mode.
+        # Ordinary tensors, which may be written to inside and outside inference mode.
         with torch.inference_mode(False), torch.no_grad():
             latents, timesteps, hidden = inputs = tuple(torch.empty_like(tensor).copy_(tensor) for tensor in given)
 
@@ -66,13 +67,13 @@ class RecordedUNet:
 
 
 def called(run: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
-    """Records nothing: playing is calling. For devices without graphs."""
+    """A Record for devices without graphs: a replay calls `run` again."""
     output = run()
     return lambda: output.copy_(run()), output
 
 
 class Captured:
-    """Records CUDA graphs, which share one pool of memory: only one is played at a time."""
+    """A Record of CUDA graphs. They share one memory pool, because only one is replayed at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -88,7 +89,7 @@ class Captured:
                     run()
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            # Only this thread's: others bring words onto the device meanwhile.
+            # Capture this thread's work only: other threads copy words to the device in the meantime.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 output = run()
         return graph.replay, output

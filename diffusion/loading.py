@@ -1,4 +1,4 @@
-"""From settings to a loaded base model and its denoiser."""
+"""Loads the base model and its denoiser as the settings say."""
 
 from collections.abc import Callable
 
@@ -15,10 +15,10 @@ from rpc.settings import SettingsError
 
 
 def load_model(settings: ModelSettings, denoiser: DenoiserSettings | None = None) -> BaseModel:
-    """Loads the model that `settings` name; takes seconds to minutes. Raises SettingsError when it is of no use.
+    """Load the model of `settings`; takes seconds to minutes. Raises SettingsError when the model is unusable.
 
-    With a `denoiser` of kind triton the UNet is not kept, and SettingsError also means that no Triton server answers,
-    or that one serves another checkpoint.
+    With a `denoiser` of kind triton the UNet is not kept, and SettingsError is also raised when no Triton server
+    answers, or when one serves another checkpoint.
     """
     log_through_ours()
     if settings.threads is not None:
@@ -27,7 +27,7 @@ def load_model(settings: ModelSettings, denoiser: DenoiserSettings | None = None
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if settings.graphs and not device.startswith("cuda"):
-        raise SettingsError(f"model.graphs needs a CUDA device; this one is {device}")
+        raise SettingsError(f"model.graphs needs a CUDA device, and model.device is {device}")
     dtype: torch.dtype = getattr(torch, settings.dtype)
     try:
         return BaseModel.load(
@@ -44,7 +44,7 @@ def load_model(settings: ModelSettings, denoiser: DenoiserSettings | None = None
 
 
 def load_vocabulary(settings: ModelSettings) -> Vocabulary:
-    """What a server needs that only reads prompts. Raises SettingsError."""
+    """Load the vocabulary, which is enough for a server that only validates prompts. Raises SettingsError."""
     log_through_ours()
     try:
         return Vocabulary.load(settings.source, revision=settings.revision)

@@ -1,4 +1,4 @@
-"""A prompt as text and words. Pure: no torch, no tokenizer."""
+"""Parses a prompt into text and words. Pure: no torch, no tokenizer."""
 
 import re
 from collections.abc import Iterator
@@ -13,8 +13,7 @@ _CANDIDATE = re.compile(r"\\<|<([^<>]{1,300})>")
 
 @dataclass(frozen=True)
 class Prompt:
-    """Text and words in the order in which they are read; `weights` has one number for each part, or is empty when all
-    weigh 1."""
+    """Text and words, in order. `weights` has one number for each part, or is empty when all weights are 1."""
 
     parts: tuple[str | WordRef, ...]
     weights: tuple[float, ...] = ()
@@ -26,8 +25,8 @@ class Prompt:
 
 
 def parse(text: str, *, weights: bool = False) -> Prompt:
-    r"""Reads `<[tenant/]concept[@alias|@n]>` as words; `\<` is an ordinary `<`, and so is any that begins no word. With
-    `weights` also `(text:1.3)`, as weighting.py tells."""
+    r"""Parse `<[tenant/]concept[@alias|@n]>` as words; `\<`, and a `<` that does not begin a word, are an ordinary `<`.
+    With `weights`, also parse weights such as `(text:1.3)`; see weighting.py."""
     if not weights:
         return Prompt(tuple(_joined(_pieces(text))))
     parts: list[str | WordRef] = []
@@ -56,7 +55,7 @@ def _word(text: str | None) -> WordRef | None:
 
 
 def _joined(pieces: Iterator[str | WordRef]) -> Iterator[str | WordRef]:
-    """Neighbouring texts as one, so that they are tokenised as they were written; none empty."""
+    """Join neighbouring texts, so that they are tokenised as they were written; drop empty ones."""
     text = ""
     for piece in pieces:
         if isinstance(piece, str):

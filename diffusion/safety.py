@@ -24,7 +24,8 @@ class SafetyChecker:
 
     @classmethod
     def load(cls, source: str | None, *, device: torch.device, revision: str | None = None) -> Self:
-        """That of a folder or a hub id; None: the bundled miniature. Raises CheckpointInvalid when it has none.
+        """Load the safety checker of a folder or a hub id; None: the bundled miniature. Raises CheckpointInvalid when
+        there is none.
 
         Only safetensors are read.
         """
@@ -36,15 +37,18 @@ class SafetyChecker:
                 place, subfolder="safety_checker", revision=revision, use_safetensors=True
             )
             processor = CLIPImageProcessor.from_pretrained(place, subfolder="feature_extractor", revision=revision)
-        except Exception as error:  # whatever the two libraries raise where there is none, or a bad one
-            raise CheckpointInvalid(f"{place} has no safety checker that can be used: {error}", source=place) from error
+        except Exception as error:  # the two libraries raise many types for a missing or bad checker
+            raise CheckpointInvalid(
+                f"{place} has no safety checker that can be loaded: {error}", source=place
+            ) from error
         return cls(checker, processor, device)
 
     @torch.inference_mode()
     def check(self, pictures: Sequence[np.ndarray]) -> Sequence[bool]:
-        """Which of `pictures`, uint8 [height, width, 3] each, it objects to."""
+        """For each of `pictures`, uint8 [height, width, 3], whether the checker flags it."""
         images = [Image.fromarray(picture) for picture in pictures]
         seen = self._processor(images, return_tensors="pt").pixel_values.to(self._device)
-        # It would paint over the array that it is given: that is the operator's choice, not the checker's.
+        # The checker blackens flagged pictures in the array that it gets. It gets a dummy array, because the setting of
+        # the operator decides what happens to flagged pictures.
         _, found = self._checker(clip_input=seen, images=np.zeros((len(pictures), 1, 1, 3), dtype=np.float32))
         return [bool(one) for one in found]

@@ -1,7 +1,7 @@
-"""The schedulers that are offered: one table of name, class, arguments and number of model calls.
+"""The available schedulers: one table of name, class, arguments and number of model calls.
 
-Names are those that people use; a scheduler is one of diffusers', made from the checkpoint's own configuration. Each
-picture has an object of its own, since it holds the picture's state.
+Names are the common ones; a scheduler is a class of diffusers, configured from the checkpoint's own scheduler. Each
+picture has its own object, because the object holds the picture's state.
 """
 
 import inspect
@@ -22,8 +22,8 @@ def _second_order(steps: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerKind:
-    """`calls` maps steps, as people count them, to calls of the denoiser, `calls_a_step` of them at each; at most
-    `max_steps`; `seeded` ones take the noise's seed when they are made instead of a generator at each step."""
+    """`calls` maps a number of steps to the number of denoiser calls; `calls_a_step` is the number at each step.
+    `seeded`: the scheduler takes the noise's seed when it is created, instead of a generator at each step."""
 
     description: str
     class_name: str
@@ -34,12 +34,12 @@ class SchedulerKind:
     seeded: bool = False
 
     def skipped_calls(self, steps: int, strength: float) -> int:
-        """Calls that are left out when only the share `strength` (above 0 to 1) of the way is gone, as diffusers'
-        image-to-image counts; all of them, at the least, where no step is left."""
+        """Denoiser calls that image-to-image skips at `strength` in (0, 1], the fraction of the schedule that is rerun;
+        counted as in diffusers. When no step is left, at least all calls are skipped."""
         return (steps - min(int(steps * strength), steps)) * self.calls_a_step
 
     def model_calls(self, steps: int, strength: float = 1.0) -> int:
-        """Calls of the denoiser; 0 where `strength` leaves no step."""
+        """The number of denoiser calls; 0 when `strength` leaves no step."""
         return self.calls(steps) - self.skipped_calls(steps, strength) if int(steps * strength) else 0
 
 
@@ -105,17 +105,17 @@ SCHEDULERS: Mapping[str, SchedulerKind] = {
 
 
 def make_scheduler(name: str, config: Mapping[str, Any], *, seed: int) -> Any:
-    """A new scheduler object of `name` with a checkpoint's configuration. Raises SchedulerUnknown.
+    """A new scheduler object of kind `name` with a checkpoint's configuration. Raises SchedulerUnknown.
 
-    The same as diffusers' from_config, without its warnings about what another class's configuration holds besides.
+    The same as diffusers' from_config, without its warnings about keys of another class's configuration.
     """
     kind = SCHEDULERS.get(name)
     if kind is None:
         raise SchedulerUnknown(f"{name[:64]!r} is not one of {', '.join(sorted(SCHEDULERS))}", scheduler=name[:64])
-    import diffusers  # takes seconds, and the table above is read for a server's --help
+    import diffusers  # takes seconds, and a server's --help imports the table above
 
     scheduler_class = getattr(diffusers, kind.class_name)
-    # What the checkpoint's file does not say is the class's own default, not that of the file's class.
+    # A value that the checkpoint's file does not set is the default of this class, not of the file's class.
     left_out = set(config.get("_use_default_values", ()))
     known = inspect.signature(scheduler_class.__init__).parameters
     arguments = {key: value for key, value in config.items() if key in known and key not in left_out}

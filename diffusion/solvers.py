@@ -1,7 +1,8 @@
-"""Schedulers whose step has no state but numbers known before: many pictures' steps as one tensor operation.
+"""Vectorised schedulers: the steps of many pictures as one tensor operation, for schedulers whose coefficients are
+known in advance.
 
-The formulas are diffusers' own, operation for operation, with a coefficient a picture in the place of its scheduler's
-scalar, so each row gets the same bits. Nothing here waits for the device.
+The formulas are those of diffusers, operation for operation, with one coefficient per picture in the place of the
+scheduler's scalar, so each row gets the same bits. Nothing here waits for the device.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,12 +17,12 @@ Columns = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Solver:
-    """How pictures of one kind of scheduler step together.
+    """The joint step of pictures with the same kind of scheduler.
 
-    `table` gives a scheduler's coefficients, each a list with a 0-d tensor for each call from number `begin` on.
-    `step` takes columns [n, 1, 1, 1] of them, latents, the model's output, and what was remembered of the last step
-    (at the first one any finite numbers), [n, channels, h, w] each; it gives the next latents and what to remember,
-    which only matters where it `remembers`. Where `scaled`, the model's input is divided by the coefficient `scale`.
+    `table` gives a scheduler's coefficients: for each, a list with a 0-d tensor per call from number `begin` on.
+    `step` takes the coefficients as columns [n, 1, 1, 1], the latents, the model's output and the memory of the
+    previous step (any finite numbers at the first step), [n, channels, h, w] each. It returns the next latents and the
+    new memory, which is used only if `remembers`. If `scaled`, the model's input is the latents divided by `scale`.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Solver:
 
 
 def solver_of(scheduler: Any) -> Solver | None:
-    """The solver that does what `scheduler` does; None where it has to do it itself."""
+    """The solver equivalent to `scheduler`; None when the scheduler must make the steps itself."""
     config = scheduler.config
     prediction = config.prediction_type
     if prediction not in ("epsilon", "v_prediction") or config.get("thresholding") or config.get("clip_sample"):
@@ -107,8 +108,8 @@ def _euler_v(
     return latents + (latents - clean) / at["sigma"] * at["step"], output
 
 
-# DPM-Solver++ 2M (arXiv 2211.01095, algorithm 2), of first order at the first step and, as diffusers has it, at the
-# last where that helps: then the share of the second derivative is 0.
+# DPM-Solver++ 2M (arXiv 2211.01095, algorithm 2). First order at the first step and, as in diffusers, at the last one
+# under its conditions: the coefficients of the second-order term are then 0.
 
 
 def _dpm_table(scheduler: Any, begin: int) -> dict[str, list[torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""What a checkpoint is, told by its configurations and its vocabulary, before any other weight is read."""
+"""Describes a checkpoint by its configurations and its vocabulary, before any other weight is read."""
 
 import hashlib
 import json
@@ -14,13 +14,13 @@ from diffusion.errors import CheckpointInvalid
 
 BUNDLED = Path(__file__).parents[1] / "miniature" / "model"
 _FAMILIES = {768: "stable-diffusion-1", 1024: "stable-diffusion-2"}
-_FAMILY_KEY = "_pseudoword_family"  # in model_index.json, for checkpoints whose width tells nothing
+_FAMILY_KEY = "_pseudoword_family"  # in model_index.json, for checkpoints whose width does not identify the family
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
     """One text encoder: width of its embeddings, positions of a prompt (start and end included), layers, and the sha256
-    (hex) of its vocabulary's rows cast to little-endian fp16, by which fp32 and fp16 files of one model agree."""
+    (hex) of its vocabulary's rows cast to little-endian fp16, so that fp32 and fp16 files of a model have the same."""
 
     name: str
     dims: int
@@ -31,8 +31,8 @@ class EncoderSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """What a checkpoint is. Sizes in pixels; `vae_scale` pixels make one latent cell; `digest` is a sha256 (hex) over
-    the names, shapes and fp32 values of all weights; empty where they were not read."""
+    """Description of a checkpoint. `_px`: sizes in pixels; a latent cell is `vae_scale` pixels wide; `digest` is the
+    sha256 (hex) over the names, shapes and fp32 values of all weights, empty when they were not read."""
 
     family: str
     checkpoint: str
@@ -52,7 +52,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Configs:
-    """The configurations of a checkpoint's parts, as their files have them; `index` is model_index.json."""
+    """The configurations of a checkpoint's parts, as in their files; `index` is model_index.json."""
 
     index: Mapping[str, Any]
     tokenizer_length: int
@@ -63,11 +63,10 @@ class Configs:
 
 
 def place_of(source: str | None) -> str:
-    """The folder or hub id that `source` means; None is the bundled miniature. Raises CheckpointInvalid for a folder
-    that does not exist."""
+    """The folder or hub id of `source`; None: the bundled miniature. Raises CheckpointInvalid for a missing folder."""
     place = str(BUNDLED) if source is None else source
     if place.startswith(("/", ".", "~")):
-        # A path, which the library would take for a strange hub id where it does not exist.
+        # A path. If it did not exist, the library would take it for a hub id.
         place = str(Path(place).expanduser())
         if not Path(place).is_dir():
             raise CheckpointInvalid(f"there is no folder {place}", source=place)
@@ -75,7 +74,7 @@ def place_of(source: str | None) -> str:
 
 
 def not_a_checkpoint(place: str, error: Exception) -> CheckpointInvalid:
-    """What a failure to read `place` means."""
+    """The error for a failure to read `place`."""
     return CheckpointInvalid(
         f"{place} is no Stable Diffusion checkpoint in diffusers' layout with safetensors: {error}", source=place
     )
@@ -91,8 +90,8 @@ def read_index(place: str, revision: str | None) -> dict[str, Any]:
 
 
 def describe(place: str, configs: Configs, vocabulary: torch.Tensor, *, digest: str) -> ModelSpec:
-    """What the checkpoint at `place` is; `vocabulary` is the text encoder's own rows [entries, dims]. Raises
-    CheckpointInvalid for a kind of model that is not supported."""
+    """The description of the checkpoint at `place`; `vocabulary` is the text encoder's own rows [entries, dims]. Raises
+    CheckpointInvalid for an unsupported kind of model."""
     _refuse_other_kinds(configs, place)
     dims = vocabulary.shape[1]
     encoder = EncoderSpec(
@@ -113,7 +112,7 @@ def describe(place: str, configs: Configs, vocabulary: torch.Tensor, *, digest: 
         checkpoint="miniature" if folder == BUNDLED else folder.resolve().name if folder.is_dir() else place,
         encoders=(encoder,),
         sample_size_px=cells * vae_scale,
-        # diffusers' own pipeline asks for multiples of 8, whatever the VAE.
+        # diffusers' own pipeline requires multiples of 8 for any VAE.
         size_multiple_px=max(8, vae_scale),
         vae_scale=vae_scale,
         latent_channels=configs.vae.get("latent_channels", 4),
@@ -130,12 +129,12 @@ def _refuse_other_kinds(configs: Configs, place: str) -> None:
     unet, why = configs.unet, None
     channels = unet.get("in_channels", 4)
     if channels != configs.vae.get("latent_channels", 4):
-        why = f"its UNet takes {channels} channels: a checkpoint for inpainting or upscaling"
+        why = f"its UNet takes {channels} channels, so it is a checkpoint for inpainting or upscaling"
     elif unet.get("time_cond_proj_dim") is not None:
-        why = "its UNet takes the guidance as an input: a distilled checkpoint"
+        why = "its UNet takes the guidance as an input, so it is a distilled checkpoint"
     elif unet.get("class_embed_type") is not None or unet.get("addition_embed_type") is not None:
-        why = "its UNet takes more than a prompt and a timestep"
+        why = "its UNet takes further inputs besides a prompt and a timestep"
     elif _prediction_type(configs) not in ("epsilon", "v_prediction"):
-        why = f"it predicts {_prediction_type(configs)!r}"
+        why = f"its prediction type is {_prediction_type(configs)!r}, not epsilon or v_prediction"
     if why is not None:
         raise CheckpointInvalid(f"{place} is not supported: {why}", source=place)

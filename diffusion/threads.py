@@ -1,4 +1,4 @@
-"""Which threads compute with torch on a CPU, so that the processors wait for nobody."""
+"""Short-lived threads for torch on a CPU, so that OpenMP's helper threads do not accumulate."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,11 +9,11 @@ Made = TypeVar("Made")
 
 
 async def in_passing(work: Callable[[], Made]) -> Made:
-    """What `work` returns, done in a thread that ends with it: for what computes before the engine's own thread does.
+    """Run `work` in a thread that ends afterwards, and return its result: for computations outside the engine's thread.
 
-    torch's OpenMP (libgomp) keeps helpers for each thread that has computed, for as long as that thread lives. Once
-    there are more of them than processors, none spins any more between two operations, and a call of a small model
-    takes twice as long: so one thread of a server computes, and no other one that stays.
+    torch's OpenMP (libgomp) keeps helper threads for each thread that has computed, as long as that thread lives. Once
+    there are more of them than processors, they no longer spin between two operations, and a call of a small model
+    takes twice as long. Therefore only one permanent thread of a server computes with torch.
     """
     thread = ThreadPoolExecutor(1, thread_name_prefix="passing")
     try:

@@ -1,4 +1,4 @@
-"""From a prompt to token ids. Needs a tokenizer and its length, no weights."""
+"""Tokenises prompts. Needs a tokenizer and the encoder's length, no weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from diffusion.prompt import Prompt
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """A prompt as the encoder reads it.
+    """A tokenised prompt.
 
-    `ids` are as many as the encoder has positions; `used` of them come before the padding; `places` tells where each
-    word begins. A word's positions hold a filler whose embedding is replaced. `weights` has one number for each id, or
-    is empty when all weigh 1.
+    `ids` has one id for each position of the encoder; the first `used` are not padding; `places` has each word and its
+    first position. A word's positions hold a filler token, whose embedding is replaced. `weights` has one number for
+    each id, or is empty when all weights are 1.
     """
 
     ids: Sequence[int]
@@ -26,7 +26,7 @@ class Tokens:
 
 
 class PromptTokenizer:
-    """One way to read a prompt, for training, drawing and validation."""
+    """Tokenises prompts, in training, drawing and validation alike."""
 
     def __init__(self, tokenizer: Any, length: int) -> None:
         """`tokenizer` is transformers'; the encoder has `length` positions, start and end included."""
@@ -36,8 +36,8 @@ class PromptTokenizer:
     def tokenize(self, prompt: Prompt, vectors: Mapping[WordRef, int]) -> Tokens:
         """Token ids of a prompt in which each word takes as many positions as it has vectors.
 
-        The text between words is tokenised by itself, as a tokenizer does around a token that was added to it. Raises
-        PromptTooLong; KeyError for a word that `vectors` lacks.
+        The text between words is tokenised separately, as a tokenizer does around an added token. Raises PromptTooLong;
+        KeyError for a word that is missing in `vectors`.
         """
         tokenizer = self._tokenizer
         ids: list[int] = [tokenizer.bos_token_id]
@@ -46,7 +46,7 @@ class PromptTokenizer:
         for part, weight in zip(prompt.parts, prompt.weights or [1.0] * len(prompt.parts), strict=True):
             if isinstance(part, WordRef):
                 places.append((part, len(ids)))
-                # Not the end token, by which the pooled output is found.
+                # The filler is not the end token, because the encoder finds its pooled output by that.
                 ids += [tokenizer.bos_token_id] * vectors[part]
             else:
                 ids += tokenizer(part, add_special_tokens=False, verbose=False).input_ids
@@ -64,14 +64,14 @@ class PromptTokenizer:
         )
 
     def entry(self, word: str) -> int | None:
-        """The vocabulary's single entry for `word`; None where it takes several, or is a special token."""
+        """The vocabulary's single entry for `word`; None when it takes several entries, or is a special token."""
         pieces = self._tokenizer(word, add_special_tokens=False).input_ids
         if len(pieces) != 1 or pieces[0] in self._tokenizer.all_special_ids:
             return None
         return int(pieces[0])
 
     def word(self, entry: int) -> str | None:
-        """The whole word that `entry` stands for; None for a piece of a word or a byte, which is not read back as
-        itself."""
+        """The whole word of `entry`; None for a piece of a word or a byte, which would not be tokenised to `entry`
+        again."""
         word: str = self._tokenizer.convert_ids_to_tokens(entry).removesuffix("</w>")
         return word if word.isalpha() and self.entry(word) == entry else None

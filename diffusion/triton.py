@@ -1,10 +1,10 @@
-"""The denoiser on NVIDIA's Triton Inference Server: one call a step, over gRPC.
+"""The denoiser on NVIDIA's Triton Inference Server: one gRPC call per step.
 
-The engine's thread has nothing else to do while a step is computed, so this is tritonclient's blocking client: an event
-loop would add a thread hop to every step. A request that is cancelled leaves between two steps, and each step has a
-deadline, which Triton is told and drops what waits past it.
+The engine's thread has nothing else to do while a step is computed, so this uses tritonclient's blocking client: an
+event loop would add a thread hop to every step. A cancelled request leaves between two steps. Each call sends its
+deadline to Triton, which drops a call that is still queued after it.
 
-Triton merges the rows that several callers send at one time. What it runs is written by `pseudoword export-triton`.
+Triton merges rows that several callers send at the same time. Its model is written by `pseudoword export-triton`.
 """
 
 import time
@@ -30,9 +30,9 @@ from rpc.settings import SettingsError, read_file
 
 _logger = structlog.get_logger(__name__)
 _MAX_MESSAGE_BYTES = 2**31 - 1
-_CONFIG_S = 5.0  # for one question about the model, at the start
+_CONFIG_S = 5.0  # timeout of one request for the model's configuration, at the start
 
-# What repeating does not mend. Everything else (a process that died, memory that was short) may be over next time.
+# Codes for which a retry does not help. Every other failure (a crashed process, lack of memory) may be temporary.
 _FINAL = {
     f"StatusCode.{name}"
     for name in (
@@ -46,13 +46,13 @@ _FINAL = {
         "UNIMPLEMENTED",
     )
 }
-# Triton answers a full or slow queue with the code that a dead server has, UNAVAILABLE.
+# Triton reports a full or slow queue with UNAVAILABLE, the code of a server that is down.
 _OVERLOADED = ("Exceeds maximum queue size", "Request timeout expired")
 
 
 @dataclass(frozen=True)
 class _Precision:
-    """One precision: Triton's name on the wire, in config.pbtxt, and torch's."""
+    """One precision: Triton's name on the wire, its value in config.pbtxt, and torch's dtype."""
 
     wire: str
     config: int
@@ -68,14 +68,14 @@ _PRECISIONS: Mapping[str, _Precision] = {
 
 @dataclass(frozen=True)
 class _Served:
-    """What a Triton server says of its model: most rows of a call (0: it does not batch), precision."""
+    """A Triton server's model: the largest number of rows in a call (0: no batching), and the precision."""
 
     max_rows: int
     precision: str
 
 
 class _Endpoint:
-    """One Triton server. `rests_until` (monotonic seconds) is when one that did not answer is trusted again."""
+    """One Triton server. After a failure it is tried after all others until `rests_until` (monotonic seconds)."""
 
     def __init__(self, address: str, settings: DenoiserSettings, credentials: grpc.ChannelCredentials | None) -> None:
         self.address = address
@@ -86,16 +86,16 @@ class _Endpoint:
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
             ("grpc.keepalive_time_ms", int(settings.keepalive_s * 1000)),
             ("grpc.keepalive_timeout_ms", 5_000),
-            # Without it a new channel would take over the connection of the broken one, and its pauses.
+            # Without it, a new channel would share the broken channel's connection and its back-off.
             ("grpc.use_local_subchannel_pool", 1),
         ]
         self.connect()
 
     def connect(self) -> None:
-        """Begins anew with a connection of its own.
+        """Open a new channel with a connection of its own.
 
-        A channel whose connection broke fails calls with its last error until it has tried again, which it puts off
-        for longer and longer; a new one asks the server. Calls under way keep the old one, which closes behind them.
+        A channel whose connection broke fails calls with its last error until it reconnects, with a growing back-off; a
+        new channel connects immediately. Running calls keep the old channel, which is closed after them.
         """
         self.client: Any = InferenceServerClient(self.address, creds=self._credentials, channel_args=self._options)
 
@@ -105,11 +105,11 @@ class _Endpoint:
 
 
 class TritonDenoiser:
-    """A Denoiser that asks Triton. Loads nothing; one thread at a time calls it."""
+    """A Denoiser that calls Triton. Loads no weights; called by one thread at a time."""
 
     def __init__(self, spec: ModelSpec, settings: DenoiserSettings) -> None:
-        """Waits for a server that answers. Raises SettingsError when none does, when one serves another checkpoint or
-        another precision, or when a file of TLS cannot be read."""
+        """Wait for the first server that answers. Raises SettingsError when none does, when one serves another
+        checkpoint or precision, or when a TLS file cannot be read."""
         self._spec = spec
         self._settings = settings
         credentials = _credentials(settings)
@@ -124,14 +124,14 @@ class TritonDenoiser:
         _logger.info("denoising on Triton", endpoints=list(settings.addresses), **vars(served))
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         for endpoint in self._endpoints:
             endpoint.client.close()
 
     def predict(
         self, inputs: torch.Tensor, timesteps: torch.Tensor, hidden: torch.Tensor, *, alone: bool = False
     ) -> torch.Tensor:
-        """As Denoiser.predict. More rows than Triton takes at once travel as several calls, at one time."""
+        """See Denoiser.predict. More rows than Triton takes in one call are sent in several concurrent calls."""
         dtype = self._precision.dtype
         arrays = {
             "latents": _to_numpy(inputs, dtype),
@@ -144,14 +144,14 @@ class TritonDenoiser:
             for start in range(0, len(inputs), self._max_rows)
         ]
         if len(parts) == 1:
-            answers = [self._ask(parts[0], deadline, alone)]
+            answers = [self._call(parts[0], deadline, alone)]
         else:
             with ThreadPoolExecutor(len(parts)) as threads:
-                answers = list(threads.map(lambda part: self._ask(part, deadline, alone), parts))
+                answers = list(threads.map(lambda part: self._call(part, deadline, alone), parts))
         return _to_torch(np.concatenate(answers)).to(inputs.device, inputs.dtype)
 
-    def _ask(self, arrays: Mapping[str, np.ndarray], deadline: float, alone: bool) -> np.ndarray:
-        """The answer of the first server that gives one. Asking again is harmless: a step changes nothing there."""
+    def _call(self, arrays: Mapping[str, np.ndarray], deadline: float, alone: bool) -> np.ndarray:
+        """The result of the first server that answers. Retries are safe: a call changes nothing on the server."""
         failure: DiffusionError = _too_slow()
         for endpoint in self._attempts():
             left = deadline - time.monotonic()
@@ -162,7 +162,7 @@ class TritonDenoiser:
             except InferenceServerException as error:
                 failure = _failure(error)
                 _logger.warning(
-                    "Triton did not denoise", endpoint=endpoint.address, reason=failure.reason, error=error.message()
+                    "Triton call failed", endpoint=endpoint.address, reason=failure.reason, error=error.message()
                 )
                 if isinstance(failure, DenoiserRefused):
                     break
@@ -172,8 +172,8 @@ class TritonDenoiser:
         raise failure
 
     def _attempts(self) -> Iterator[_Endpoint]:
-        """Each server once, in the order of the settings, those that rest last; then those that rest once more: a
-        connection that broke while nobody used it fails its first call only."""
+        """Each server once, in the order of the settings, resting ones last; then the resting ones once more, because a
+        connection that broke while it was idle fails its first call only."""
         yield from sorted(self._endpoints, key=lambda endpoint: endpoint.resting)
         yield from [endpoint for endpoint in self._endpoints if endpoint.resting]
 
@@ -189,7 +189,7 @@ class TritonDenoiser:
             inputs,
             client_timeout=left_s,
             timeout=max(1, int(left_s * 1e6)),
-            # A server that was started again with another checkpoint refuses the digest.
+            # A server that was restarted with another checkpoint refuses the digest.
             parameters={"digest": self._spec.digest, "alone": alone},
         )
         endpoint.rests_until = 0.0
@@ -197,11 +197,11 @@ class TritonDenoiser:
         expected = arrays["latents"].shape
         if predicted is None or predicted.shape != expected:
             got = None if predicted is None else predicted.shape
-            raise DenoiserRefused(f"Triton's model answered {got} to latents of {expected}")
+            raise DenoiserRefused(f"Triton's model returned the shape {got} for latents of the shape {expected}")
         return predicted
 
     def _find(self) -> _Served:
-        """Asks every server once, and again until one has answered."""
+        """Request every server's configuration, and repeat until at least one has answered."""
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(InferenceServerException),
             stop=tenacity.stop_after_delay(self._settings.start_s),
@@ -209,12 +209,12 @@ class TritonDenoiser:
             reraise=True,
         )
         try:
-            return retrying(self._ask_all)
+            return retrying(self._request_configs)
         except InferenceServerException as error:
             raise SettingsError(f"no Triton server answers at {self._settings.endpoints}: {error.message()}") from None
 
-    def _ask_all(self) -> _Served:
-        """What all that answer serve alike. Raises the failure of the last one when none answers."""
+    def _request_configs(self) -> _Served:
+        """The common configuration of all servers that answer. Raises the last server's failure when none answers."""
         found: dict[str, _Served] = {}
         failure: InferenceServerException | None = None
         for endpoint in self._endpoints:
@@ -231,29 +231,35 @@ class TritonDenoiser:
             assert failure is not None
             raise failure
         if failure is not None:
-            silent = [address for address in self._settings.addresses if address not in found]
-            _logger.warning("Triton servers do not answer yet", endpoints=silent, error=failure.message())
+            missing = [address for address in self._settings.addresses if address not in found]
+            _logger.warning("Triton servers unavailable", endpoints=missing, error=failure.message())
         served = set(found.values())
         if len(served) > 1:
-            raise SettingsError(f"Triton servers differ in batch size or precision: {found}")
+            raise SettingsError(
+                f"the Triton servers differ in batch size or precision, serve the same model on all: {found}"
+            )
         return served.pop()
 
     def _check(self, address: str, config: Any) -> _Served:
-        """Raises SettingsError unless the model there takes and gives what this checkpoint needs."""
+        """Raises SettingsError unless the model at `address` has this checkpoint's digest, inputs and outputs."""
         where = f"model {self._settings.model} of Triton at {address}"
         digest = config.parameters["digest"].string_value if "digest" in config.parameters else None
         if digest != self._spec.digest:
             raise SettingsError(
-                f"{where} has another checkpoint: its weights' digest is {digest}, that of {self._spec.checkpoint} is "
-                f"{self._spec.digest}; export it again with `pseudoword export-triton`"
+                f"{where} has another checkpoint: its digest of the weights is {digest}, that of "
+                f"{self._spec.checkpoint} is {self._spec.digest}; export it again with `pseudoword export-triton`"
             )
         kinds = {given.name: given.data_type for given in (*config.input, *config.output)}
         precision = next((name for name, kind in _PRECISIONS.items() if kind.config == kinds.get("latents")), None)
         both = [kinds.get("hidden"), kinds.get("predicted")]
         if precision is None or both != [kinds["latents"]] * 2 or kinds.get("timesteps") != DataType.Value("TYPE_FP32"):
-            raise SettingsError(f"{where} is not what `pseudoword export-triton` writes: {kinds}")
+            raise SettingsError(
+                f"{where} was not written by this version's `pseudoword export-triton`, export it again: {kinds}"
+            )
         if self._settings.precision not in (None, precision):
-            raise SettingsError(f"{where} is {precision}, and denoiser.precision is {self._settings.precision}")
+            raise SettingsError(
+                f"{where} has the precision {precision}, and denoiser.precision is {self._settings.precision}"
+            )
         return _Served(max_rows=config.max_batch_size, precision=precision)
 
 
@@ -266,24 +272,24 @@ def _credentials(settings: DenoiserSettings) -> grpc.ChannelCredentials | None:
 
 
 def _failure(error: InferenceServerException) -> DiffusionError:
-    """What a failed call becomes. Only a refusal's text is passed on: other texts hold addresses."""
+    """The error for a failed call. Only a refusal's text is passed on: other texts contain addresses."""
     status, text = error.status(), error.message() or ""
     if status in _FINAL:
-        return DenoiserRefused(f"the denoiser does not take this call: {text}")
+        return DenoiserRefused(f"the denoiser refused the call: {text}")
     if any(sign in text for sign in _OVERLOADED):
-        return DenoiserUnavailable("the denoiser has more to do than it can take", reason="DENOISER_OVERLOADED")
+        return DenoiserUnavailable("the denoiser is overloaded: try again later", reason="DENOISER_OVERLOADED")
     if status == "StatusCode.DEADLINE_EXCEEDED":
         return _too_slow()
-    return DenoiserUnavailable("the denoiser does not answer")
+    return DenoiserUnavailable("the denoiser is unavailable: try again later")
 
 
 def _too_slow() -> DenoiserUnavailable:
-    return DenoiserUnavailable("the denoiser did not answer in time", reason="DENOISER_TIMEOUT")
+    return DenoiserUnavailable("the denoiser did not answer in time: try again later", reason="DENOISER_TIMEOUT")
 
 
 def _to_numpy(tensor: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
     here = tensor.to("cpu", dtype).contiguous()
-    if dtype is torch.bfloat16:  # which numpy has not
+    if dtype is torch.bfloat16:  # numpy has no bfloat16
         return here.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return here.numpy()
 

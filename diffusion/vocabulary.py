@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer and description, for a server that reads prompts and computes nothing."""
+"""A checkpoint's tokenizer and description, for a server that validates prompts and does not compute."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,8 @@ _TABLE = "token_embedding.weight"
 
 
 class Vocabulary:
-    """What a checkpoint reads, without its weights but for the text encoder's rows, from which the digest is made."""
+    """A checkpoint's tokenizer and description. Of the weights, only the text encoder's rows are read, for the
+    digest."""
 
     def __init__(self, spec: ModelSpec, tokenizer: PromptTokenizer) -> None:
         self.spec = spec
@@ -29,7 +30,8 @@ class Vocabulary:
 
     @classmethod
     def load(cls, source: str | None, *, revision: str | None = None) -> Self:
-        """Of a folder or a hub id; None: the bundled miniature. `spec.digest` is empty. Raises CheckpointInvalid."""
+        """Load the vocabulary of a folder or a hub id; None: the bundled miniature. `spec.digest` is empty. Raises
+        CheckpointInvalid."""
         place = place_of(source)
         try:
             index = read_index(place, revision)
@@ -53,13 +55,13 @@ class Vocabulary:
             spec = describe(place, configs, table, digest="")
         except CheckpointInvalid:
             raise
-        except Exception as error:  # whatever the libraries raise for a bad folder, id or file
+        except Exception as error:  # the libraries raise many types for a bad folder, id or file
             raise not_a_checkpoint(place, error) from error
         return cls(spec, PromptTokenizer(tokenizer, spec.encoders[0].length))
 
 
 def _table(place: str, revision: str | None) -> torch.Tensor:
-    """The text encoder's own rows [entries, dims]; of the file that holds them no other tensor is read."""
+    """The text encoder's own rows [entries, dims]; no other tensor of their file is read."""
     index = _file(place, f"{_WEIGHTS}.index.json", revision, optional=True)
     name = _WEIGHTS
     if index is not None:
@@ -68,13 +70,13 @@ def _table(place: str, revision: str | None) -> torch.Tensor:
     path = _file(place, name, revision)
     assert path is not None
     with safe_open(path, "pt") as opened:
-        key = next(key for key in opened.keys() if key.endswith(_TABLE))  # noqa: SIM118, it is no mapping
+        key = next(key for key in opened.keys() if key.endswith(_TABLE))  # noqa: SIM118, it is not a mapping
         table: torch.Tensor = opened.get_tensor(key)
     return table.float()
 
 
 def _file(place: str, name: str, revision: str | None, *, optional: bool = False) -> Path | None:
-    """A file of the text encoder; None where it is optional and missing."""
+    """A file of the text encoder; None when it is optional and missing."""
     local = Path(place) / _ENCODER / name
     if local.is_file():
         return local

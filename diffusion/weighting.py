@@ -1,7 +1,7 @@
-r"""The notation that people use for weights in a prompt. Pure.
+r"""The common notation for weights in a prompt. Pure.
 
-`(text)` weighs 1.1 times, `[text]` 1.1 times less, `(text:1.3)` 1.3 times; they nest. `\(`, `\)`, `\[`, `\]` and `\\`
-are ordinary characters, and so is a bracket without its partner.
+`(text)` multiplies the weight by 1.1, `[text]` divides it by 1.1, `(text:1.3)` multiplies it by 1.3; brackets nest.
+`\(`, `\)`, `\[`, `\]` and `\\` are ordinary characters, and so is an unpaired bracket.
 """
 
 import re
@@ -21,16 +21,16 @@ class Weighted:
 
 
 def read_weights(text: str) -> Sequence[Weighted]:
-    """`text` without its weight signs, cut where the weight changes; neighbours never have the same weight."""
+    """`text` without its weight signs, split where the weight changes; neighbours never have the same weight."""
     found: list[Weighted] = []
-    opened: list[tuple[str, int]] = []  # bracket, and how many stretches came before it
+    opened: list[tuple[str, int]] = []  # bracket, and the number of stretches before it
 
     def close(bracket: str, factor: float, shown: str) -> None:
         if not opened or opened[-1][0] != bracket:
             found.append(Weighted(shown, 1.0))
             return
         _, start = opened.pop()
-        # The bracket itself was kept as a stretch, in case it would never be closed.
+        # The opening bracket was kept as a stretch, in case it is never closed: drop it.
         inner = [Weighted(one.text, one.weight * factor) for one in found[start + 1 :]]
         found[start:] = inner
 

@@ -1,4 +1,4 @@
-"""Words in the text encoder: vectors are written into the rows of one batch's embeddings, and nothing remains."""
+"""Words in the text encoder: vectors are written into the rows of one batch's embeddings; nothing persists."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from torch import nn
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """`vectors` [n, dims] go to the positions `position` ... `position + n - 1` of the batch's row `row`."""
+    """`vectors` [n, dims] replace the positions `position` ... `position + n - 1` of the batch's row `row`."""
 
     row: int
     position: int
@@ -19,10 +19,10 @@ class Placement:
 
 
 class WordEmbedding(nn.Module):
-    """Stands in the place of an encoder's token embedding, which it holds unchanged.
+    """Replaces an encoder's token embedding, which it wraps unchanged.
 
-    CLIPTextModel takes token ids only, so this is where vectors that have no id come in. Gradients flow back to them.
-    Threads do not see each other's placements.
+    CLIPTextModel takes token ids only, so vectors without an id are inserted here. Gradients flow back to them.
+    Placements are thread-local.
     """
 
     def __init__(self, table: nn.Embedding) -> None:
@@ -37,7 +37,7 @@ class WordEmbedding(nn.Module):
 
     @contextmanager
     def placed(self, placements: Sequence[Placement]) -> Iterator[None]:
-        """Until the context ends, this thread's forward passes carry `placements`."""
+        """Within the context, this thread's forward passes use `placements`."""
         self._here.placements = placements
         try:
             yield

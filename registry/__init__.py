@@ -1,4 +1,4 @@
-"""The registry server: versions of words over the commit log, read and watched over gRPC.
+"""The registry server: the catalogue of words over the commit log, served over gRPC.
 
-Loads no torch, directly or indirectly.
+Imports no torch, directly or indirectly.
 """

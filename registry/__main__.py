@@ -1,4 +1,4 @@
-"""`python -m registry`: the registry."""
+"""`python -m registry`: runs the registry server."""
 
 from registry.app import Registry
 from registry.settings import RegistrySettings

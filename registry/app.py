@@ -1,4 +1,4 @@
-"""The registry server, from a store that has not been probed to a closed ledger."""
+"""The life cycle of the registry server."""
 
 from pseudoword.registry.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
 
@@ -18,7 +18,7 @@ SERVICE = "pseudoword.registry.v1.RegistryService"
 
 
 class Registry(App):
-    """A registry on its store."""
+    """A registry server on its store."""
 
     def __init__(self, settings: RegistrySettings) -> None:
         """Raises SettingsError."""

@@ -1,4 +1,4 @@
-"""The catalogue as the rpcs use it: commands in, rows of one moment out, pages of lists."""
+"""The catalogue for the rpcs: commits commands, reads rows, pages lists, and stores blobs."""
 
 import asyncio
 import sqlite3
@@ -29,7 +29,7 @@ M = TypeVar("M", bound=Message)
 
 @dataclass(frozen=True, kw_only=True)
 class Page(Generic[M]):
-    """A page of a list, `token` empty at the end, and the revision that all its pages show."""
+    """A page of a list. `token` is empty at the end; all pages of the list show `revision`."""
 
     items: Sequence[M]
     token: str
@@ -44,14 +44,14 @@ class CatalogueStore(LedgerStore[Command]):
         self._blobs = blobs
 
     async def commit(self, tenant: str, command: Command, request: Any, context: Context) -> Result:
-        """Commits `command`, which `request` asks for. Raises what the state machine refuses with, and StorageErrors.
+        """Commit `command` for `request`. Raises the state machine's errors, and StorageErrors.
 
-        A commit that takes longer than the caller's deadline is answered before that ends.
+        Times out early enough before the caller's deadline that the error still reaches the caller.
         """
         return await self._commit(tenant, command, request, context)
 
     async def still_at(self, revisions: list[Revision], max_staleness: timedelta | None = None) -> bool:
-        """Whether reads begun now, of each revision's shard, would show just that revision; see Ledger.revision."""
+        """Whether a read started now of each revision's shard would show the same revision; see Ledger.revision."""
         return [await self.ledger.revision(at.shard, max_staleness=max_staleness) for at in revisions] == revisions
 
     async def page(
@@ -66,11 +66,11 @@ class CatalogueStore(LedgerStore[Command]):
         exists: Callable[[sqlite3.Connection], Any] | None = None,
         max_staleness: timedelta | None = None,
     ) -> Page[M]:
-        """The page that a List request asks for.
+        """The page of a List request.
 
-        `fetch(db, at, after, limit)` gives rows as they were at the place `at`, those after the one whose `key` is
-        `after` (`first` for the first page). All pages show the first one's revision. `exists` raises where there is no
-        such list; only a first page asks. Raises InvalidArgument, OutOfRange, StoreChanged.
+        `fetch(db, at, after, limit)` gives rows as they were at the place `at`, those after the row whose `key` is
+        `after` (`first` for the first page). All pages show the first page's revision. `exists` raises when the list's
+        parent does not exist; it is called for the first page only. Raises InvalidArgument, OutOfRange, StoreChanged.
         """
         found = Violations()
         size = page_size(found, request)
@@ -88,7 +88,7 @@ class CatalogueStore(LedgerStore[Command]):
                 exists(db)
             return fetch(db, at, after, size + 1)
 
-        # A later page is read strongly: this view may be of another replica, and behind.
+        # A later page is read strongly: the first page may come from another replica, and this view may be behind it.
         rows, now = await self.read(tenant, work, max_staleness if cursor is None else None)
         if shown is not None and shown.place > now.place:
             raise RevisionAhead(f"revision {shown} is ahead of the log, which is at {now}", revision=str(shown))
@@ -103,10 +103,10 @@ class CatalogueStore(LedgerStore[Command]):
         return await asyncio.to_thread(self._blobs.put, tenant, data)
 
     async def drop_blob(self, blob: Blob) -> None:
-        """Remove a blob that certainly no entry names. What cannot be removed is left to the collector."""
+        """Delete a blob that certainly no entry names. If that fails, garbage collection deletes it later."""
         with suppress(StorageError):
             await asyncio.to_thread(self._blobs.delete, blob)
 
     async def get_blob(self, name: str) -> bytes:
-        """A blob's bytes, checked. Raises Damaged, ObjectMissing and other StorageErrors."""
+        """A blob's bytes, verified. Raises Damaged, ObjectMissing and other StorageErrors."""
         return await asyncio.to_thread(self._blobs.get, name)

@@ -1,12 +1,12 @@
-"""Layouts of files that hold vectors: which one a file has, and the same vectors in another one.
+"""Layouts of files with vectors: recognises the layout of a file, and exports vectors in another layout.
 
 layout      tensors of the file
-native      one for each encoder, under the encoder's name: what is stored
+native      one for each encoder, under the encoder's name: the stored file
 diffusers   one; its name becomes the token
 kohya       emb_params                 Stable Diffusion 1.x, 2.x; clip_l and clip_g for SDXL
 onetrainer  emp_params (sic)           Stable Diffusion 1.x; clip_l and clip_g for SDXL
 comfyui     clip_l, clip_g, t5xxl      also A1111's for SDXL
-a1111       a pickle, which registry/pickles.py reads: emb_params, or clip_l and clip_g
+a1111       a pickle, read by registry/pickles.py: emb_params, or clip_l and clip_g
 """
 
 import hashlib
@@ -46,7 +46,7 @@ NAMES: Mapping[int, str] = {
 FIRST_ENCODER = "text_encoder"
 _ENCODER = re.compile(r"text_encoder(_[23])?")
 _ONE_TENSOR = {KOHYA: "emb_params", ONETRAINER: "emp_params"}
-# The pipeline's encoders in order, by what the file holds: SD 1.x; SDXL; SD3; FLUX.
+# A file's tensors, in the order of the pipeline's encoders: SD 1.x; SDXL; SD3; FLUX; the second encoder of SDXL alone.
 _COMFYUI: Sequence[tuple[str, ...]] = (
     ("clip_l",),
     ("clip_l", "clip_g"),
@@ -55,7 +55,7 @@ _COMFYUI: Sequence[tuple[str, ...]] = (
     ("clip_g",),
 )
 _COMFYUI_DIMENSIONS = {"clip_l": 768, "clip_g": 1280, "t5xxl": 4096}
-# ModelSpec's names of architectures, and the picture sizes that they were trained at.
+# ModelSpec's names of architectures, and their training resolutions.
 _ARCHITECTURES = {
     "stable-diffusion-1": ("stable-diffusion-v1", "512x512"),
     "stable-diffusion-2": ("stable-diffusion-v2-512", "512x512"),
@@ -73,20 +73,21 @@ class File:
 
 
 def check_format(found: Violations, layout: Format) -> None:
-    """Adds a violation for a number that is no layout."""
+    """Add a violation for a number that is not a layout."""
     if layout not in registry_pb2.EmbeddingFormat.values():
-        found.add("format", f"{layout} is no format of embeddings")
+        found.add("format", f"{layout} is not an EmbeddingFormat")
 
 
 def is_a1111(tensors: Mapping[str, Vectors]) -> bool:
-    """Whether a pickle's tensors are named as in A1111's files."""
+    """Whether a pickle's tensors have the names of A1111's files."""
     return set(tensors) == {"emb_params"} or any(set(order) == set(tensors) for order in _COMFYUI)
 
 
 def recognise(tensors: Mapping[str, Vectors], layout: Format) -> tuple[Format, dict[str, Vectors]]:
     """The layout of a file with these tensors, and the tensors under their encoders' names.
 
-    `layout` unspecified: found out from the names. Raises InvalidArgument (LAYOUT_UNKNOWN, LAYOUT_MISMATCH).
+    If `layout` is unspecified, it is recognised by the tensors' names. Raises InvalidArgument (LAYOUT_UNKNOWN,
+    LAYOUT_MISMATCH).
     """
     names = set(tensors)
     if layout == UNSPECIFIED:
@@ -104,7 +105,7 @@ def recognise(tensors: Mapping[str, Vectors], layout: Format) -> tuple[Format, d
     if layout in _ONE_TENSOR and names == {_ONE_TENSOR[layout]}:
         return layout, {FIRST_ENCODER: tensors[_ONE_TENSOR[layout]]}
     raise InvalidArgument(
-        f"the file's tensors ({_listed(names)}) are not those of the layout {NAMES[layout]}",
+        f"the file's tensors ({_listed(names)}) do not have the layout {NAMES[layout]}: give the right format, or none",
         reason="LAYOUT_MISMATCH",
         metadata={"layout": NAMES[layout], "tensors": _listed(names)},
         violations=[("data", f"its tensors are {_listed(names)}")],
@@ -122,7 +123,7 @@ def _layout_of(names: set[str]) -> Format:
     if len(names) == 1:
         return DIFFUSERS
     raise InvalidArgument(
-        f"no known layout has the tensors {_listed(names)}",
+        f"the tensors {_listed(names)} do not have a known layout: rename them, or give the format",
         reason="LAYOUT_UNKNOWN",
         metadata={"tensors": _listed(names)},
         violations=[("data", f"its tensors are {_listed(names)}")],
@@ -132,13 +133,17 @@ def _layout_of(names: set[str]) -> Format:
 def fill_encoders(
     found: Violations, field: str, model: resources_pb2.BaseModel, tensors: Mapping[str, Vectors]
 ) -> None:
-    """Complete `model` from the tensors: vectors of each encoder, and all encoders where the caller named none.
+    """Complete `model` from the tensors: the number of vectors of each encoder, and all encoders if the caller named
+    none.
 
-    What does not agree with the tensors, and tensors that are no encoder's, is added to `found`.
+    Adds violations for encoders that do not match the tensors, and for tensors that do not belong to an encoder.
     """
     wrong = sorted(name for name in tensors if not _ENCODER.fullmatch(name))
     if wrong:
-        found.add(f"{field}.encoders", f"no text encoder is called {_listed(wrong)}; {_ENCODER.pattern} is one's name")
+        found.add(
+            f"{field}.encoders",
+            f"the tensors {_listed(wrong)} do not have names of text encoders; a name must match {_ENCODER.pattern}",
+        )
         return
     if not model.encoders:
         for name, vectors in sorted(tensors.items()):
@@ -146,16 +151,16 @@ def fill_encoders(
         return
     named = [encoder.name for encoder in model.encoders]
     if sorted(named) != sorted(tensors):
-        found.add(f"{field}.encoders", f"are {_listed(named)}, and the file has tensors for {_listed(tensors)}")
+        found.add(f"{field}.encoders", f"name {_listed(named)}, and the file has tensors for {_listed(tensors)}")
         return
     for index, encoder in enumerate(model.encoders):
         count, dimensions = tensors[encoder.name].shape
         if encoder.dimensions != dimensions:
-            text = f"{encoder.dimensions} is not the {dimensions} of the file's tensor"
+            text = f"is {encoder.dimensions}, and the file's tensor has {dimensions} dimensions"
             found.add(f"{field}.encoders[{index}].dimensions", text)
         if encoder.vectors not in (0, count):
             found.add(
-                f"{field}.encoders[{index}].vectors", f"{encoder.vectors} is not the {count} of the file's tensor"
+                f"{field}.encoders[{index}].vectors", f"is {encoder.vectors}, and the file's tensor has {count} vectors"
             )
         encoder.vectors = count
 
@@ -163,8 +168,8 @@ def fill_encoders(
 def export(stored: bytes, tensors: Mapping[str, Vectors], version: Version, layout: Format) -> File:
     """A version's vectors in a layout; `stored` is its native file.
 
-    Raises FailedPrecondition (LAYOUT_UNFIT) when the layout has no place for them, and InvalidArgument
-    (LAYOUT_IMPORT_ONLY) for A1111's.
+    Raises FailedPrecondition (LAYOUT_UNFIT) when the layout cannot hold them, and InvalidArgument (LAYOUT_IMPORT_ONLY)
+    for A1111's.
     """
     layout = layout or DIFFUSERS
     name = VersionName.parse(version.name)
@@ -172,7 +177,7 @@ def export(stored: bytes, tensors: Mapping[str, Vectors], version: Version, layo
     if layout == NATIVE:
         return File(data=stored, format=layout, filename=filename)
     if layout == A1111:
-        why = "A1111's .pt is a pickle and is never written; A1111 reads the layouts kohya and comfyui as well"
+        why = "A1111's .pt is a pickle and is never written; use kohya or comfyui, which A1111 also reads"
         raise InvalidArgument(
             f"format: {why}", reason="LAYOUT_IMPORT_ONLY", metadata={"layout": "a1111"}, violations=[("format", why)]
         )
@@ -186,7 +191,7 @@ def _exported_name(layout: Format, encoder: str, name: VersionName, tensors: Map
         found = [key for key, known in _COMFYUI_DIMENSIONS.items() if known == dimensions]
         if found:
             return found[0]
-        why = f"its encoder {encoder} has {dimensions} dimensions, and the layout's have 768, 1280 or 4096"
+        why = f"its encoder {encoder} has {dimensions} dimensions, and the layout holds 768, 1280 or 4096"
     elif len(tensors) == 1:
         return f"<{name.concept}>" if layout == DIFFUSERS else _ONE_TENSOR[layout]
     else:
@@ -199,7 +204,7 @@ def _exported_name(layout: Format, encoder: str, name: VersionName, tensors: Map
 
 
 def _metadata(tensors: Mapping[str, Vectors], version: Version) -> dict[str, str]:
-    """ModelSpec 1.0.1, as far as it is known, and where the file comes from."""
+    """The file's metadata: ModelSpec 1.0.1, as far as it is known, and the version."""
     name = VersionName.parse(version.name)
     architecture, resolution = _ARCHITECTURES.get(version.base_model.family, (version.base_model.family, ""))
     body = b"".join(tensors[key].astype("<f4").tobytes() for key in sorted(tensors))

@@ -1,8 +1,9 @@
-"""Garbage collection: what no version needs is condemned in the log first, and deleted by a later run.
+"""Garbage collection of a registry: a blob that no version needs is first condemned in the log, and deleted by a later
+run.
 
-A blob without an entry may belong to a publisher that sleeps between its upload and its commit. Once it is condemned
-that commit is refused, and the publisher uploads anew; so nothing that an entry names is ever deleted, however long
-anybody sleeps.
+A blob without an entry may belong to a publisher that is suspended between its upload and its commit. Once the blob is
+condemned, that commit is refused and the publisher uploads again. Therefore no blob that an entry names is ever
+deleted, even if a publisher is suspended for arbitrarily long.
 """
 
 import asyncio
@@ -22,17 +23,17 @@ from storage.objects.blobs import tenant_of
 
 GRACE = timedelta(hours=24)
 _PAGE = 1000
-# An entry holds their names with room to spare.
+# The names of this many blobs fit one entry with room to spare.
 _MAX_BLOBS_PER_ENTRY = 200
 _COMMIT_S = 60.0
 
 
 class Collector:
-    """One run over a registry's store. Any number of replicas, publishers and other collectors may run beside it."""
+    """One run over a registry's store. Replicas, publishers and other collectors may run at the same time."""
 
     def __init__(self, ledger: Ledger[Command], store: ObjectStore, *, grace: timedelta, dry_run: bool) -> None:
-        """`grace`, by the store's clock: how old an upload must be to be condemned, and how long it was condemned
-        before it is deleted."""
+        """`grace`, by the store's clock: the age at which an unneeded upload is condemned, and the time from then until
+        it is deleted."""
         self._ledger = ledger
         self._store = store
         self._grace = grace
@@ -40,7 +41,7 @@ class Collector:
         self._done = Collection()
 
     async def run(self) -> Collection:
-        """Look at every blob once. Raises StorageErrors; what was done until then is done."""
+        """Process every blob once. Raises StorageErrors; deletions made before the error remain."""
         now = await asyncio.to_thread(self._store.now)
         last = ""
         while page := await asyncio.to_thread(self._store.list, "t/", start_after=last, limit=_PAGE):
@@ -91,7 +92,7 @@ class Collector:
                 )
                 break
             except FailedPrecondition as refusal:
-                # Published since it was looked at.
+                # A version was published with this blob since the view was read.
                 names.remove(refusal.metadata["blob"])
                 self._done.in_use += 1
         self._done.condemned += names

@@ -11,26 +11,28 @@ from rpc.settings import ServerSettings, Settings
 
 
 class QuotaSettings(BaseModel, frozen=True, extra="forbid"):
-    """What a tenant may keep unless it has quotas of its own."""
+    """Default quotas of a tenant."""
 
-    concepts: int = Field(default=10_000, ge=1, description="Most concepts, soft-deleted ones included")
+    concepts: int = Field(
+        default=10_000, ge=1, description="Largest number of concepts of a tenant, soft-deleted ones included"
+    )
     versions_per_concept: int = Field(
-        default=10_000, ge=1, description="Most versions of one concept, yanked ones included"
+        default=10_000, ge=1, description="Largest number of versions of a concept, yanked ones included"
     )
     embedding_bytes: int = Field(
-        default=10 * 2**30, ge=1, description="Most bytes of embeddings, all versions together"
+        default=10 * 2**30, ge=1, description="Largest total size of a tenant's embeddings, in bytes"
     )
 
 
 class SignatureSettings(BaseModel, frozen=True, extra="forbid"):
-    """Who must have signed what is published."""
+    """Signatures of published versions."""
 
     keys: Path | None = Field(
         default=None,
-        description="TOML file of Ed25519 public keys; with one, every signature of a published version must be by one "
-        "of them",
+        description="TOML file of Ed25519 public keys; with it, every signature of a published version must be valid "
+        "for one of them",
     )
-    required: bool = Field(default=False, description="Whether a version without a signature is refused; needs keys")
+    required: bool = Field(default=False, description="Whether versions without a signature are refused; needs keys")
 
     @model_validator(mode="after")
     def _required_needs_keys(self) -> Self:
@@ -40,20 +42,21 @@ class SignatureSettings(BaseModel, frozen=True, extra="forbid"):
 
 
 class RegistrySettings(Settings):
-    """Registry: every version of every word, in a folder or an S3 bucket."""
+    """Registry: all versions of all words, in a folder or an S3 bucket."""
 
     server: ServerSettings = ServerSettings(listen="127.0.0.1:7361")
     store: StoreSettings = StoreSettings(address=str(Path("pseudoword-data") / "store"))
     s3: S3Settings = S3Settings()
     quotas: QuotaSettings = QuotaSettings()
     keep_deleted: timedelta = Field(
-        default=timedelta(days=30), description="How long a soft-deleted concept is kept before it may be purged"
+        default=timedelta(days=30), description="Time after which a soft-deleted concept may be purged"
     )
     signatures: SignatureSettings = SignatureSettings()
     import_pickles: bool = Field(
         default=False,
-        description="Whether ImportVersion reads A1111's .pt, which is a pickle: by a child process without rights",
+        description="Whether ImportVersion reads A1111's .pt files, which are pickles, in a child process without "
+        "rights",
     )
     commit_timeout: timedelta = Field(
-        default=timedelta(seconds=30), description="Longest wait for a commit of a call that has no deadline"
+        default=timedelta(seconds=30), description="Longest wait for a commit of a call without a deadline"
     )

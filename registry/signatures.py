@@ -1,4 +1,4 @@
-"""Which signatures a version needs to be published."""
+"""The signatures that a version needs to be published."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -12,7 +12,7 @@ from storage.signatures import Keys, KeysInvalid
 
 
 class SignaturePolicy:
-    """Without `keys`, signatures are kept as they are given: who verifies has keys of its own."""
+    """Without `keys`, signatures are stored unverified, for clients that verify them with their own keys."""
 
     def __init__(self, keys: Keys | None, *, required: bool) -> None:
         self._keys = keys
@@ -20,7 +20,7 @@ class SignaturePolicy:
 
     @classmethod
     def of(cls, settings: SignatureSettings) -> Self:
-        """Raises SettingsError for a key file that cannot be used."""
+        """Raises SettingsError for an unusable key file."""
         try:
             keys = None if settings.keys is None else Keys.read(settings.keys)
         except KeysInvalid as error:
@@ -28,8 +28,8 @@ class SignaturePolicy:
         return cls(keys, required=settings.required)
 
     def check(self, signatures: Sequence[resources_pb2.Signature], tensors_digest: str) -> None:
-        """Raises InvalidArgument (SIGNATURE_INVALID) for any that does not verify, FailedPrecondition
-        (SIGNATURE_REQUIRED) where there is none and one is needed."""
+        """Raises InvalidArgument (SIGNATURE_INVALID) for a signature that does not verify, FailedPrecondition
+        (SIGNATURE_REQUIRED) when a signature is required and there is none."""
         if self._keys is None:
             return
         faults = [self._keys.fault(tensors_digest, signature) for signature in signatures]
@@ -40,7 +40,7 @@ class SignaturePolicy:
             )
         if self._required and not signatures:
             raise FailedPrecondition(
-                f"this registry takes signed versions only: sign the tensors digest {tensors_digest}",
+                f"this registry accepts signed versions only: sign the tensors digest {tensors_digest}",
                 reason="SIGNATURE_REQUIRED",
                 metadata={"tensors_digest": tensors_digest},
             )

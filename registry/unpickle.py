@@ -1,10 +1,9 @@
-"""`python -I -m registry.unpickle`: a file that torch.save wrote on standard input, its tensors as safetensors on
-standard output. Exit status 3 with one line on standard error for a file that is refused.
+"""`python -I -m registry.unpickle`: reads a file of torch.save from standard input, and writes its tensors as
+safetensors to standard output. For a refused file: exit status 3, and one line on standard error.
 
-Nothing that a pickle names is ever imported or called: the unpickler knows the few names that an embedding needs, and
-for each a function of this module, which makes numpy arrays. Run as a process of its own, that can open nothing (no
-file, no socket), start nothing and take little memory and time; so that what a pickle could do if all that were wrong
-is nothing either.
+Nothing that a pickle names is ever imported or called: the unpickler maps the few names that an embedding needs to
+functions of this module, which make numpy arrays. As a second line of defence it runs as a process of its own, which
+cannot open anything (no file, no socket), cannot start a process, and has little memory and time.
 """
 
 import io
@@ -24,7 +23,7 @@ import numpy.typing as npt
 from storage.tensors import MAX_FILE_BYTES, write_tensors
 
 REFUSED = 3
-# The name under which a single vector of an A1111 file is written.
+# The name of the tensor that is written for the single embedding of an A1111 file.
 SINGLE = "emb_params"
 
 _CPU_S = 5
@@ -37,19 +36,19 @@ Array = npt.NDArray[Any]
 
 
 class Refused(Exception):
-    """The file is not an embedding, or asks for what no embedding needs."""
+    """The file is not an embedding, or names something that an embedding does not need."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Kind:
-    """A torch storage class: numpy's type of its numbers, and whether they are the upper halves of fp32."""
+    """A torch storage class: the numpy type of its numbers, and whether they are the upper halves of fp32."""
 
     dtype: str
     upper_half: bool = False
 
 
 class _Parameters:
-    """Stands for torch.nn's ParameterDict: what it holds, by name."""
+    """Stands in for torch.nn's ParameterDict: `items` has its content by name."""
 
     def __setstate__(self, state: Any) -> None:
         found = state.get("_parameters") if isinstance(state, dict) else None
@@ -65,7 +64,7 @@ def _set(*arguments: Any) -> set[Any]:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Array:
-    """What torch._utils._rebuild_tensor_v2 makes; only of tensors that lie in their storage row by row."""
+    """Stands in for torch._utils._rebuild_tensor_v2; for contiguous, row-major tensors only."""
     if not isinstance(storage, np.ndarray) or not all(type(size) is int and size > 0 for size in (*shape, *strides)):
         raise Refused("a tensor has no storage or no shape")
     count, step = 1, 1
@@ -80,7 +79,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Arr
 
 def _parameter(data: Any, *_: Any) -> Array:
     if not isinstance(data, np.ndarray):
-        raise Refused("a parameter is no tensor")
+        raise Refused("a parameter is not a tensor")
     return data
 
 
@@ -119,16 +118,16 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read(data: bytes) -> dict[str, Array]:
-    """The tensors of a file that torch.save wrote, fp32 [vectors, dimensions], by name. Raises Refused.
+    """The tensors of a file of torch.save, fp32 [vectors, dimensions], by name. Raises Refused.
 
-    A1111's and the first textual inversion's (`string_to_param`: SINGLE), SDXL's (`clip_l`, `clip_g`), and diffusers'
-    learned_embeds.bin (the token).
+    Supports the files of A1111 and of the original textual inversion (`string_to_param`; the name is SINGLE), of SDXL
+    (`clip_l`, `clip_g`), and diffusers' learned_embeds.bin (the name is the token).
     """
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
         members = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-        raise Refused(f"it is no zip archive, as torch.save writes since 1.6 ({error})") from None
+        raise Refused(f"it is not a zip archive, the format of torch.save since torch 1.6 ({error})") from None
     if len(members) > _MAX_MEMBERS or sum(member.file_size for member in members) > MAX_FILE_BYTES:
         raise Refused("it holds more than an embedding does")
     pickles = [member for member in members if member.filename.endswith("/data.pkl")]
@@ -146,7 +145,7 @@ def read(data: bytes) -> dict[str, Array]:
         found = _Unpickler(io.BytesIO(member("data.pkl")), lambda key: member(f"data/{key}")).load()
     except Refused:
         raise
-    except Exception as error:  # a pickle can fail in every way there is
+    except Exception as error:  # a pickle can raise any exception
         raise Refused(f"its pickle is damaged ({type(error).__name__})") from None
     return _named(found)
 
@@ -169,23 +168,24 @@ def _named(found: Any) -> dict[str, Array]:
 
 
 def confine() -> None:
-    """From here on this process can open nothing, start nothing, write no file, and take little memory and time."""
+    """Restrict this process: it can no longer open or write a file, open a socket or start a process, and its memory
+    and time are limited."""
     for kind, limit in (
         (resource.RLIMIT_AS, _MEMORY_BYTES),
         (resource.RLIMIT_CPU, _CPU_S),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NPROC, 0),
-        # No descriptor is free: no file, no socket, no pipe. Those that are open stay.
+        # No new descriptor: no file, socket or pipe can be opened. Open descriptors stay open.
         (resource.RLIMIT_NOFILE, 0),
     ):
         resource.setrlimit(kind, (limit, limit))
 
 
 def main() -> int:
-    """Reads standard input, answers on standard output."""
+    """Read standard input, write standard output; returns the exit status."""
     data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
-    # Loaded now, since nothing can be opened afterwards.
+    # Loads the codec now, because no file can be opened afterwards.
     b"names of a zip archive's members".decode("cp437")
     confine()
     try:

@@ -1,4 +1,4 @@
-"""What the three servers share: the app's life, TLS, identity, errors, metrics, logs, stores and pages.
+"""Parts that the three servers share: life cycle, TLS, identity, errors, metrics, logs, stores and pages.
 
-Knows no server's messages, and no torch.
+Imports no server's messages and no torch.
 """

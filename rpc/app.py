@@ -1,4 +1,4 @@
-"""What the three servers have in common: parts are opened in order, served, drained, closed in the opposite order."""
+"""The life cycle of a server: its parts are opened in order, it serves, it drains, and closes its parts in reverse."""
 
 import asyncio
 import sys
@@ -29,7 +29,7 @@ class App(ABC):
     async with SomeApp(settings) as app:
         await app.run_until_signalled()         # it serves at app.server.address
 
-    Whatever `_open` opens it enters into `_stack`, which is left in the opposite order.
+    `_open` registers everything that it opens on `_stack`, which closes it in reverse order.
     """
 
     def __init__(self, server: Server) -> None:
@@ -39,7 +39,7 @@ class App(ABC):
         self._crash: BaseException | None = None
 
     async def __aenter__(self) -> Self:
-        """Opens everything and serves. Raises SettingsError, also for a store that cannot be used."""
+        """Open all parts and serve. Raises SettingsError, also for an unusable store."""
         try:
             await self._open()
         except BaseException:
@@ -51,8 +51,8 @@ class App(ABC):
         await self._stack.aclose()
 
     async def run_until_signalled(self) -> None:
-        """Serves until SIGTERM, then drains. Raises StoreReplaced when the store was replaced under the server, and the
-        error of a background task that has died."""
+        """Serve until SIGTERM, then drain. Raises StoreReplaced when the store was replaced while the server ran, and
+        the error of a failed background task."""
         await self.server.run_until_signalled(self._drain)
         for ledger in self._ledgers:
             ledger.refuse_replaced()
@@ -62,16 +62,16 @@ class App(ABC):
 
     @abstractmethod
     async def _open(self) -> None:
-        """Opens what the server needs, starts it, and marks it ready."""
+        """Open the server's parts, start the server and mark it ready."""
 
     async def _drain(self) -> None:  # noqa: B027, most servers have nothing to drain
-        """Finishes what was accepted, or leaves it to another server. May be called twice."""
+        """Finish the accepted work, or hand it over to another server. May be called twice."""
 
     async def _open_ledger(
         self, store: StoreSettings, s3: S3Settings, state_machine: StateMachine[C], *, shards: int, alone: bool = False
     ) -> tuple[ObjectStore, Ledger[C]]:
-        """Opens a probed store and its ledger; the server ends when the store is replaced by another one. `alone`: no
-        second server of this machine can use the store. Raises SettingsError."""
+        """Open a store, probe it, and open its ledger. The server stops when the store is replaced by another one.
+        `alone`: no second server on this machine can use the store. Raises SettingsError."""
         opened = await asyncio.to_thread(open_fit_store, store, s3)
         self._stack.callback(opened.close)
         ledger = await asyncio.to_thread(
@@ -83,17 +83,17 @@ class App(ABC):
         return opened, ledger
 
     async def _serve(self) -> None:
-        """Binds the server's address; what was opened before is closed after the last call has ended."""
+        """Bind the server's address. Parts that were opened before are closed after the last call has ended."""
         await self.server.start()
         self._stack.push_async_callback(self.server.stop, grace_s=0)
 
     def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        """Runs `work` until what was opened after it is closed. If it dies, the server ends."""
+        """Run `work` until the parts opened after it are closed. If it fails, the server stops."""
         task = asyncio.create_task(work)
 
         def ended(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and (error := task.exception()) is not None:
-                _logger.critical("a background task has died; the server ends", exc_info=error)
+                _logger.critical("background task failed, stopping the server", exc_info=error)
                 self._crash = error
                 self.server.end()
 
@@ -106,8 +106,8 @@ class App(ABC):
 
 
 def run(name: str, make: Callable[[S], App], load: Callable[[], S]) -> None:
-    """Runs the server called `name` in this process until it is signalled. A SettingsError, and a store that was
-    replaced under the server, end the process with the message and status 2."""
+    """Run the server `name` in this process until it is signalled. A SettingsError, and a store that was replaced while
+    the server ran, end the process with a message on standard error and exit status 2."""
     try:
         settings = load()
         configure(name, settings.server.log_level, settings.server.log_format)
@@ -120,7 +120,7 @@ def run(name: str, make: Callable[[S], App], load: Callable[[], S]) -> None:
 
 
 async def _serve(make: Callable[[S], App], settings: S) -> None:
-    # grpc.aio takes the event loop that it is made on.
+    # grpc.aio binds a server to the event loop in which it is created.
     async with make(settings) as app:
         await app.run_until_signalled()
 

@@ -1,4 +1,4 @@
-"""How one of our servers calls another: address, token, TLS, on whose behalf."""
+"""Calls from one pseudoword server to another: address, token, TLS, and the caller that it acts for."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from rpc.settings import SettingsError, is_loopback, read_file
 
 MAX_MESSAGE_BYTES = 16 * 2**20
 
-# Only what may safely be repeated: every unary call reads, or carries a request id that makes a repeat harmless.
+# Retries are safe: every unary call is a read, or carries a request id that makes it idempotent.
 _SERVICE_CONFIG = {
     "methodConfig": [
         {
@@ -39,30 +39,30 @@ class Peer(BaseModel, frozen=True, extra="forbid"):
     """Another server and the credentials for it."""
 
     address: str = Field(description="HOST:PORT, or a dns:/// name that resolves to every replica")
-    token_file: Path | None = Field(default=None, description="File that holds the bearer token for it")
+    token_file: Path | None = Field(default=None, description="File with the bearer token for this server")
     token: SecretStr | None = Field(default=None, description="The bearer token itself; token_file is safer")
     ca: Path | None = Field(
-        default=None, description="PEM file of authorities that its certificate is checked by; switches TLS on"
+        default=None, description="PEM file of certificate authorities to verify the server with; switches TLS on"
     )
 
     def bearer(self) -> str | None:
-        """The token, or None. Raises SettingsError when its file cannot be read."""
+        """The token, or None when none is set. Raises SettingsError when the file cannot be read."""
         if self.token is not None:
             return self.token.get_secret_value()
         return None if self.token_file is None else read_file(self.token_file).decode().strip()
 
 
 def channel(peer: Peer) -> grpc.aio.Channel:
-    """A channel that spreads calls over the peer's replicas, repeats UNAVAILABLE ones and carries the token.
+    """A channel that balances calls over the peer's replicas, retries UNAVAILABLE, and sends the token.
 
-    Raises SettingsError when a file cannot be read, or a token would cross the network in the clear.
+    Raises SettingsError when a file cannot be read, or the token would cross the network unencrypted.
     """
     options = [
         ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", 60_000),
-        # A server that comes back is found within seconds; gRPC's own pauses grow to two minutes.
+        # A restarted server is found within seconds; gRPC's default back-off grows to two minutes.
         ("grpc.max_reconnect_backoff_ms", 3_000),
     ]
     token = peer.bearer()
@@ -75,34 +75,38 @@ def channel(peer: Peer) -> grpc.aio.Channel:
     if not token:
         return grpc.aio.insecure_channel(peer.address, options)
     if not is_loopback(peer.address):
-        raise SettingsError(f"a token is not sent to {peer.address} without TLS: set its ca")
+        raise SettingsError(f"the token is not sent to {peer.address} without TLS: set the peer's `ca`")
     return grpc.aio.insecure_channel(peer.address, options, interceptors=[kind(token) for kind in _BEARERS])
 
 
 def as_caller(principal: Principal) -> tuple[tuple[str, str], ...]:
-    """Metadata that names `principal` as the one for whom this server, a delegate, calls."""
+    """Metadata that names `principal` as the caller that this server, a delegate, acts for."""
     return ((ON_BEHALF_OF, to_json(principal)),)
 
 
 def error_of(failure: grpc.aio.AioRpcError, peer: str) -> errors.Error:
-    """A peer's failure as this server's own caller should see it.
+    """A peer's failure as the error for this server's own caller.
 
-    What the peer said about the caller's request passes as it is. What only this server can have done wrong (a bad
-    token, a method that the peer does not know) is Internal.
+    Errors about the caller's request pass unchanged. Errors that only this server can have caused (a bad token, a
+    method unknown to the peer) become Internal.
     """
     code = failure.code()
     if code in {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNKNOWN}:
-        return errors.Internal(f"the {peer} server refused a call of this server: {code.name}", reason="PEER_REFUSED")
+        return errors.Internal(
+            f"the {peer} server refused this server's call with {code.name}: check this server's token for it, and "
+            "that both run the same version",
+            reason="PEER_REFUSED",
+        )
     if failure.trailing_metadata() is not None:
         try:
             status = rpc_status.from_call(failure)  # type: ignore[arg-type]
-        except ValueError:  # details that do not belong to this code: a proxy's doing
+        except ValueError:  # the details do not belong to this code: a proxy has changed the response
             status = None
         if status is not None:
             return errors.from_status(status)
     if code is grpc.StatusCode.UNAVAILABLE:
         return errors.Unavailable(
-            f"the {peer} server does not answer", reason="PEER_UNAVAILABLE", metadata={"peer": peer}
+            f"the {peer} server is unavailable: try again", reason="PEER_UNAVAILABLE", metadata={"peer": peer}
         )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return errors.DeadlineExceeded(f"the {peer} server did not answer in time", metadata={"peer": peer})
@@ -111,7 +115,7 @@ def error_of(failure: grpc.aio.AioRpcError, peer: str) -> errors.Error:
 
 @contextmanager
 def forwarded(peer: str) -> Iterator[None]:
-    """Turns the AioRpcError of a call to `peer` into what error_of says."""
+    """Turn the AioRpcError of a call to `peer` into the Error of error_of."""
     try:
         yield
     except grpc.aio.AioRpcError as failure:
@@ -119,7 +123,7 @@ def forwarded(peer: str) -> Iterator[None]:
 
 
 class _Bearer:
-    """Adds the token to every call of a plaintext channel, where call credentials cannot go."""
+    """Adds the token to every call of a plaintext channel, on which gRPC refuses call credentials."""
 
     def __init__(self, token: str) -> None:
         self._entry = ("authorization", f"Bearer {token}")
@@ -129,7 +133,7 @@ class _Bearer:
         return await continuation(details._replace(metadata=metadata), request)
 
 
-# grpc.aio files an interceptor under the first of these kinds that it is of, hence one class each.
+# grpc.aio registers an interceptor for the first matching kind only, so each kind needs its own class.
 class _UnaryUnary(_Bearer, grpc.aio.UnaryUnaryClientInterceptor):
     intercept_unary_unary = _Bearer._call  # type: ignore[assignment]
 

@@ -1,4 +1,4 @@
-"""How an rpc's change becomes an entry of a ledger: the caller's request id, principal and deadline with it."""
+"""Commits an rpc's command to a ledger with the caller's request id, principal and deadline."""
 
 import asyncio
 import hashlib
@@ -19,7 +19,7 @@ from storage.objects.base import ObjectStore
 
 _C = TypeVar("_C")
 
-# A commit that raises one of these has committed nothing: what was uploaded for it can be deleted.
+# A commit that raises one of these has committed nothing: the blobs uploaded for it can be deleted.
 UNCOMMITTED = (Error, Contention, EntryTooLarge, NotCommitted, RequestIdReused)
 
 
@@ -29,11 +29,11 @@ _logger = structlog.get_logger(__name__)
 async def commit(
     ledger: Ledger[_C], shard: int, tenant: str, command: _C, request: Any, context: Any, *, longest: timedelta
 ) -> Result:
-    """Decide and keep `command`, which `request` asks for: its request_id, where it has one that is not empty, makes a
-    repetition harmless, and validate_only changes nothing.
+    """Commit `command` for the rpc `request`. Its request_id makes the commit idempotent; with validate_only nothing is
+    committed.
 
-    A commit that takes longer than the caller's deadline, or `longest`, is told in time to be answered. Raises what the
-    state machine refuses with, and StorageErrors.
+    The commit times out after `longest`, or early enough before the caller's deadline that the error still reaches the
+    caller. Raises the state machine's errors, and StorageErrors.
     """
     principal = current_principal()
     remaining_s = context.time_remaining()
@@ -56,8 +56,8 @@ async def commit(
 async def commit_own(
     ledger: Ledger[_C], shard: int, tenant: str, command: _C, *, actor: str, longest: timedelta
 ) -> Result:
-    """Decide and keep `command`, which the server makes by itself as `actor`, tried until the store takes it; each try
-    takes no longer than `longest`. Raises what the state machine refuses with, Closed and StoreReplaced."""
+    """Commit `command` of the server itself, under the name `actor`. Retries until the store is available; each attempt
+    takes at most `longest`. Raises the state machine's errors, Closed and StoreReplaced."""
     request_id = str(uuid.uuid4())
     return await retry_while_unavailable(
         lambda: ledger.commit(
@@ -76,8 +76,8 @@ async def commit_own(
 async def commit_blob(
     blob: str, commit: Callable[[], Awaitable[dict[str, Any]]], delete: Callable[[str], Awaitable[None]]
 ) -> dict[str, Any]:
-    """The row that `commit` gives, which names the uploaded object `blob`; an upload that no entry names in the end is
-    deleted: the commit was refused, or the row has the blob of an earlier request. Raises what `commit` raises."""
+    """Run `commit`, which names the uploaded object `blob`, and return its row. The upload is deleted when no entry
+    names it: the commit was refused, or the row has the blob of an earlier request. Raises the errors of `commit`."""
     try:
         row = await commit()
     except UNCOMMITTED:
@@ -89,15 +89,15 @@ async def commit_blob(
 
 
 async def discard(store: ObjectStore, blob: str) -> None:
-    """Deletes the object `blob`, which no entry names. If the store is unavailable it is left to `pseudoword gc`."""
+    """Delete the object `blob`, which no entry names. If the store is unavailable, `pseudoword gc` deletes it later."""
     try:
         await asyncio.to_thread(store.delete, blob)
     except StorageError as error:
-        _logger.warning("a blob was not deleted", blob=blob, error=error.message)
+        _logger.warning("blob not deleted", blob=blob, error=error.message)
 
 
 def body_digest(request: Any) -> str:
-    """What must be the same for a request id to mean the same request."""
+    """Digest of the fields that must be equal when a request id is used again: all but request_id and validate_only."""
     body = type(request)()
     body.CopyFrom(request)
     for field in ("request_id", "validate_only"):

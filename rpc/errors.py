@@ -1,24 +1,24 @@
-"""What an rpc can fail with, as its client sees it.
+"""The errors of an rpc, as its client sees them.
 
     Error
-    ├── InvalidArgument      the request is wrong whatever the state: fix it
+    ├── InvalidArgument      the request is invalid in any state: fix it
     ├── NotFound             no such resource
     ├── AlreadyExists        the name is taken
-    ├── FailedPrecondition   right request, wrong state: change the state first
+    ├── FailedPrecondition   valid request, wrong state: change the state first
     ├── Aborted              a lost race: read again, then decide
-    ├── PermissionDenied     known caller, not allowed
+    ├── PermissionDenied     authenticated caller, not allowed
     ├── Unauthenticated      unknown caller
-    ├── ResourceExhausted    a quota or a full queue; retry_after says when to come back
-    ├── Unavailable          not now; retry_after says when to come back
-    ├── DeadlineExceeded     the caller's time is over
-    ├── OutOfRange           a page, revision or position that is no longer, or not yet, there
-    ├── DataLoss             something stored is damaged
+    ├── ResourceExhausted    a quota or a full queue; retry_after is the time to wait
+    ├── Unavailable          temporarily impossible; retry_after is the time to wait
+    ├── DeadlineExceeded     the caller's deadline has passed
+    ├── OutOfRange           a page, revision or position that has expired or does not exist yet
+    ├── DataLoss             stored data is damaged
     ├── Unimplemented        this server does not have the rpc
-    ├── Cancelled            the caller gave up
-    └── Internal             our fault
+    ├── Cancelled            the caller cancelled
+    └── Internal             a fault of the server
 
-`reason` is stable and for programs, `message` is for people. Packages beside this one (storage, diffusion) have errors
-of their own; an ErrorTable says which of these they become.
+`reason` is stable and for programs, `message` is for people. Other packages (storage, diffusion) have their own errors;
+an ErrorTable maps them to these.
 """
 
 import base64
@@ -34,8 +34,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 DOMAIN = "pseudoword"
 
-# A client of grpc refuses trailers above 8 KiB. The message travels twice: in grpc-message, where each byte may become
-# three, and in the status, which base64 makes longer by a third.
+# A gRPC client refuses trailers above 8 KiB. The message is sent twice: in grpc-message, where each byte may become
+# three, and in the status, which base64 makes a third longer.
 MAX_MESSAGE_BYTES = 1_000
 MAX_STATUS_BYTES = 3_000
 _MAX_TEXT_BYTES = 400  # of one violation, one metadata value
@@ -46,8 +46,8 @@ _DEFAULT_RETRY = timedelta(seconds=1)
 class Error(Exception):
     """A failed rpc.
 
-    metadata: facts about the failure, text to text; violations: (field of the request, what is wrong with it) pairs;
-    retry_after: when the same request may work, where waiting helps.
+    metadata: facts about the failure, text to text; violations: pairs of a request field and the fault in it;
+    retry_after: how long to wait before the same request can succeed, None where waiting does not help.
     """
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
@@ -149,21 +149,21 @@ class Internal(Error):
 
 
 class ErrorTable:
-    """Which Error each exception of the packages beside becomes; the most specific class wins."""
+    """Maps exceptions of other packages to Errors; the most specific class wins."""
 
     def __init__(self, rows: Mapping[type[BaseException], type[Error]]) -> None:
         self._rows = dict(rows)
 
     def extended(self, rows: Mapping[type[BaseException], type[Error]]) -> "ErrorTable":
-        """A table with these rows too; a row given again is replaced."""
+        """A table with `rows` added; an existing row of the same class is replaced."""
         return ErrorTable({**self._rows, **rows})
 
     def translate(self, exception: BaseException) -> Error:
-        """The Error that `exception` is answered with.
+        """The Error that the caller gets for `exception`.
 
         Takes message, reason, metadata, violations and retry_after from the exception where it has them. An exception
-        without a row becomes Internal, which tells nothing of its text; both it and its traceback are logged under an
-        incident number that the caller gets in metadata["incident"].
+        without a row becomes Internal without its text; the exception and its traceback are logged under an incident
+        number that the caller gets in metadata["incident"].
         """
         if isinstance(exception, Error):
             return exception
@@ -180,19 +180,21 @@ class ErrorTable:
 
 
 def error_text(error: Error) -> str:
-    """An error as text for a row of a ledger; read_error_text reads it."""
+    """An error as text for a row of a view; read_error_text is the inverse."""
     return base64.b64encode(to_status(error).SerializeToString()).decode()
 
 
 def read_error_text(text: str, status: status_pb2.Status) -> None:
-    """Fills `status` with what error_text wrote."""
+    """Fill `status` from the text of error_text."""
     status.ParseFromString(base64.b64decode(text))
 
 
 def to_status(error: Error) -> status_pb2.Status:
-    """The google.rpc.Status of `error`: ErrorInfo always, BadRequest and RetryInfo where they have something to say.
+    """The google.rpc.Status of `error`, with ErrorInfo, BadRequest if there are violations, and RetryInfo if there is a
+    retry_after.
 
-    Long texts are cut, and what does not fit MAX_STATUS_BYTES is left out: last violations first, then metadata.
+    Long texts are truncated. Until the status fits MAX_STATUS_BYTES, details are dropped: violations from the last,
+    then metadata.
     """
     metadata = {_clip(key, 64): _clip(value, _MAX_TEXT_BYTES) for key, value in error.metadata.items()}
     violations = [
@@ -212,7 +214,7 @@ def to_status(error: Error) -> status_pb2.Status:
 
 
 def from_status(status: status_pb2.Status) -> Error:
-    """The Error that `status` says, as a stored failure or a peer's answer is raised again."""
+    """The Error in `status`, to raise a stored failure or a peer's error again."""
     info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
     retry_after = None
     for detail in status.details:
@@ -250,11 +252,11 @@ def _status(
 
 
 def _incident(exception: BaseException) -> Internal:
-    # secrets and not random: incidents of replicas that were forked or seeded alike must differ.
+    # From `secrets`, not `random`: incidents of replicas with the same random state must differ.
     incident = secrets.token_hex(6)
     structlog.get_logger("rpc").error("unhandled exception", incident=incident, exc_info=exception)
     return Internal(
-        f"something went wrong in the server; its log has the details under incident {incident}",
+        f"the server had an internal error; its log has the details under incident {incident}",
         metadata={"incident": incident},
     )
 

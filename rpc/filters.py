@@ -1,14 +1,14 @@
-"""AIP-160 filters: a string such as `state = ACTIVE AND (labels.team:shop OR latest_version > 2)` as SQL.
+"""Compiles AIP-160 filters, such as `state = ACTIVE AND (labels.team:shop OR latest_version > 2)`, to SQL.
 
-    filter      = sequence, {"AND", sequence};         OR binds closer than AND, as AIP-160 has it
+    filter      = sequence, {"AND", sequence};         OR binds tighter than AND, as in AIP-160
     sequence    = factor, {"OR", factor};
     factor      = ["NOT" | "-"], ("(", filter, ")" | restriction);
     restriction = field, comparator, value | field of labels, ":", "*";
     comparator  = "=" | "!=" | "<" | "<=" | ">" | ">=" | ":";
     value       = a word, or text in single or double quotes with backslash before quote and backslash
 
-`:` means contains for text, and the same as `=` for everything else; `labels.KEY:*` and `labels:KEY` ask whether there
-is such a label. A restriction on what is absent does not hold, and its NOT does. Values are parameters of the SQL,
+`:` means "contains" for text, and is the same as `=` for everything else; `labels.KEY:*` and `labels:KEY` hold when the
+label exists. A restriction on an absent value does not hold, and its NOT does. Values become parameters of the SQL,
 never part of its text.
 """
 
@@ -39,11 +39,11 @@ _END = re.compile(r"\s*\Z")
 
 
 class FilterInvalid(ValueError):
-    """A filter that cannot be read; the message says where and what would be right."""
+    """An invalid filter; the message gives the position and the expected syntax."""
 
 
 class Kind(Enum):
-    """What a field's values are."""
+    """The type of a field's values."""
 
     TEXT = auto()
     NUMBER = auto()  # whole, 64 bits
@@ -63,7 +63,7 @@ class Field:
 
 @dataclass(frozen=True, kw_only=True)
 class Restriction:
-    """`field` `comparator` `value`; `key` is a label's. Value None: the label is there."""
+    """`field` `comparator` `value`; `key` is a label's key. Value None: the label exists."""
 
     field: str
     key: str
@@ -90,14 +90,14 @@ Term = Restriction | Not | And | Or
 
 
 def parse(text: str, fields: Mapping[str, Field]) -> Term | None:
-    """The filter as a tree, checked against `fields`; None for a blank one. Raises FilterInvalid."""
+    """The filter as a tree, checked against `fields`; None for a blank filter. Raises FilterInvalid."""
     if len(text) > MAX_LENGTH:
-        raise FilterInvalid(f"it has {len(text)} characters; {MAX_LENGTH} are allowed")
+        raise FilterInvalid(f"it has {len(text)} characters; at most {MAX_LENGTH} are allowed")
     return None if not text.strip() else _Parser(text, fields).whole()
 
 
 def to_sql(term: Term | None, fields: Mapping[str, Field]) -> tuple[str, dict[str, Any]]:
-    """The condition and its named parameters (`f0`, `f1`, ...); one that always holds for None."""
+    """The SQL condition and its named parameters (`f0`, `f1`, ...). For None, a condition that always holds."""
     parameters: dict[str, Any] = {}
     return ("1" if term is None else _compile(term, fields, parameters)), parameters
 
@@ -108,12 +108,12 @@ def compiled(text: str, fields: Mapping[str, Field]) -> tuple[str, dict[str, Any
 
 
 def filtered(found: Violations, request: Any, fields: Mapping[str, Field]) -> tuple[str, dict[str, Any]]:
-    """The request's filter as a condition of SQL and its parameters."""
+    """The request's filter as an SQL condition and its parameters. Adds a violation for an invalid filter."""
     return to_sql(parsed(found, request, fields), fields)
 
 
 def parsed(found: Violations, request: Any, fields: Mapping[str, Field]) -> Term | None:
-    """The request's filter as a tree."""
+    """The request's filter as a tree. Adds a violation for an invalid filter."""
     try:
         return parse(request.filter, fields)
     except FilterInvalid as error:
@@ -122,7 +122,7 @@ def parsed(found: Violations, request: Any, fields: Mapping[str, Field]) -> Term
 
 
 def required(term: Term | None) -> list[Restriction]:
-    """The equalities that a row must have to pass, whatever else it must have: what an index can be asked for."""
+    """The equalities that every matching row must fulfil, which an index can look up."""
     terms = term.terms if isinstance(term, And) else (term,)
     return [one for one in terms if isinstance(one, Restriction) and one.comparator == "=" and one.value is not None]
 
@@ -138,7 +138,7 @@ class _Parser:
     def whole(self) -> Term:
         term = self._filter()
         if not _END.match(self._text, self._at):
-            raise self._wrong("AND, OR or the end is expected")
+            raise self._wrong("expected AND, OR or the end")
         return term
 
     def _filter(self) -> Term:
@@ -156,14 +156,14 @@ class _Parser:
     def _factor(self) -> Term:
         self._depth += 1
         if self._depth > _MAX_DEPTH:
-            raise self._wrong(f"it is nested deeper than {_MAX_DEPTH}")
+            raise self._wrong(f"the filter is nested deeper than {_MAX_DEPTH} levels")
         try:
             if self._take_word("NOT") or self._take("minus"):
                 return Not(self._factor())
             if self._take("paren", "("):
                 term = self._filter()
                 if not self._take("paren", ")"):
-                    raise self._wrong("a closing parenthesis is expected")
+                    raise self._wrong("expected a closing parenthesis")
                 return term
             return self._restriction()
         finally:
@@ -172,24 +172,24 @@ class _Parser:
     def _restriction(self) -> Restriction:
         self._restrictions += 1
         if self._restrictions > _MAX_RESTRICTIONS:
-            raise self._wrong(f"it has more than {_MAX_RESTRICTIONS} comparisons")
+            raise self._wrong(f"the filter has more than {_MAX_RESTRICTIONS} comparisons")
         began = self._at
         path = self._take("word")
         if not path:
-            raise self._wrong("a field is expected")
+            raise self._wrong("expected a field")
         name, key = self._named(path, began)
         comparator = self._take("comparator")
         if not comparator:
-            raise self._wrong(f"one of {' '.join(_COMPARATORS)} is expected after {path}")
+            raise self._wrong(f"expected one of {' '.join(_COMPARATORS)} after {path}")
         match = _VALUE.match(self._text, self._at)
         if match is None:
-            raise self._wrong("a value is expected")
+            raise self._wrong("expected a value")
         began, self._at = self._at, match.end()
         quoted = match["quoted"]
         value = match["word"] if quoted is None else re.sub(r"\\(.)", r"\1", quoted[1:-1], flags=re.DOTALL)
         if self._fields[name].kind is Kind.LABELS and not key:
             if comparator != ":":
-                raise self._wrong(f"{name}:KEY asks for a label; {name}.KEY is its value", began)
+                raise self._wrong(f"write {name}:KEY to test for a label, {name}.KEY to compare its value", began)
             return Restriction(field=name, key=value, comparator=":", value=None)
         if key and comparator == ":" and value == "*" and quoted is None:
             return Restriction(field=name, key=key, comparator=":", value=None)
@@ -206,10 +206,10 @@ class _Parser:
         if key and name in self._fields and self._fields[name].kind is Kind.LABELS:
             return name, key
         known = ", ".join(f"{name}.KEY" if field.kind is Kind.LABELS else name for name, field in self._fields.items())
-        raise self._wrong(f"there is no field {path[:60]}; there are {known}", at)
+        raise self._wrong(f"unknown field {path[:60]}; the fields are {known}", at)
 
     def _take(self, group: str, text: str | None = None) -> str:
-        """The next token if it is of this group (and this text), else nothing."""
+        """Consume the next token if it has this group (and this text); else return an empty string."""
         match = _TOKEN.match(self._text, self._at)
         if match is None or match.lastgroup != group or (text is not None and match[group] != text):
             return ""
@@ -227,16 +227,16 @@ def _read_value(field: Field, comparator: str, value: str) -> str | int:
     match field.kind:
         case Kind.NUMBER:
             if not re.fullmatch(r"-?[0-9]{1,19}", value) or int(value) not in _INT64:
-                raise FilterInvalid(f"{value[:60]!r} is not a whole number of 64 bits")
+                raise FilterInvalid(f"{value[:60]!r} is not a 64-bit integer")
             return int(value)
         case Kind.TIME:
             return _read_time(value)
         case Kind.ENUM:
             if comparator not in ("=", "!=", ":"):
-                raise FilterInvalid(f"{comparator} does not order these values; = and != compare them")
+                raise FilterInvalid(f"{comparator} is not supported for an enum; use = or !=")
             found = [full for full in field.values if full == value or full.endswith(f"_{value}")]
             if len(found) != 1:
-                raise FilterInvalid(f"{value[:60]!r} is none of {', '.join(field.values)}")
+                raise FilterInvalid(f"{value[:60]!r} is not one of {', '.join(field.values)}")
             return found[0]
         case _:
             return value
@@ -277,5 +277,5 @@ def _compile_restriction(term: Restriction, field: Field, parameters: dict[str, 
         return f"({sql} IS NOT NULL)"
     if term.comparator == ":" and field.kind is Kind.TEXT:
         return f"coalesce(instr({sql}, {bound(term.value)}) > 0, 0)"
-    # What is absent compares to NULL, which NOT would leave as it is.
+    # A comparison with an absent value is NULL, and NOT NULL is NULL again: make it false.
     return f"coalesce({sql} {_SQL[term.comparator]} {bound(term.value)}, 0)"

@@ -1,8 +1,8 @@
-"""Who is calling, and what they may do.
+"""Authentication and authorization of callers.
 
-A Principal comes from a bearer token in a file (Tokens); a server without such a file serves loopback only, and there
-everybody is ANONYMOUS. A delegate (the generation and training servers, calling the registry) names the caller that it
-acts for; then both are checked.
+A Principal is found by a bearer token in a token file (Tokens). A server without a token file serves loopback only, and
+every caller is ANONYMOUS. A delegate (the generation or training server, when it calls the registry) names the caller
+that it acts for; the permissions of both are checked.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ Tenant = Annotated[str, StringConstraints(pattern=rf"^{SEGMENT}$")]
 
 
 class Role(StrEnum):
-    """What a caller may do: WRITER implies READER, ADMIN both; DELEGATE may act for others."""
+    """The roles of a caller: WRITER includes READER, ADMIN includes both; DELEGATE may act for other callers."""
 
     READER = "reader"
     WRITER = "writer"
@@ -46,7 +46,7 @@ _IMPLIED = {
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Principal:
-    """A caller. `tenants` None means all tenants; `on_behalf_of` is set when a delegate calls for somebody else."""
+    """A caller. `tenants` None means all tenants; `on_behalf_of` is the caller that a delegate acts for."""
 
     name: Name
     tenants: frozenset[Tenant] | None
@@ -54,7 +54,7 @@ class Principal:
     on_behalf_of: Optional["Principal"] = None
 
     def may(self, tenant: str, role: Role) -> bool:
-        """Whether `require` passes."""
+        """Whether `require` would pass."""
         try:
             self.require(tenant, role)
         except PermissionDenied:
@@ -62,7 +62,8 @@ class Principal:
         return True
 
     def require(self, tenant: str, role: Role) -> None:
-        """Raises PermissionDenied (TENANT_DENIED, ROLE_DENIED) unless this caller, and the one it acts for, may."""
+        """Raises PermissionDenied (TENANT_DENIED, ROLE_DENIED) unless this caller, and the caller that it acts for,
+        have the tenant and the role."""
         if self.tenants is not None and tenant not in self.tenants:
             raise PermissionDenied(
                 f"{self.name} may not use tenant {tenant!r}; its tenants: {', '.join(sorted(self.tenants)) or 'none'}",
@@ -84,7 +85,7 @@ class Principal:
 
     @property
     def caller(self) -> "Principal":
-        """Whose wish this is: the last one of the chain of delegates, or this one itself."""
+        """The original caller: the end of the chain of delegates, or this principal itself."""
         return self if self.on_behalf_of is None else self.on_behalf_of.caller
 
 
@@ -99,14 +100,14 @@ def to_json(principal: Principal) -> str:
 
 
 def from_json(text: str) -> Principal:
-    """The principal that to_json wrote. Raises pydantic's ValidationError."""
+    """The inverse of to_json. Raises pydantic's ValidationError."""
     return _ADAPTER.validate_json(text)
 
 
 def acting_for(delegate: Principal, text: str) -> Principal:
     """`delegate` with on_behalf_of read from a value of ON_BEHALF_OF.
 
-    Raises Unauthenticated when the value is malformed, PermissionDenied when the delegate holds no such role.
+    Raises Unauthenticated when the value is malformed, PermissionDenied when `delegate` lacks the role DELEGATE.
     """
     delegate._require_role(Role.DELEGATE)
     try:
@@ -135,7 +136,7 @@ class _TokenFile(BaseModel, extra="forbid", frozen=True):
 
 @dataclass(frozen=True)
 class _Stamp:
-    """Which state of the file was read: a secret mounted by Kubernetes changes its inode, an edit its time."""
+    """The state of the file that was read. A secret mounted by Kubernetes changes its inode, an edit its time."""
 
     inode: int
     modified_ns: int
@@ -151,7 +152,7 @@ class Tokens:
         tenants = ["shop"]          # ["*"]: all
         roles = ["writer"]          # reader, writer, admin, delegate
 
-    A file that turns bad later is logged, and the tokens read before stay valid.
+    If the file later becomes invalid, an error is logged and the tokens read before stay valid.
     """
 
     def __init__(self, path: Path) -> None:
@@ -166,10 +167,10 @@ class Tokens:
     def principal(self, token: str) -> Principal:
         """Raises Unauthenticated (TOKEN_UNKNOWN)."""
         self._reload()
-        # Looked up by its hash, so the time it takes tells nothing about any token.
+        # The lookup is by hash, so its duration reveals nothing about a token.
         found = self._principals.get(hashlib.sha256(token.encode()).hexdigest())
         if found is None:
-            raise Unauthenticated("the bearer token is not known to this server", reason="TOKEN_UNKNOWN")
+            raise Unauthenticated("the bearer token is not in this server's token file", reason="TOKEN_UNKNOWN")
         return found
 
     def _reload(self) -> None:
@@ -177,12 +178,12 @@ class Tokens:
             stamp = self._stat()
             if stamp == self._stamp:
                 return
-            self._stamp = stamp  # also when it is bad: one log line a change, not one a call
+            self._stamp = stamp  # also of an invalid file: one log line per change, not per call
             self._principals = _read(self._path)
-            structlog.get_logger("rpc").info("token file read again", path=str(self._path))
+            structlog.get_logger("rpc").info("token file reloaded", path=str(self._path))
         except (OSError, SettingsError) as error:
             structlog.get_logger("rpc").error(
-                "token file is bad, the tokens read before stay valid", path=str(self._path), error=str(error)
+                "token file invalid, the tokens read before stay valid", path=str(self._path), error=str(error)
             )
 
     def _stat(self) -> _Stamp:
@@ -207,13 +208,13 @@ _current: ContextVar[Principal] = ContextVar("principal")
 
 
 def current_principal() -> Principal:
-    """The caller of the rpc that is running. Raises Internal outside of one."""
+    """The caller of the running rpc. Raises Internal outside of an rpc."""
     principal = _current.get(None)
     if principal is None:
-        raise Internal("no rpc is running here, so there is no caller")
+        raise Internal("there is no caller: this code does not run within an rpc")
     return principal
 
 
 def enter(principal: Principal) -> None:
-    """Makes `principal` the caller of this task's rpc; the interceptor does it, one task an rpc."""
+    """Set the caller of this task's rpc. Called by the interceptor; each rpc has its own task."""
     _current.set(principal)

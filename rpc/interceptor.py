@@ -1,4 +1,4 @@
-"""Around every rpc: who calls, what an exception becomes, one log line, the metrics."""
+"""The server's interceptor: authenticates the caller, translates exceptions, writes a log line and counts metrics."""
 
 import asyncio
 import inspect
@@ -18,7 +18,7 @@ from rpc.identity import ANONYMOUS, ON_BEHALF_OF, Principal, Tokens
 from rpc.metrics import MethodMetrics, Metrics
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-# Open to everybody: probes and tools come before tokens. They are neither logged nor counted.
+# Open without a token, for probes and tools. Calls to these are neither logged nor counted.
 _OPEN = frozenset(
     {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection"}
 )
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 
 class _Method(NamedTuple):
-    """A method of a service, found once; `wrap` and `make` are those of its kind."""
+    """A method of a service, looked up once. `wrap` and `make` belong to its kind: unary or streaming."""
 
     service: str
     name: str
@@ -37,7 +37,7 @@ class _Method(NamedTuple):
 
 
 class _Rpc(NamedTuple):
-    """One rpc that is running."""
+    """A running rpc."""
 
     service: str
     method: str
@@ -46,24 +46,24 @@ class _Rpc(NamedTuple):
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """The one interceptor of a server.
+    """The only interceptor of a server.
 
-    tokens None: everybody is ANONYMOUS. Handlers raise; what they raise is translated by `table` and sent with rich
-    status details. A cancelled handler sees asyncio.CancelledError, and an async generator is closed at once.
+    tokens None: every caller is ANONYMOUS. Exceptions of handlers are translated by `table` and sent with status
+    details. A cancelled handler gets asyncio.CancelledError; an async generator is closed before the rpc's task ends.
     """
 
     def __init__(self, *, table: ErrorTable, tokens: Tokens | None, metrics: Metrics) -> None:
         self._table = table
         self._tokens = tokens
         self._metrics = metrics
-        # Bound here: the lazy proxy would bind anew for every line.
+        # Bound once: the lazy proxy would bind again for every line.
         self._log = structlog.get_logger("rpc").bind()
         self._methods: dict[str, _Method] = {}
         self._running: set[asyncio.Task[Any]] = set()
         self._stopping = False
 
     def cancel_running(self) -> None:
-        """Cancels every running rpc; its client gets UNAVAILABLE, reason SERVER_STOPPING."""
+        """Cancel every running rpc; its client gets UNAVAILABLE, reason SERVER_STOPPING."""
         self._stopping = True
         for task in self._running:
             task.cancel()
@@ -82,7 +82,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             service, _, name = path.lstrip("/").rpartition("/")
             if service in _OPEN:
                 return handler
-            # Only methods that there are get here, so these have an end.
+            # Only existing methods get here, so the cache is bounded.
             method = self._methods[path] = self._method(service, name, handler)
         metadata = dict(handler_call_details.invocation_metadata or ())
         rpc = _Rpc(method.service, method.name, metadata, method.metrics)
@@ -102,7 +102,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         kind, wrap, make = kinds[handler.request_streaming, handler.response_streaming]
         return _Method(service, name, self._metrics.of(kind, service, name), wrap, make)
 
-    # The four kinds. Responses are written from here, not yielded: so a cancellation arrives in this frame, and the
+    # The four kinds. Responses are written here, not yielded, so that a cancellation is raised in this frame and the
     # handler's generator is closed before the rpc's task ends.
 
     def _unary_unary(self, rpc: _Rpc, handler: Any) -> Any:
@@ -151,7 +151,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         return response
 
     async def _many(self, rpc: _Rpc, context: Any, answers: Any) -> None:
-        if inspect.isawaitable(answers):  # a handler that writes for itself
+        if inspect.isawaitable(answers):  # a handler that writes its responses itself
             await answers
             return
         async with aclosing(answers):
@@ -187,7 +187,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
             raise
         except Exception as exception:
-            if isinstance(exception, NotImplementedError):  # the generated servicer's answer
+            if isinstance(exception, NotImplementedError):  # raised by the generated servicer
                 failure = Unimplemented(f"this server does not implement {rpc.method}", metadata={"part": rpc.method})
             else:
                 failure = self._table.translate(exception)
@@ -208,11 +208,14 @@ class Interceptor(grpc.aio.ServerInterceptor):
             given = rpc.metadata.get("authorization")
             if given is None:
                 raise Unauthenticated(
-                    "this server wants a bearer token (authorization: Bearer ...)", reason="TOKEN_MISSING"
+                    "this server requires a bearer token: send the metadata `authorization: Bearer TOKEN`",
+                    reason="TOKEN_MISSING",
                 )
             scheme, _, token = str(given).partition(" ")
             if scheme.lower() != "bearer" or not token.strip():
-                raise Unauthenticated("authorization must be `Bearer TOKEN`", reason="TOKEN_MALFORMED")
+                raise Unauthenticated(
+                    "the metadata `authorization` is malformed: it must be `Bearer TOKEN`", reason="TOKEN_MALFORMED"
+                )
             principal = self._tokens.principal(token.strip())
         caller = rpc.metadata.get(ON_BEHALF_OF)
         return principal if caller is None else identity.acting_for(principal, str(caller))

@@ -1,4 +1,4 @@
-"""A ledger as a server's other parts use it: commands in, rows of one moment out. Each server has a subclass."""
+"""Base of each server's store: commits commands to a ledger, and reads rows from its views."""
 
 import sqlite3
 from collections.abc import Callable
@@ -18,7 +18,7 @@ class LedgerStore(Generic[C]):
     """One server's ledger. Lives on the server's event loop."""
 
     def __init__(self, ledger: Ledger[C], *, actor: str, commit_timeout: timedelta) -> None:
-        """`actor` is the name that the server's own commands are committed under."""
+        """`actor` is the actor's name in commits of the server itself."""
         self.ledger = ledger
         self._actor = actor
         self._commit_timeout = commit_timeout
@@ -30,17 +30,17 @@ class LedgerStore(Generic[C]):
     async def read(
         self, tenant: str, fn: Callable[[sqlite3.Connection], T], max_staleness: timedelta | None = None
     ) -> tuple[T, Revision]:
-        """`fn` of one moment of the tenant's view, and that moment's revision; see Ledger.read."""
+        """Run `fn` on a snapshot of the tenant's view; also returns the snapshot's revision. See Ledger.read."""
         return await self.ledger.read(self.shard(tenant), fn, max_staleness=max_staleness)
 
     async def _commit(self, tenant: str, command: C, request: Any, context: Any) -> Result:
-        """Commits `command`, which a client's `request` asks for; see commits.commit."""
+        """Commit `command` for a client's `request`; see commits.commit."""
         shard = self.shard(tenant)
         return await commits.commit(self.ledger, shard, tenant, command, request, context, longest=self._commit_timeout)
 
     async def _commit_own(self, tenant: str, command: C) -> Result:
-        """Commits `command`, which the server makes by itself, however long the store is unavailable. Raises what the
-        state machine refuses with, Closed and StoreReplaced."""
+        """Commit a command of the server itself; retries until the store is available. Raises the state machine's
+        errors, Closed and StoreReplaced."""
         shard = self.shard(tenant)
         return await commits.commit_own(
             self.ledger, shard, tenant, command, actor=self._actor, longest=self._commit_timeout

@@ -1,4 +1,4 @@
-"""Structured logs on standard error: one JSON object a line, or text for people."""
+"""Structured logs on standard error: one JSON object per line, or text for people."""
 
 import logging
 import sys
@@ -9,7 +9,8 @@ import structlog.tracebacks
 
 
 def configure(name: str, level: str = "info", format: Literal["json", "console"] = "json") -> None:
-    """Sends structlog's lines, and those of libraries that use `logging`, to standard error as of server `name`."""
+    """Send the lines of structlog, and of libraries that use `logging`, to standard error, marked with the server's
+    `name`."""
     number = logging.getLevelNamesMapping()[level.upper()]
 
     def named(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -24,7 +25,7 @@ def configure(name: str, level: str = "info", format: Literal["json", "console"]
     ]
     final: list[structlog.typing.Processor]
     if format == "json":
-        # Never the local variables of a traceback: requests and tokens are among them.
+        # Never with the local variables of a traceback: they contain requests and tokens.
         tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         final = [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
     else:
@@ -43,5 +44,5 @@ def configure(name: str, level: str = "info", format: Literal["json", "console"]
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
         )
     )
-    # Libraries tell too much below WARNING, whatever our own level is.
+    # Libraries log too much below WARNING, at any level of our own.
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)

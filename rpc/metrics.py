@@ -1,24 +1,24 @@
-"""What Prometheus scrapes of an rpc server, under the names that the gRPC ecosystem's dashboards know."""
+"""The Prometheus metrics of an rpc server, under the names that dashboards of the gRPC ecosystem use."""
 
 from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, PlatformCollector, ProcessCollector
 
 _LABELS = ("grpc_type", "grpc_service", "grpc_method")
-# From a cached read to a training stream.
+# The range is from a cached read to a stream about a training job.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 
 
 class Metrics:
-    """Counters of one server. `registry` is the server's own; its engine adds more to it."""
+    """The rpc metrics of one server. `registry` is the server's own; its other parts add their metrics to it."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
-        self.started = Counter("grpc_server_started_total", "Rpcs begun.", _LABELS, registry=registry)
+        self.started = Counter("grpc_server_started_total", "Rpcs started.", _LABELS, registry=registry)
         self.handled = Counter(
-            "grpc_server_handled_total", "Rpcs ended, by status code.", (*_LABELS, "grpc_code"), registry=registry
+            "grpc_server_handled_total", "Rpcs completed, by status code.", (*_LABELS, "grpc_code"), registry=registry
         )
         self.handling = Histogram(
             "grpc_server_handling_seconds",
-            "Seconds from an rpc's begin to its end.",
+            "Seconds from the start of an rpc to its completion.",
             _LABELS,
             registry=registry,
             buckets=_SECONDS,
@@ -31,7 +31,7 @@ class Metrics:
         self._methods: dict[tuple[str, str, str], MethodMetrics] = {}
 
     def of(self, kind: str, service: str, method: str) -> "MethodMetrics":
-        """The counters of one method."""
+        """The metrics of one method."""
         labels = kind, service, method
         found = self._methods.get(labels)
         if found is None:
@@ -40,7 +40,7 @@ class Metrics:
 
 
 class MethodMetrics:
-    """What is counted at every rpc, found once: finding it costs more than counting."""
+    """The metrics of one method, looked up once: the lookup of labels costs more than the increment."""
 
     def __init__(self, metrics: Metrics, labels: tuple[str, str, str]) -> None:
         self.started = metrics.started.labels(*labels)
@@ -60,7 +60,7 @@ class MethodMetrics:
 
 
 def new_registry() -> CollectorRegistry:
-    """A registry of one server with its process's own metrics: memory, CPU, open files, garbage collection."""
+    """A registry with the metrics of this process: memory, CPU, open files, garbage collection."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)

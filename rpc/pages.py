@@ -1,4 +1,5 @@
-"""Page tokens: where a list goes on, which moment it shows, and of which request it is."""
+"""Pages of lists. A page token holds the key after which the next page begins, the revision that the list shows, and a
+digest of its request."""
 
 import base64
 import binascii
@@ -21,14 +22,14 @@ M = TypeVar("M", bound=Message)
 
 DEFAULT_SIZE = 50
 MAX_SIZE = 1_000
-# Of all items of a page together: far below what a client takes in one message.
+# All items of a page together: far below the largest message that a client accepts.
 MAX_PAGE_BYTES = 4 * 2**20
 _LIFETIME_S = 3600
 _VERSION = 1
 
 
 def page_size(found: Violations, request: Any) -> int:
-    """How many items to give."""
+    """The number of items on the page. Adds a violation for a negative size."""
     if request.page_size < 0:
         found.add("page_size", "must not be negative")
     return min(request.page_size or DEFAULT_SIZE, MAX_SIZE)
@@ -36,9 +37,9 @@ def page_size(found: Violations, request: Any) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Cursor:
-    """After which item (`key`) the next page begins, and what its first page showed (`revision`, None: nothing fixed).
-
-    `issued` is when the first page was made, seconds since 1970 UTC.
+    """The content of a page token. `key`: of the item after which the next page begins. `revision`: the one that the
+    first page showed; None when the pages of the list are read without a fixed revision. `issued`: the time of the
+    first page, seconds since 1970 UTC. `request`: a digest of the request.
     """
 
     key: Sequence[Any]
@@ -48,10 +49,10 @@ class Cursor:
 
     @classmethod
     def read(cls, request: Any, kinds: Sequence[type]) -> Self | None:
-        """The cursor of a request; None for a first page. `kinds` are the types of its key.
+        """The cursor of a request; None for a first page. `kinds` are the types of the items of its key.
 
-        Raises InvalidArgument (PAGE_TOKEN_INVALID) for a token that is none, or another request's, and OutOfRange
-        (PAGE_TOKEN_EXPIRED) for one that is too old.
+        Raises InvalidArgument (PAGE_TOKEN_INVALID) for a malformed token or one of another request, and OutOfRange
+        (PAGE_TOKEN_EXPIRED) for a token that is too old.
         """
         token = request.page_token
         if not token:
@@ -69,28 +70,28 @@ class Cursor:
         except (ValueError, TypeError, RecursionError, BadRevision, binascii.Error):
             whole = False
         if not whole:
-            raise _invalid("it is no token of this list")
+            raise _invalid("it is not a token of this list: list again")
         if cursor.request != request_digest(request):
-            raise _invalid("it is the token of another request: send everything but page_size as before")
+            raise _invalid("it belongs to another request: only page_size may differ between pages")
         if time.time() - cursor.issued > _LIFETIME_S:
-            raise OutOfRange("this list's page is older than an hour: list again", reason="PAGE_TOKEN_EXPIRED")
+            raise OutOfRange("the page token is older than an hour: list again", reason="PAGE_TOKEN_EXPIRED")
         return cursor
 
     @classmethod
     def after(cls, key: Sequence[Any], request: Any, cursor: Self | None, revision: Revision | None = None) -> Self:
-        """The cursor of the page that follows `key`'s item; `cursor` is that of this page, None for a first one."""
+        """The cursor of the page after the item `key`; `cursor` is the present page's, None for a first page."""
         issued = time.time() if cursor is None else cursor.issued
         return cls(key=key, revision=revision, issued=issued, request=request_digest(request))
 
     def token(self) -> str:
-        """What the client hands back."""
+        """The page token: the cursor as text, which the client sends back."""
         revision = str(self.revision) if self.revision is not None else ""
         fields = [_VERSION, list(self.key), revision, self.issued, self.request]
         return base64.urlsafe_b64encode(json.dumps(fields, separators=(",", ":")).encode()).decode().rstrip("=")
 
 
 def request_digest(request: Message) -> str:
-    """What must be the same for all pages of a list."""
+    """Digest of the fields that must be equal for all pages of a list."""
     rest = type(request)()
     rest.CopyFrom(request)
     for field in ("page_size", "page_token", "max_staleness"):
@@ -108,10 +109,10 @@ def cut(
     cursor: Cursor | None,
     revision: Revision | None = None,
 ) -> tuple[list[M], str]:
-    """The page's items, and the token of the next page, empty at the end.
+    """The page's items, as many as fit MAX_PAGE_BYTES, and the token of the next page, empty at the end.
 
-    `rows` are those of the page and one more where there is one; `messages` are of the page's rows alone, as many of
-    which are given as fit MAX_PAGE_BYTES. `key` is where the next page goes on after a row; `cursor` is the page's own.
+    `rows` are the rows of the page, plus one if there are more; `messages` are those of the page's rows only. `key`
+    gives the key of a row; `cursor` is the page's own.
     """
     items = list(messages[: fitting(messages)])
     if len(items) == len(rows):
@@ -120,12 +121,12 @@ def cut(
 
 
 def creation_key(row: Mapping[str, Any]) -> Sequence[Any]:
-    """The key of rows that are listed newest first."""
+    """The key of a row in a list that is sorted newest first."""
     return row["created_us"], row["name"]
 
 
 def fitting(messages: Sequence[Message]) -> int:
-    """How many of `messages`, at least one, make a page of at most MAX_PAGE_BYTES."""
+    """The number of `messages`, at least one, that fit a page of MAX_PAGE_BYTES."""
     size = 0
     for count, message in enumerate(messages):
         size += message.ByteSize()
@@ -135,7 +136,7 @@ def fitting(messages: Sequence[Message]) -> int:
 
 
 def _usable(item: Any) -> bool:
-    """A token can be anybody's work: only what the database can compare."""
+    """Whether the database can compare `item`. A client can forge a token, so its key is not trusted."""
     return item.isascii() if isinstance(item, str) else bool(0 <= item < 2**62)
 
 

@@ -1,4 +1,4 @@
-"""Tries work again while the store is unavailable."""
+"""Retries while the store is unavailable."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -14,7 +14,7 @@ _logger = structlog.get_logger(__name__)
 
 
 async def retry_while_unavailable(work: Callable[[], Awaitable[T]]) -> T:
-    """Tries `work` again for as long as the store is unavailable. Raises every other error, StoreReplaced too."""
+    """Retry `work` as long as the store is unavailable. Raises every other error, including StoreReplaced."""
     retrying = AsyncRetrying(
         retry=retry_if_exception(_is_temporary),
         wait=wait_random_exponential(multiplier=0.2, max=10),
@@ -33,4 +33,4 @@ def _is_temporary(error: BaseException) -> bool:
 
 def _log_retry(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome is not None else None
-    _logger.warning("the store is tried again", attempt=state.attempt_number, error=str(error))
+    _logger.warning("store unavailable, retrying", attempt=state.attempt_number, error=str(error))

@@ -1,4 +1,4 @@
-"""One server's life: bind, serve, become ready, drain on SIGTERM, end."""
+"""The gRPC server: bind, serve, become ready, drain on SIGTERM, stop."""
 
 import asyncio
 import json
@@ -28,24 +28,24 @@ from rpc.settings import ServerSettings, SettingsError, is_loopback, read_file
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
-# Time for the answers of cancelled rpcs to leave.
+# Time to send the responses of cancelled rpcs.
 _CANCEL_S = 1.0
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # Finds clients that vanished, and lets ours (a ping a minute) ping while a stream is quiet.
+    # Detects clients that have disappeared, and allows our clients' pings (one a minute) on an idle stream.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
-    # Two servers on one port would each get some of the calls.
+    # With it, two servers on one port would each get some of the calls.
     ("grpc.so_reuseport", 0),
 ]
 
 
 class Health(health.aio.HealthServicer):
-    """grpc's own servicer, whose watches end when the server closes instead of holding it up."""
+    """gRPC's health servicer, whose watches end when the server closes instead of delaying it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,15 +72,16 @@ class Server:
             server.mark_ready()
             await server.run_until_signalled(drain)
 
-    Health answers for "", each service, "startup" and "readiness" (SERVING once ready), "liveness" (SERVING while the
-    event loop turns).
+    The names for health checks: "", each service, "startup" and "readiness" (SERVING once ready), "liveness" (SERVING
+    while the event loop runs).
     """
 
     def __init__(self, settings: ServerSettings, *, name: str, table: ErrorTable) -> None:
-        """Raises SettingsError when a file is bad, or strangers could reach a server that has no tokens."""
+        """Raises SettingsError when a file is unusable, or when a server without tokens would be reachable from other
+        machines."""
         if settings.token_file is None and not is_loopback(settings.listen):
             raise SettingsError(
-                f"without a token file only loopback is served, and {settings.listen} is not:"
+                f"without a token file only loopback is served, and {settings.listen} is not a loopback address:"
                 " set server.token_file, or listen on 127.0.0.1"
             )
         self._settings = settings
@@ -89,7 +90,7 @@ class Server:
         tokens = None if settings.token_file is None else Tokens(settings.token_file)
         self._credentials = _credentials(settings)
         if tokens is not None and self._credentials is None and not is_loopback(settings.listen):
-            self._log.warning("tokens cross the network in the clear: no tls_cert is set", listen=settings.listen)
+            self._log.warning("tokens cross the network unencrypted: tls_cert is not set", listen=settings.listen)
         self.metrics = new_registry()
         self._interceptor = Interceptor(table=table, tokens=tokens, metrics=Metrics(self.metrics))
         self._server = grpc.aio.server(interceptors=[self._interceptor], options=_OPTIONS)
@@ -114,17 +115,17 @@ class Server:
         await self.stop(grace_s=0)
 
     def add(self, add_servicer_to_server: Callable[[Any, Any], None], servicer: Any, full_service_name: str) -> None:
-        """Serves `servicer`; before start()."""
+        """Add a servicer; before start()."""
         add_servicer_to_server(servicer, self._server)
         self._services.append(full_service_name)
 
     @property
     def address(self) -> str:
-        """HOST:PORT where gRPC is served; valid after start()."""
+        """HOST:PORT of the gRPC port; valid after start()."""
         return _with_port(self._settings.listen, self.port)
 
     async def start(self) -> None:
-        """Binds and answers; not ready yet. Raises SettingsError when an address cannot be taken."""
+        """Bind and serve, without being ready yet. Raises SettingsError when an address cannot be bound."""
         settings = self._settings
         if settings.address_file is not None:
             if not settings.address_file.parent.is_dir():
@@ -147,16 +148,16 @@ class Server:
         self._log.info("listening", address=self.address, tls=self._credentials is not None)
 
     def mark_ready(self) -> None:
-        """From now on health says SERVING; then the address file is written."""
+        """Set health to SERVING, then write the address file."""
         self._readying = asyncio.get_running_loop().create_task(self._become_ready())
 
     async def run_until_signalled(self, drain: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Serves until SIGTERM or SIGINT, then stops as stop() does. A second signal ends without waiting."""
+        """Serve until SIGTERM or SIGINT, then stop() with `drain`. A second signal stops without waiting."""
         loop = asyncio.get_running_loop()
 
         def caught() -> None:
             if self._ending.is_set():
-                self._log.warning("second signal: ending without waiting")
+                self._log.warning("second signal, stopping without waiting")
                 self._hurry.set()
             self.end()
 
@@ -171,14 +172,15 @@ class Server:
                 loop.remove_signal_handler(number)
 
     def end(self) -> None:
-        """Lets run_until_signalled go on as after a first signal."""
+        """Let run_until_signalled continue as after a first signal."""
         self._ending.set()
 
     async def stop(self, drain: Callable[[], Awaitable[None]] | None = None, *, grace_s: float | None = None) -> None:
-        """Says NOT_SERVING, awaits drain(), refuses new rpcs, lets running ones end; all within drain_s (or `grace_s`).
+        """Set health to NOT_SERVING, await drain(), refuse new rpcs, and let running ones end; all within drain_s (or
+        `grace_s`).
 
-        `draining` is set first: a stream that would never end (a watch) ends itself when it sees it. Whatever still
-        runs when the time is over is cancelled and answered UNAVAILABLE, reason SERVER_STOPPING.
+        `draining` is set first: endless streams (watches) end themselves when it is set. Rpcs that still run when the
+        time is over are cancelled; their clients get UNAVAILABLE, reason SERVER_STOPPING.
         """
         if self._stopped:
             return
@@ -192,7 +194,8 @@ class Server:
         if drain is not None:
             await self._drain(asyncio.ensure_future(drain()), hurry, ends)
         self.health.closing.set()
-        # One stop only: grpc.aio is not made for two at once. The rpcs are cancelled here before its grace is over.
+        # stop() is called once: grpc.aio does not support concurrent stops. The rpcs are cancelled below before its
+        # grace period is over.
         stopping = asyncio.create_task(self._server.stop(max(0.0, ends - time.monotonic()) + _CANCEL_S))
         await _first(stopping, hurry, ends)
         if not stopping.done():
@@ -210,13 +213,13 @@ class Server:
     async def _drain(self, drained: asyncio.Future[None], hurry: asyncio.Task[Any], ends: float) -> None:
         await _first(drained, hurry, ends)
         if not drained.done():
-            self._log.warning("drain did not end in time", drain_s=self._settings.drain_s)
+            self._log.warning("drain did not finish in time", drain_s=self._settings.drain_s)
             drained.cancel()
         try:
             await drained
         except asyncio.CancelledError:
             pass
-        except Exception as error:  # whatever it is, the rpcs still get their end
+        except Exception as error:  # a failed drain must not prevent the rpcs from being ended
             self._log.error("drain failed", exc_info=error)
 
     async def _become_ready(self) -> None:
@@ -251,7 +254,7 @@ class Server:
 
 
 async def _first(work: asyncio.Future[Any], hurry: asyncio.Task[Any], ends: float) -> None:
-    """Waits for `work`, at most until `ends` (monotonic seconds) or a hurry."""
+    """Wait for `work`, at most until `ends` (monotonic seconds) or until `hurry` is done."""
     timeout = max(0.0, ends - time.monotonic())
     await asyncio.wait({work, hurry}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
 
@@ -262,7 +265,9 @@ def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredenti
             return server.add_insecure_port(listen)
         return server.add_secure_port(listen, credentials)
     except RuntimeError:
-        raise SettingsError(f"cannot listen on {listen}: the address is taken, or not one of this machine") from None
+        raise SettingsError(
+            f"cannot listen on {listen}: the address is in use, or does not belong to this machine"
+        ) from None
 
 
 def _credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
@@ -278,7 +283,7 @@ def _with_port(listen: str, port: int) -> str:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    """Nobody ever reads half of it."""
+    """Write a file atomically: a reader never sees a part of it."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     with os.fdopen(descriptor, "w") as file:
         file.write(text)

@@ -1,7 +1,7 @@
-"""One typed table of settings a server: command line first, then environment variables, then defaults.
+"""The typed settings of a server, from the command line, then environment variables, then defaults.
 
-`Settings` is the base of each server's table. A field `data` is PSEUDOWORD_DATA in the environment and --data on the
-command line; a nested one, `server.listen`, is PSEUDOWORD_SERVER__LISTEN and --server.listen.
+`Settings` is the base of each server's settings. A field `data` is PSEUDOWORD_DATA in the environment and --data on the
+command line; a nested field `server.listen` is PSEUDOWORD_SERVER__LISTEN and --server.listen.
 """
 
 import ipaddress
@@ -24,57 +24,58 @@ from pydantic_settings import SettingsError as ParseError
 
 
 class SettingsError(Exception):
-    """A setting or a file that it names is wrong; the message says which and how. The server does not start."""
+    """A setting, or a file that it names, is invalid. The message names it and gives the reason. The server does not
+    start."""
 
 
 class ServerSettings(BaseModel, frozen=True, extra="forbid"):
-    """How a server listens, whom it serves, how it stops."""
+    """Addresses, authentication, TLS, shutdown and logs of a server."""
 
     listen: str = Field(
         default="127.0.0.1:0",
-        description="Address to serve gRPC on, HOST:PORT; port 0 takes a free one. Without a token file only loopback",
+        description="Address to serve gRPC on, HOST:PORT; port 0 is any free port; loopback only without a token file",
     )
     metrics_listen: str = Field(
         default="127.0.0.1:0", description="Address of Prometheus' /metrics, HOST:PORT; empty: none"
     )
     health_listen: str = Field(
         default="",
-        description="Address of a plaintext port that serves health alone, for probes that speak no TLS; empty: none",
+        description="Address of a plaintext port with the health service only, for probes without TLS; empty: none",
     )
     token_file: Path | None = Field(
         default=None,
-        description="TOML file of hashed bearer tokens; without one, everybody on loopback may do everything",
+        description="TOML file of hashed bearer tokens; without it, every caller on loopback has all permissions",
     )
     tls_cert: Path | None = Field(
         default=None, description="PEM file of the server's certificate chain; with tls_key, switches TLS on"
     )
     tls_key: Path | None = Field(default=None, description="PEM file of the server's private key")
     client_ca: Path | None = Field(
-        default=None, description="PEM file of authorities; clients must show a certificate signed by one"
+        default=None, description="PEM file of certificate authorities; clients must present a certificate of one"
     )
-    drain_s: float = Field(default=30.0, ge=0, description="Seconds that running calls get to end after SIGTERM")
+    drain_s: float = Field(default=30.0, ge=0, description="Seconds for running calls to end after SIGTERM")
     address_file: Path | None = Field(
         default=None,
         description='JSON file written once the server is ready: {"grpc": "HOST:PORT", "metrics": "HOST:PORT"}',
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least severe log lines to write"
+        default="info", description="Lowest level of log lines to write"
     )
     log_format: Literal["json", "console"] = Field(
-        default="json", description="One JSON object a line, or coloured text"
+        default="json", description="Format of the log: one JSON object per line, or coloured text"
     )
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError("tls_cert and tls_key are given together or not at all")
+            raise ValueError("tls_cert and tls_key must be set together, or neither")
         if self.client_ca is not None and self.tls_cert is None:
             raise ValueError("client_ca needs tls_cert and tls_key")
         return self
 
 
 class _Environment(EnvSettingsSource):
-    """PSEUDOWORD_REGISTRY=host:port, which clients know too, means PSEUDOWORD_REGISTRY__ADDRESS."""
+    """Reads PSEUDOWORD_REGISTRY=host:port, which clients also use, as PSEUDOWORD_REGISTRY__ADDRESS."""
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
         try:
@@ -116,9 +117,10 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, name: str, arguments: Sequence[str] | None = None) -> Self:
-        """The settings of a server that was started as `python -m NAME [ARGUMENTS]` (the process's own by default).
+        """The settings of a server started as `python -m NAME [ARGUMENTS]`; the arguments are this process's own by
+        default.
 
-        --help prints every setting and exits; a wrong one raises SettingsError.
+        --help prints every setting and exits; an invalid setting raises SettingsError.
         """
         given = list(sys.argv[1:] if arguments is None else arguments)
         try:
@@ -133,7 +135,7 @@ class Settings(BaseSettings):
 
 
 def explain(error: ValidationError) -> str:
-    """What pydantic found, one line a field, without the values: they may be secrets."""
+    """The faults that pydantic found, by field, without the values: they may be secrets."""
     found = [(".".join(str(part) for part in item["loc"]), item["msg"]) for item in error.errors(include_input=False)]
     return "; ".join(f"{field}: {text}" if field else text for field, text in found)
 

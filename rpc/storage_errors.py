@@ -1,4 +1,4 @@
-"""What errors of storage become at the edge. Servers extend it with rows of their own."""
+"""Maps the errors of storage to rpc errors. Servers extend the table with their own rows."""
 
 from pseudoword.names import InvalidName
 
@@ -24,18 +24,18 @@ STORAGE = ErrorTable(
         storage.EntryTooLarge: InvalidArgument,
         storage.RequestIdReused: InvalidArgument,
         storage.TensorsInvalid: InvalidArgument,
-        # The caller can do nothing, and repeating does not help until somebody changes the deployment.
+        # Neither the caller nor a retry can help: the operator must change the deployment.
         storage.BadAddress: FailedPrecondition,
         storage.StoreRefused: FailedPrecondition,
         storage.StoreUnfit: FailedPrecondition,
         storage.StoreMismatch: FailedPrecondition,
         storage.ViewInUse: FailedPrecondition,
         storage.ObjectExists: Aborted,
-        # Names of objects come from the log, never from a caller: one that is missing is lost.
+        # Names of objects come from the log, never from a caller: a missing object is lost data.
         storage.ObjectMissing: DataLoss,
         storage.Damaged: DataLoss,
-        # Repeating the very same call, with the same request id, is right for all of these; that is what
-        # UNAVAILABLE says, where ABORTED would ask the caller to read again first.
+        # The caller should repeat the same call with the same request id: UNAVAILABLE means this, whereas ABORTED asks
+        # the caller to read again first.
         storage.StoreUnavailable: Unavailable,
         storage.StoreReplaced: Unavailable,
         storage.ClockSkew: Unavailable,
@@ -43,7 +43,7 @@ STORAGE = ErrorTable(
         storage.NotCommitted: Unavailable,
         storage.ViewFailed: Unavailable,
         storage.Closed: Unavailable,
-        # A lost race, as the contract has it: nothing was written, simply try again.
+        # A lost race, ABORTED by the API's contract: nothing was written, and the call can be repeated.
         storage.Contention: Aborted,
         storage.EtagMismatch: Aborted,
         storage.StorageError: Internal,

@@ -1,4 +1,4 @@
-"""Collects everything that is wrong with a request, so that its author learns it in one go."""
+"""Collects all faults of a request, so that its client gets them in one error."""
 
 import math
 import re
@@ -24,7 +24,7 @@ _Name = TypeVar("_Name", bound=_Parsed)
 
 
 class Violations:
-    """What is wrong with one request, field by field."""
+    """The faults of one request, by field."""
 
     def __init__(self) -> None:
         self._found: list[tuple[str, str]] = []
@@ -33,18 +33,19 @@ class Violations:
         return bool(self._found)
 
     def add(self, field: str, text: str) -> None:
-        """`field` is the path in the request, as `job.recipe.steps`; `text` says what would be right."""
+        """Add a fault. `field` is its path in the request, such as `job.recipe.steps`; `text` says how to fix it."""
         self._found.append((field, text))
 
     def raise_if_any(self) -> None:
-        """Raises InvalidArgument with all that was found."""
+        """Raises InvalidArgument with all faults, if there are any."""
         if self._found:
             shown = "; ".join(f"{field}: {text}" for field, text in self._found[:3])
             more = f"; and {len(self._found) - 3} more" if len(self._found) > 3 else ""
             raise InvalidArgument(shown + more, violations=self._found)
 
     def name(self, kind: type[_Name], value: str, field: str) -> _Name:
-        """The resource name in `value`. A bad one raises at once (with all found so far): nothing works without it."""
+        """The resource name in `value`. An invalid name raises immediately, with all faults so far, because nothing
+        else can be checked without it."""
         try:
             return kind.parse(value)
         except InvalidName as error:
@@ -58,7 +59,8 @@ class Violations:
             self.add(field, f"{value:g} is not between {low:g} and {high:g}")
 
     def text(self, field: str, value: str, max_bytes: int, *, required: bool = False) -> None:
-        """`value` must fit `max_bytes` of UTF-8 and hold no control characters; `required`: not be blank."""
+        """`value` must fit `max_bytes` of UTF-8 and contain no control characters; if `required`, it must not be
+        blank."""
         size = len(value.encode("utf-8"))
         if size > max_bytes:
             self.add(field, f"{size} bytes of UTF-8 are more than the {max_bytes} allowed")
@@ -66,11 +68,12 @@ class Violations:
             self.add(field, "is required")
         control = next((character for character in value if unicodedata.category(character) == "Cc"), None)
         if control is not None:
-            self.add(field, f"holds the control character U+{ord(control):04X}")
+            self.add(field, f"contains the control character U+{ord(control):04X}")
 
     def characters(self, field: str, value: str, most: int, *, required: bool = False) -> None:
-        """`value` has at most `most` characters, no control characters and, if `required`, something in it."""
-        # A character is at most four bytes; what is too long is said in characters, once.
+        """`value` must have at most `most` characters, none a control character; if `required`, it must not be
+        blank."""
+        # A character has at most four bytes, so only the limit in characters can be reported, and only once.
         self.text(field, value[:most], 4 * most, required=required)
         if len(value) > most:
             self.add(field, f"{len(value)} characters are more than the {most} allowed")
@@ -81,21 +84,19 @@ class Violations:
             self.add(field, f"{len(value)} labels are more than the {_MAX_LABELS} allowed")
         for key, content in list(value.items())[:_MAX_LABELS]:
             if not _LABEL_KEY.fullmatch(key):
-                self.add(f"{field}[{key[:63]!r}]", f"a key must be {_LABEL_KEY.pattern}")
+                self.add(f"{field}[{key[:63]!r}]", f"a key must match {_LABEL_KEY.pattern}")
             self.characters(f"{field}[{key[:63]!r}]", content, 63)
 
     def request_id(self, request: Any) -> None:
-        """`request_id` is empty, or 1 to 64 printable characters."""
+        """`request_id` must be empty, or 1 to 64 printable characters."""
         value = request.request_id
         if len(value) > 64 or not value.isprintable():
             self.add("request_id", "must be at most 64 printable characters")
 
 
 def admitted(found: Violations, kind: Any, value: str, field: str, role: Role) -> Any:
-    """The resource name in `value`, whose tenant the caller may use in this role.
-
-    Raises InvalidArgument, PermissionDenied.
-    """
+    """The resource name in `value`. Raises InvalidArgument, and PermissionDenied unless the caller has `role` in the
+    name's tenant."""
     name = found.name(kind, value, field)
     current_principal().require(name.tenant, role)
     return name

@@ -14,10 +14,10 @@ from storage.backup import restore as restored
 @click.argument("store")
 @click.argument("folder", metavar="DIR")
 def backup(store: str, folder: str) -> None:
-    """Copy STORE into DIR as it is at one revision, while servers go on.
+    """Copy STORE into DIR at one revision, while servers keep running.
 
-    DIR is empty, or holds an older backup of the same store: then only what is new is copied. Every object is checked
-    as it is read. DIR may be an s3:// address as well.
+    DIR must be empty, or hold an older backup of the same store: then only new objects are copied. Every object is
+    verified as it is read. DIR may also be an s3:// address.
     """
     with (
         opened(store, existing=True) as source,
@@ -37,8 +37,8 @@ def backup(store: str, folder: str) -> None:
 def restore(folder: str, store: str) -> None:
     """Make a new store at STORE, which must be empty, from the backup in DIR.
 
-    The new store has an id of its own: revisions, page tokens and resume tokens of the old one are refused with
-    STORE_CHANGED, and servers make their views anew. Servers refuse STORE until all is there.
+    The new store has an id of its own: revisions, page tokens and resume tokens of the old store are refused with
+    STORE_CHANGED, and servers rebuild their views. Servers refuse STORE until the restore is complete.
     """
     with (
         opened(folder, existing=True) as source,

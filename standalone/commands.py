@@ -1,4 +1,4 @@
-"""What the server distribution adds to the command line: `pseudoword up` and `pseudoword demo`."""
+"""`pseudoword up` and `pseudoword demo`."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     default=_data_folder,
     show_default="~/.local/share/pseudoword",
-    help="Folder for words, jobs and logs; made where it is missing.",
+    help="Folder for words, jobs and logs; created if it is missing.",
 )
 @click.option(
     "--model",
@@ -42,13 +42,13 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     type=click.IntRange(0, 65533),
     default=7361,
     show_default=True,
-    help="The registry's port; trainer and generation take the next two. 0: any free ones.",
+    help="The registry's port; trainer and generation use the next two. 0: any free ports.",
 )
 def up(data: Path, model: str | None, port: int) -> None:
     """Start registry, trainer and generation on this machine, until Ctrl-C.
 
-    They listen on loopback only and need nothing else: words are kept in a folder. `learn`, `draw` and all other
-    commands find them at their default addresses.
+    The servers listen on loopback only and need no other service: words are stored in a folder. `learn`, `draw` and all
+    other commands find them at their default addresses.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     console = Console(stderr=True, highlight=False)
@@ -79,12 +79,12 @@ def up(data: Path, model: str | None, port: int) -> None:
     help="Folder for the pictures, the contact sheet and the loss curve.",
 )
 def demo(folder: Path) -> None:
-    """Learn a word from four pictures and draw it in six sentences.
+    """Learn a word from four pictures and draw it in six prompts.
 
-    Starts the three servers, learns <rex> from pictures of a toy that no word exists for, publishes it, draws it,
-    writes a contact sheet and the loss curve, and stops everything that it started.
+    Starts the three servers, learns <rex> from pictures of a toy, publishes it, draws it, writes a contact sheet and
+    the loss curve, and stops the servers.
     """
-    from standalone.demo import run  # brings matplotlib, which the other commands need not wait for
+    from standalone.demo import run  # imports matplotlib, which slows the other commands down
 
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -92,7 +92,7 @@ def demo(folder: Path) -> None:
     except PseudowordError as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:
-        click.echo("interrupted; everything is stopped", err=True)
+        click.echo("interrupted; all servers are stopped", err=True)
         raise SystemExit(130) from None
     except ServerDied as died:
         raise click.ClickException(str(died)) from None

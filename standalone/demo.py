@@ -1,4 +1,4 @@
-"""The main job in one run: four pictures in, a word out, pictures of it back."""
+"""The demo: learns a word from four pictures and draws it."""
 
 import io
 import tempfile
@@ -29,7 +29,8 @@ SENTENCES = {
 
 
 def run(folder: Path, console: Console) -> None:
-    """Writes everything into `folder`, and stops everything it started. Raises ServerDied, PseudowordError."""
+    """Start the servers, learn and draw, write all files into `folder`, and stop the servers. Raises ServerDied,
+    PseudowordError."""
     began = time.monotonic()
     pictures = example_pictures()
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,7 @@ def run(folder: Path, console: Console) -> None:
         folder / "loss.png", [p.step for p in curve], [p.loss for p in curve], f"learning <{WORD}> from four pictures"
     )
     shown = [Tile(image=Image.open(path), caption=f"picture {path.stem}") for path in pictures]
-    contact_sheet([shown, drawn], title=f"above: what <{WORD}> was learned from; below: drawn").save(
+    contact_sheet([shown, drawn], title=f"above: the pictures that <{WORD}> was learned from; below: drawn").save(
         folder / "sheet.png"
     )
     console.print(f"done in {time.monotonic() - began:.0f} s")
@@ -53,12 +54,12 @@ def run(folder: Path, console: Console) -> None:
 
 
 def example_pictures() -> list[Path]:
-    """The four pictures of a toy that no word exists for: `examples/rex/` of the source tree, or the wheel's copy."""
+    """The four pictures of a toy: `examples/rex/` of the source tree, or the wheel's copy."""
     for folder in (Path(__file__).parents[1] / "examples" / WORD, Path(__file__).parent / WORD):
         found = sorted(folder.glob("*.png"))
         if found:
             return found
-    raise click.ClickException(f"the example pictures are missing from {folder}: install pseudoword-server anew")
+    raise click.ClickException(f"the example pictures are missing in {folder}: reinstall pseudoword-server")
 
 
 def _learn(client: Client, pictures: list[Path], console: Console) -> Version:

@@ -1,4 +1,4 @@
-"""A UNet as one ONNX file, for Triton's onnxruntime backend."""
+"""Exports a UNet to ONNX, for Triton's onnxruntime backend."""
 
 import warnings
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 FILE = "model.onnx"
-_LARGEST = 3 * 2**29  # bytes of weights inside the file; protobuf ends at 2 GiB
+_MAX_INLINE_BYTES = 3 * 2**29  # of weights inside the file; protobuf's limit is 2 GiB
 
 
 class _Called(torch.nn.Module):
-    """The UNet as Triton calls it: latents [rows, channels, height, width], timesteps [rows, 1], hidden [rows, length,
-    dims]; each row has its own timestep."""
+    """The UNet with the inputs of Triton's model: latents [rows, channels, height, width], timesteps [rows, 1], hidden
+    [rows, length, dims]; each row has its own timestep."""
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
@@ -26,14 +26,14 @@ class _Called(torch.nn.Module):
 
 
 def write_onnx(unet: Any, folder: Path, *, length: int) -> None:
-    """Writes `unet` into `folder`, in its own precision, for any number of rows, any size and any length of prompt;
-    `length` is an example. Weights of several GB lie in a second file beside it.
+    """Write `unet` into `folder`, in its own precision, for any number of rows, any size and any length of prompt;
+    `length` is only the example's. Weights above 1.5 GiB are written into a second file.
 
-    Takes up to minutes. Raises ModuleNotFoundError where the extra `onnx` is not installed.
+    Takes up to minutes. Raises ModuleNotFoundError when the extra `onnx` is not installed.
     """
     weights = next(unet.parameters())
     cells = unet.config.sample_size
-    # No two of the numbers are alike, lest the exporter take one for another.
+    # All sizes differ, so that the exporter cannot mistake one dimension for another.
     example = (
         torch.zeros(2, unet.config.in_channels, cells, cells + 8, dtype=weights.dtype),
         torch.zeros(2, 1),
@@ -41,7 +41,7 @@ def write_onnx(unet: Any, folder: Path, *, length: int) -> None:
     )
     size = sum(tensor.nbytes for tensor in unet.parameters())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own
+        warnings.simplefilter("ignore")  # warnings about the exporter itself
         torch.onnx.export(
             _Called(unet).eval(),
             example,
@@ -54,6 +54,6 @@ def write_onnx(unet: Any, folder: Path, *, length: int) -> None:
                 "hidden": {0: "rows", 1: "length"},
             },
             dynamo=True,
-            external_data=size > _LARGEST,
+            external_data=size > _MAX_INLINE_BYTES,
             verbose=False,
         )

@@ -1,4 +1,4 @@
-"""`pseudoword export-triton`: a checkpoint's UNet as a model repository of Triton Inference Server."""
+"""`pseudoword export-triton`: writes a checkpoint's UNet as a model repository of Triton Inference Server."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:  # slow to import, and other commands need not wait for it
+if TYPE_CHECKING:  # slow to import, and only this command needs it
     from diffusion.checkpoint import BaseModel
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -30,11 +30,11 @@ output [
 # One instance on each GPU, or one on the CPU.
 instance_group [ {{ count: 1 }} ]
 dynamic_batching {{
-  # How long the first request waits for others. Two callers that take turns never meet without it.
+  # How long the first request waits for others. Without it, two callers that alternate would never share a pass.
   max_queue_delay_microseconds: {delay_us}
   default_queue_policy {{
     timeout_action: REJECT
-    # Each call says how long it is good for.
+    # Each call sets its own timeout.
     allow_timeout_override: true
     max_queue_size: {max_queue}
   }}
@@ -51,42 +51,42 @@ parameters {{ key: "checkpoint" value {{ string_value: {checkpoint} }} }}
     metavar="PATH_OR_ID",
     help="Stable Diffusion 1.x or 2.x checkpoint in diffusers' layout.  [default: the bundled miniature]",
 )
-@click.option("--revision", help="Revision of a hub id.")
+@click.option("--revision", help="Revision on the hub.")
 @click.option("--name", default="denoiser", show_default=True, help="Name of the model on Triton.")
 @click.option(
     "--backend",
     type=click.Choice(["python", "onnx"]),
     default="python",
     show_default=True,
-    help="What runs it on Triton: torch in its Python backend, or its ONNX Runtime backend.",
+    help="Triton's backend for the model: Python (with torch) or ONNX Runtime.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16"]),
     default="fp32",
     show_default=True,
-    help="Precision of the weights and of what travels.",
+    help="Precision of the weights and of the tensors in calls.",
 )
 @click.option(
     "--max-batch",
     type=click.IntRange(1, 1024),
     default=32,
     show_default=True,
-    help="Most rows of one forward pass; guidance takes two a picture.",
+    help="Largest number of rows in one forward pass; a picture with guidance takes two.",
 )
 @click.option(
     "--queue-delay",
     type=click.FloatRange(0, 1000),
     default=2.0,
     show_default=True,
-    help="Milliseconds that a call waits for others to share the forward pass with.",
+    help="Milliseconds that a call waits for others to share its forward pass.",
 )
 @click.option(
     "--max-queue",
     type=click.IntRange(0),
     default=64,
     show_default=True,
-    help="Calls that may wait; more are refused. 0: any number.",
+    help="Largest number of waiting calls; further calls are refused. 0: no limit.",
 )
 def export_triton(
     folder: Path,
@@ -101,17 +101,17 @@ def export_triton(
 ) -> None:
     """Write a model repository for NVIDIA's Triton Inference Server into DIR.
 
-    It holds the checkpoint's UNet and the few lines that run it, with dynamic batching: `tritonserver
+    It holds the checkpoint's UNet and the code that runs it, with dynamic batching. `tritonserver
     --model-repository=DIR` serves it, and a Generation server with `--denoiser.kind triton` calls it.
     """
     if _NAME.fullmatch(name) is None:
-        raise click.BadParameter(f"{name!r} is no name of a model", param_hint="--name")
+        raise click.BadParameter(f"{name!r} is not a model name; it must match {_NAME.pattern}", param_hint="--name")
     place = folder / name
     if backend == "onnx" and precision == "bf16":
         raise click.BadParameter("ONNX Runtime has no bf16 for most of a UNet; use fp16", param_hint="--precision")
     if place.exists():
         raise click.ClickException(f"{place} exists already: remove it, or give another --name")
-    # Slow to import, and the other commands need not wait for them; what the two have to say is of no use here.
+    # Slow to import, and only this command needs them. Their log lines are not useful here.
     import diffusers.utils.logging
     import transformers.utils.logging
 
@@ -141,7 +141,7 @@ def export_triton(
         checkpoint=json.dumps(base.spec.checkpoint),
     )
     folder.mkdir(parents=True, exist_ok=True)
-    # Whole or not at all: a server that looks for new models must not find half of one.
+    # The model appears by a rename: a server that polls for new models must not load a part of it.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as work:
         whole = Path(work) / name
         version = whole / "1"
@@ -162,7 +162,7 @@ def _write_onnx(base: "BaseModel", version: Path) -> None:
 
     try:
         write_onnx(base.unet, version, length=base.spec.encoders[0].length)
-    except ModuleNotFoundError as error:  # torch asks for its helpers when they are needed
+    except ModuleNotFoundError as error:  # torch imports its exporter's dependencies on use
         raise click.ClickException(
             f"--backend onnx needs {error.name}: install pseudoword-server[torch,onnx]"
         ) from None

@@ -1,4 +1,4 @@
-"""`pseudoword fold`: a store without the history that no longer shows."""
+"""`pseudoword fold`: copies a registry's store without its superseded history."""
 
 import tempfile
 import time
@@ -28,13 +28,13 @@ _DAY_US = 86_400_000_000
 
 @dataclass(kw_only=True)
 class Folded:
-    """What there was and what there is: entries and changes."""
+    """Numbers of entries and events in the old store, and of those kept in the new one."""
 
     store_id: str
     entries: int = 0
-    changes: int = 0
+    events: int = 0
     kept_entries: int = 0
-    kept_changes: int = 0
+    kept_events: int = 0
     blobs: int = 0
 
 
@@ -47,20 +47,20 @@ class Folded:
     default=7.0,
     show_default=True,
     metavar="DAYS",
-    help="Everything younger stays, so that request ids of these days are still known.",
+    help="All events of the last DAYS are kept, so that their request ids are still recognised.",
 )
 @click.option(
     "--moves",
     type=click.IntRange(min=1),
     default=10,
     show_default=True,
-    help="How many of each alias's moves stay, for rollback and its history.",
+    help="Number of each alias's moves to keep, for rollback and history.",
 )
 def folded(store: str, new: str, keep: float, moves: int) -> None:
-    """Make a new registry's store at NEW, which must be empty, from STORE, without the history that no longer shows.
+    """Copy a registry's STORE to a new store at NEW, which must be empty, without its superseded history.
 
-    Stop the registries first: what is written meanwhile is lost. NEW has an id of its own: etags, revisions, page
-    tokens and resume tokens of the old one are of no use to it, and servers make their views anew. Versions, aliases,
+    Stop the registries first: writes during the copy are lost. NEW has an id of its own: etags, revisions, page tokens
+    and resume tokens of the old store are invalid there, and servers rebuild their views. Versions, aliases,
     evaluations, times and numbers stay as they are. STORE is not changed.
     """
     with (
@@ -71,7 +71,7 @@ def folded(store: str, new: str, keep: float, moves: int) -> None:
         before_us = time.time_ns() // 1000 - round(keep * _DAY_US)
         done = _fold(source, target, Path(folder), before_us, moves)
     click.echo(
-        f"folded into {new}: store {done.store_id}, {done.kept_changes} of {done.changes} changes in "
+        f"folded into {new}: store {done.store_id}, {done.kept_events} of {done.events} events in "
         f"{done.kept_entries} of {done.entries} entries, {done.blobs} blobs"
     )
 
@@ -83,7 +83,7 @@ def _fold(source: ObjectStore, target: ObjectStore, folder: Path, before_us: int
         raise click.ClickException(f"there is no store at {source.description}") from None
     state_machine = CatalogueStateMachine(Quotas())
     if old.book != state_machine.name:
-        raise StoreMismatch(f"this is the {old.book}'s store; only a registry's is folded")
+        raise StoreMismatch(f"{source.description} is the store of the {old.book}; only a registry's can be folded")
     new = claim(target, old.book, old.shards)
     log = Log(source, old.store_id, old.shards, Backoff())
     done = Folded(store_id=new.store_id)
@@ -92,13 +92,13 @@ def _fold(source: ObjectStore, target: ObjectStore, folder: Path, before_us: int
         with closing(now), whole_view(log, shard, state_machine, folder / f"old-{shard}.sqlite") as was:
             done.entries += was.position.entry
             with was.snapshot() as (db, _):
-                done.changes += db.execute("SELECT count(*) FROM ledger_history").fetchone()[0]
+                done.events += db.execute("SELECT count(*) FROM ledger_history").fetchone()[0]
                 kept = fold(db, old.store_id, shard, before_us=before_us, moves=moves)
                 for run in _runs(new.store_id, shard, kept):
                     put_entries(target, run)
                     for entry in run:
                         now.replay(entry)
-                        done.kept_changes += len(entry.events)
+                        done.kept_events += len(entry.events)
             done.kept_entries += now.position.entry
             with now.snapshot() as (db, _):
                 live = set(state_machine.blobs(db))

@@ -1,4 +1,4 @@
-"""`pseudoword fsck`: is a store whole?"""
+"""`pseudoword fsck`: inspects a whole store."""
 
 import json
 import sqlite3
@@ -14,7 +14,7 @@ from standalone.stores import HELP, opened, state_machines
 from storage.inspect.report import Report, Severity, Vectors
 from storage.inspect.store import Inspection
 
-_SHOWN = 20  # findings of garbage and notes that are listed without --all
+_SHOWN = 20  # number of garbage findings and of notes that are listed without --all
 
 
 @click.command(epilog=HELP)
@@ -23,17 +23,17 @@ _SHOWN = 20  # findings of garbage and notes that are listed without --all
     "--views",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     multiple=True,
-    help="Folder of a server's views to compare too; those in a store's own folder are found.",
+    help="Folder of a server's views to compare as well; views in the store's own folder are found without it.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-@click.option("--all", "everything", is_flag=True, help="List all garbage, not only the first of it.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object to standard output.")
+@click.option("--all", "everything", is_flag=True, help="List all garbage and notes, not only the first 20 of each.")
 def fsck(store: str, views: tuple[Path, ...], as_json: bool, everything: bool) -> None:
-    """Read a whole store and say what is damaged, missing or left over.
+    """Read a whole store and report damaged, missing and unneeded objects.
 
-    Replays the log from its beginning and compares with it all that is derived from it: segments, checkpoints, and
-    servers' views. Changes nothing; servers may go on meanwhile.
+    Replays the log from its beginning and compares the derived objects with it: segments, snapshots and servers' views.
+    Changes nothing; servers may keep running.
 
-    Exit status: 0 nothing is wrong (garbage is not wrong), 1 something is, 2 the store could not be read.
+    Exit status: 0 the store is sound (it may contain garbage), 1 it is not, 2 it could not be read.
     """
     try:
         report = inspect(store, views)
@@ -49,7 +49,7 @@ def fsck(store: str, views: tuple[Path, ...], as_json: bool, everything: bool) -
 
 
 def inspect(address: str, views: tuple[Path, ...] = ()) -> Report:
-    """What an inspection of the store at `address` finds. Raises click.ClickException when it cannot be read."""
+    """The report about the store at `address`. Raises click.ClickException when it cannot be read."""
     with opened(address, existing=True) as store, tempfile.TemporaryDirectory(prefix="pseudoword-fsck-") as folder:
         return Inspection(store, state_machines(), Path(folder), vectors=_vectors, views=views).run()
 
@@ -62,13 +62,13 @@ def _vectors(db: sqlite3.Connection) -> Mapping[str, Vectors]:
 
 
 def _show(report: Report, everything: bool) -> None:
-    click.echo(f"{report.store}: {report.book}, store {report.store_id}, made {report.created}")
+    click.echo(f"{report.store}: {report.book}, store {report.store_id}, created {report.created}")
     click.echo(", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in report.counts.items()) or "empty")
     for severity in Severity:
         found = [finding for finding in report.findings if finding.severity is severity]
-        for_sure = severity in (Severity.DAMAGE, Severity.DERIVED) or everything
-        for finding in found if for_sure else found[:_SHOWN]:
+        show_all = severity in (Severity.DAMAGE, Severity.DERIVED) or everything
+        for finding in found if show_all else found[:_SHOWN]:
             click.echo(f"{severity}: {finding.object}: {finding.why}")
-        if len(found) > _SHOWN and not for_sure:
+        if len(found) > _SHOWN and not show_all:
             click.echo(f"{severity}: {len(found) - _SHOWN} more; --all lists them")
     click.echo("sound" if report.sound else "NOT SOUND")

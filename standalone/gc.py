@@ -1,4 +1,4 @@
-"""`pseudoword gc`: remove what no version needs."""
+"""`pseudoword gc`: garbage collection of a store."""
 
 import asyncio
 import json
@@ -22,28 +22,29 @@ from storage.objects.base import ObjectStore
 
 @click.command(name="gc", epilog=HELP)
 @click.argument("store")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be deleted, and change nothing.")
 @click.option(
     "--grace",
     type=click.FloatRange(min=0),
     default=GRACE.total_seconds() / 3600,
     show_default=True,
     metavar="HOURS",
-    help="How old an upload must be to be condemned, and how long it stays after that.",
+    help="Age at which an unneeded upload is condemned, and time from then until it is deleted.",
 )
 @click.option(
     "--stopped",
     is_flag=True,
-    help="The servers of this store are stopped (not needed for a registry's): delete uploads that no entry names too.",
+    help="Also delete uploads that no entry names; requires that all servers of this store are stopped. Not needed for "
+    "a registry's store.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object to standard output.")
 def collect(store: str, dry_run: bool, grace: float, stopped: bool, as_json: bool) -> None:
-    """Condemn and delete blobs that nothing in a store needs.
+    """Condemn and delete blobs that a store does not need.
 
-    In a registry's store, what is condemned is deleted by a run that comes a grace later, so run it every day. A
-    trainer or a generation deletes what it no longer needs by itself; there, this deletes what was left behind.
-    Servers may go on meanwhile, and several runs do no harm. Also removes what probes have left and checkpoints that
-    newer ones replace.
+    In a registry's store, condemned blobs are deleted by a run at least one grace period later, so run it every day.
+    Trainer and generation delete their unneeded blobs themselves; in their stores, this deletes the ones that they
+    missed. Servers may keep running, and several runs at once are safe. Also removes objects of interrupted probes and
+    superseded snapshots.
     """
     with opened(store, existing=True, fit=not dry_run) as objects:
         done = _collected(objects, timedelta(hours=grace), stopped=stopped, dry_run=dry_run)
@@ -54,8 +55,8 @@ def collect(store: str, dry_run: bool, grace: float, stopped: bool, as_json: boo
         for name in names:
             click.echo(f"{'would ' if dry_run else ''}{verb} {name}")
     click.echo(
-        f"{done.seen} blobs: {done.in_use} in use, {done.waiting} within their grace, {len(done.condemned)} condemned; "
-        f"{len(done.deleted)} objects of {done.bytes} bytes deleted" + (" (dry run)" if dry_run else "")
+        f"{done.seen} blobs: {done.in_use} in use, {done.waiting} within their grace period, {len(done.condemned)} "
+        f"condemned; {len(done.deleted)} objects of {done.bytes} bytes deleted" + (" (dry run)" if dry_run else "")
     )
 
 
@@ -68,7 +69,7 @@ def _collected(store: ObjectStore, grace: timedelta, *, stopped: bool, dry_run: 
         return asyncio.run(_collect(store, grace, dry_run))
     state_machine = state_machines().get(metadata.book)
     if state_machine is None:
-        raise click.ClickException(f"nothing here knows a state machine called {metadata.book!r}")
+        raise click.ClickException(f"this version has no state machine called {metadata.book!r}")
     with tempfile.TemporaryDirectory(prefix="pseudoword-gc-") as folder:
         return sweep(store, state_machine, Path(folder), grace=grace, stopped=stopped, dry_run=dry_run)
 

@@ -1,4 +1,4 @@
-"""The three servers as child processes on loopback, with embedded defaults."""
+"""The three servers as child processes on loopback, with default settings."""
 
 import json
 import os
@@ -20,7 +20,7 @@ _POLL_S = 0.05
 
 
 class ServerDied(Exception):
-    """A server ended by itself; the message says which, and how its log ends."""
+    """A server ended by itself, or did not become ready; the message names it and has the end of its log."""
 
 
 class Servers:
@@ -29,9 +29,9 @@ class Servers:
         with Servers(data) as servers:
             Client(servers.endpoints)
 
-    `data` holds everything that lasts: `store/` (words), `jobs/` (the trainer's log and pictures), `batches/` (what is
-    drawn in bulk), `logs/`; and `views/`, which may be deleted. With `port` 0 the servers take free ports, else `port`
-    and the next two.
+    `data` holds all persistent data: `store/` (words), `jobs/` (the trainer's log and pictures), `batches/` (pictures
+    of batches), `logs/`; and `views/`, which may be deleted. With `port` 0 the servers take free ports, else `port` and
+    the next two.
     """
 
     def __init__(self, data: Path, *, model: str | None = None, port: int = 0) -> None:
@@ -47,7 +47,7 @@ class Servers:
         try:
             for folder in ("store", "jobs", "batches", "logs", "run", "views"):
                 (self._data / folder).mkdir(parents=True, exist_ok=True)
-            # The registry's address is told to the two others.
+            # The registry starts first: the two others need its address.
             self._start("registry", ["--store.address", str(self._data / "store")])
             registry = self._wait("registry")
             peers = ["--registry.address", registry["grpc"]]
@@ -77,7 +77,7 @@ class Servers:
                 raise ServerDied(f"the {name} server ended with status {status}:\n{self._log_end(name)}")
 
     def stop(self) -> None:
-        """SIGTERM to all, so that they drain; SIGKILL to what is still there after half a minute."""
+        """Send SIGTERM to all servers, so that they drain, and SIGKILL to those that still run after 30 s."""
         for process in self._processes.values():
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -104,7 +104,7 @@ class Servers:
             *("--server.listen", listen, "--server.address-file", str(address_file)),
         ]
         log: IO[bytes] = self._logs.enter_context((self._data / "logs" / f"{name}.jsonl").open("ab"))
-        # A process group of its own: Ctrl-C reaches this process alone, which then stops the servers in order.
+        # A process group of its own: Ctrl-C reaches only this process, which then stops the servers in order.
         self._processes[name] = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -115,7 +115,7 @@ class Servers:
         )
 
     def _wait(self, name: str) -> Mapping[str, str]:
-        """Waits until a server is ready and returns its addresses."""
+        """Wait until a server is ready. Returns its addresses."""
         address_file = self._data / "run" / f"{name}.json"
         ends = time.monotonic() + _START_S
         while not address_file.exists():
@@ -134,7 +134,7 @@ class Servers:
 def _environment() -> Mapping[str, str]:
     """The environment without the client's own variables, which would be read as the servers' settings."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PSEUDOWORD_")}
-    # Trainer and Generation compute on the same processors, each on half of them: with more threads than processors,
-    # one that waits for another spins in somebody's way or sleeps, and is slower than one that waits for nobody.
+    # Trainer and Generation compute on the same processors, each with threads for half of them. With more threads than
+    # processors, a waiting thread blocks a computing one by spinning, or is slow to wake up from sleep.
     threads = max(1, (os.cpu_count() or 1) // 2)
     return {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "10000"} | kept | {"PYTHONUNBUFFERED": "1"}

@@ -1,4 +1,4 @@
-"""Stores as commands of the command line name them."""
+"""Stores as arguments of commands."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,8 +39,8 @@ def state_machines() -> Mapping[str, StateMachine[Any]]:
 
 @contextmanager
 def opened(address: str, *, existing: bool, fit: bool = False) -> Iterator[ObjectStore]:
-    """The store at `address`; `existing`: a folder must be there already; `fit`: probed, since it is written to beside
-    servers. Whatever goes wrong in it and within ends the command with a line that says what."""
+    """The store at `address`. `existing`: a folder must exist already. `fit`: the store is probed, because the command
+    writes to it while servers run. An error, also within the context, ends the command with a message."""
     try:
         folder = address.removeprefix("file://")
         if existing and not folder.startswith("s3://") and not Path(folder).expanduser().is_dir():

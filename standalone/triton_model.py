@@ -1,4 +1,4 @@
-"""What Triton's Python backend runs for pseudoword: one call of the UNet for the rows of all requests at hand.
+"""pseudoword's model for Triton's Python backend: one call of the UNet for the rows of all waiting requests.
 
 `pseudoword export-triton` copies this file into the model repository, so it uses torch and diffusers only.
 """
@@ -17,10 +17,10 @@ _DTYPES = {"TYPE_FP32": torch.float32, "TYPE_FP16": torch.float16, "TYPE_BF16": 
 
 
 class TritonPythonModel:
-    """Triton makes one for each instance of the model; its methods' names and arguments are Triton's."""
+    """Triton creates one for each instance of the model; Triton defines the names and arguments of the methods."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads the UNet onto this instance's device."""
+        """Load the UNet onto this instance's device."""
         config = json.loads(args["model_config"])
         self._digest = config["parameters"]["digest"]["string_value"]
         on_gpu = args["model_instance_kind"] == "GPU"
@@ -31,19 +31,20 @@ class TritonPythonModel:
         self._unet = unet.to(self._device).eval().requires_grad_(False)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response a request, in order. Triton hands over requests of one shape, and does not join them itself
+        """One response per request, in order. Triton passes requests of one shape, and does not concatenate them itself
         (server issue 5926)."""
         responses: dict[int, Any] = {}
         together: list[int] = []
         for index, request in enumerate(requests):
-            wishes = json.loads(request.parameters() or "{}")
-            if wishes.get("digest", self._digest) != self._digest:
+            parameters = json.loads(request.parameters() or "{}")
+            if parameters.get("digest", self._digest) != self._digest:
                 error = triton.TritonError(
-                    f"the model here has the weights {self._digest}, and the caller's has {wishes['digest']}",
+                    f"this model's digest of the weights is {self._digest}, the caller's is {parameters['digest']}: "
+                    "serve and load the same checkpoint",
                     triton.TritonError.INVALID_ARG,
                 )
                 responses[index] = triton.InferenceResponse(error=error)
-            elif wishes.get("alone"):
+            elif parameters.get("alone"):
                 responses |= self._run(requests, [index])
             else:
                 together.append(index)
@@ -57,7 +58,7 @@ class TritonPythonModel:
             torch.cat([self._tensor(requests[index], name) for index in chosen])
             for name in ("latents", "timesteps", "hidden")
         )
-        # A timestep for each row: the rows of one call are at different steps.
+        # Each row has its own timestep, because the rows of a call are at different steps.
         predicted = self._unet(latents, timesteps.flatten(), encoder_hidden_states=hidden, return_dict=False)[0].cpu()
         counts = [len(self._tensor(requests[index], "timesteps")) for index in chosen]
         return {
@@ -66,7 +67,7 @@ class TritonPythonModel:
         }
 
     def _tensor(self, request: Any, name: str) -> torch.Tensor:
-        # By DLPack, since numpy has no bfloat16.
+        # Via DLPack, because numpy has no bfloat16.
         given = triton.get_input_tensor_by_name(request, name)
         tensor: torch.Tensor = torch.utils.dlpack.from_dlpack(given.to_dlpack())
         return tensor.to(self._device)

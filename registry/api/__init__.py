@@ -1,4 +1,4 @@
-"""RegistryService's rpcs, by resource: a request is validated, committed or read from the view, and answered.
+"""The rpcs of RegistryService, one module per resource: validate a request, commit it or read a view, answer.
 
-No SQL: the catalogue has it.
+No SQL here: it belongs to the catalogue.
 """

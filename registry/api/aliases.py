@@ -1,4 +1,4 @@
-"""Aliases and their history."""
+"""The rpcs of aliases and their history."""
 
 import sqlite3
 
@@ -111,4 +111,4 @@ class AliasRpcs(Rpcs):
 
 def _refuse_latest(found: Violations, name: AliasName, field: str) -> None:
     if name.alias == LATEST:
-        found.add(field, f"{LATEST} is computed from the versions and cannot be set, moved or deleted")
+        found.add(field, f"the alias {LATEST} is computed and cannot be set, moved or deleted; use another alias")

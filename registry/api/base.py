@@ -1,4 +1,4 @@
-"""What the rpcs of all resources share."""
+"""Base class and helpers of the rpcs of all resources."""
 
 import asyncio
 from datetime import timedelta
@@ -16,9 +16,9 @@ __all__ = ["Context", "Rpcs", "admitted", "check_write", "child", "tenants_of"]
 
 
 class Rpcs:
-    """Base of each resource's rpcs, which make one servicer together.
+    """Base of each resource's rpcs; together they form one servicer.
 
-    A soft-deleted concept may be purged after `keep_deleted`; watches end when `draining` is set.
+    `keep_deleted`: time after which a soft-deleted concept may be purged. Watches end when `draining` is set.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class Rpcs:
 
 
 def check_write(found: Violations, request: Any) -> None:
-    """Checks what every mutation has, and raises InvalidArgument if anything was found so far."""
+    """Check the request id, which every writing request has. Raises InvalidArgument for all faults so far."""
     found.request_id(request)
     found.raise_if_any()
 
 
 def tenants_of(principal: Principal) -> frozenset[str] | None:
-    """The tenants that a caller, and everybody it acts for, may use; None for all."""
+    """The tenants that a caller, and every caller that it acts for, may use; None: all."""
     allowed: frozenset[str] | None = None
     link: Principal | None = principal
     while link is not None:

@@ -1,4 +1,4 @@
-"""Concepts."""
+"""The rpcs of concepts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ _FIELDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Lead:
-    """What a list looks at instead of all concepts: those with a label, or those that an index leads to."""
+    """A restriction that a list can look up instead of a scan of all concepts: a label, or a column with an index."""
 
     label: tuple[str, str] | None = None
     index: str | None = None

@@ -1,4 +1,4 @@
-"""Rows and changes of the catalogue as messages of the contract."""
+"""Converts rows and events of the catalogue to messages of the API."""
 
 from collections.abc import Mapping
 from json import dumps
@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 
 def to_json(message: Message) -> dict[str, Any]:
-    """A message as protobuf's JSON, fields named as in the proto."""
+    """A message as protobuf's JSON, with the fields' names in the proto."""
     found: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
     return found
 
@@ -62,7 +62,7 @@ def concept(row: Row, revision: Revision) -> resources_pb2.Concept:
 
 
 def version(row: Row, revision: Revision) -> resources_pb2.Version:
-    """Without loss curve and recipe, which are in the version's record."""
+    """A Version without loss curve and recipe, which are in the version's record."""
     message = ParseDict(row["summary"], resources_pb2.Version())
     message.name = version_name(row, row["number"])
     message.number = row["number"]
@@ -145,7 +145,7 @@ def audit_record(event: CommittedEvent) -> resources_pb2.AuditRecord:
 
 
 def event_type(kind: str) -> "resources_pb2.Event.Type.ValueType":
-    """The event that a change of this kind is: `alias-set` is TYPE_ALIAS_SET."""
+    """The API's type of an event kind: `alias-set` is TYPE_ALIAS_SET."""
     return resources_pb2.Event.Type.Value("TYPE_" + kind.upper().replace("-", "_"))
 
 

@@ -1,4 +1,4 @@
-"""Vectors as files, for their owner and for tenants that were granted the word."""
+"""The rpc that exports vectors as files, for their owner and for tenants with a grant."""
 
 import asyncio
 import sqlite3
@@ -53,5 +53,5 @@ def _exported(data: bytes, row: conversions.Row, version: "files.Version", layou
     except TensorsInvalid as error:
         raise Damaged(row["blob"], error.message) from error
     if tensors_digest(tensors) != row["tensors_digest"]:
-        raise Damaged(row["blob"], "its tensors are not those that the version's digest names")
+        raise Damaged(row["blob"], "its tensors do not match the version's tensors digest")
     return files.export(data, tensors, version, layout)

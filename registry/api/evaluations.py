@@ -1,4 +1,4 @@
-"""Evaluations: figures about versions."""
+"""The rpcs of evaluations: figures about versions."""
 
 import secrets
 
@@ -22,7 +22,8 @@ class EvaluationRpcs(Rpcs):
     ) -> resources_pb2.Evaluation:
         found = Violations()
         parent = admitted(found, VersionName, request.parent, "parent", Role.WRITER)
-        # The command differs when a request without an id is repeated; its request id still finds the first answer.
+        # If a request without evaluation_id is repeated, its command differs; its request id still finds the first
+        # answer.
         segment = request.evaluation_id or f"e{secrets.token_hex(8)}"
         name = child(found, EvaluationName, str(parent), "evaluations", segment, "evaluation_id")
         given = request.evaluation

@@ -1,4 +1,4 @@
-"""All words of a prompt in one call."""
+"""The rpc that resolves all words of a prompt."""
 
 import sqlite3
 from collections import OrderedDict
@@ -20,7 +20,7 @@ from rpc.validate import Violations
 from storage.ledger.entry import Revision
 
 MAX_WORDS = 64
-_KEPT = 4096  # answers of some kilobytes each
+_MAX_CACHED = 4096  # responses, of some kilobytes each
 
 # The request's parent and words.
 _Key: TypeAlias = tuple[str, tuple[str, ...]]
@@ -28,7 +28,7 @@ _Key: TypeAlias = tuple[str, tuple[str, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class _Answer:
-    """What the tenant `asking` was answered from what its words' owners' shards showed at `revisions`."""
+    """A cached response to the tenant `asking`. `revisions`: those of the shards that it was read from."""
 
     asking: str
     revisions: list[Revision]
@@ -38,8 +38,8 @@ class _Answer:
 class ResolveRpcs(Rpcs):
     """ResolveWords.
 
-    Prompts come again and again. An answer is kept with the revision of each shard that it was read from, and given
-    again while those views show the same revision: then nothing that it rests on has changed.
+    The same prompts are resolved many times. A response is cached with the revision of each shard that it was read
+    from, and sent again as long as those views show the same revisions: then its data has not changed.
     """
 
     @cached_property
@@ -64,7 +64,7 @@ class ResolveRpcs(Rpcs):
                 if self._answers.get(key) is kept:
                     self._answers.move_to_end(key)
                 return kept.response
-            age = timedelta.max  # as new as it must be already
+            age = timedelta.max  # still_at has already made the views new enough
         refs = _refs(found, request.words)
         found.raise_if_any()
         owners = sorted({ref.tenant or asking for ref in refs})
@@ -89,14 +89,14 @@ class ResolveRpcs(Rpcs):
         response = registry_pb2.ResolveWordsResponse(words=[answers[index] for index in range(len(refs))])
         self._answers[key] = _Answer(asking=asking, revisions=read, response=response)
         self._answers.move_to_end(key)
-        if len(self._answers) > _KEPT:
+        if len(self._answers) > _MAX_CACHED:
             self._answers.popitem(last=False)
         return response
 
 
 def _refs(found: Violations, words: Sequence[str]) -> list[WordRef]:
     if not 1 <= len(words) <= MAX_WORDS:
-        found.add("words", f"{len(words)} words are not 1 to {MAX_WORDS}")
+        found.add("words", f"has {len(words)} words; 1 to {MAX_WORDS} are allowed")
     refs = []
     for index, word in enumerate(words[:MAX_WORDS]):
         try:

@@ -1,4 +1,4 @@
-"""RegistryService: every rpc of the contract, each from its resource's class."""
+"""The servicer of RegistryService, assembled from the classes of the resources."""
 
 from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceServicer
 
@@ -23,4 +23,4 @@ class RegistryServicer(
     WatchRpcs,
     RegistryServiceServicer,
 ):
-    """The rpcs of the registry."""
+    """All rpcs of the registry."""

@@ -1,4 +1,4 @@
-"""Tenants."""
+"""The rpcs of tenants."""
 
 import asyncio
 import sqlite3
@@ -49,11 +49,12 @@ class TenantRpcs(Rpcs):
     async def ListTenants(
         self, request: registry_pb2.ListTenantsRequest, context: Context
     ) -> registry_pb2.ListTenantsResponse:
-        """Tenants lie in all shards, so pages go on by name and show each what is true when it is made."""
+        """Tenants are spread over all shards, so there is no common revision: pages continue by name, and each page
+        shows the state at its own time."""
         principal = current_principal()
         only = tenants_of(principal)
         if only is None:
-            principal.require("-", Role.READER)  # no tenant is called so: this asks for the role alone
+            principal.require("-", Role.READER)  # no tenant has this name, so only the role is checked
         found = Violations()
         size = page_size(found, request)
         found.raise_if_any()

@@ -1,4 +1,4 @@
-"""What the contract asks of fields that several requests share. Everything wrong is added to the Violations."""
+"""Validation of fields that several requests share. All faults are added to the Violations."""
 
 import json
 import math
@@ -34,14 +34,14 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def staleness(found: Violations, request: Any, field: str = "max_staleness") -> timedelta | None:
-    """How old an answer may be; None: not at all."""
+    """How old the answer may be; None: a strong read."""
     return duration(found, field, getattr(request, field)) if request.HasField(field) else None
 
 
 def duration(found: Violations, field: str, value: Duration) -> timedelta:
-    """A length of time that is not negative and not above a hundred years."""
+    """A duration from zero to a hundred years."""
     if not (0 <= value.seconds <= _MAX_SECONDS and 0 <= value.nanos < 10**9):
-        found.add(field, "must be a duration that is not negative")
+        found.add(field, "must be a duration from zero to a hundred years")
         return timedelta(0)
     length: timedelta = value.ToTimedelta()
     return length
@@ -50,7 +50,7 @@ def duration(found: Violations, field: str, value: Duration) -> timedelta:
 def time_us(found: Violations, field: str, value: Timestamp) -> int:
     """A time in microseconds since 1970 UTC."""
     if not (_YEAR_1 <= value.seconds <= _YEAR_9999 and 0 <= value.nanos < 10**9):
-        found.add(field, "must be a time of the years 1 to 9999")
+        found.add(field, "must be a time in the years 1 to 9999")
         return 0
     return value.seconds * 1_000_000 + value.nanos // 1_000
 
@@ -58,19 +58,19 @@ def time_us(found: Violations, field: str, value: Timestamp) -> int:
 def masked(
     found: Violations, mask: FieldMask, has_mask: bool, allowed: Sequence[str], is_set: Mapping[str, bool]
 ) -> list[str]:
-    """The fields to change: those of `allowed` that the mask names, `*` for all; without a mask those that are set."""
+    """The fields to change: the fields of `allowed` in the mask (`*`: all); without a mask, the fields that are set."""
     if not has_mask:
         return [field for field in allowed if is_set[field]]
     if list(mask.paths) == ["*"]:
         return list(allowed)
     for path in mask.paths:
         if path not in allowed:
-            found.add("update_mask", f"{path[:60]!r} cannot be changed; {', '.join(allowed)} can")
+            found.add("update_mask", f"{path[:60]!r} cannot be updated; the mask can have {', '.join(allowed)}")
     return [field for field in allowed if field in mask.paths]
 
 
 def readers(found: Violations, field: str, value: Sequence[str]) -> tuple[str, ...]:
-    """The tenants that are granted a concept, sorted, each once."""
+    """The tenants with a grant for a concept, sorted, without duplicates."""
     if len(value) > _MAX_READERS:
         found.add(field, f"{len(value)} readers are more than the {_MAX_READERS} allowed")
     for index, name in enumerate(value[:_MAX_READERS]):
@@ -79,13 +79,13 @@ def readers(found: Violations, field: str, value: Sequence[str]) -> tuple[str, .
 
 
 def concept(found: Violations, field: str, value: resources_pb2.Concept) -> ConceptFields:
-    """A concept's own fields; an unspecified kind is an object."""
+    """A concept's own fields; an unspecified kind becomes object."""
     found.characters(f"{field}.display_name", value.display_name, _MAX_DISPLAY_NAME)
     found.characters(f"{field}.description", value.description, _MAX_DESCRIPTION)
     found.labels(f"{field}.labels", value.labels)
     kind = value.kind or resources_pb2.CONCEPT_KIND_OBJECT
     if kind not in resources_pb2.ConceptKind.values():
-        found.add(f"{field}.kind", f"{kind} is no kind of concept")
+        found.add(f"{field}.kind", f"{kind} is not a ConceptKind")
         kind = resources_pb2.CONCEPT_KIND_OBJECT
     return ConceptFields(
         display_name=value.display_name,
@@ -97,7 +97,7 @@ def concept(found: Violations, field: str, value: resources_pb2.Concept) -> Conc
 
 
 def version(found: Violations, field: str, value: resources_pb2.Version) -> None:
-    """What a publisher says about a version; base_model is checked together with the tensors."""
+    """A publisher's description of a version, except base_model, which is checked together with the tensors."""
     found.characters(f"{field}.description", value.description, _MAX_DESCRIPTION)
     found.labels(f"{field}.labels", value.labels)
     _provenance(found, f"{field}.provenance", value.provenance)
@@ -120,7 +120,7 @@ def base_model(found: Violations, field: str, value: resources_pb2.BaseModel) ->
 
 def _provenance(found: Violations, field: str, value: resources_pb2.Provenance) -> None:
     if value.origin not in resources_pb2.Provenance.Origin.values():
-        found.add(f"{field}.origin", f"{value.origin} is no origin")
+        found.add(f"{field}.origin", f"{value.origin} is not an Origin")
     if value.job:
         _name(found, f"{field}.job", JobName, value.job)
     if value.recipe_json:
@@ -156,7 +156,7 @@ def _recipe(found: Violations, field: str, value: str) -> None:
 
 
 def evaluation(found: Violations, field: str, value: resources_pb2.Evaluation) -> None:
-    """Figures by name, and who measured them on what."""
+    """An evaluation: figures by name, the evaluator, the number of samples and a note."""
     found.characters(f"{field}.evaluator", value.evaluator, 200, required=True)
     found.characters(f"{field}.note", value.note, _MAX_DESCRIPTION)
     if not value.metrics:
@@ -164,7 +164,7 @@ def evaluation(found: Violations, field: str, value: resources_pb2.Evaluation) -
     _count(found, f"{field}.metrics", value.metrics, _MAX_METRICS)
     for name, figure in list(value.metrics.items())[:_MAX_METRICS]:
         if not _METRIC.fullmatch(name):
-            found.add(f"{field}.metrics[{name[:63]!r}]", f"a name must be {_METRIC.pattern}")
+            found.add(f"{field}.metrics[{name[:63]!r}]", f"a name must match {_METRIC.pattern}")
         if not math.isfinite(figure):
             found.add(f"{field}.metrics[{name[:63]!r}]", "must be finite")
     if value.samples < 0:
@@ -172,14 +172,14 @@ def evaluation(found: Violations, field: str, value: resources_pb2.Evaluation) -
 
 
 def quotas(found: Violations, field: str, value: resources_pb2.Quotas) -> None:
-    """Upper bounds, none below zero."""
+    """Quotas, which must not be negative."""
     for name in ("concepts", "versions_per_concept", "embedding_bytes"):
         if getattr(value, name) < 0:
             found.add(f"{field}.{name}", "must not be negative")
 
 
 def display_name(found: Violations, field: str, value: str) -> None:
-    """For people."""
+    """A name for people, of at most 200 characters."""
     found.characters(field, value, _MAX_DISPLAY_NAME)
 
 

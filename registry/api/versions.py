@@ -1,4 +1,4 @@
-"""Versions: published, imported, read, yanked."""
+"""The rpcs of versions: publish, import, read, yank."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -37,17 +37,17 @@ _FIELDS = {
 }
 
 
-# A publisher that slept between upload and commit finds its blobs condemned, and uploads anew.
+# Attempts of a publication. If its blobs were condemned between upload and commit, they are uploaded again.
 _UPLOADS = 3
 
 
 class _Condemned(Exception):
-    """The collector was faster than the commit."""
+    """The uploaded blobs were condemned before the commit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Publication:
-    """A version to publish: `described` is what its publisher says of it, the base model's encoders filled in."""
+    """A version to publish. `described`: its description by the publisher, with the base model's encoders completed."""
 
     parent: ConceptName
     create: ConceptFields | None
@@ -105,16 +105,16 @@ class VersionRpcs(Rpcs):
         return await self._publish(publication, request, context)
 
     async def _read_import(self, request: registry_pb2.ImportVersionRequest) -> tuple[dict[str, Vectors], files.Format]:
-        """The tensors of the file, and the layout that they are to have."""
+        """The tensors of the file, and its expected layout."""
         if request.format != files.A1111 and not is_pickle(request.data):
             return await _read(request.data, "data"), request.format
-        with _told("data"):
+        with _refusal_of("data"):
             tensors = await self._pickles.read(request.data)
-        # Unless the caller knows better: diffusers' learned_embeds.bin has its token's name.
+        # Without A1111's names it is the caller's format, else diffusers' learned_embeds.bin, named by its token.
         return tensors, files.A1111 if files.is_a1111(tensors) else request.format or files.DIFFUSERS
 
     async def _publish(self, publication: Publication, request: Any, context: Context) -> resources_pb2.Version:
-        """The vectors and what is long are written first, then the entry that names them."""
+        """Write the blobs (vectors and record) first, then the entry that names them."""
         described = publication.described
         self._signatures.check(described.signatures, tensors_digest(publication.tensors))
         data = write_tensors(publication.tensors)
@@ -122,7 +122,9 @@ class VersionRpcs(Rpcs):
         for _ in range(_UPLOADS):
             with suppress(_Condemned):
                 return await self._commit(publication, data, record, request, context)
-        raise Unavailable("uploads are condemned as soon as they are made: is the collector's grace too short?")
+        raise Unavailable(
+            f"the upload was condemned before its commit {_UPLOADS} times: run `pseudoword gc` with a longer --grace"
+        )
 
     async def _commit(
         self, publication: Publication, data: bytes, record: bytes, request: Any, context: Context
@@ -150,12 +152,12 @@ class VersionRpcs(Rpcs):
             raise
         if result.value["blob"] == blobs[0].name:
             return with_record(conversions.version(result.value, result.revision), described)
-        # The request, or the job, had its answer already.
+        # A repeated request, or a job that has already been published: the answer is the earlier version.
         await self._drop(blobs, request.validate_only)
         try:
             return await whole(self._catalogue, result.value, result.revision)
         except ObjectMissing:
-            # The version was purged since, and its record collected.
+            # The version was purged in the meantime, and its record deleted.
             return conversions.version(result.value, result.revision)
 
     async def _upload(self, tenant: str, contents: Sequence[bytes], validate_only: bool) -> list[Blob]:
@@ -218,7 +220,7 @@ class VersionRpcs(Rpcs):
 
 
 async def whole(catalogue: CatalogueStore, row: conversions.Row, revision: Revision) -> resources_pb2.Version:
-    """A version with its loss curve and recipe, which are read from its record. Raises Damaged."""
+    """A Version with its loss curve and recipe, which are read from its record. Raises Damaged."""
     version = conversions.version(row, revision)
     if not row["record"]:
         return version
@@ -226,19 +228,19 @@ async def whole(catalogue: CatalogueStore, row: conversions.Row, revision: Revis
     try:
         record.ParseFromString(await catalogue.get_blob(row["record"]))
     except ValueError as error:  # DecodeError is one
-        raise Damaged(row["record"], "it is no record of a version") from error
+        raise Damaged(row["record"], "it is not the record of a version") from error
     return with_record(version, record)
 
 
 def with_record(version: resources_pb2.Version, record: resources_pb2.Version) -> resources_pb2.Version:
-    """`version`, its loss curve and recipe taken from `record`."""
+    """`version` with the loss curve and recipe of `record`."""
     version.provenance.recipe_json = record.provenance.recipe_json
     version.provenance.loss_curve.extend(record.provenance.loss_curve)
     return version
 
 
 def _described(given: resources_pb2.Version) -> resources_pb2.Version:
-    """What a publisher may say of a version; the rest is the registry's."""
+    """The fields of a Version that a publisher may set; the registry sets the others."""
     return resources_pb2.Version(
         base_model=given.base_model,
         provenance=given.provenance,
@@ -249,7 +251,7 @@ def _described(given: resources_pb2.Version) -> resources_pb2.Version:
 
 
 def _publication_of(provenance: resources_pb2.Provenance) -> str:
-    """What is published once for ever: a job's word, and before it what it says at once."""
+    """The key under which a publication is made at most once: the job, or the job's first version (`at_once`)."""
     return f"{provenance.job}#at-once" if provenance.job and provenance.at_once else provenance.job
 
 
@@ -266,13 +268,13 @@ def _summary(described: resources_pb2.Version) -> resources_pb2.Version:
 
 
 async def _read(data: bytes, field: str) -> dict[str, Vectors]:
-    with _told(field):
+    with _refusal_of(field):
         return await asyncio.to_thread(read_tensors, data)
 
 
 @contextmanager
-def _told(field: str) -> Iterator[None]:
-    """What is wrong with the vectors is the fault of this field of the request."""
+def _refusal_of(field: str) -> Iterator[None]:
+    """Turns TensorsInvalid into InvalidArgument for this field of the request."""
     try:
         yield
     except TensorsInvalid as error:

@@ -1,4 +1,4 @@
-"""What changes, as it changes; and who changed what."""
+"""The rpcs of watches and of the audit trail."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ from rpc.validate import Violations
 
 ALL_TENANTS = "tenants/-"
 
-# How old a watch's view may be: the pause between its looks at the store.
+# The largest age of a watch's view, and the pause between two polls.
 _POLL_INTERVAL = timedelta(seconds=0.3)
 _MAX_EVENTS_AT_ONCE = 256
 _BOOKMARK = timedelta(seconds=10)
@@ -56,18 +56,18 @@ class WatchRpcs(Rpcs):
         bookmark_s = _bookmark_interval(found, request).total_seconds()
         found.raise_if_any()
         resume = await self._start(request.resume_token, shards)
-        # Now a client that waits for this knows that whatever it does next is told.
+        # A client that waits for the initial metadata can rely on it: all events of its later actions are sent.
         await context.send_initial_metadata(())
         marked = time.monotonic()
         while True:
             began_s, moved, behind = time.time(), False, False
-            # So many at once, that no shard waits for a busy one.
-            looks = [
+            # At most _MAX_EVENTS_AT_ONCE events per shard, so that no shard waits for a busy one.
+            polls = [
                 self._catalogue.ledger.changes(shard, after, limit=_MAX_EVENTS_AT_ONCE, max_staleness=_POLL_INTERVAL)
                 for shard, after in sorted(resume.after.items())
             ]
-            for changes, upto in await asyncio.gather(*looks):
-                for event in changes:
+            for events, upto in await asyncio.gather(*polls):
+                for event in events:
                     resume = resume.moved(event.revision)
                     if event.kind in HIDDEN:
                         continue
@@ -75,15 +75,15 @@ class WatchRpcs(Rpcs):
                     if owner == tenant or (tenant is None and principal.may(owner, Role.READER)):
                         yield registry_pb2.WatchEventsResponse(event=conversions.event(event), resume_token=str(resume))
                 resume = resume.moved(upto)
-                moved = moved or bool(changes)
-                behind = behind or len(changes) == _MAX_EVENTS_AT_ONCE
+                moved = moved or bool(events)
+                behind = behind or len(events) == _MAX_EVENTS_AT_ONCE
             if not behind and time.monotonic() - marked >= bookmark_s:
                 yield _bookmark(began_s - _POLL_INTERVAL.total_seconds(), resume)
                 marked = time.monotonic()
             await self._pause(shards, 0.0 if moved else _POLL_INTERVAL.total_seconds())
 
     async def _start(self, token: str, shards: set[int]) -> ResumeToken:
-        """Where to begin: as the token says, or now. Raises InvalidArgument, StoreChanged, RevisionAhead."""
+        """The token to start from: `token`, or the present. Raises InvalidArgument, StoreChanged, RevisionAhead."""
         ledger = self._catalogue.ledger
         if token:
             return ResumeToken.parse(token, ledger.store_id, shards)
@@ -91,7 +91,7 @@ class WatchRpcs(Rpcs):
         return ResumeToken({shard: revision for shard, (_, revision) in zip(shards, now, strict=True)})
 
     async def _pause(self, shards: set[int], most_s: float) -> None:
-        """Until something may have changed. Raises Unavailable when the server stops."""
+        """Wait for a possible change, at most `most_s`. Raises Unavailable when the server stops."""
         if most_s and not self._draining.is_set():
             moved = asyncio.ensure_future(self._catalogue.ledger.wait_for_changes(shards, timedelta(seconds=most_s)))
             draining = asyncio.ensure_future(self._draining.wait())
@@ -103,7 +103,7 @@ class WatchRpcs(Rpcs):
                 await asyncio.wait({moved, draining})
         if self._draining.is_set():
             raise Unavailable(
-                "the server is stopping: go on elsewhere, or soon, with the last resume token",
+                "the server is stopping: continue the watch on another replica, or later, with the last resume token",
                 reason="SERVER_STOPPING",
                 retry_after=timedelta(seconds=1),
             )
@@ -135,12 +135,14 @@ def _shards(catalogue: CatalogueStore, principal: Principal) -> set[int]:
     """The shards of all tenants that the caller may read. Raises PermissionDenied when there are none."""
     allowed = tenants_of(principal)
     if allowed is None:
-        principal.require("-", Role.READER)  # no tenant is called so: this asks for the role alone
+        principal.require("-", Role.READER)  # no tenant has this name, so only the role is checked
         return set(range(catalogue.ledger.shards))
     for tenant in allowed:
         principal.require(tenant, Role.READER)
     if not allowed:
-        raise PermissionDenied(f"{principal.name} has no tenant to watch", reason="TENANT_DENIED")
+        raise PermissionDenied(
+            f"{principal.name} may not use any tenant, so there is none to watch", reason="TENANT_DENIED"
+        )
     return {catalogue.shard(tenant) for tenant in allowed}
 
 

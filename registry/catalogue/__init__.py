@@ -1,4 +1,4 @@
-"""The registry's state machine: what may be done with tenants, concepts, versions and aliases, and their tables.
+"""The registry's state machine: the rules and tables of tenants, concepts, versions and aliases.
 
-No gRPC call, no object store, no clock: an event's time comes with it.
+No gRPC call, no object store, no clock: an event carries its time.
 """

@@ -1,7 +1,7 @@
-"""The table of aliases: where each points, and where it has pointed.
+"""The table of aliases: the version of each alias, and its earlier versions.
 
-An alias's rows are its whole history: each is true from `since` until the next one's, and none is ever removed but with
-its concept. `latest` has such a history too, written as versions come and go.
+An alias's rows are its whole history: each is valid from its `since` to the next row's. Rows are removed only with
+their concept. `latest` also has rows; they are written when a version is published, yanked or unyanked.
 """
 
 import sqlite3
@@ -13,8 +13,8 @@ from registry.catalogue.versioned_rows import FOREVER, NOW, SPAN, TRUE_THEN, ins
 from rpc.errors import NotFound
 from storage.ledger.state_machine import CommittedEvent
 
-# `version` 0: the alias did not exist from then on. `restored` is the `since` of the row that a rollback went back to,
-# or the row's own: where the next rollback goes on looking.
+# `version` 0: the alias was deleted. `restored` is the `since` of the row that a rollback restored, else the row's own
+# `since`: the next rollback searches before it.
 SCHEMA = f"""
 CREATE TABLE aliases (
     tenant TEXT NOT NULL, concept TEXT NOT NULL, alias TEXT NOT NULL, {SPAN}, until INTEGER NOT NULL DEFAULT {FOREVER},
@@ -28,7 +28,7 @@ OF_ALIAS = f"tenant = :tenant AND concept = :concept AND alias = :alias AND {TRU
 
 
 def find(db: sqlite3.Connection, name: AliasName, at: int = NOW) -> dict[str, Any] | None:
-    """An alias's row as it was at the place `at`; None where it did not exist."""
+    """An alias's row as it was at the place `at`; None when it did not exist."""
     row = db.execute(
         f"SELECT * FROM aliases WHERE {OF_ALIAS} AND until > :at AND version > 0", vars(name) | {"at": at}
     ).fetchone()
@@ -50,7 +50,7 @@ def get_at(db: sqlite3.Connection, name: AliasName, time_us: int) -> dict[str, A
 
 
 def page(db: sqlite3.Connection, name: ConceptName, at: int, after: str, limit: int) -> list[dict[str, Any]]:
-    """Up to `limit` aliases as they were at the place `at`, in order of name, after the one called `after`."""
+    """Up to `limit` aliases as they were at the place `at`, sorted by name, after the name `after`."""
     rows = db.execute(
         f"SELECT * FROM aliases WHERE tenant = :tenant AND concept = :concept AND alias > :after AND {TRUE_THEN}"
         f" AND until > :at AND version > 0 AND alias != '{LATEST}' ORDER BY alias LIMIT :limit",
@@ -70,7 +70,7 @@ def history(db: sqlite3.Connection, name: AliasName, at: int, before: int, limit
 
 def _found(row: dict[str, Any] | None, name: AliasName) -> dict[str, Any]:
     if row is None:
-        raise NotFound(f"there is no {name}", reason="ALIAS_NOT_FOUND", metadata={"alias": str(name)})
+        raise NotFound(f"{name} does not exist", reason="ALIAS_NOT_FOUND", metadata={"alias": str(name)})
     return row
 
 
@@ -84,7 +84,7 @@ def point(
     reason: str = "",
     restored: int | None = None,
 ) -> None:
-    """Let an alias point at `version` (0: at none) from this change on. `latest` has a row only where it moves."""
+    """Point an alias to `version` (0: delete it) from this event on. `latest` gets a row only when it moves."""
     name = AliasName(concept.tenant, concept.concept, alias)
     row = find(db, name)
     previous = 0 if row is None else row["version"]
@@ -95,6 +95,6 @@ def point(
         f"UPDATE aliases SET until = :here WHERE {OF_ALIAS} AND until = {FOREVER}",
         vars(name) | {"at": NOW, "here": here},
     )
-    who = {"actor": event.actor, "on_behalf_of": event.on_behalf_of, "etag": str(event.revision)}
-    what = {"version": version, "previous": previous, "restored": here if restored is None else restored}
-    insert(db, "aliases", vars(name) | who | what | {"since": here, "time_us": event.time_us, "reason": reason})
+    actors = {"actor": event.actor, "on_behalf_of": event.on_behalf_of, "etag": str(event.revision)}
+    move = {"version": version, "previous": previous, "restored": here if restored is None else restored}
+    insert(db, "aliases", vars(name) | actors | move | {"since": here, "time_us": event.time_us, "reason": reason})

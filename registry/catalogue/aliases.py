@@ -1,4 +1,4 @@
-"""What may be done with aliases: set, moved, deleted, rolled back, each on an etag if wanted."""
+"""Aliases: set, move, delete, roll back, each optionally with an etag."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ def decide_set(db: sqlite3.Connection, command: SetAlias) -> Sequence[Event]:
     row = alias_table.find(db, command.name)
     if command.create_only and row is not None:
         raise AlreadyExists(
-            f"{command.name} exists already", reason="ALIAS_EXISTS", metadata={"alias": str(command.name)}
+            f"{command.name} already exists", reason="ALIAS_EXISTS", metadata={"alias": str(command.name)}
         )
     _check_etag(command.etag, row, command.name)
     version = versions.get(db, command.version)
     if version["state"] == versions.YANKED:
         raise FailedPrecondition(
-            f"{command.version} is yanked: no alias may be moved to it",
+            f"{command.version} is yanked and no alias can be moved to it: unyank it first, or use another version",
             reason="VERSION_YANKED",
             metadata={"version": str(command.version)},
         )
@@ -54,7 +54,7 @@ def decide_rollback(db: sqlite3.Connection, command: RollbackAlias) -> Sequence[
     ).fetchone()
     if earlier is None:
         raise FailedPrecondition(
-            f"{command.name} has pointed at no other version before that is in use",
+            f"{command.name} has not pointed to another version before that is still in use: set the alias instead",
             reason="NO_EARLIER_VERSION",
             metadata={"alias": str(command.name)},
         )
@@ -86,5 +86,7 @@ def _check_etag(given: str, row: dict[str, Any] | None, name: AliasName) -> None
         check_etag(given, row["etag"], str(name))
     elif given:
         raise Aborted(
-            f"{name} is gone since it was read", reason="ETAG_MISMATCH", metadata={"resource": str(name), "etag": ""}
+            f"{name} was deleted since it was read: read it again",
+            reason="ETAG_MISMATCH",
+            metadata={"resource": str(name), "etag": ""},
         )

@@ -1,4 +1,4 @@
-"""What can be asked of the catalogue, checked as far as it can be without knowing what is there."""
+"""The commands of the catalogue, validated as far as possible without its state."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pseudoword.names import AliasName, ConceptName, EvaluationName, TenantName,
 
 @dataclass(frozen=True, kw_only=True)
 class Quotas:
-    """Upper bounds of one tenant; 0 means the server's default. Bytes are those of stored embeddings."""
+    """Quotas of one tenant; 0 means the server's default. `embedding_bytes`: total size of its stored embeddings."""
 
     concepts: int = 0
     versions_per_concept: int = 0
@@ -18,7 +18,7 @@ class Quotas:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """`peer` is the address that the request came from; it is kept for the audit."""
+    """`peer` is the network address of the caller, kept for the audit trail."""
 
     peer: str
 
@@ -32,7 +32,7 @@ class CreateTenant(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateTenant(Command):
-    """`fields` holds `display_name` and members of Quotas, by name, that change."""
+    """`fields` has the new values, by name: of `display_name` and of members of Quotas."""
 
     name: TenantName
     fields: Mapping[str, Any]
@@ -58,7 +58,7 @@ class CreateConcept(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateConcept(Command):
-    """`fields` holds those members of ConceptFields, by name, that change."""
+    """`fields` has the new values of members of ConceptFields, by name."""
 
     name: ConceptName
     fields: Mapping[str, Any]
@@ -67,7 +67,7 @@ class UpdateConcept(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class DeleteConcept(Command):
-    """Soft-deletes; it may be purged after `kept_us` microseconds."""
+    """Soft-deletes a concept; it may be purged after `kept_us` microseconds."""
 
     name: ConceptName
     etag: str
@@ -88,10 +88,12 @@ class PurgeConcept(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class PublishVersion(Command):
-    """Vectors in the blob `blob` become the next version of `concept`, which is made from `create` where it is missing.
+    """Publishes the vectors in the blob `blob` as the next version of `concept`; a missing concept is created from
+    `create`.
 
-    `summary` is the Version as its publisher described it, as protobuf's JSON, without recipe and loss curve; where
-    there are such, the blob `record` (else empty) holds all. `job` is the training job's name, or empty.
+    `summary` is the Version as its publisher described it, as protobuf's JSON, without recipe and loss curve. If it has
+    these, the blob `record` holds the whole description; else `record` is empty. `job` is the training job's name, or
+    empty.
     """
 
     concept: ConceptName
@@ -107,7 +109,7 @@ class PublishVersion(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class CondemnBlobs(Command):
-    """Nothing refers to `blobs`, names of objects of `tenant`, and nothing may from now on."""
+    """Condemns `blobs`, names of blobs of `tenant` that no version needs: no commit may name them any more."""
 
     tenant: str
     blobs: tuple[str, ...]

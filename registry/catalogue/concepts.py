@@ -1,4 +1,4 @@
-"""Concepts: made, changed, soft-deleted, brought back, purged."""
+"""Concepts: create, update, soft-delete, undelete, purge."""
 
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,12 @@ from storage.sql import check_etag
 
 ACTIVE = "STATE_ACTIVE"
 DELETED = "STATE_DELETED"
-# Columns that an index leads to; the fewest concepts share the first.
+# Columns with an index, the most selective first.
 INDEXES = ("display_name", "creator", "kind", "state")
 
-# A row of concept_labels is there while some row of the concept that is kept has that label: `left_us` is when the last
-# one lost it. It is where a filter looks first, and no answer by itself.
-# A purged concept's name is kept, and how many versions it had, so that no number is ever used twice.
+# concept_labels is an index for filters: it has a row for each label of any kept row of a concept, so a match must
+# still be checked against the row. `left_us`: the time at which the concept lost the label.
+# `purged` keeps the name of a purged concept and its number of versions, so that neither is ever used again.
 SCHEMA = f"""
 CREATE TABLE concepts (
     tenant TEXT NOT NULL, concept TEXT NOT NULL, {SPAN}, state TEXT NOT NULL, kind TEXT NOT NULL,
@@ -53,7 +53,7 @@ CREATE TABLE purged (
 
 
 def find(db: sqlite3.Connection, name: ConceptName, at: int = NOW) -> dict[str, Any] | None:
-    """A concept's row as it was at the place `at`, with `labels`, `readers` and `aliases` read."""
+    """A concept's row as it was at the place `at`, with `labels`, `readers` and `aliases` decoded."""
     row = db.execute(
         f"SELECT * FROM concepts WHERE tenant = :tenant AND concept = :concept AND {TRUE_THEN}",
         {"tenant": name.tenant, "concept": name.concept, "at": at},
@@ -65,22 +65,22 @@ def get(db: sqlite3.Connection, name: ConceptName) -> dict[str, Any]:
     """A concept's row, soft-deleted or not. Raises NotFound."""
     row = find(db, name)
     if row is None:
-        raise NotFound(f"there is no {name}", reason="CONCEPT_NOT_FOUND", metadata={"concept": str(name)})
+        raise NotFound(f"{name} does not exist", reason="CONCEPT_NOT_FOUND", metadata={"concept": str(name)})
     return row
 
 
 def get_active(db: sqlite3.Connection, name: ConceptName) -> dict[str, Any]:
-    """A concept's row. Raises NotFound, and FailedPrecondition where it is soft-deleted."""
+    """A concept's row. Raises NotFound, and FailedPrecondition when it is soft-deleted."""
     row = get(db, name)
     if row["state"] != ACTIVE:
         raise FailedPrecondition(
-            f"{name} is deleted: undelete it first", reason="CONCEPT_DELETED", metadata={"concept": str(name)}
+            f"{name} is soft-deleted: undelete it first", reason="CONCEPT_DELETED", metadata={"concept": str(name)}
         )
     return row
 
 
 def is_granted(row: Mapping[str, Any], tenant: str) -> bool:
-    """Whether another tenant's prompts may use the word of a concept's row."""
+    """Whether another tenant may use the word of a concept's row in prompts."""
     return row["state"] == ACTIVE and str(TenantName(tenant)) in row["readers"]
 
 
@@ -95,14 +95,14 @@ def page(
     label: tuple[str, str] | None = None,
     index: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Up to `limit` concepts as they were at the place `at`, in order of name, after the one called `after`.
+    """Up to `limit` concepts as they were at the place `at`, sorted by name, after the name `after`.
 
-    `label`: a label that `where` asks for, or `index`: one of INDEXES for whose column `where` has `:indexed`; only
-    rows that have it are looked at.
+    To read only a part of the rows: `label`, a label that `where` requires, or `index`, one of INDEXES whose column
+    must be equal to `where`'s parameter `:indexed`.
     """
     source, more, order = "concepts", "AND concept > :after", "concept"
     if label is not None:
-        # The sign keeps the planner from reading all concepts after the labelled one to find that one.
+        # The unary plus keeps the planner from scanning all concepts after the labelled one.
         source = (
             "(SELECT concept AS labelled FROM concept_labels WHERE tenant = :tenant AND label = :label"
             " AND text = :text AND concept > :after) CROSS JOIN concepts ON concept = +labelled"
@@ -144,18 +144,18 @@ def decide_create(db: sqlite3.Connection, command: CreateConcept, defaults: Quot
 def creation(
     db: sqlite3.Connection, name: ConceptName, fields: ConceptFields, defaults: Quotas, peer: str
 ) -> list[Event]:
-    """What makes a concept, and its tenant where that is missing. Raises AlreadyExists, ResourceExhausted."""
+    """The events that create a concept, and its tenant if that is missing. Raises AlreadyExists, ResourceExhausted."""
     row = find(db, name)
     if row is not None:
         deleted = row["state"] == DELETED
         raise AlreadyExists(
-            f"{name} exists already" + (", deleted: undelete it, or take another name" if deleted else ""),
+            f"{name} already exists" + (" and is soft-deleted: undelete it, or use another name" if deleted else ""),
             reason="CONCEPT_EXISTS",
             metadata={"concept": str(name), "state": row["state"].removeprefix("STATE_")},
         )
     if is_purged(db, name):
         raise AlreadyExists(
-            f"{name} existed and was purged; its name stays taken",
+            f"{name} was purged and its name cannot be used again: use another name",
             reason="CONCEPT_EXISTS",
             metadata={"concept": str(name), "state": "PURGED"},
         )
@@ -209,7 +209,7 @@ def decide_purge(db: sqlite3.Connection, command: PurgeConcept, now_us: int) -> 
         )
     if now_us < row["purge_us"] and not command.force:
         raise FailedPrecondition(
-            f"{command.name} is kept until its purge_time, unless the purge is forced",
+            f"{command.name} cannot be purged before its purge_time: wait, or set force",
             reason="CONCEPT_KEPT",
             metadata={"concept": str(command.name)},
         )
@@ -254,7 +254,7 @@ def apply_undeleted(db: sqlite3.Connection, event: CommittedEvent) -> dict[str, 
 
 
 def apply_purged(db: sqlite3.Connection, event: CommittedEvent) -> dict[str, Any]:
-    """Everything below the concept goes with it; its blobs are left to the collector."""
+    """Ends all rows of the concept; garbage collection deletes its blobs later."""
     name = ConceptName.parse(event.body["name"])
     key = {"tenant": name.tenant, "concept": name.concept}
     count = get(db, name)["count"]
@@ -271,23 +271,23 @@ def apply_purged(db: sqlite3.Connection, event: CommittedEvent) -> dict[str, Any
 
 
 def apply_taken(db: sqlite3.Connection, event: CommittedEvent) -> dict[str, Any]:
-    """Names of concepts that were purged, and how many versions each had: all that is kept of them."""
+    """Keeps the names and version counts of purged concepts."""
     for name, count in event.body["concepts"].items():
         insert(db, "purged", vars(ConceptName.parse(name)) | {"count": count})
     return {}
 
 
 def touch(db: sqlite3.Connection, name: ConceptName, event: CommittedEvent, **columns: Any) -> None:
-    """A version or an alias of the concept has changed."""
+    """Updates the concept's row after a change of one of its versions or aliases."""
     key = {"tenant": name.tenant, "concept": name.concept}
     replace(db, "concepts", key, event, update_us=event.time_us, **columns)
 
 
 def _label(db: sqlite3.Connection, name: ConceptName, labels: Mapping[str, str], event: CommittedEvent) -> None:
-    """From this change on the concept has these labels."""
+    """Set the concept's labels from this event on."""
     key = (name.tenant, name.concept)
     db.execute(
-        # The planner would take the primary key, and so all labels of the tenant.
+        # The planner would use the primary key, and scan all labels of the tenant.
         "UPDATE concept_labels INDEXED BY concept_labels_of SET left_us = ?"
         " WHERE tenant = ? AND concept = ? AND left_us IS NULL",
         (event.time_us, *key),

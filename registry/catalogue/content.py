@@ -1,4 +1,4 @@
-"""Which blobs the catalogue stands on, and which ones may never be named again."""
+"""The blobs that the catalogue needs, and the condemned ones, which may never be named again."""
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,11 +10,11 @@ from registry.catalogue.versioned_rows import FOREVER
 from rpc.errors import Aborted, FailedPrecondition
 from storage.ledger.state_machine import Answer, CommittedEvent, Event
 
-# A change of this kind is the collector's.
+# The kind of the events of garbage collection.
 CONDEMNED = "blobs-condemned"
-# A change of this kind keeps the names of purged concepts whose history was folded away.
+# The kind of the events that keep the names of purged concepts when a fold drops their history.
 TAKEN = "names-taken"
-# What is about no resource, so that neither watches nor the audit trail show it.
+# Events that concern no resource. Neither watches nor the audit trail show them.
 HIDDEN = (CONDEMNED, TAKEN)
 
 SCHEMA = """
@@ -33,7 +33,7 @@ def named(db: sqlite3.Connection) -> Iterator[str]:
 
 
 def in_use(db: sqlite3.Connection, blob: str) -> bool:
-    """Whether a version that is not purged has this blob."""
+    """Whether a version that is not purged needs this blob."""
     found = db.execute(
         f"SELECT 1 FROM versions WHERE blob = :blob AND gone = {FOREVER}"
         f" UNION ALL SELECT 1 FROM versions WHERE record = :blob AND record != '' AND gone = {FOREVER} LIMIT 1",
@@ -43,17 +43,17 @@ def in_use(db: sqlite3.Connection, blob: str) -> bool:
 
 
 def condemned_us(db: sqlite3.Connection, blob: str) -> int | None:
-    """When a blob was condemned, by the log's time."""
+    """The time at which a blob was condemned, by the log's time; None if it was not."""
     row = db.execute("SELECT condemned_us FROM condemned WHERE blob = ?", (blob,)).fetchone()
     return None if row is None else int(row["condemned_us"])
 
 
 def check(db: sqlite3.Connection, blobs: Iterable[str]) -> None:
-    """Raises Aborted (BLOB_CONDEMNED) for a blob that the collector will delete, or has deleted."""
+    """Raises Aborted (BLOB_CONDEMNED) for a blob that garbage collection will delete, or has deleted."""
     for blob in blobs:
         if condemned_us(db, blob) is not None:
             raise Aborted(
-                "what was uploaded has waited for so long that the collector has condemned it: upload it anew",
+                "the upload waited too long for its commit and was condemned by garbage collection: upload it again",
                 reason="BLOB_CONDEMNED",
                 metadata={"blob": blob},
             )
@@ -63,7 +63,9 @@ def decide_condemn(db: sqlite3.Connection, command: CondemnBlobs) -> Sequence[Ev
     used = [blob for blob in command.blobs if in_use(db, blob)]
     if used:
         raise FailedPrecondition(
-            f"{used[0]} belongs to a version", reason="BLOB_IN_USE", metadata={"blob": used[0], "count": str(len(used))}
+            f"the blob {used[0]} is in use by a version",
+            reason="BLOB_IN_USE",
+            metadata={"blob": used[0], "count": str(len(used))},
         )
     blobs = [blob for blob in command.blobs if condemned_us(db, blob) is None]
     if not blobs:

@@ -1,8 +1,8 @@
-"""Which changes of a shard's history still show, for a new store without the others.
+"""Selects the events of a shard's history that a new, folded store keeps.
 
-What is kept is kept as it was: its time, its actor, its request id. Dropped, where older than a given time: concepts
-that were purged, all but their names; updates, deletions and yanks that later ones replace; moves of an alias but for
-the newest few; what the collector has condemned.
+A kept event keeps its time, actor and request id. Dropped, if older than a given time: the events of purged concepts
+(only their names are kept); updates, deletions and yanks that later ones supersede; all moves of an alias except the
+newest few. Condemnations of blobs are always dropped.
 """
 
 import sqlite3
@@ -18,7 +18,7 @@ from storage.ledger.entry import MAX_EVENTS, RecordedEvent, canonical
 from storage.ledger.state_machine import CommittedEvent
 from storage.ledger.view import all_changes
 
-_NAMES = 200  # an entry holds so many with room to spare
+_NAMES = 200  # names per event; they fit one entry with room to spare
 _LIFE = ("concept-deleted", "concept-undeleted")
 _YANKS = ("version-yanked", "version-unyanked")
 _MOVES = ("alias-set", "alias-deleted")
@@ -26,16 +26,16 @@ _MOVES = ("alias-set", "alias-deleted")
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """What goes into one new entry; `time_us` is the old one's."""
+    """The content of one new entry; `time_us` is the old entry's."""
 
     time_us: int
     events: Sequence[RecordedEvent]
 
 
 def fold(db: sqlite3.Connection, store_id: str, shard: int, *, before_us: int, moves: int) -> Iterator[Kept]:
-    """The new entries, in order; the first is to get the number 1.
+    """The new entries, in order, to be numbered from 1.
 
-    Everything since `before_us` is kept, and so are the newest `moves` moves of each alias, one at least.
+    All events since `before_us` are kept, and at least the newest `moves` moves (one or more) of each alias.
     """
     chosen = _Choice(db, store_id, shard, before_us, max(1, moves))
     places: dict[int, int] = {}
@@ -66,16 +66,18 @@ def fold(db: sqlite3.Connection, store_id: str, shard: int, *, before_us: int, m
 
 
 def _moved(event: RecordedEvent, places: Mapping[int, int]) -> RecordedEvent:
-    """With the places in history that it speaks of as they are now; 0, before everything, for one that is dropped."""
+    """`event` with the place in `restored` replaced by the new one; 0, before all events, if that one is dropped."""
     if "restored" not in event.body:
         return event
     return replace(event, body=event.body | {"restored": places.get(event.body["restored"], 0)})
 
 
 class _Choice:
+    """Decides which events are kept."""
+
     def __init__(self, db: sqlite3.Connection, store_id: str, shard: int, before_us: int, moves: int) -> None:
         self._before_us = before_us
-        # The last change of each thing of which only the last one shows; all moves of each alias.
+        # `_last`: the last event of each group and name of which only the last one counts. `moved`: all moves by alias.
         self._last: dict[tuple[str, str], int] = {}
         moved: dict[str, list[int]] = defaultdict(list)
         purged_us: dict[str, int] = {}
@@ -92,7 +94,7 @@ class _Choice:
             f"tenants/{tenant}/concepts/{concept}": count
             for tenant, concept, count in db.execute("SELECT tenant, concept, count FROM purged")
         }
-        # Those that an earlier fold has dropped are in no change but its own.
+        # The history of a concept that an earlier fold has dropped consists of that fold's own event only.
         self._purged = {name: count for name, count in counts.items() if purged_us.get(name, 0) < before_us}
 
     def keeps(self, event: CommittedEvent) -> bool:
@@ -100,7 +102,7 @@ class _Choice:
         if kind in (CONDEMNED, TAKEN) or _concept(name) in self._purged:
             return False
         if event.time_us >= self._before_us or here == self._last["concept", _concept(name)]:
-            # A concept's last change is the time at which it was updated.
+            # A concept's last event is kept because it determines the concept's update_time.
             return True
         last = here == self._last[_group(kind), name]
         match kind:
@@ -113,7 +115,7 @@ class _Choice:
         return True
 
     def taken(self) -> Iterator[RecordedEvent]:
-        """Changes that keep the names of purged concepts, and how many versions they had."""
+        """Events that keep the names and version counts of purged concepts."""
         names = sorted(self._purged)
         tenants = sorted({_tenant(name) for name in names})
         for tenant in tenants:
@@ -132,7 +134,7 @@ class _Choice:
 
 
 def _group(kind: str) -> str:
-    """Of changes of one group and name only the last one shows."""
+    """The group of an event kind. Of the events with one group and name, only the last one counts."""
     for group in (_LIFE, _YANKS, _MOVES):
         if kind in group:
             return group[0]
@@ -140,7 +142,7 @@ def _group(kind: str) -> str:
 
 
 def _concept(name: str) -> str:
-    """The name of the concept that a name is of or below; the name itself where it is a tenant's."""
+    """The name of the concept that a resource name belongs to; the name itself if it is a tenant's."""
     return "/".join(name.split("/")[:4])
 
 

@@ -1,4 +1,4 @@
-"""The log's entries as a tenant's audit trail."""
+"""The log's events as a tenant's audit trail."""
 
 import sqlite3
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def newest(
     store_id: str,
     shard: int,
 ) -> list[CommittedEvent]:
-    """Up to `limit` changes of a tenant before the place `before`, newest first."""
+    """Up to `limit` events of a tenant before the place `before`, newest first."""
     entry, index = divmod(before, MAX_EVENTS)
     rows = db.execute(
         "SELECT * FROM ledger_history WHERE tenant = :tenant AND (entry, idx) < (:entry, :index)"

@@ -1,4 +1,4 @@
-"""The registry's state machine: which table each command and each event belongs to."""
+"""The registry's state machine: dispatches each command and each event to its module."""
 
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ from registry.catalogue.commands import (
 from storage.ledger.state_machine import Answer, CommittedEvent, Event
 from storage.sql import create_tables
 
-# A tenant belongs to one of them, for ever; the number is fixed when a store is made.
+# A tenant's shard never changes, so the number of shards is fixed when a store is created.
 SHARDS = 16
 _APPLY: Mapping[str, Callable[[sqlite3.Connection, CommittedEvent], dict[str, Any]]] = {
     "tenant-created": tenants.apply,
@@ -49,7 +49,7 @@ _APPLY: Mapping[str, Callable[[sqlite3.Connection, CommittedEvent], dict[str, An
 
 
 class CatalogueStateMachine:
-    """A StateMachine. `quotas` are what a tenant may keep unless it has quotas of its own."""
+    """A StateMachine. `quotas` are the default quotas of a tenant."""
 
     name = "registry"
     schema_version = 3
@@ -58,7 +58,7 @@ class CatalogueStateMachine:
         self._quotas = quotas
 
     def create(self, db: sqlite3.Connection) -> None:
-        """Make the tables, empty."""
+        """Create the tables, empty."""
         for module in (versioned_rows, tenants, concepts, versions, alias_table, content):
             create_tables(db, module.SCHEMA)
 
@@ -95,13 +95,13 @@ class CatalogueStateMachine:
                 return aliases.decide_delete(db, command)
             case RollbackAlias():
                 return aliases.decide_rollback(db, command)
-        raise AssertionError(f"no command is called {type(command).__name__}")
+        raise AssertionError(f"unknown command {type(command).__name__}")
 
     def apply(self, db: sqlite3.Connection, event: CommittedEvent) -> dict[str, Any]:
-        """Write one change into the tables; the answer is the row that it is about."""
+        """Write one event into the tables; the answer is the row that it has changed."""
         answer = _APPLY[event.kind](db, event)
         if event.revision.index == 0:
-            # An entry has one time.
+            # All events of an entry have the same time, so once per entry is enough.
             versioned_rows.prune(db, event.time_us)
         return answer
 
@@ -110,5 +110,5 @@ class CatalogueStateMachine:
         return content.named(db)
 
     def doomed(self, db: sqlite3.Connection, blob: str) -> bool:
-        """Whether the collector has condemned `blob`."""
+        """Whether `blob` is condemned."""
         return content.condemned_us(db, blob) is not None

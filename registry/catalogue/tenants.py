@@ -1,4 +1,4 @@
-"""Tenants: quotas and what is used of them."""
+"""Tenants: their quotas and usage."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ CREATE TABLE tenants (
 
 
 def find(db: sqlite3.Connection, tenant: str) -> dict[str, Any] | None:
-    """A tenant's row."""
+    """A tenant's row; None when it does not exist."""
     row = db.execute("SELECT * FROM tenants WHERE tenant = ?", (tenant,)).fetchone()
     return None if row is None else dict(row)
 
@@ -31,12 +31,12 @@ def get(db: sqlite3.Connection, name: TenantName) -> dict[str, Any]:
     """A tenant's row. Raises NotFound."""
     row = find(db, name.tenant)
     if row is None:
-        raise NotFound(f"there is no {name}", reason="TENANT_NOT_FOUND", metadata={"tenant": str(name)})
+        raise NotFound(f"{name} does not exist", reason="TENANT_NOT_FOUND", metadata={"tenant": str(name)})
     return row
 
 
 def after(db: sqlite3.Connection, tenant: str, only: frozenset[str] | None, limit: int) -> list[dict[str, Any]]:
-    """Up to `limit` tenants of this shard (of those in `only`) in order of name, after the one called `tenant`."""
+    """Up to `limit` tenants of this shard (in `only`, if given), sorted by name, after the name `tenant`."""
     rows = db.execute(
         "SELECT * FROM tenants WHERE tenant > ? AND (? IS NULL OR tenant IN (SELECT value FROM json_each(?)))"
         " ORDER BY tenant LIMIT ?",
@@ -48,13 +48,13 @@ def after(db: sqlite3.Connection, tenant: str, only: frozenset[str] | None, limi
 def decide_create(db: sqlite3.Connection, command: CreateTenant) -> Sequence[Event]:
     if find(db, command.name.tenant) is not None:
         raise AlreadyExists(
-            f"{command.name} exists already", reason="TENANT_EXISTS", metadata={"tenant": str(command.name)}
+            f"{command.name} already exists", reason="TENANT_EXISTS", metadata={"tenant": str(command.name)}
         )
     return [created(command.name, command.peer, command.display_name, command.quotas)]
 
 
 def created(name: TenantName, peer: str, display_name: str = "", quotas: Quotas | None = None) -> Event:
-    """The effect that makes a tenant."""
+    """The event that creates a tenant."""
     fields = {"display_name": display_name, **vars(quotas or Quotas())}
     return Event(kind="tenant-created", body={"name": str(name), "peer": peer, "fields": fields})
 
@@ -68,7 +68,7 @@ def decide_update(db: sqlite3.Connection, command: UpdateTenant) -> Sequence[Eve
 
 
 def apply(db: sqlite3.Connection, event: CommittedEvent) -> dict[str, Any]:
-    """`tenant-created`, `tenant-updated`: `fields` are all of the tenant's own."""
+    """Applies `tenant-created` and `tenant-updated`; the event's `fields` are the tenant's complete new fields."""
     body = event.body
     values = {**body["fields"], "tenant": TenantName.parse(body["name"]).tenant}
     values |= {"now": event.time_us, "etag": str(event.revision)}
@@ -85,7 +85,7 @@ def apply(db: sqlite3.Connection, event: CommittedEvent) -> dict[str, Any]:
 
 
 def use(db: sqlite3.Connection, tenant: str, *, concepts: int = 0, versions: int = 0, embedding_bytes: int = 0) -> None:
-    """Add to what a tenant keeps."""
+    """Add to a tenant's usage."""
     db.execute(
         "UPDATE tenants SET concepts = concepts + ?, versions = versions + ?, embedding_bytes = embedding_bytes + ?"
         " WHERE tenant = ?",
@@ -94,12 +94,12 @@ def use(db: sqlite3.Connection, tenant: str, *, concepts: int = 0, versions: int
 
 
 def check_quota(row: dict[str, Any] | None, defaults: Quotas, quota: str, used: int, more: int, *, tenant: str) -> None:
-    """Raises ResourceExhausted when `used` + `more` are above the tenant's `quota` (a member of Quotas)."""
+    """Raises ResourceExhausted when `used` + `more` exceeds the tenant's `quota` (a member of Quotas)."""
     limit = (row[f"quota_{quota}"] if row is not None else 0) or getattr(defaults, quota)
     if used + more > limit:
         raise ResourceExhausted(
-            f"tenants/{tenant} has {used} of {limit} {quota.replace('_', ' ')}, and {more} more are too many: purge "
-            "what is not needed, or have the quota raised",
+            f"tenants/{tenant} uses {used} of {limit} {quota.replace('_', ' ')}, and {more} more would exceed the "
+            "quota: purge concepts that are not needed, or have the quota raised",
             reason="QUOTA_EXCEEDED",
             metadata={"quota": quota, "limit": str(limit), "used": str(used), "tenant": f"tenants/{tenant}"},
         )

@@ -1,7 +1,7 @@
-"""Rows that remember: a replaced row stays an hour, so that a list's later pages show what its first page showed.
+"""Versioned rows: a replaced row is kept for an hour, so that a list's later pages show the same state as its first.
 
-Every table of this kind has `since`, the place in history from which its row is true; `gone`, the place from which it
-is not any more (FOREVER for a row that is true now); and `gone_us`, that change's time.
+Every table of this kind has `since`, the place in history from which a row is valid; `gone`, the place from which it is
+no longer valid (FOREVER for a valid row); and `gone_us`, the time of the event at `gone`.
 """
 
 import sqlite3
@@ -13,7 +13,7 @@ from storage.ledger.entry import MAX_EVENTS, Revision
 from storage.ledger.state_machine import CommittedEvent
 
 FOREVER = 2**62
-NOW = FOREVER - 1  # a place after all changes: what is true now
+NOW = FOREVER - 1  # a place after all events: the present state
 KEPT_US = 3600 * 1_000_000
 
 SCHEMA = """
@@ -28,19 +28,19 @@ TRUE_THEN = "since <= :at AND gone > :at"
 
 
 def place(revision: Revision) -> int:
-    """A revision as one number, ordered as the shard's history is."""
+    """A revision as one number, in the order of the shard's history."""
     return revision.entry * MAX_EVENTS + revision.index
 
 
 def insert(db: sqlite3.Connection, table: str, row: Mapping[str, Any]) -> None:
-    """Write a row, its columns by name."""
+    """Write a row, with its columns by name."""
     columns = ", ".join(row)
     values = ", ".join(f":{column}" for column in row)
     db.execute(f"INSERT INTO {table} ({columns}) VALUES ({values})", row)
 
 
 def replace(db: sqlite3.Connection, table: str, key: Mapping[str, Any], event: CommittedEvent, **columns: Any) -> None:
-    """Let the row of `key` that is true now be followed by one with other `columns`. Once a change and key."""
+    """End the valid row of `key`, and insert a copy of it with the new `columns`. At most once per event and key."""
     where = " AND ".join(f"{column} = :{column}" for column in key)
     row = dict(db.execute(f"SELECT * FROM {table} WHERE {where} AND gone = {FOREVER}", key).fetchone())
     end(db, table, key, event)
@@ -48,7 +48,7 @@ def replace(db: sqlite3.Connection, table: str, key: Mapping[str, Any], event: C
 
 
 def end(db: sqlite3.Connection, table: str, key: Mapping[str, Any], event: CommittedEvent) -> None:
-    """Let all rows of `key` end with this change."""
+    """End all valid rows of `key` with this event."""
     where = " AND ".join(f"{column} = :{column}" for column in key)
     db.execute(
         f"UPDATE {table} SET gone = :here, gone_us = :now WHERE {where} AND gone = {FOREVER}",
@@ -57,7 +57,7 @@ def end(db: sqlite3.Connection, table: str, key: Mapping[str, Any], event: Commi
 
 
 def prune(db: sqlite3.Connection, now_us: int) -> None:
-    """Remove rows that ended more than an hour before `now_us`, and remember from where on nothing is missing."""
+    """Delete rows that ended more than an hour before `now_us`, and store the place from which all rows are kept."""
     before = now_us - KEPT_US
     for table in _TABLES:
         last = db.execute(f"SELECT max(gone) FROM {table} WHERE gone_us <= ?", (before,)).fetchone()[0]
@@ -68,6 +68,6 @@ def prune(db: sqlite3.Connection, now_us: int) -> None:
 
 
 def check_kept(db: sqlite3.Connection, at: int) -> None:
-    """Raises OutOfRange when rows that were true at the place `at` are gone."""
+    """Raises OutOfRange when rows that were valid at the place `at` have been deleted."""
     if at < db.execute("SELECT place FROM horizon").fetchone()[0]:
-        raise OutOfRange("this list's page is older than an hour: list again", reason="PAGE_TOKEN_EXPIRED")
+        raise OutOfRange("the page token is older than an hour: list again", reason="PAGE_TOKEN_EXPIRED")

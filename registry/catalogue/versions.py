@@ -1,4 +1,5 @@
-"""Versions and what was measured about them: published, yanked, brought back; numbered 1, 2, 3, never twice."""
+"""Versions and their evaluations: publish, yank, unyank. A concept's versions are numbered 1, 2, 3, ...; no number is
+used twice."""
 
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,7 @@ CREATE INDEX evaluations_gone ON evaluations (gone_us, gone) WHERE gone_us IS NO
 
 
 def find(db: sqlite3.Connection, name: VersionName) -> dict[str, Any] | None:
-    """A version's row, with `summary` and `aliases` read."""
+    """A version's row, with `summary` and `aliases` decoded; None when it does not exist."""
     row = db.execute(
         f"SELECT * FROM versions WHERE tenant = :tenant AND concept = :concept AND number = :number AND {TRUE_THEN}",
         {**_key(name), "at": NOW},
@@ -50,7 +51,7 @@ def get(db: sqlite3.Connection, name: VersionName) -> dict[str, Any]:
     """A version's row. Raises NotFound."""
     row = find(db, name)
     if row is None:
-        raise NotFound(f"there is no {name}", reason="VERSION_NOT_FOUND", metadata={"version": str(name)})
+        raise NotFound(f"{name} does not exist", reason="VERSION_NOT_FOUND", metadata={"version": str(name)})
     return row
 
 
@@ -73,7 +74,7 @@ def _read(db: sqlite3.Connection, row: sqlite3.Row, at: int) -> dict[str, Any]:
         {"tenant": row["tenant"], "concept": row["concept"], "number": row["number"], "at": at},
     )
     found = dict(row) | {"summary": loads(row["summary"]), "aliases": [alias["alias"] for alias in pointing]}
-    del found["labels"]  # they are in the summary
+    del found["labels"]  # the summary has them
     return found
 
 
@@ -102,7 +103,7 @@ def decide_publish(db: sqlite3.Connection, command: PublishVersion, defaults: Qu
 
 
 def _of_job(db: sqlite3.Connection, tenant: str, job: str) -> dict[str, Any] | None:
-    """The version that a job has published. Raises FailedPrecondition when it is gone."""
+    """The version that a job has published; None when it has not. Raises FailedPrecondition when it was purged."""
     row = db.execute("SELECT concept, number FROM jobs WHERE tenant = ? AND job = ?", (tenant, job)).fetchone()
     if row is None:
         return None
@@ -110,7 +111,7 @@ def _of_job(db: sqlite3.Connection, tenant: str, job: str) -> dict[str, Any] | N
     found = find(db, name)
     if found is None:
         raise FailedPrecondition(
-            f"{job} was published as {name}, which was purged",
+            f"{job} was published as {name}, which was purged: create a new job",
             reason="VERSION_PURGED",
             metadata={"job": job, "version": str(name)},
         )
@@ -131,7 +132,7 @@ def apply_published(db: sqlite3.Connection, event: CommittedEvent) -> dict[str, 
     if body["job"]:
         insert(db, "jobs", {"tenant": name.tenant, "job": body["job"], "concept": name.concept, "number": name.version})
     tenants.use(db, name.tenant, versions=1, embedding_bytes=body["size"])
-    # A new version has the highest number and is in use.
+    # A new version has the highest number and is active, so it is `latest`.
     concepts.touch(db, name.parent, event, latest=name.version, count=name.version)
     alias_table.point(db, name.parent, LATEST, name.version, event)
     return get(db, name)
@@ -143,7 +144,7 @@ def decide_yank(db: sqlite3.Connection, command: YankVersion) -> Sequence[Event]
     check_etag(command.etag, row["etag"], str(command.name))
     if row["aliases"]:
         raise FailedPrecondition(
-            f"{command.name} has the alias {', '.join(row['aliases'])}: move that first",
+            f"{command.name} has the alias {', '.join(row['aliases'])}: move or delete it first",
             reason="VERSION_ALIASED",
             metadata={"version": str(command.name), "aliases": ",".join(row["aliases"])},
         )
@@ -188,7 +189,7 @@ def decide_evaluation(db: sqlite3.Connection, command: CreateEvaluation) -> Sequ
     get(db, command.name.parent)
     if find_evaluation(db, command.name) is not None:
         raise AlreadyExists(
-            f"{command.name} exists already", reason="EVALUATION_EXISTS", metadata={"evaluation": str(command.name)}
+            f"{command.name} already exists", reason="EVALUATION_EXISTS", metadata={"evaluation": str(command.name)}
         )
     body = {"name": str(command.name), "peer": command.peer, "evaluation": dict(command.evaluation)}
     return [Event(kind="evaluation-created", body=body)]
@@ -204,7 +205,7 @@ def apply_evaluation(db: sqlite3.Connection, event: CommittedEvent) -> dict[str,
 
 
 def find_evaluation(db: sqlite3.Connection, name: EvaluationName) -> dict[str, Any] | None:
-    """An evaluation's row."""
+    """An evaluation's row; None when it does not exist."""
     row = db.execute(
         "SELECT * FROM evaluations WHERE tenant = :tenant AND concept = :concept AND number = :number"
         f" AND evaluation = :evaluation AND {TRUE_THEN}",
@@ -217,12 +218,12 @@ def get_evaluation(db: sqlite3.Connection, name: EvaluationName) -> dict[str, An
     """An evaluation's row. Raises NotFound."""
     row = find_evaluation(db, name)
     if row is None:
-        raise NotFound(f"there is no {name}", reason="EVALUATION_NOT_FOUND", metadata={"evaluation": str(name)})
+        raise NotFound(f"{name} does not exist", reason="EVALUATION_NOT_FOUND", metadata={"evaluation": str(name)})
     return row
 
 
 def evaluations(db: sqlite3.Connection, name: VersionName, at: int, before: int, limit: int) -> list[dict[str, Any]]:
-    """Up to `limit` evaluations as they were at the place `at`, newest first, made before the place `before`."""
+    """Up to `limit` evaluations as they were at the place `at`, newest first, created before the place `before`."""
     rows = db.execute(
         "SELECT * FROM evaluations WHERE tenant = :tenant AND concept = :concept AND number = :number"
         f" AND since < :before AND {TRUE_THEN} ORDER BY since DESC LIMIT :limit",

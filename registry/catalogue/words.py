@@ -1,4 +1,4 @@
-"""What a word means: alias or number to version, for its owner and for tenants that were granted it."""
+"""Resolves a word to a version, for its owner and for tenants with a grant."""
 
 import sqlite3
 from dataclasses import dataclass
@@ -12,23 +12,23 @@ from rpc.errors import NotFound, PermissionDenied
 
 @dataclass(frozen=True, kw_only=True)
 class Meaning:
-    """A version's row, and the alias that decided it: empty where the word gives a number."""
+    """A version's row, and the alias that it was resolved by: empty when the word has a version number."""
 
     version: dict[str, Any]
     alias: str
 
 
 def resolve(db: sqlite3.Connection, ref: WordRef, asking: str) -> Meaning:
-    """What `ref` means now in a prompt of the tenant `asking`.
+    """The present meaning of `ref` in a prompt of the tenant `asking`.
 
-    Raises NotFound; and PermissionDenied for another tenant's word without its grant, whether there is one or not.
+    Raises NotFound; and PermissionDenied for another tenant's word without a grant, whether the word exists or not.
     """
     name = ConceptName(ref.tenant or asking, ref.concept)
     concept = concepts.find(db, name)
     if name.tenant != asking and (concept is None or not concepts.is_granted(concept, asking)):
         raise not_granted(name, asking)
     if concept is None:
-        raise NotFound(f"there is no word <{ref}>", reason="WORD_NOT_FOUND", metadata={"word": str(ref)})
+        raise NotFound(f"the word <{ref}> does not exist", reason="WORD_NOT_FOUND", metadata={"word": str(ref)})
     if concept["state"] != concepts.ACTIVE:
         raise NotFound(f"the word <{ref}> was deleted", reason="WORD_DELETED", metadata={"word": str(ref)})
     number, alias = _number(db, name, ref)
@@ -49,9 +49,9 @@ def _number(db: sqlite3.Connection, name: ConceptName, ref: WordRef) -> tuple[in
 
 
 def not_granted(name: ConceptName, asking: str) -> PermissionDenied:
-    """The same for a word that is not there, so that nobody learns which words others have."""
+    """The same error for a word that does not exist, so that it does not reveal which words another tenant has."""
     return PermissionDenied(
-        f"tenants/{asking} has no grant for {name}: its owner adds it to the concept's readers",
+        f"tenants/{asking} has no grant for {name}: the owner must add the tenant to the concept's readers",
         reason="WORD_NOT_GRANTED",
         metadata={"concept": str(name), "reader": f"tenants/{asking}"},
     )

@@ -107,7 +107,7 @@ def test_a_style_is_said_as_a_style(run: Run) -> None:
 
 def test_how_good_a_word_is_by_the_command_line(run: Run) -> None:
     learned = run("learn", "ella", *_PICTURES[:2], "--steps", "1")
-    assert learned.stdout.splitlines()[-1] == "it is evaluated next: pseudoword show ella@1"
+    assert learned.stdout.splitlines()[-1] == "its evaluation follows: pseudoword show ella@1"
     evaluated = run("evaluate", "ella", *_PICTURES[2:])
     assert evaluated.returncode == 0, evaluated.stderr
     *table, name = evaluated.stdout.splitlines()
@@ -151,7 +151,7 @@ def test_redrawing_with_a_start_picture(run: Run, tmp_path: Path) -> None:
     changed = run("redraw", "b.png", *start)
     assert changed.returncode == 1
     assert changed.stdout.startswith("different")
-    assert "has not drawn it" in run("redraw", _PICTURES[0]).stderr
+    assert "has no record of pseudoword" in run("redraw", _PICTURES[0]).stderr
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ async def test_imported_when_it_is_switched_on(start: Start) -> None:
     assert bin_file.provenance.imported_format == "diffusers"
     for data, why in (
         (_zip(pickle.dumps({"*": _Does(os.system, "true")}, protocol=2)), "posix.system"),
-        (b"\x80\x02}q\x00.", "no zip archive"),
+        (b"\x80\x02}q\x00.", "not a zip archive"),
     ):
         with refused("INVALID_ARGUMENT", "PICKLE_REFUSED") as refusal:
             await importing(data)

@@ -96,7 +96,7 @@ async def test_violations_arrive_all_at_once(serve: Serve) -> None:
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT")
     assert error.violations == (
         ("job.steps", "100001 is not between 1 and 100000"),
-        ("job.concept", "holds the control character U+0007"),
+        ("job.concept", "contains the control character U+0007"),
     )
     assert "grpc-retry-pushback-ms" not in trailers
 

@@ -189,7 +189,7 @@ def test_settings_command_line_over_environment_over_defaults(monkeypatch: pytes
     [
         ([], "data: Field required"),
         (["--data", "/d", "--server.drain-s", "soon"], r"server\.drain_s: .*valid number"),
-        (["--data", "/d", "--server.tls-cert", "/c"], "tls_cert and tls_key are given together"),
+        (["--data", "/d", "--server.tls-cert", "/c"], "tls_cert and tls_key must be set together"),
     ],
 )
 def test_wrong_settings_are_named(arguments: list[str], expected: str) -> None:

@@ -1,4 +1,4 @@
-"""Calls of any service: their failures, pages of lists, and watches that outlive a server."""
+"""Helpers for calls of any service: errors, pages of lists, and watches that reconnect."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from pseudoword.errors import PseudowordError
 
 @contextmanager
 def errors() -> Iterator[None]:
-    """Turns grpc.RpcError into PseudowordError."""
+    """Turn grpc.RpcError into PseudowordError."""
     try:
         yield
     except grpc.RpcError as error:
@@ -20,7 +20,7 @@ def errors() -> Iterator[None]:
 
 
 def pages(call: Callable[[Any], Any], request: Any) -> Iterator[Any]:
-    """The pages of a List call, from the request's own on."""
+    """The pages of a List call, from that of `request` on."""
     while True:
         with errors():
             page = call(request)
@@ -31,18 +31,19 @@ def pages(call: Callable[[Any], Any], request: Any) -> Iterator[Any]:
 
 
 def patient(watch: Callable[[], Iterator[Any]], patience_s: float) -> Iterator[Any]:
-    """The messages of a watch, which is opened again when it ends and while its server is away for `patience_s`."""
-    away_since: float | None = None
+    """The messages of a watch. It is opened again when it ends, and while its server is unavailable, up to
+    `patience_s`."""
+    unavailable_since: float | None = None
     while True:
         try:
             with errors():
                 for message in watch():
-                    away_since = None
+                    unavailable_since = None
                     yield message
         except PseudowordError as error:
             if error.code is not grpc.StatusCode.UNAVAILABLE:
                 raise
-            away_since = away_since or time.monotonic()
-            if time.monotonic() - away_since > patience_s:
+            unavailable_since = unavailable_since or time.monotonic()
+            if time.monotonic() - unavailable_since > patience_s:
                 raise
         time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""How a client reaches the three servers: addresses, TLS, token, retries."""
+"""Channels to the three servers: addresses, TLS, token, retries."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import grpc
 
 MAX_MESSAGE_BYTES = 16 * 2**20
 
-# Only what may safely be repeated: every unary call reads, or carries a request id that makes a repeat harmless.
+# Retries are safe: every unary call is a read, or carries a request id that makes it idempotent.
 _SERVICE_CONFIG = {
     "methodConfig": [
         {
@@ -30,9 +30,9 @@ _SERVICE_CONFIG = {
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoints:
-    """Where the three servers listen. The defaults are those of `pseudoword up`.
+    """The addresses of the three servers, by default those of `pseudoword up`.
 
-    `ca` is a PEM file of certificate authorities and switches TLS on; `token` is a bearer token; a token without TLS is
+    `ca` is a PEM file of certificate authorities and switches TLS on; `token` is a bearer token. Without TLS a token is
     sent to loopback addresses only.
     """
 
@@ -44,7 +44,7 @@ class Endpoints:
 
 
 class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, grpc.StreamUnaryClientInterceptor):
-    """Adds the token to every call of a plaintext channel, where call credentials cannot go."""
+    """Adds the token to every call of a plaintext channel, on which gRPC refuses call credentials."""
 
     def __init__(self, token: str) -> None:
         self._entry = ("authorization", f"Bearer {token}")
@@ -57,13 +57,13 @@ class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientIntercepto
 
 
 def connect(address: str, endpoints: Endpoints) -> grpc.Channel:
-    """A channel to one server. Raises ValueError when a token would cross the network in the clear."""
+    """A channel to one server. Raises ValueError when a token would cross the network unencrypted."""
     options = [
         ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", 60_000),
-        # A server that comes back is found within seconds; gRPC's own pauses grow to two minutes.
+        # A restarted server is found within seconds; gRPC's default back-off grows to two minutes.
         ("grpc.max_reconnect_backoff_ms", 3_000),
     ]
     if endpoints.ca is not None:
@@ -78,6 +78,6 @@ def connect(address: str, endpoints: Endpoints) -> grpc.Channel:
     host = address.rsplit(":", 1)[0].strip("[]")
     if host not in {"127.0.0.1", "::1", "localhost"}:
         raise ValueError(
-            f"a token is not sent to {address} without TLS: name the server's certificate authority (--ca FILE)"
+            f"the token is not sent to {address} without TLS: give the server's certificate authority (--ca FILE)"
         )
     return grpc.intercept_channel(channel, _Bearer(endpoints.token))

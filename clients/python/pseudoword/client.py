@@ -1,13 +1,12 @@
-"""The Python client: pictures in, a word out, pictures of it back.
+"""The Python client: learns words and draws them.
 
     with Client() as client:
         version = client.learn("rex", [Path("1.png"), Path("2.png"), Path("3.png"), Path("4.png")])
         picture, = client.draw("a photo of <rex> on the beach", seed=7)
         picture.save(Path("rex.png"))
 
-The three stubs (`registry`, `trainer`, `generation`) are there for everything that the methods do not cover; wrap such
-calls in `errors()` of pseudoword.calls to get PseudowordError instead of grpc.RpcError. A client may be shared between
-threads.
+For rpcs without a method, call the three stubs (`registry`, `trainer`, `generation`) directly; wrap such calls in
+`errors()` of pseudoword.calls to get PseudowordError instead of grpc.RpcError. A client may be shared between threads.
 """
 
 import hashlib
@@ -41,9 +40,9 @@ ENDED = frozenset({_STATE.STATE_SUCCEEDED, _STATE.STATE_FAILED, _STATE.STATE_CAN
 
 
 class Client:
-    """A connection to the three servers on behalf of one tenant.
+    """A connection to the three servers, for one tenant.
 
-    Every method raises PseudowordError when a server refuses or cannot be reached.
+    Every method raises PseudowordError when a server refuses the call or is unavailable.
     """
 
     def __init__(self, endpoints: Endpoints | None = None, *, tenant: str = "default") -> None:
@@ -70,7 +69,7 @@ class Client:
     # Learning
 
     def upload(self, picture: Path | bytes) -> trainer_resources.Picture:
-        """Uploads one picture (PNG, JPEG or WebP). The same bytes give the same resource."""
+        """Upload one picture (PNG, JPEG or WebP). The same bytes give the same resource."""
         data = picture if isinstance(picture, bytes) else picture.read_bytes()
         header = trainer_pb2.UploadPictureRequest.Header(
             parent=str(self.tenant), size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
@@ -98,12 +97,12 @@ class Client:
         at_once: bool = False,
         request_id: str | None = None,
     ) -> trainer_resources.Job:
-        """Uploads the pictures and creates the job that learns `<concept>` from them.
+        """Upload the pictures and create the job that learns `<concept>` from them.
 
-        `start` is a word of the vocabulary to start from, such as "dog", or any other Start; `vectors` 0: one, or as
-        many as the version to start from has. `masks`, one a picture or none at all, are white where the thing is. With
-        `at_once` the learned start is published as a first version before any training, the refined one after it.
-        Repeating with the same `request_id` is harmless.
+        `start` is a word of the vocabulary to start from, such as "dog", or another Start; `vectors` 0: one, or the
+        number of vectors of the version to start from. `masks`, one per picture or none at all, are white where the
+        object is. With `at_once` the learned start is published as a first version before training, and the refined
+        version after it. The call is idempotent by `request_id`.
         """
         job = trainer_resources.Job(
             concept=str(self.concept(concept)),
@@ -126,8 +125,8 @@ class Client:
         masks: Iterable[Path | bytes | None] = (),
         request_id: str | None = None,
     ) -> trainer_resources.Job:
-        """Uploads the pictures and creates the job that evaluates a version, by its resource name, on them: pictures
-        that were never trained on say how well it has learned. `masks` and `request_id` as in create_job."""
+        """Upload the pictures and create the job that evaluates a version, by its resource name, on them. Pictures that
+        the version was not trained on measure it best. `masks` and `request_id` as in create_job."""
         job = trainer_resources.Job(evaluates=version, examples=self._examples(pictures, masks), seed=seed)
         return self._create(job, request_id)
 
@@ -151,8 +150,8 @@ class Client:
     def watch_job(
         self, name: str, *, preview_interval: timedelta | None = None, patience_s: float = 60.0
     ) -> Iterator[trainer_resources.JobEvent]:
-        """What happens to a job until it has ended, with a picture of how far it is every `preview_interval`. A trainer
-        that is away for less than `patience_s` is waited for."""
+        """The events of a job until it has ended, with a preview every `preview_interval`. Reconnects while the trainer
+        is unavailable, up to `patience_s`."""
         request = trainer_pb2.WatchJobRequest(name=name)
         if preview_interval is not None:
             request.preview_interval.FromTimedelta(preview_interval)
@@ -175,8 +174,8 @@ class Client:
         at_once: bool = False,
         on_event: Callable[[trainer_resources.JobEvent], None] | None = None,
     ) -> registry_resources.Version:
-        """Learns `<concept>` and returns its new version; a job that fails or is cancelled is a PseudowordError too.
-        With `at_once` an event's job tells its first version as soon as that is there."""
+        """Learn `<concept>` and return its new version. Raises PseudowordError also for a job that fails or is
+        cancelled. With `at_once`, the job in an event names its first version as soon as that is published."""
         job = self.create_job(
             concept,
             pictures,
@@ -199,8 +198,8 @@ class Client:
         masks: Iterable[Path | bytes | None] = (),
         on_event: Callable[[trainer_resources.JobEvent], None] | None = None,
     ) -> registry_resources.Evaluation:
-        """Measures what `concept[@alias|@n]` means now on the pictures, and returns the figures as the registry keeps
-        them. A job that fails or is cancelled is a PseudowordError too."""
+        """Evaluate the version that `concept[@alias|@n]` means now on the pictures, and return the stored figures.
+        Raises PseudowordError also for a job that fails or is cancelled."""
         job = self.create_evaluation(self.resolve(word).name, pictures, seed=seed, masks=masks)
         return self.evaluation(published(self._ended(job, on_event)))
 
@@ -215,13 +214,13 @@ class Client:
         return job
 
     def jobs(self, filter: str = "") -> Iterator[trainer_resources.Job]:
-        """The tenant's jobs, newest first; `filter` is AIP-160 over state, concept, evaluates, creator, create_time."""
+        """The tenant's jobs, newest first. `filter`: AIP-160, with state, concept, evaluates, creator, create_time."""
         request = trainer_pb2.ListJobsRequest(parent=str(self.tenant), filter=filter)
         for page in pages(self.trainer.ListJobs, request):
             yield from page.jobs
 
     def retry_job(self, name: str) -> trainer_resources.Job:
-        """Queues a job again that has failed or was cancelled."""
+        """Queue a failed or cancelled job again."""
         with errors():
             return self.trainer.RetryJob(trainer_pb2.RetryJobRequest(name=name, request_id=str(uuid.uuid4())))
 
@@ -241,10 +240,10 @@ class Client:
         max_staleness: timedelta | None = None,
         timeout_s: float | None = None,
     ) -> Iterator[generation_pb2.GenerateResponse]:
-        """The events of one request, as they come. Closing the iterator cancels the request.
+        """The events of one request, as they arrive. Closing the iterator cancels the request.
 
-        An alias that was moved less than `max_staleness` ago may still mean what it meant; None leaves that to the
-        server (about a second), zero asks the registry.
+        `max_staleness`: for this long, an alias that was moved may still resolve to its previous version. None: the
+        server's default (about a second); zero: the registry is always asked.
         """
         request = generation_pb2.GenerateRequest(
             parent=str(self.tenant), settings=settings, count=count, format=format, preview_every=preview_every
@@ -274,7 +273,7 @@ class Client:
         max_staleness: timedelta | None = None,
         timeout_s: float | None = None,
     ) -> list[Picture]:
-        """Draws a sentence; `<concept>` in it is a word. The same arguments give the same files again while `exact`."""
+        """Draw a prompt, in which `<concept>` is a word. With `exact`, the same arguments give the same files."""
         settings = generation_resources.PictureSettings(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -293,8 +292,8 @@ class Client:
     def create_batch(
         self, batch: generation_resources.Batch, *, request_id: str | None = None, validate_only: bool = False
     ) -> generation_resources.Batch:
-        """Begins to draw many pictures into the server's object store. Repeating with the same `request_id` is
-        harmless; `validate_only` checks everything and begins nothing."""
+        """Start a batch: many pictures, drawn into the server's object store. The call is idempotent by `request_id`;
+        with `validate_only` the batch is validated and not started."""
         request = generation_pb2.CreateBatchRequest(
             parent=str(self.tenant),
             batch=batch,
@@ -310,14 +309,14 @@ class Client:
             return self.generation.GetBatch(generation_pb2.GetBatchRequest(name=name))
 
     def batches(self, *, filter: str = "") -> Iterator[generation_resources.Batch]:
-        """The tenant's batches, newest first, without their prompts; `filter` as AIP-160 has it."""
+        """The tenant's batches, newest first, without their prompts. `filter`: AIP-160."""
         request = generation_pb2.ListBatchesRequest(parent=str(self.tenant), filter=filter)
         for page in pages(self.generation.ListBatches, request):
             yield from page.batches
 
     def watch_batch(self, name: str, *, patience_s: float = 60.0) -> Iterator[generation_resources.Batch]:
-        """A batch again and again until it has ended. A server that is away for less than `patience_s` is waited
-        for."""
+        """A batch whenever it has changed, until it has ended. Reconnects while the server is unavailable, up to
+        `patience_s`."""
         request = generation_pb2.WatchBatchRequest(name=name)
         for message in patient(lambda: self.generation.WatchBatch(request), patience_s):
             yield message.batch
@@ -325,7 +324,7 @@ class Client:
                 return
 
     def cancel_batch(self, name: str) -> generation_resources.Batch:
-        """Ends a batch; what was drawn stays."""
+        """Cancel a batch; finished pictures are kept."""
         with errors():
             return self.generation.CancelBatch(
                 generation_pb2.CancelBatchRequest(name=name, request_id=str(uuid.uuid4()))
@@ -334,15 +333,15 @@ class Client:
     # The registry
 
     def concept(self, concept: str) -> ConceptName:
-        """The resource name of a concept of this tenant; raises InvalidName."""
+        """The resource name of a concept of this tenant. Raises InvalidName."""
         return ConceptName.parse(f"{self.tenant}/concepts/{concept}")
 
     def alias(self, concept: str, alias: str) -> AliasName:
-        """The resource name of an alias of this tenant; raises InvalidName."""
+        """The resource name of an alias of this tenant. Raises InvalidName."""
         return AliasName.parse(f"{self.concept(concept)}/aliases/{alias}")
 
     def words(self) -> Iterator[registry_resources.Concept]:
-        """All concepts of the tenant, in order of name."""
+        """All concepts of the tenant, sorted by name."""
         request = registry_pb2.ListConceptsRequest(parent=str(self.tenant))
         for page in pages(self.registry.ListConcepts, request):
             yield from page.concepts
@@ -398,7 +397,7 @@ class Client:
         description: str = "",
         labels: Mapping[str, str] | None = None,
     ) -> registry_resources.Version:
-        """Publishes another program's file as the next version of a concept, which is created where it is missing."""
+        """Publish another program's file as the next version of a concept; the concept is created if it is missing."""
         request = registry_pb2.ImportVersionRequest(
             parent=str(self.concept(concept)),
             data=data,
@@ -414,7 +413,7 @@ class Client:
     def set_alias(
         self, concept: str, alias: str, version: int, *, etag: str = "", reason: str = ""
     ) -> registry_resources.Alias:
-        """Points an alias at a version; with an etag only if the alias is still as it was read."""
+        """Point an alias to a version; with an etag, only if the alias has not changed since it was read."""
         owner = self.concept(concept)
         request = registry_pb2.SetAliasRequest(
             alias=registry_resources.Alias(
@@ -429,7 +428,7 @@ class Client:
             return self.registry.SetAlias(request)
 
     def rollback_alias(self, concept: str, alias: str, *, reason: str = "") -> registry_resources.Alias:
-        """Points an alias back at the version it pointed at before its last move."""
+        """Point an alias back to the version before its last move."""
         request = registry_pb2.RollbackAliasRequest(
             name=str(self.alias(concept, alias)), reason=reason, request_id=str(uuid.uuid4())
         )
@@ -437,7 +436,7 @@ class Client:
             return self.registry.RollbackAlias(request)
 
     def delete_alias(self, concept: str, alias: str, *, reason: str = "") -> None:
-        """Removes an alias; its history stays."""
+        """Delete an alias; its history is kept."""
         request = registry_pb2.DeleteAliasRequest(
             name=str(self.alias(concept, alias)), reason=reason, request_id=str(uuid.uuid4())
         )
@@ -445,13 +444,14 @@ class Client:
             self.registry.DeleteAlias(request)
 
     def alias_changes(self, concept: str, alias: str) -> Iterator[registry_resources.AliasChange]:
-        """Where an alias has pointed, newest first."""
+        """The moves of an alias, newest first."""
         request = registry_pb2.ListAliasChangesRequest(parent=str(self.alias(concept, alias)))
         for page in pages(self.registry.ListAliasChanges, request):
             yield from page.changes
 
     def watch(self, *, resume_token: str = "", patience_s: float = 60.0) -> Iterator[registry_pb2.WatchEventsResponse]:
-        """Everything that happens in the tenant from now on, or after `resume_token`: nothing missed, nothing twice."""
+        """All events of the tenant from now on, or after `resume_token`, each exactly once. Reconnects while the
+        registry is unavailable, up to `patience_s`."""
         request = registry_pb2.WatchEventsRequest(parent=str(self.tenant), resume_token=resume_token)
         for message in patient(lambda: self.registry.WatchEvents(request), patience_s):
             request.resume_token = message.resume_token
@@ -459,8 +459,8 @@ class Client:
 
 
 def published(job: trainer_resources.Job) -> str:
-    """The version that an ended job has published, or the evaluation that it has written; raises PseudowordError when
-    there is neither."""
+    """The version that a completed job has published, or the evaluation that it has written. Raises PseudowordError for
+    a failed or cancelled job."""
     if job.state == _STATE.STATE_SUCCEEDED:
         return job.evaluation or job.version
     if job.state == _STATE.STATE_FAILED:

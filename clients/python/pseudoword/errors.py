@@ -1,7 +1,4 @@
-"""What a call can fail with, read from the rich status that every server of pseudoword answers.
-
-PseudowordError           any failed call: code, reason, metadata, violations, retry_after
-"""
+"""PseudowordError: a failed call, read from the status details that every server of pseudoword sends."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,11 +15,11 @@ _CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.St
 # Not frozen: Python itself writes an exception's traceback and context.
 @dataclass(kw_only=True, eq=False)
 class PseudowordError(Exception):
-    """A call that failed.
+    """A failed call.
 
-    `reason` is stable and meant for programs (`WORD_UNKNOWN`, `ETAG_MISMATCH`, ...; empty when the answer came from the
-    network and not from a server), `message` is meant for people, `violations` are (field, what is wrong) pairs, and
-    `retry_after` says when to try again, where trying again helps.
+    `reason` is stable and meant for programs (`WORD_UNKNOWN`, `ETAG_MISMATCH`, ...; empty when the error comes from the
+    network and not from a server), `message` is meant for people, `violations` are pairs of a field and the fault in
+    it, and `retry_after` is the time to wait before a retry, None where a retry does not help.
     """
 
     code: grpc.StatusCode
@@ -34,11 +31,11 @@ class PseudowordError(Exception):
 
     @classmethod
     def from_call(cls, error: Any) -> Self:
-        """Reads google.rpc.ErrorInfo, BadRequest and RetryInfo from a failed call, a grpc.Call."""
+        """Read google.rpc.ErrorInfo, BadRequest and RetryInfo from a failed call, a grpc.Call."""
         code, message = error.code(), error.details() or ""
         try:
             status = rpc_status.from_call(error)
-        except ValueError:  # details that do not belong to this code: a proxy's doing
+        except ValueError:  # the details do not belong to this code: a proxy has changed the response
             status = None
         if status is None:
             return cls(code=code, message=message)
@@ -46,7 +43,7 @@ class PseudowordError(Exception):
 
     @classmethod
     def from_status(cls, status: status_pb2.Status) -> Self:
-        """Reads a google.rpc.Status, as failed jobs and unresolved words carry it."""
+        """Read a google.rpc.Status, as in failed jobs and unresolved words."""
         info = error_details_pb2.ErrorInfo()
         bad = error_details_pb2.BadRequest()
         retry = error_details_pb2.RetryInfo()

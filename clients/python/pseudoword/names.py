@@ -1,12 +1,12 @@
-"""Resource names and words as the protos define them: pure, for everything that reads or writes them."""
+"""Resource names and words, as the protos define them. Pure."""
 
 import re
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 SEGMENT = r"[a-z][a-z0-9-]{0,62}"
-LATEST = "latest"  # computed from the versions, never stored, so no alias may be called so
-PRODUCTION = "production"  # what a bare word means where it is set
+LATEST = "latest"  # the newest version in use; computed, so no alias may have this name
+PRODUCTION = "production"  # the alias of a word without alias and version
 
 _SEGMENT = re.compile(SEGMENT)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -17,7 +17,7 @@ _WORD = re.compile(
 
 
 class InvalidName(ValueError):
-    """A name that does not have its resource's form. `str()` says which form was expected."""
+    """A name that does not have the form of its resource. `str()` gives the expected form."""
 
 
 def is_segment(text: str) -> bool:
@@ -27,7 +27,7 @@ def is_segment(text: str) -> bool:
 
 @dataclass(frozen=True, order=True)
 class _Name:
-    """A resource name: the fields in order fill the holes of `pattern`."""
+    """A resource name: the fields, in order, fill the placeholders of `pattern`."""
 
     pattern: ClassVar[str]
     holes: ClassVar[dict[str, re.Pattern[str]]]
@@ -39,7 +39,7 @@ class _Name:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Reads a name; raises InvalidName when it has another form."""
+        """Parse a name. Raises InvalidName when it has another form."""
         expected, given = cls.pattern.split("/"), text.split("/")
         fields: dict[str, str] = {}
         matches = len(expected) == len(given)
@@ -145,10 +145,10 @@ class BatchName(_Name, pattern="tenants/{tenant}/batches/{batch}"):
 
 @dataclass(frozen=True, order=True)
 class WordRef:
-    """A word as a prompt says it between its angle brackets: `[tenant/]concept[@alias|@n]`.
+    """A word as it stands between angle brackets in a prompt: `[tenant/]concept[@alias|@n]`.
 
-    At most one of `alias` and `version` is set. Without a tenant it means the request's own; without either it means
-    the alias `production` where that is set, else the latest version.
+    At most one of `alias` and `version` is set. Without a tenant, the word belongs to the request's tenant; without
+    alias and version it means the alias `production` if that is set, else the latest version.
     """
 
     tenant: str | None
@@ -158,12 +158,13 @@ class WordRef:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Reads a word without its brackets; raises InvalidName."""
+        """Parse a word without its brackets. Raises InvalidName."""
         found = _WORD.fullmatch(text)
         if found is None:
             shown = text if len(text) <= 100 else text[:100] + "..."
             raise InvalidName(
-                f"{shown!r} is not a word: [tenant/]concept[@alias|@n], tenant, concept and alias {SEGMENT}"
+                f"{shown!r} is not a word; it must be [tenant/]concept[@alias|@n], where tenant, concept and alias "
+                f"match {SEGMENT}"
             )
         number = found["number"]
         return cls(found["tenant"], found["concept"], found["alias"], int(number) if number else None)

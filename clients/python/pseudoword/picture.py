@@ -1,4 +1,4 @@
-"""A picture as it comes from Generation."""
+"""A picture from Generation."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pseudoword.generation.v1 import generation_pb2
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A finished picture: the file's bytes and what made it (also inside the file)."""
+    """A finished picture: the file's bytes, and its record, which is also inside the file."""
 
     index: int
     data: bytes
@@ -20,7 +20,7 @@ class Picture:
 
 
 def pictures(events: Iterable[generation_pb2.GenerateResponse]) -> list[Picture]:
-    """Puts a request's chunks together, in order of index."""
+    """Assemble a request's pictures from their chunks, in order of index."""
     data: dict[int, bytearray] = {}
     finished: dict[int, Picture] = {}
     for event in events:

@@ -1,4 +1,4 @@
-"""Contact sheets: rows of pictures with a caption under each, for people who would rather look than read."""
+"""Contact sheets: rows of pictures with a caption under each."""
 
 import textwrap
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ class Tile:
 
 
 def contact_sheet(rows: Sequence[Sequence[Tile]], *, tile_px: int = 192, title: str = "") -> Image.Image:
-    """Draws `rows` under each other, every picture fitted into a square of `tile_px` pixels.
+    """Draw `rows` below each other, with each picture scaled into a square of `tile_px` pixels.
 
-    Small pictures are enlarged without smoothing, so that what is seen is what is in the file.
+    Small pictures are enlarged without smoothing, so that the sheet shows the file's pixels.
     """
     font = ImageFont.load_default(_FONT_PX)
     caption_px = _CAPTION_LINES * (_FONT_PX + 4)
@@ -36,7 +36,7 @@ def contact_sheet(rows: Sequence[Sequence[Tile]], *, tile_px: int = 192, title: 
     if title:
         pen.text((_MARGIN, _MARGIN), title, fill=_INK, font=ImageFont.load_default(_FONT_PX + 4))
     for row_index, row in enumerate(rows):
-        # A row shorter than the others stands in the middle.
+        # A row shorter than the others is centred.
         left = _MARGIN + (widest - len(row)) * cell_width // 2
         top = _MARGIN + title_px + row_index * cell_height
         for column, tile in enumerate(row):

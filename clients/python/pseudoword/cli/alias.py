@@ -1,4 +1,4 @@
-"""`pseudoword alias`: names that point at versions and remember where they pointed."""
+"""`pseudoword alias`: names that point to versions, with a history of their moves."""
 
 from datetime import UTC
 from typing import Any
@@ -8,14 +8,17 @@ import click
 from pseudoword.cli.connection import Session, connected
 from pseudoword.names import VersionName
 
-_reason = click.option("--reason", default="", metavar="TEXT", help="Why, for the alias's history.")
+_reason = click.option(
+    "--reason", default="", show_default=False, metavar="TEXT", help="Reason, kept in the alias's history."
+)
 
 
 @click.group()
 def alias() -> None:
-    """Point names at versions: what a word means without a number.
+    """Point aliases to versions.
 
-    `production` is what a bare <concept> means where it is set; any other name is used as <concept@name>.
+    The alias `production` is the meaning of <concept>; if it is not set, <concept> means the latest version. Any other
+    alias is used as <concept@alias>.
     """
 
 
@@ -23,11 +26,13 @@ def alias() -> None:
 @click.argument("concept")
 @click.argument("alias_name", metavar="ALIAS")
 @click.argument("version", type=click.IntRange(1))
-@click.option("--etag", default="", help="Only if the alias is still as it was read with this etag.")
+@click.option(
+    "--etag", default="", show_default=False, help="Only if the alias has not changed since it was read with this etag."
+)
 @_reason
 @connected
 def set_(session: Session, *, concept: str, alias_name: str, version: int, etag: str, reason: str) -> None:
-    """Point ALIAS of CONCEPT at VERSION."""
+    """Point ALIAS of CONCEPT to VERSION."""
     moved = session.client.set_alias(concept, alias_name, version, etag=etag, reason=reason)
     session.output.result(moved, f"<{concept}@{alias_name}> is {moved.version}")
 
@@ -38,7 +43,7 @@ def set_(session: Session, *, concept: str, alias_name: str, version: int, etag:
 @_reason
 @connected
 def rollback(session: Session, *, concept: str, alias_name: str, reason: str) -> None:
-    """Point ALIAS back at the version before its last move."""
+    """Point ALIAS back to the version before its last move."""
     moved = session.client.rollback_alias(concept, alias_name, reason=reason)
     session.output.result(moved, f"<{concept}@{alias_name}> is {moved.version} again")
 
@@ -49,10 +54,10 @@ def rollback(session: Session, *, concept: str, alias_name: str, reason: str) ->
 @_reason
 @connected
 def delete(session: Session, *, concept: str, alias_name: str, reason: str) -> None:
-    """Remove ALIAS; its history stays."""
+    """Delete ALIAS; its history is kept."""
     session.client.delete_alias(concept, alias_name, reason=reason)
     name = str(session.client.alias(concept, alias_name))
-    session.output.result({"deleted": name}, f"{name} is gone")
+    session.output.result({"deleted": name}, f"{name} was deleted")
 
 
 @alias.command()
@@ -60,7 +65,7 @@ def delete(session: Session, *, concept: str, alias_name: str, reason: str) -> N
 @click.argument("alias_name", metavar="ALIAS")
 @connected
 def history(session: Session, *, concept: str, alias_name: str) -> None:
-    """Print where ALIAS has pointed, when, and who moved it; newest first."""
+    """Print the moves of ALIAS, newest first, with time, actor and reason."""
     rows: list[tuple[Any, dict[str, str]]] = []
     for change in session.client.alias_changes(concept, alias_name):
         row = {

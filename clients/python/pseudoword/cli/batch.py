@@ -1,4 +1,4 @@
-"""`pseudoword batch`: many pictures, drawn behind everybody else into the server's object store."""
+"""`pseudoword batch`: many pictures, drawn in the background into the server's object store."""
 
 from datetime import UTC
 from pathlib import Path
@@ -29,8 +29,8 @@ _State = resources_pb2.Batch.State
 def batch() -> None:
     """Draw many pictures into the server's object store.
 
-    For data: pictures of a word in many sentences. They are drawn when nobody else wants the model, and go on after a
-    restart of the server.
+    For datasets: pictures of a word in many prompts. They are drawn when no other request needs the model, and the
+    batch continues after a restart of the server.
     """
 
 
@@ -40,20 +40,22 @@ def batch() -> None:
     "--prompts",
     "file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A text file with a sentence a line, instead of PROMPT.",
+    help="Text file with one prompt per line, instead of PROMPT.",
 )
 @click.option(
     "--fill", "blanks", multiple=True, metavar="NAME=TEXT|TEXT|...", help="Texts for {NAME} in PROMPT; may be repeated."
 )
-@click.option("--seeds", type=click.IntRange(1), default=1, help="Pictures of each sentence.")
-@click.option("--layout", type=click.Choice([*_LAYOUTS]), default="folder", help="One object a picture, or tar shards.")
+@click.option("--seeds", type=click.IntRange(1), default=1, help="Number of pictures of each prompt.")
+@click.option(
+    "--layout", type=click.Choice([*_LAYOUTS]), default="folder", help="One object per picture, or tar shards."
+)
 @click.option("--format", type=click.Choice([*_FORMATS]), default="png", help="File format of the pictures.")
 @click.option(
     "--exact",
     is_flag=True,
-    help="Share no forward pass: pictures equal those of `draw` to the last bit, and take longer.",
+    help="Do not share forward passes: pictures equal those of `draw` to the last bit, and take longer.",
 )
-@click.option("--dry-run", is_flag=True, help="Check everything, say how many pictures it would be, and begin nothing.")
+@click.option("--dry-run", is_flag=True, help="Validate the batch, print the number of pictures, and do not start it.")
 @drawing
 @connected
 def create(
@@ -69,14 +71,14 @@ def create(
     exact: bool,
     dry_run: bool,
 ) -> None:
-    """Begin a batch: PROMPT, or each line of a file, with each seed.
+    """Start a batch: PROMPT, or each line of a file, with each seed.
 
     \b
     pseudoword batch create "{what} of <rex> in {where}" --fill "what=a photo|a sketch" --fill "where=the snow|a box"
     pseudoword batch create --prompts sentences.txt --seeds 4 --layout webdataset
     """
     if bool(prompt) == (file is not None):
-        raise click.UsageError("Give PROMPT or --prompts, and not both.")
+        raise click.UsageError("Give either PROMPT or --prompts.")
     settings.prompt = prompt
     settings.exact = exact
     lines = file.read_text("utf-8").splitlines() if file is not None else []
@@ -96,7 +98,9 @@ def create(
 
 
 @batch.command("list")
-@click.option("--filter", default="", metavar="FILTER", help="Such as: state = ACTIVE")
+@click.option(
+    "--filter", default="", show_default=False, metavar="FILTER", help='AIP-160 filter, such as "state = ACTIVE".'
+)
 @connected
 def list_(session: Session, *, filter: str) -> None:
     """List the tenant's batches, newest first."""
@@ -118,7 +122,7 @@ def list_(session: Session, *, filter: str) -> None:
 @click.argument("name", metavar="BATCH")
 @connected
 def show(session: Session, *, name: str) -> None:
-    """Print a batch: how far it is, and where its manifest is."""
+    """Print a batch: its state, its progress and the address of its manifest."""
     one = session.client.batch(_name(session, name))
     session.output.result(one, _described(one))
 
@@ -127,9 +131,9 @@ def show(session: Session, *, name: str) -> None:
 @click.argument("name", metavar="BATCH")
 @connected
 def watch(session: Session, *, name: str) -> None:
-    """Follow a batch until it has ended; exit status 1 when it has not succeeded.
+    """Follow a batch until it has ended. Exit status 1 unless it has succeeded.
 
-    Ctrl-C ends the watching, not the batch.
+    Ctrl-C ends this command, not the batch.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     one = resources_pb2.Batch()
@@ -151,7 +155,7 @@ def watch(session: Session, *, name: str) -> None:
 @click.argument("name", metavar="BATCH")
 @connected
 def cancel(session: Session, *, name: str) -> None:
-    """End a batch; what is drawn stays."""
+    """Cancel a batch; finished pictures are kept."""
     over = session.client.cancel_batch(_name(session, name))
     session.output.result(over, _described(over))
 
@@ -164,7 +168,7 @@ def _blank(text: str) -> resources_pb2.Batch.Blank:
 
 
 def _name(session: Session, name: str) -> str:
-    """The resource name of a batch that may be given by its last part; raises InvalidName."""
+    """The resource name of a batch, which may be given by its last segment. Raises InvalidName."""
     return str(BatchName.parse(name if "/" in name else f"{session.client.tenant}/batches/{name}"))
 
 

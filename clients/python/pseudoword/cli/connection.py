@@ -1,4 +1,4 @@
-"""The options that every command shares: where the servers are, who is calling, how to print."""
+"""The options that all commands share: addresses, TLS, token, tenant, output format."""
 
 import functools
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _DEFAULTS = Endpoints()
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """What a command works with."""
+    """The client and the output of a command."""
 
     client: Client
     output: Output
@@ -27,7 +27,7 @@ class Session:
 
 def _shared_options(function: Callable[..., None]) -> Callable[..., None]:
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line."),
         click.option(
             "--ca",
             envvar="PSEUDOWORD_CA",
@@ -36,7 +36,10 @@ def _shared_options(function: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--token", envvar="PSEUDOWORD_TOKEN", help="Bearer token.  [env: PSEUDOWORD_TOKEN]"),
         click.option(
-            "--tenant", envvar="PSEUDOWORD_TENANT", default="default", help="Whose words.  [env: PSEUDOWORD_TENANT]"
+            "--tenant",
+            envvar="PSEUDOWORD_TENANT",
+            default="default",
+            help="Tenant of words and jobs.  [env: PSEUDOWORD_TENANT]",
         ),
         *(
             click.option(
@@ -54,7 +57,7 @@ def _shared_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def connected(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives `command` the shared options and a Session as its first argument, and turns failures into exit status 1."""
+    """Give `command` the shared options and a Session as its first argument. Turns errors into exit status 1."""
 
     @functools.wraps(command)
     def run(

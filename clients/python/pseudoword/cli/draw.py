@@ -1,4 +1,4 @@
-"""`pseudoword draw`: a sentence in, pictures out."""
+"""`pseudoword draw`: draws a prompt."""
 
 import io
 from datetime import timedelta
@@ -32,25 +32,29 @@ _FORMATS = {
     "path",
     required=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="PNG, JPEG or WebP file.",
+    help="PNG, JPEG or WebP file to write.",
 )
-@click.option("--count", type=click.IntRange(1), default=1, help="Pictures, with seeds SEED, SEED + 1, ...")
+@click.option("--count", type=click.IntRange(1), default=1, help="Number of pictures, with seeds SEED, SEED + 1, ...")
 @click.option(
     "--from",
     "start",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A picture to start from; the result has its size.",
+    help="Initial picture (image to image); the result has its size.",
 )
-@click.option("--strength", type=click.FloatRange(0, 1, min_open=True), help="How much of it is redrawn, above 0 to 1.")
+@click.option(
+    "--strength",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="With --from: fraction of the schedule that is rerun; the larger, the less of the initial picture remains.",
+)
 @click.option(
     "--mask",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A picture of the same shape, white where it is redrawn.",
+    help="With --from: picture of the same shape, white where it is redrawn (inpainting).",
 )
-@click.option("--weights", is_flag=True, help="Read (text:1.3) and [text] in the sentences as weights.")
-@click.option("--clip-skip", type=click.IntRange(0), default=0, help="Layers of the text encoder to leave off.")
+@click.option("--weights", is_flag=True, help="Parse (text:1.3) and [text] in the prompts as weights.")
+@click.option("--clip-skip", type=click.IntRange(0), default=0, help="Number of last text encoder layers to skip.")
 @click.option(
-    "--fast", is_flag=True, help="Share forward passes with other requests: pixels may differ by one level of 255."
+    "--fast", is_flag=True, help="Share forward passes with other requests; pixels may differ by one level of 255."
 )
 @drawing
 @connected
@@ -68,16 +72,18 @@ def draw(
     clip_skip: int,
     fast: bool,
 ) -> None:
-    """Draw PROMPT, in which <concept> is a word that was learned.
+    """Draw PROMPT, in which <concept> is a learned word.
 
-    What made a picture is written into its file. The same command gives the same file again, as long as the words in it
+    Each file contains a record of how the picture was made. The same command writes the same file, as long as its words
     mean the same versions. With --count 4 -o rex.png the pictures are rex-1.png to rex-4.png, and rex.png is a contact
     sheet of them.
     """
     if path.suffix.lower() not in _FORMATS:
-        raise click.BadParameter(f"ends in {path.suffix or 'nothing'}; use .png, .jpg or .webp", param_hint="-o")
+        raise click.BadParameter(
+            f"the ending {path.suffix!r} is not supported; use .png, .jpg or .webp", param_hint="-o"
+        )
     if not path.parent.is_dir():
-        raise click.BadParameter(f"there is no folder {path.parent}", param_hint="-o")
+        raise click.BadParameter(f"there is no folder {path.parent}; create it first", param_hint="-o")
     more = resources_pb2.PictureSettings(
         prompt=prompt,
         start_picture=start.read_bytes() if start else b"",

@@ -1,4 +1,4 @@
-"""`pseudoword evaluate`: how good a version is, in figures."""
+"""`pseudoword evaluate`: measures a version."""
 
 from pathlib import Path
 
@@ -11,22 +11,23 @@ from pseudoword.client import published
 from pseudoword.registry.v1 import resources_pb2 as registry_resources
 
 _MEANINGS = {
-    "held_out_loss": "loss on the pictures, by new draws: less is better",
-    "clip_i": "what it draws and the pictures, by CLIP: 1 is alike",
-    "clip_t": "what it draws and what was asked, by CLIP: 1 is alike",
-    "dino": "what it draws and the pictures, by DINO: 1 is alike",
+    "held_out_loss": "loss on the pictures with new noise; lower is better",
+    "clip_i": "CLIP similarity of drawn pictures to the pictures; at most 1",
+    "clip_t": "CLIP similarity of drawn pictures to their prompts; at most 1",
+    "dino": "DINO similarity of drawn pictures to the pictures; at most 1",
 }
 
 
 @click.command()
 @click.argument("word", metavar="WORD[@ALIAS|@N]")
 @pictures_argument
-@click.option("--seed", type=click.IntRange(0), default=0, help="Equal seeds make figures that can be compared.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed; figures with the same seed can be compared.")
 @connected
 def evaluate(session: Session, *, word: str, pictures: tuple[Path, ...], seed: int) -> None:
-    """Measure a version on pictures of what it should say, best on some that it was not learned from.
+    """Evaluate a version on pictures of its concept, best on pictures that it was not learned from.
 
-    The figures stay with the version: `pseudoword show WORD`. Training goes first, so this may wait. Ctrl-C cancels.
+    The figures are stored with the version: see `pseudoword show WORD`. Training has priority, so the evaluation may
+    wait. Ctrl-C cancels it.
     """
     version = session.client.resolve(word)
     job = session.client.create_evaluation(version.name, pictures, seed=seed)

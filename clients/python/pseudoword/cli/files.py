@@ -1,4 +1,4 @@
-"""`pseudoword export` and `import`: words as files that other programs read."""
+"""`pseudoword export` and `import`: words as files of other programs."""
 
 from pathlib import Path
 
@@ -26,9 +26,9 @@ def export(session: Session, *, word: str, path: Path) -> None:
 @click.command("import")
 @click.argument("concept")
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--description", default="", help="For the version.")
+@click.option("--description", default="", show_default=False, metavar="TEXT", help="Description of the version.")
 @connected
 def import_(session: Session, *, concept: str, path: Path, description: str) -> None:
-    """Publish FILE, a word that another program learned, as the next version of CONCEPT."""
+    """Publish FILE, a word learned by another program, as the next version of CONCEPT."""
     version = session.client.import_version(concept, path.read_bytes(), description=description)
     session.output.result(version, version.name)

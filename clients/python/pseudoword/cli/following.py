@@ -1,4 +1,4 @@
-"""A job on the terminal until it has ended: a bar, and Ctrl-C that cancels it."""
+"""Follows a job on the terminal until it has ended, with a progress bar; Ctrl-C cancels the job."""
 
 from contextlib import suppress
 
@@ -13,7 +13,8 @@ _State = resources_pb2.Job.State
 
 
 def follow(session: Session, job: resources_pb2.Job, word: str) -> resources_pb2.Job:
-    """The job as it ends. With --json every event is printed. Ctrl-C ends the command with status 130."""
+    """Follow `job` and return it as it ends. With --json every event is printed. Ctrl-C ends the command with status
+    130."""
     client, output = session.client, session.output
     columns = (
         TextColumn("{task.description}"),
@@ -30,14 +31,16 @@ def follow(session: Session, job: resources_pb2.Job, word: str) -> resources_pb2
                     output.result(event)
                 if event.WhichOneof("event") == "job":
                     if event.job.first_version and not job.first_version:
-                        bars.console.print(f"{event.job.first_version}  (at once; training goes on)", markup=False)
+                        bars.console.print(
+                            f"{event.job.first_version}  (first version; training continues)", markup=False
+                        )
                     job = event.job
                     bars.update(bar, description=f"{word} {_State.Name(job.state)[6:].lower()}")
                 elif event.WhichOneof("event") == "progress":
                     now = event.progress
                     bars.update(bar, completed=now.step, total=now.steps, loss=loss_of(now))
     except KeyboardInterrupt:
-        # A job that is already publishing cannot be cancelled; then the word is there, which is no failure of ours.
+        # A job that is already publishing cannot be cancelled. The word is then published, which is not an error here.
         with suppress(PseudowordError):
             job = client.cancel_job(job.name)
         click.echo(f"{job.name} was cancelled", err=True)
@@ -46,5 +49,5 @@ def follow(session: Session, job: resources_pb2.Job, word: str) -> resources_pb2
 
 
 def loss_of(progress: resources_pb2.Progress) -> str:
-    """The loss in words; nothing for an evaluation, whose steps have none."""
+    """The loss as text; empty for an evaluation, which has no loss while it runs."""
     return f"loss {progress.smoothed_loss:.4f}" if progress.smoothed_loss else ""

@@ -1,4 +1,4 @@
-"""`pseudoword jobs`: what is learned or evaluated, was, or could not be."""
+"""`pseudoword jobs`: the trainer's jobs."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +19,14 @@ def jobs() -> None:
 
 
 @jobs.command("list")
-@click.option("--filter", "filter_", default="", metavar="FILTER", help='Such as "state = FAILED AND concept:rex".')
+@click.option(
+    "--filter",
+    "filter_",
+    default="",
+    show_default=False,
+    metavar="FILTER",
+    help='AIP-160 filter, such as "state = FAILED AND concept:rex".',
+)
 @connected
 def list_(session: Session, *, filter_: str) -> None:
     """List the tenant's jobs, newest first."""
@@ -33,14 +40,14 @@ def list_(session: Session, *, filter_: str) -> None:
     "--previews",
     metavar="FOLDER",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Draw, and keep pictures here.",
+    help="Draw previews and save them in this folder.",
 )
 @click.option(
-    "--every", type=click.FloatRange(1, 3600), default=10.0, metavar="S", help="Seconds between two pictures."
+    "--every", type=click.FloatRange(1, 3600), default=10.0, metavar="S", help="Seconds between two previews."
 )
 @connected
 def watch(session: Session, *, job: str, previews: Path | None, every: float) -> None:
-    """Tell what happens to JOB until it has ended; with --previews also draw how far its word is."""
+    """Print the events of JOB until it has ended; with --previews, also draw previews of its word."""
     interval = timedelta(seconds=every) if previews is not None else None
     for event in session.client.watch_job(job, preview_interval=interval):
         match event.WhichOneof("event"):
@@ -60,7 +67,7 @@ def watch(session: Session, *, job: str, previews: Path | None, every: float) ->
 @click.argument("job")
 @connected
 def cancel(session: Session, *, job: str) -> None:
-    """End JOB, which waits or is worked at."""
+    """Cancel JOB, which is queued or running."""
     ended = session.client.cancel_job(job)
     session.output.result(ended, _line(ended))
 

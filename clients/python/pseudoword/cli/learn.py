@@ -1,4 +1,4 @@
-"""`pseudoword learn`: pictures in, a word out."""
+"""`pseudoword learn`: learns a word from pictures."""
 
 from pathlib import Path
 
@@ -30,32 +30,34 @@ pictures_argument = click.argument(
 @pictures_argument
 @click.option("--init", "start", metavar="WORD", help="Word of the model's vocabulary to start from, such as dog.")
 @click.option("--init-version", metavar="WORD", help="Version to start from: rex@1, rex@canary, or its resource name.")
-@click.option("--init-best", is_flag=True, help="Start from the vocabulary's word that explains the pictures best.")
+@click.option("--init-best", is_flag=True, help="Start from the word of the vocabulary that fits the pictures best.")
 @click.option(
     "--init-learned",
     is_flag=True,
-    help="Start from what the learned start says of the pictures.  [default, where it is]",
+    help="Start from the learned start's prediction.  [default, if the model has a learned start]",
 )
 @click.option(
-    "--at-once", is_flag=True, help="Publish the learned start as a first version within a second; the refined follows."
+    "--at-once",
+    is_flag=True,
+    help="Publish the learned start as a first version within a second, and the refined version after training.",
 )
-@click.option("--style", is_flag=True, help="The pictures share a style, not a thing.")
+@click.option("--style", is_flag=True, help="The pictures share a style, not an object.")
 @click.option("--face", is_flag=True, help="The pictures show a person's face.")
 @click.option(
     "--mask",
     "masks",
     multiple=True,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Picture that is white where the thing is; once for each picture, in their order.",
+    help="Mask, white where the object is; give one for each picture, in the same order.",
 )
 @click.option(
     "--vectors",
     type=click.IntRange(1, 16),
-    help="Vectors of the word: more hold more, and cost room in a prompt.  [default: 1, or the start's]",
+    help="Vectors of the word: more hold more detail, and take more of a prompt.  [default: 1, or the start's]",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, help="Equal pictures and seeds give equal words.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed; equal pictures and seeds give equal words.")
 @click.option("--steps", type=click.IntRange(1, 10_000), help="Optimiser steps.  [default: the recipe's]")
-@click.option("--early-stop", is_flag=True, help="Stop when it has learned; --steps is then the limit.")
+@click.option("--early-stop", is_flag=True, help="Stop when the word no longer improves; --steps is then the limit.")
 @connected
 def learn(
     session: Session,
@@ -80,9 +82,9 @@ def learn(
     Pictures are PNG, JPEG or WebP. Ctrl-C cancels the job.
     """
     if style and face:
-        raise click.UsageError("--style and --face exclude each other")
+        raise click.UsageError("--style and --face exclude each other: give one of them")
     if masks and len(masks) != len(pictures):
-        raise click.UsageError(f"{len(masks)} masks for {len(pictures)} pictures: give one for each")
+        raise click.UsageError(f"{len(masks)} masks for {len(pictures)} pictures: give one mask for each picture")
     client, output = session.client, session.output
     job = client.create_job(
         concept,
@@ -102,7 +104,7 @@ def learn(
     output.result(
         version,
         f"{version.name}  (loss {loss:.4f}; draw it: pseudoword draw '{sentence}' -o {concept}.png)"
-        + (f"\nit is evaluated next: pseudoword show {concept}@{version.number}" if job.evaluation_job else ""),
+        + (f"\nits evaluation follows: pseudoword show {concept}@{version.number}" if job.evaluation_job else ""),
     )
 
 
@@ -110,11 +112,13 @@ def _start(
     client: Client, words: str | None, version: str | None, *, best: bool, learned: bool
 ) -> resources_pb2.Start | None:
     if sum((words is not None, version is not None, best, learned)) > 1:
-        raise click.UsageError("--init, --init-version, --init-best and --init-learned exclude each other")
+        raise click.UsageError(
+            "--init, --init-version, --init-best and --init-learned exclude each other: give one of them"
+        )
     if learned:
         return resources_pb2.Start(learned=True)
     if version is not None:
-        # As in the other commands, a word means a version of the tenant; a resource name is taken as it is.
+        # A word is resolved, as in the other commands; a resource name is used unchanged.
         return resources_pb2.Start(version=version if "/versions/" in version else client.resolve(version).name)
     if best:
         return resources_pb2.Start(best_of_vocabulary=True)

@@ -1,4 +1,4 @@
-"""The group of commands. Other distributions add theirs through the entry points `pseudoword.commands`."""
+"""The group of commands. Other distributions add commands through the entry points `pseudoword.commands`."""
 
 from importlib.metadata import entry_points
 
@@ -16,7 +16,7 @@ from pseudoword.cli.words import show, versions, watch, words
 
 
 class _Commands(click.Group):
-    """A group whose commands are its own and those that installed distributions offer."""
+    """A group with its own commands and those of other installed distributions."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*self.commands, *sorted(point.name for point in entry_points(group="pseudoword.commands"))]
@@ -34,16 +34,16 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="pseudoword")
 def main() -> None:
-    """Learn a word for a visual concept from a few pictures, and draw it in any sentence.
+    """Learn a word for a visual concept from a few pictures, and draw it in any prompt.
 
     \b
     pseudoword up                                          start the servers on this machine
     pseudoword learn rex 1.png 2.png 3.png 4.png           learn <rex>
     pseudoword draw "a photo of <rex> on the beach" -o rex.png
-    pseudoword versions rex                                what there is
-    pseudoword alias set rex production 2                  what a bare <rex> means from now on
+    pseudoword versions rex                                list the versions of <rex>
+    pseudoword alias set rex production 2                  make <rex> mean version 2
 
-    In a sentence a word is <concept>, <concept@3> (its third version) or <concept@canary> (an alias).
+    A word in a prompt is <concept>, <concept@3> (its third version) or <concept@canary> (an alias).
     """
 
 

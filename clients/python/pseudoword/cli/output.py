@@ -1,4 +1,4 @@
-"""What a command prints: for people on a terminal, or one JSON object a line for scripts."""
+"""The output of commands: text for people, or one JSON object per line for scripts."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ class Output:
         self.progress = Console(stderr=True, highlight=False, quiet=as_json)
 
     def result(self, record: Message | Mapping[str, Any], text: str = "") -> None:
-        """Prints one result: `record` as a JSON line (protobuf's JSON form, 64-bit integers as text), or `text`."""
+        """Print one result: `record` as a JSON line (protobuf's JSON form, 64-bit integers as text), or `text`."""
         if not self.as_json:
             self.console.print(text, markup=False)
             return
@@ -31,7 +31,7 @@ class Output:
         click.echo(json.dumps(fields, ensure_ascii=False))
 
     def table(self, columns: Mapping[str, str], rows: Sequence[tuple[Message, Mapping[str, str]]], empty: str) -> None:
-        """Prints rows under headings (`columns`: key to heading), or `empty` when there are none."""
+        """Print rows under headings (`columns`: key to heading), or `empty` when there are no rows."""
         if self.as_json:
             for record, _ in rows:
                 self.result(record)
@@ -47,7 +47,7 @@ class Output:
         self.console.print(table, soft_wrap=False)
 
     def failure(self, error: PseudowordError) -> None:
-        """Prints a failed call to stderr."""
+        """Print a failed call to stderr."""
         if self.as_json:
             click.echo(json.dumps({"error": _failure_fields(error)}, ensure_ascii=False), err=True)
             return
@@ -68,7 +68,7 @@ def _failure_fields(error: PseudowordError) -> dict[str, Any]:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Writes a whole file or none; raises click.ClickException saying why it cannot be written."""
+    """Write a file atomically. Raises click.ClickException when it cannot be written."""
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_bytes(data)

@@ -1,4 +1,4 @@
-"""`pseudoword redraw`: a picture made again from what is written in it."""
+"""`pseudoword redraw`: draws a picture again from the record in its file."""
 
 import hashlib
 import io
@@ -24,15 +24,15 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 @click.command()
 @click.argument("path", metavar="FILE.png", type=_FILE)
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Keep the new picture here.")
-@click.option("--from", "start", type=_FILE, help="The picture that it was started from, where it was.")
-@click.option("--mask", type=_FILE, help="The mask that it was drawn with, where there was one.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="File for the new picture.")
+@click.option("--from", "start", type=_FILE, help="Initial picture, if it was drawn with one.")
+@click.option("--mask", type=_FILE, help="Mask, if it was drawn with one.")
 @connected
 def redraw(session: Session, *, path: Path, output: Path | None, start: Path | None, mask: Path | None) -> None:
-    """Draw FILE.png again from the record inside it, and say whether the new picture is equal.
+    """Draw FILE.png again from the record inside it, and compare the two pictures.
 
-    Words are those versions that were used then, whatever their aliases mean now. Exit status 0 means equal to the last
-    bit; 1, that it differs, with what is different about the server.
+    The words are the versions in the record, even if their aliases have moved since. Exit status 0: equal to the last
+    bit. Exit status 1: different; the differences of the servers are printed.
     """
     old, record = _read(path)
     settings = record.settings
@@ -62,13 +62,13 @@ def _read(path: Path) -> tuple[Image.Image, resources_pb2.PictureRecord]:
             text = getattr(image, "text", {}).get(_RECORD_KEY)
             old = image.convert("RGB")
     except (UnidentifiedImageError, OSError, ValueError):
-        raise click.ClickException(f"{path} is no PNG that can be read; only PNGs hold a picture exactly") from None
+        raise click.ClickException(f"{path} is not a readable PNG; only a PNG can be compared bit by bit") from None
     if text is None:
-        raise click.ClickException(f"{path} does not say what made it: pseudoword has not drawn it")
+        raise click.ClickException(f"{path} has no record of pseudoword; give a file that pseudoword has drawn")
     try:
         return old, Parse(text, resources_pb2.PictureRecord(), ignore_unknown_fields=True)
     except ParseError:
-        raise click.ClickException(f"{path} has a record that cannot be read") from None
+        raise click.ClickException(f"the record in {path} is damaged") from None
 
 
 def _pinned(prompt: str, versions: Mapping[str, str]) -> str:
@@ -98,7 +98,7 @@ def _difference(old: Image.Image, data: bytes) -> int:
 
 
 def _changes(then: resources_pb2.PictureRecord, now: resources_pb2.PictureRecord) -> dict[str, tuple[str, str]]:
-    """What made the two differently: field to (then, now)."""
+    """The differences of the servers that made the two pictures: field to (then, now)."""
     fields = {name: (getattr(then, name), getattr(now, name)) for name in ("weights_digest", "device", "dtype")}
     names = sorted({*then.software, *now.software})
     fields |= {name: (then.software.get(name, "-"), now.software.get(name, "-")) for name in names}

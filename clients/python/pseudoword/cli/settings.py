@@ -1,4 +1,4 @@
-"""The options that say how a picture is drawn, for every command that draws."""
+"""The drawing options, for every command that draws."""
 
 import functools
 from collections.abc import Callable
@@ -13,22 +13,30 @@ _OPTIONS = (
         "--seed",
         type=click.IntRange(0),
         default=0,
-        help="The first picture's seed; the same seed gives the same picture.",
+        help="Seed of the first picture; the same seed gives the same picture.",
     ),
     click.option("--steps", type=click.IntRange(1, 150), help="Denoising steps.  [default: the server's]"),
     click.option(
-        "--guidance", type=click.FloatRange(1, 30), help="How closely to follow the sentence.  [default: the server's]"
+        "--guidance",
+        type=click.FloatRange(1, 30),
+        help="Guidance scale: how closely to follow the prompt.  [default: the server's]",
     ),
-    click.option("--scheduler", default="", help="How to denoise: ddim, euler-a, ...  [default: the server's]"),
-    click.option("--negative", default="", metavar="TEXT", help="What to stay away from."),
-    click.option("--width", type=click.IntRange(1), help="In pixels.  [default: the model's]"),
-    click.option("--height", type=click.IntRange(1), help="In pixels.  [default: the model's]"),
+    click.option(
+        "--scheduler",
+        default="",
+        show_default=False,
+        metavar="NAME",
+        help="Scheduler: ddim, euler-a, ...  [default: the server's]",
+    ),
+    click.option("--negative", default="", show_default=False, metavar="TEXT", help="Negative prompt: what to avoid."),
+    click.option("--width", type=click.IntRange(1), help="Width in pixels.  [default: the model's]"),
+    click.option("--height", type=click.IntRange(1), help="Height in pixels.  [default: the model's]"),
 )
 
 
 def drawing(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives `command` these options as one argument, `settings`, whose prompt is still empty. Stands above `connected`,
-    so that help has them first."""
+    """Give `command` these options as one argument, `settings`, with an empty prompt. Write it above `connected`, so
+    that --help lists these options first."""
 
     @functools.wraps(command)
     def run(

@@ -1,4 +1,4 @@
-"""`pseudoword words`, `versions`, `show` and `watch`: what the registry knows."""
+"""`pseudoword words`, `versions`, `show` and `watch`: the content of the registry."""
 
 from datetime import UTC
 from typing import Any
@@ -31,7 +31,7 @@ def words(session: Session) -> None:
         }
         rows.append((concept, row))
     columns = {"word": "WORD", "versions": "VERSIONS", "latest": "LATEST", "aliases": "ALIASES", "updated": "UPDATED"}
-    session.output.table(columns, rows, "No word yet: pseudoword learn NAME PICTURE...")
+    session.output.table(columns, rows, "There are no words yet; learn one: pseudoword learn NAME PICTURE...")
 
 
 @click.command()
@@ -67,9 +67,9 @@ def versions(session: Session, *, concept: str) -> None:
 @click.argument("word", metavar="WORD[@ALIAS|@N]")
 @connected
 def show(session: Session, *, word: str) -> None:
-    """Show everything about one version: what it was made for, how, from what, and how good it is.
+    """Show a version: its base model, recipe, pictures and evaluations.
 
-    With --json its evaluations follow it, newest first.
+    With --json, the evaluations are printed after the version, newest first.
     """
     version = session.client.resolve(word)
     evaluations = list(session.client.evaluations(version.name))
@@ -89,7 +89,7 @@ def show(session: Session, *, word: str) -> None:
         "tensors": version.tensors_digest,
         "made": resources_pb2.Provenance.Origin.Name(made.origin)[7:].lower()
         + (f" by {made.job}" if made.job else "")
-        + (", at once, before any training" if made.at_once else ""),
+        + (", as the first version, before training" if made.at_once else ""),
         "steps": f"{made.steps} (seed {made.seed}; {made.stop_reason})" if made.steps else "",
         "loss": f"{_sparkline([p.loss for p in made.loss_curve])}  {made.loss_curve[-1].loss:.4f}"
         if made.loss_curve
@@ -107,11 +107,16 @@ def show(session: Session, *, word: str) -> None:
 
 @click.command()
 @click.option(
-    "--after", "resume_token", default="", metavar="TOKEN", help="Go on after this resume token.  [default: now]"
+    "--after",
+    "resume_token",
+    default="",
+    show_default=False,
+    metavar="TOKEN",
+    help="Resume token to continue after.  [default: now]",
 )
 @connected
 def watch(session: Session, *, resume_token: str) -> None:
-    """Print what changes in the registry, until Ctrl-C. Nothing is missed and nothing comes twice."""
+    """Print every event of the tenant until Ctrl-C, each exactly once."""
     try:
         for message in session.client.watch(resume_token=resume_token):
             if message.WhichOneof("message") == "event":
@@ -132,7 +137,7 @@ def _time(timestamp: Timestamp) -> str:
 
 
 def _sparkline(values: list[float], width: int = 40) -> str:
-    """A curve in one line of text, each letter the mean of its share of `values`."""
+    """A curve as one line of text; each character is the mean of an equal part of `values`."""
     width = min(width, len(values))
     parts = [values[len(values) * i // width : len(values) * (i + 1) // width] for i in range(width)]
     means = [sum(part) / len(part) for part in parts]
