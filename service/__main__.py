@@ -1,12 +1,12 @@
-"""`python -m service`: the Generation service."""
+"""`python -m service` runs the Generation server."""
 
 from rpc.app import App, run
 from service.settings import GenerationSettings
 
 
 def generation(settings: GenerationSettings) -> App:
-    """The app of `settings`."""
-    from service.app import Generation  # loads torch, for which --help need not wait
+    """The app for `settings`."""
+    from service.app import Generation  # loads torch, which --help does not need
 
     return Generation(settings)
 
