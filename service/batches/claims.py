@@ -45,8 +45,8 @@ class Claims:
         errors."""
         newest = {}
         for info in list_all(self._store, self._folder):
-            if found := _CLAIM.fullmatch(info.name.removeprefix(self._folder)):
-                newest[int(found[1])] = (int(found[2]), info.modified)
+            if claim_name := _CLAIM.fullmatch(info.name.removeprefix(self._folder)):
+                newest[int(claim_name[1])] = (int(claim_name[2]), info.modified)
         now = self._store.now()
         for shard in shards:
             number = 0

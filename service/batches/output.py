@@ -155,7 +155,7 @@ def finished(store: ObjectStore, batch: BatchName, shards: int) -> set[int]:
     if store.list(f"{place}/m", limit=1):  # the manifest: written after all parts, which are then deleted
         return set(range(shards))
     names = (info.name.removeprefix(f"{place}/") for info in list_all(store, f"{place}/parts/"))
-    return {int(found[1]) for name in names if (found := _PART.fullmatch(name))}
+    return {int(part[1]) for name in names if (part := _PART.fullmatch(name))}
 
 
 def folder(batch: BatchName) -> str:

@@ -54,6 +54,6 @@ def fill(template: str, blanks: Mapping[str, Sequence[str]]) -> list[str]:
     """`template` with every combination of texts in its `{blanks}`; the last blank varies fastest."""
 
     def filled(texts: Mapping[str, str]) -> str:
-        return BLANK.sub(lambda found: texts.get(found[1], found[0]), template)
+        return BLANK.sub(lambda blank: texts.get(blank[1], blank[0]), template)
 
     return [filled(dict(zip(blanks, texts, strict=True))) for texts in product(*blanks.values())]

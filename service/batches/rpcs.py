@@ -97,11 +97,11 @@ class BatchRpcs:
         if request.validate_only:
             return self._message(row, 0, order.batch)
         # A repeated request returns the batch's current state.
-        return await self._whole(await self._batch_store.row(row["name"]))
+        return await self._full_message(await self._batch_store.row(row["name"]))
 
     async def get(self, request: generation_pb2.GetBatchRequest) -> resources_pb2.Batch:
         name = admitted(Violations(), BatchName, request.name, "name", Role.READER)
-        return await self._whole(await self._batch_store.row(str(name)))
+        return await self._full_message(await self._batch_store.row(str(name)))
 
     async def list(self, request: generation_pb2.ListBatchesRequest) -> generation_pb2.ListBatchesResponse:
         wrong = Violations()
@@ -145,7 +145,7 @@ class BatchRpcs:
         )
         row = await self._batch_store.commit(name.tenant, move, request, context)
         self._runner.cancelled(row["name"])
-        return await self._whole(row)
+        return await self._full_message(row)
 
     async def _resolve_words(self, tenant: str, all_params: Sequence[GenerationParams]) -> Sequence[ResolvedWord]:
         refs: dict[WordRef, None] = {}
@@ -191,7 +191,7 @@ class BatchRpcs:
         if blob:
             await discard(self._store, blob)
 
-    async def _whole(self, row: Row) -> resources_pb2.Batch:
+    async def _full_message(self, row: Row) -> resources_pb2.Batch:
         return self._message(row, await self._runner.done(row), await self._runner.spec(row))
 
     def _message(self, row: Row, done: int, spec: resources_pb2.Batch | None = None) -> resources_pb2.Batch:

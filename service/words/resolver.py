@@ -108,8 +108,8 @@ class WordResolver:
     def _cached_versions(self, keys: Sequence[Key], limit_s: float) -> list[registry_resources.Version] | None:
         """The cached versions of all `keys`; None if one is not cached or too old."""
         now = time.monotonic()
-        found = [self._resolutions.get(key, now, limit_s) for key in keys]
-        known = [version for version in found if version is not None]
+        cached = [self._resolutions.get(key, now, limit_s) for key in keys]
+        known = [version for version in cached if version is not None]
         return known if len(known) == len(keys) else None
 
     async def _resolved_versions(

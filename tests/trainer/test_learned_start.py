@@ -100,7 +100,7 @@ def test_files_that_are_no_learned_start(fitted: Path, model: BaseModel, tmp_pat
         load(tmp_path, model.spec)
     whole = (fitted / "start.safetensors").read_bytes()
     (tmp_path / "start.safetensors").write_bytes(whole[:-1])
-    with pytest.raises(CheckpointInvalid, match="no learned start"):
+    with pytest.raises(CheckpointInvalid, match="not a learned start"):
         load(tmp_path, model.spec)
     digest = model.spec.encoders[0].vocabulary_digest.encode()
     (tmp_path / "start.safetensors").write_bytes(whole.replace(digest, b"0" * 64))

@@ -46,8 +46,8 @@ class Subject:
 class Measurement:
     """The measurement of one version. Owned by the engine's thread.
 
-    Every sample and picture has its own seed, so equal subjects have equal figures on one machine. `made` of `slices`
-    slices are done. There is no checkpoint: an interrupted measurement starts again from the first slice.
+    Every sample and picture has its own seed, so equal subjects have equal figures on one machine. `slices_done` of
+    `slices` slices are done. There is no checkpoint: an interrupted measurement starts again from the first slice.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Measurement:
         # Number of pictures that the figures are based on: uploaded and drawn ones.
         self.samples = len(subject.pictures)
         self._slices = self._compute_slices()
-        self.made = 0
+        self.slices_done = 0
         self.slices = -(-LOSS_ROWS // _ROWS)
         if judges.clip is not None or judges.dino is not None:
             self.slices += 1 + STEPS  # the plain pictures, and their scores
@@ -75,7 +75,7 @@ class Measurement:
 
     @property
     def done(self) -> bool:
-        return self.made == self.slices
+        return self.slices_done == self.slices
 
     @property
     def judges(self) -> Sequence[str]:
@@ -86,7 +86,7 @@ class Measurement:
     def advance(self) -> None:
         """Computes the next slice. Raises PromptTooLong for a word that does not fit into any sentence."""
         next(self._slices)
-        self.made += 1
+        self.slices_done += 1
 
     def _compute_slices(self) -> Iterator[None]:
         """Computes all figures; each yield ends a slice."""

@@ -51,11 +51,11 @@ def train(
     losses: list[float] = []
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
-        kept = torch.load(checkpoint, weights_only=True)
-        module.load_state_dict(kept["module"])
-        average = kept["average"]
-        optimizer.load_state_dict(kept["optimizer"])
-        losses = kept["losses"].tolist()
+        state = torch.load(checkpoint, weights_only=True)
+        module.load_state_dict(state["module"])
+        average = state["average"]
+        optimizer.load_state_dict(state["optimizer"])
+        losses = state["losses"].tolist()
 
     def save() -> None:
         partial = checkpoint.with_suffix(".part")

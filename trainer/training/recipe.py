@@ -129,14 +129,14 @@ def from_message(message: resources_pb2.Recipe, kind: int, family: str) -> Recip
     """
     base = recipes(family)[message.name or name_of(kind)]
     set_fields = {field.name for field, _ in message.ListFields()}  # includes optional fields that are set to 0
-    given: dict[str, Any] = {field: getattr(message, field) for field in _OPTIONAL if field in set_fields}
+    overrides: dict[str, Any] = {field: getattr(message, field) for field in _OPTIONAL if field in set_fields}
     if message.schedule:
-        given["schedule"] = Schedule(message.schedule)
+        overrides["schedule"] = Schedule(message.schedule)
     if message.timesteps:
-        given["stratified"] = message.timesteps == _Message.TIMESTEPS_STRATIFIED
+        overrides["stratified"] = message.timesteps == _Message.TIMESTEPS_STRATIFIED
     if message.norm:
-        given["hold_norm"] = message.norm == _Message.NORM_VOCABULARY
-    return replace(base, **given)
+        overrides["hold_norm"] = message.norm == _Message.NORM_VOCABULARY
+    return replace(base, **overrides)
 
 
 # Minimum and maximum of each number.
