@@ -1,4 +1,4 @@
-"""The Generation server: sentences in, pictures out, from one resident model.
+"""The Generation server: draws pictures from prompts on one resident model.
 
-Words come from the registry through its API only.
+It reads words from the registry through its API only.
 """

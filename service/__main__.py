@@ -1,4 +1,4 @@
-"""`python -m service`: the Generation service."""
+"""`python -m service` runs the Generation server."""
 
 from diffusion.libraries import quiet_imports
 from rpc.app import App, run
@@ -6,8 +6,8 @@ from service.settings import GenerationSettings
 
 
 def generation(settings: GenerationSettings) -> App:
-    """The app of `settings`."""
-    # Loads torch, for which --help need not wait.
+    """The app for `settings`."""
+    # Loads torch, which --help does not need.
     with quiet_imports():
         from service.app import Generation
 

@@ -1,4 +1,4 @@
-"""The Generation server: one resident model, warm before the server is ready; batches where it has a store."""
+"""The Generation server: one resident model, warmed up before the server is ready; batches if it has a store."""
 
 import asyncio
 
@@ -47,12 +47,12 @@ TABLE = STORAGE.extended(
 
 
 class Generation(App):
-    """The Generation service."""
+    """The Generation server."""
 
     scheduler_class = Scheduler
 
     def __init__(self, settings: GenerationSettings, model: BaseModel | None = None) -> None:
-        """`model` is one that is loaded already. Raises SettingsError."""
+        """`model` is a model that is already loaded; by default the settings' model is loaded. Raises SettingsError."""
         super().__init__(Server(settings.server, name="generation", table=TABLE))
         self._settings = settings
         self._model = model
@@ -106,7 +106,7 @@ class Generation(App):
 
 
 def _safety(settings: GenerationSettings, model: BaseModel) -> Safety | None:
-    """Raises SettingsError when the checkpoint has no checker and the policy wants one."""
+    """The policy's safety checker; None for OFF. Raises SettingsError if the checkpoint has no checker."""
     if settings.safety is SafetyPolicy.OFF:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What becomes of pictures to which the checkpoint's safety checker objects: the operator's policy."""
+"""Applies the operator's policy to pictures that the checkpoint's safety checker flags."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from diffusion.safety import SafetyChecker
 
 @dataclass(frozen=True)
 class Judged:
-    """A picture as it is sent; `pixels` is uint8 [height, width, 3]."""
+    """A checked picture as it is sent; `pixels` is uint8 [height, width, 3], black if it is withheld."""
 
     pixels: np.ndarray
     flagged: bool = False
@@ -18,15 +18,15 @@ class Judged:
 
 
 class Safety:
-    """A checker, and whether what it objects to is withheld."""
+    """A safety checker, and whether flagged pictures are withheld."""
 
     def __init__(self, checker: SafetyChecker, *, withholds: bool) -> None:
         self._checker = checker
         self.withholds = withholds
 
     def judge(self, pictures: Sequence[np.ndarray]) -> Sequence[Judged]:
-        """Each of `pictures` as the policy has it."""
+        """Checks `pictures` and applies the policy to each."""
         return [
-            Judged(np.zeros_like(pixels) if found and self.withholds else pixels, found, found and self.withholds)
-            for pixels, found in zip(pictures, self._checker.check(pictures), strict=True)
+            Judged(np.zeros_like(pixels) if flagged and self.withholds else pixels, flagged, flagged and self.withholds)
+            for pixels, flagged in zip(pictures, self._checker.check(pictures), strict=True)
         ]

@@ -1,4 +1,4 @@
-"""The settings of the Generation service."""
+"""The settings of the Generation server."""
 
 from datetime import timedelta
 from enum import StrEnum
@@ -14,20 +14,22 @@ from rpc.settings import ServerSettings, Settings
 
 
 class SafetyPolicy(StrEnum):
-    """What to do about them."""
+    """What to do with pictures that the safety checker flags."""
 
-    OFF = "off"  # nobody looks
-    FLAG = "flag"  # they are sent, and said to be flagged
-    REFUSE = "refuse"  # a black picture is sent instead
+    OFF = "off"  # pictures are not checked
+    FLAG = "flag"  # flagged pictures are sent and marked
+    REFUSE = "refuse"  # a black picture is sent instead of a flagged one
 
 
 class Defaults(BaseModel):
-    """What an absent setting of a picture means."""
+    """Defaults of a picture's settings."""
 
-    steps: int = Field(default=20, ge=1, le=150, description="Denoising steps.")
-    guidance: float = Field(default=4.0, ge=1, le=30, description="Guidance scale.")
-    scheduler: str = Field(default="ddim", description="Name of the scheduler.")
-    strength: float = Field(default=0.8, gt=0, le=1, description="How much of a start picture is redrawn.")
+    steps: int = Field(default=20, ge=1, le=150, description="Denoising steps")
+    guidance: float = Field(default=4.0, ge=1, le=30, description="Guidance scale")
+    scheduler: str = Field(default="ddim", description="Name of the scheduler")
+    strength: float = Field(
+        default=0.8, gt=0, le=1, description="Fraction of the schedule that is rerun on a start picture"
+    )
 
     @field_validator("scheduler")
     @classmethod
@@ -38,69 +40,75 @@ class Defaults(BaseModel):
 
 
 class Limits(BaseModel):
-    """What one request, and all of them together, may ask for."""
+    """Limits of one request, and of all requests together."""
 
-    max_steps: int = Field(default=150, ge=1, description="Most steps of a picture.")
-    max_guidance: float = Field(default=30.0, ge=1, description="Greatest guidance scale.")
-    max_count: int = Field(default=16, ge=1, description="Most pictures of a request.")
-    max_size_px: int = Field(default=1024, ge=8, description="Greatest width and height in pixels.")
-    max_pictures: int = Field(default=128, ge=1, description="Most pictures that wait or are drawn at once.")
+    max_steps: int = Field(default=150, ge=1, description="Maximum steps of a picture")
+    max_guidance: float = Field(default=30.0, ge=1, description="Maximum guidance scale")
+    max_count: int = Field(default=16, ge=1, description="Maximum pictures of a request")
+    max_size_px: int = Field(default=1024, ge=8, description="Maximum width and height in pixels")
+    max_pictures: int = Field(default=128, ge=1, description="Maximum pictures waiting and being drawn")
     max_pictures_a_tenant: int = Field(
-        default=128, ge=1, description="Most pictures of one tenant that wait or are drawn at once."
+        default=128, ge=1, description="Maximum pictures of one tenant waiting and being drawn"
     )
     max_rows: int = Field(
-        default=32, ge=1, description="Most rows in one call of the denoiser; guidance takes two a picture."
+        default=32, ge=1, description="Maximum rows in one call of the denoiser; a picture with guidance takes two"
     )
-    aging: timedelta = Field(default=timedelta(seconds=10), description="Waiting this long is worth one priority.")
+    aging: timedelta = Field(
+        default=timedelta(seconds=10), description="Waiting time that raises a picture's priority by one"
+    )
 
 
 class WordSettings(BaseModel):
-    """Words: what is kept of them and for how long, what fits."""
+    """Caching, trust and compatibility of words."""
 
-    cache_bytes: int = Field(default=256 * 2**20, ge=1024, description="Most bytes of vectors kept on the device.")
-    max_meanings: int = Field(default=100_000, ge=1, description="Most words whose meaning is kept.")
+    cache_bytes: int = Field(default=256 * 2**20, ge=1024, description="Maximum bytes of vectors cached on the device")
+    max_meanings: int = Field(default=100_000, ge=1, description="Maximum words whose version is cached")
     max_staleness: timedelta = Field(
         default=timedelta(seconds=1.4),
         ge=timedelta(0),
-        description="How old the meaning of a word may be where a request does not say; the registry's watch speaks "
-        "once a second. 0: the registry is asked for every request.",
+        description="Maximum age of a word's cached resolution, unless the request sets its own; the registry's watch "
+        "confirms resolutions once a second; 0: every request asks the registry",
     )
     offline: timedelta = Field(
         default=timedelta(hours=1),
         ge=timedelta(0),
-        description="How long words that are kept go on being used while the registry is away; other tenants' words "
-        "for 60 s at most.",
+        description="Time that cached words are used while the registry is unavailable; other tenants' words: at most "
+        "60 s",
     )
     keys: Path | None = Field(
         default=None,
-        description="TOML file of Ed25519 public keys; with one, only words that one of them has signed are used.",
+        description="TOML file of trusted Ed25519 public keys; if set, only words signed by one of them are used",
     )
     allow_family: bool = Field(
         default=True,
-        description="Whether a word made for another model of the family, or of unknown base, may be used unasked.",
+        description="Use of words made for another model of the family, or for an unknown model, without allow_family "
+        "in the request",
     )
 
 
 class BatchSettings(BaseModel):
-    """Batches: drawn into the store, behind all other requests. Without a store there are none."""
+    """Batches, which are drawn into the store after all other requests; they need a store."""
 
-    max_pictures: int = Field(default=10_000, ge=1, description="Most pictures of a batch.")
-    max_active: int = Field(default=100, ge=1, description="Most batches of a tenant that have not ended.")
+    max_pictures: int = Field(default=10_000, ge=1, description="Maximum pictures of a batch")
+    max_active: int = Field(default=100, ge=1, description="Maximum unfinished batches of a tenant")
     shard_pictures: int = Field(
-        default=100, ge=1, le=1000, description="Pictures of a shard, which a server has in memory while it packs them."
+        default=100,
+        ge=1,
+        le=1000,
+        description="Pictures of a shard; a server holds them in memory while it packs the shard",
     )
     in_flight: int = Field(
-        default=16, ge=1, description="Most pictures of batches that the engine has at once, of limits.max-pictures."
+        default=16, ge=1, description="Maximum pictures of batches in the engine; part of limits.max-pictures"
     )
     lease: timedelta = Field(
         default=timedelta(seconds=30),
         ge=timedelta(seconds=3),  # a store's clock counts whole seconds
-        description="A server of the same store that was silent for so long is taken for dead: others draw its shards.",
+        description="Time without a renewal after which another server of the store takes over a server's shards",
     )
 
 
 class GenerationSettings(Settings):
-    """Generation: sentences with words in them in, pictures out, from one resident model."""
+    """Generation: draws pictures from prompts with words in them, on one resident model."""
 
     server: ServerSettings = ServerSettings(listen="127.0.0.1:7363")
     registry: Peer = Peer(address="127.0.0.1:7361")
@@ -111,9 +119,11 @@ class GenerationSettings(Settings):
     words: WordSettings = WordSettings()
     safety: SafetyPolicy = Field(
         default=SafetyPolicy.OFF,
-        description="What to do about pictures that the checkpoint's own safety checker objects to: off (do not look), "
-        "flag (send them, and say so), refuse (send a black one instead)",
+        description="Policy for pictures that the checkpoint's safety checker flags: off (no check), flag (send and "
+        "mark them), refuse (send a black picture instead)",
     )
-    store: StoreSettings = Field(default=StoreSettings(address=""), description="For batches; empty address: none")
+    store: StoreSettings = Field(
+        default=StoreSettings(address=""), description="Store for batches; empty address: no batches"
+    )
     s3: S3Settings = S3Settings()
     batches: BatchSettings = BatchSettings()

@@ -1,7 +1,7 @@
-"""`python -m service.simulator`: what a number of machines would do with a load, without the machines.
+"""`python -m service.simulator` simulates how a number of machines would serve a load.
 
-The scheduler is the engine's own, the clock is virtual, and a call of the denoiser takes what the table says. Pure but
-for the command line at the end.
+The scheduler is the engine's own, the clock is virtual, and the time of a denoiser call is taken from a table. Pure
+except for the command line at the end.
 """
 
 import json
@@ -22,7 +22,8 @@ from service.settings import Limits
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What the engine's thread does beside the calls, in seconds: encoding a request, decoding a picture."""
+    """Time that the engine's thread spends outside denoiser calls, in seconds: to encode a request, to decode a
+    picture."""
 
     encode_s: float = 0.0
     decode_s: float = 0.0
@@ -30,8 +31,8 @@ class Costs:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a request; times are those of the trace. `refused` is a reason, or empty. `ended` is when its last
-    picture was there, infinite where that never came."""
+    """The outcome of a request; times are on the trace's clock. `refused` is the reason of a refusal, or empty. `ended`
+    is when its last picture was finished; infinite if it was refused or dropped."""
 
     work: Work
     refused: str = ""
@@ -53,35 +54,36 @@ class Call:
 
 
 class Machine:
-    """One engine on a virtual clock. Requests are numbered as they come, pictures as they enter."""
+    """One engine on a virtual clock. Requests are numbered in order of arrival, pictures in order of entry."""
 
     def __init__(self, scheduler: Scheduler, costs: Costs) -> None:
         self._scheduler = scheduler
         self._costs = costs
         self._ids = count()
-        self._owner: dict[int, int] = {}  # pictures in flight, and whose they are
+        self._owner: dict[int, int] = {}  # pictures in flight, and the number of their request
         self._calls_left: dict[int, int] = {}
         self._entering: list[int] = []
         self.outcomes: list[Outcome] = []
         self.calls: list[Call] = []
-        self.ended = 0.0  # when its last call was over
+        self.ended = 0.0  # end of its last call
 
     def run(self, trace: Sequence[Work]) -> None:
-        """Serves `trace`, which is in order of arrival, to its end."""
+        """Serves all requests of `trace`, which must be in order of arrival."""
         coming = list(trace)[::-1]
         now = 0.0
         while coming or self._owner or self._entering:
             if not self._owner and not self._entering:
                 now = max(now, coming[-1].arrived)
-            self._judge(coming, now)
+            self._admit(coming, now)
             now = self._enter(now)
             self._drop(now)
             group = self._scheduler.next_group(now)
             if group:
                 now = self.ended = self._tick(group, coming, now)
 
-    def _judge(self, coming: list[Work], until: float) -> None:
-        """Lets in, or refuses, what arrives up to `until`; another thread does that beside the calls."""
+    def _admit(self, coming: list[Work], until: float) -> None:
+        """Admits or refuses the requests that arrive up to `until`. In the server this runs on other threads,
+        concurrently with the calls."""
         while coming and coming[-1].arrived <= until:
             work = coming.pop()
             outcome = Outcome(work=work)
@@ -124,7 +126,7 @@ class Machine:
             if self.outcomes[number].started == inf:
                 self.outcomes[number] = replace(self.outcomes[number], started=now)
         now += seconds
-        self._judge(coming, now)
+        self._admit(coming, now)
         self._scheduler.stepped(ids)
         for id in ids:
             self._calls_left[id] -= 1
@@ -145,7 +147,8 @@ class Machine:
 def poisson(
     *, rate: float, seconds: float, shape: Shape, calls: Sequence[int], guided: float, seed: int
 ) -> Iterator[Work]:
-    """Requests of one picture with exponential gaps, `rate` a second for `seconds`; a share `guided` has two rows."""
+    """Poisson arrivals, `rate` a second for `seconds`, of requests for one picture; a share `guided` of them has two
+    rows."""
     draw = np.random.default_rng(seed)
     now = float(draw.exponential(1 / rate))
     while now < seconds:
@@ -156,9 +159,9 @@ def poisson(
 
 
 def read_trace(path: Path) -> list[Work]:
-    """Requests of a file with a JSON object a line: `at` (seconds), `tenant`, `height`, `width`, `rows`, `calls`, and
-    where they differ from one ordinary picture without a deadline `pictures`, `priority`, `exact`, `deadline_s` (from
-    its arrival). Raises ValueError naming the line."""
+    """Reads requests from a file with one JSON object in each line: `at` (seconds), `tenant`, `height`, `width`,
+    `rows`, `calls`, and optionally `pictures` (default 1), `priority` (0), `exact` (false) and `deadline_s` (seconds
+    from its arrival; none). Raises ValueError naming the line."""
     works = []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         try:
@@ -172,7 +175,7 @@ def read_trace(path: Path) -> list[Work]:
 
 
 def summary(machines: Sequence[Machine]) -> dict[str, float]:
-    """What a load came to: latencies in seconds of those that were served, throughput in pictures a second."""
+    """The result of a load: latencies of the served requests in seconds, throughput in pictures a second."""
     outcomes = [outcome for machine in machines for outcome in machine.outcomes]
     calls = [call for machine in machines for call in machine.calls]
     served = [outcome for outcome in outcomes if outcome.ended < inf]
@@ -194,9 +197,9 @@ def summary(machines: Sequence[Machine]) -> dict[str, float]:
 
 
 def fleet(trace: Sequence[Work], machines: int, times: dict[int, float], limits: Limits, costs: Costs) -> list[Machine]:
-    """`machines` alike, each with every `machines`-th request, as clients spread calls (round robin)."""
+    """Runs `machines` equal machines, each with every `machines`-th request: clients spread calls round robin."""
     shape = trace[0].shape if trace else (64, 64)
-    made = []
+    fleet = []
     for number in range(machines):
         step_costs = StepCostModel(shape)
         for rows, seconds in times.items():
@@ -210,8 +213,8 @@ def fleet(trace: Sequence[Work], machines: int, times: dict[int, float], limits:
         )
         machine = Machine(scheduler, costs)
         machine.run(trace[number::machines])
-        made.append(machine)
-    return made
+        fleet.append(machine)
+    return fleet
 
 
 def _times(context: click.Context, parameter: click.Parameter, value: str) -> dict[int, float]:
@@ -226,7 +229,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     try:
         return [int(number) for number in value.split(",")]
     except ValueError:
-        raise click.BadParameter("must be whole numbers with commas between") from None
+        raise click.BadParameter("must be whole numbers, separated by commas") from None
 
 
 @click.command()
@@ -236,23 +239,41 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     required=True,
     callback=_times,
     metavar="ROWS=SECONDS,...",
-    help="What a call of the denoiser takes. A server logs its own as seconds_by_rows when its model is warm.",
+    help="Time of a denoiser call. A server logs its own as seconds_by_rows when its model is warm.",
 )
-@click.option("--machines", default="1", callback=_numbers, metavar="N,N,...", help="How many, each in a line.")
-@click.option("--trace", "path", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="JSON lines.")
+@click.option(
+    "--machines",
+    default="1",
+    callback=_numbers,
+    metavar="N,N,...",
+    help="Numbers of machines, each simulated by itself.",
+)
+@click.option(
+    "--trace", "path", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Trace in JSON lines."
+)
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=10.0, help="Requests a second.")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=600.0, help="How long they come.")
-@click.option("--calls", default="20", callback=_numbers, metavar="N,N,...", help="Calls of a picture, any of these.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=600.0, help="Duration of the arrivals.")
+@click.option(
+    "--calls",
+    default="20",
+    callback=_numbers,
+    metavar="N,N,...",
+    help="Calls of a picture; each request takes one of these at random.",
+)
 @click.option("--guided", type=click.FloatRange(0, 1), default=1.0, help="Share of requests with guidance: two rows.")
 @click.option(
-    "--deadline", type=click.FloatRange(min=1), help="Deadline of each, in times of its solo time.  [default: none]"
+    "--deadline",
+    type=click.FloatRange(min=1),
+    help="Deadline of each request, as a multiple of its solo time.  [default: none]",
 )
-@click.option("--encode", type=click.FloatRange(0), default=0.0, help="Seconds that a request's prompts take.")
-@click.option("--decode", type=click.FloatRange(0), default=0.0, help="Seconds that a picture's decoding takes.")
-@click.option("--max-pictures", type=click.IntRange(1), default=Limits().max_pictures, help="As the server's limit.")
-@click.option("--max-rows", type=click.IntRange(1), default=Limits().max_rows, help="As the server's limit.")
-@click.option("--seed", default=0, help="Of the arrivals.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.option("--encode", type=click.FloatRange(0), default=0.0, help="Seconds to encode a request's prompts.")
+@click.option("--decode", type=click.FloatRange(0), default=0.0, help="Seconds to decode a picture.")
+@click.option(
+    "--max-pictures", type=click.IntRange(1), default=Limits().max_pictures, help="The server's limits.max-pictures."
+)
+@click.option("--max-rows", type=click.IntRange(1), default=Limits().max_rows, help="The server's limits.max-rows.")
+@click.option("--seed", default=0, help="Seed of the arrivals.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each number of machines.")
 def main(
     *,
     times: dict[int, float],
@@ -270,18 +291,18 @@ def main(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Plan capacity: what so many machines would do with a load.
+    """Plan capacity: simulate how a number of machines would serve a load.
 
-    Runs the engine's own rules of admission, fairness and batching on a virtual clock, over Poisson arrivals or a trace
-    of your own, in seconds instead of hours and without any of the machines.
+    Runs the engine's own rules of admission, fairness and batching on a virtual clock, over Poisson arrivals or a
+    trace. Hours of load take seconds to simulate.
 
     \b
     python -m service.simulator --table 1=0.02,8=0.05,32=0.16 --rate 40 --calls 20,30 --machines 4,6,8 --deadline 3
 
-    A trace has a JSON object a line:
+    A trace has one JSON object in each line:
     {"at": 0.5, "tenant": "shop", "height": 512, "width": 512, "rows": 2, "calls": 20, "deadline_s": 10}
 
-    `served` is the share of requests that were neither refused nor late, `busy` the share of time spent in calls.
+    `served` is the share of requests that were neither refused nor dropped, `busy` the share of time spent in calls.
     """
     try:
         trace = (
@@ -299,14 +320,14 @@ def main(
             replace(work, deadline=work.arrived + deadline * (alone.solo_s(work) + encode + decode)) for work in trace
         ]
     for number in machines:
-        found = summary(fleet(trace, number, times, limits, costs))
+        figures = summary(fleet(trace, number, times, limits, costs))
         if as_json:
-            click.echo(json.dumps(found))
+            click.echo(json.dumps(figures))
         else:
-            click.echo("  ".join(f"{name} {_shown(value)}" for name, value in found.items()))
+            click.echo("  ".join(f"{name} {_formatted(value)}" for name, value in figures.items()))
 
 
-def _shown(value: Any) -> str:
+def _formatted(value: Any) -> str:
     return f"{value}" if isinstance(value, int) else f"{value:.3g}"
 
 

@@ -1,4 +1,4 @@
-"""GenerationService's rpcs: a request is validated, admitted, and answered with the events of its mailbox.
+"""GenerationService's rpcs: each validates its request, submits it to the engine and streams its mailbox's events.
 
-Computes nothing: the engine's thread does.
+Runs no model: the engine's thread does.
 """

@@ -1,4 +1,4 @@
-"""GenerationService: sentences in, pictures out."""
+"""The rpcs of GenerationService."""
 
 import asyncio
 import time
@@ -37,7 +37,7 @@ Responses = AsyncIterator[generation_pb2.GenerateResponse]
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
-    """The rpcs of the Generation service over one engine."""
+    """GenerationService on one engine."""
 
     def __init__(
         self,
@@ -62,30 +62,30 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         principal = current_principal()
         principal.require(params.tenant, Role.READER)
         left_s = context.time_remaining()
-        drawn = await self._preparer.prepare(
+        prepared = await self._preparer.prepare(
             params,
             principal,
             arrived=arrived,
             deadline=inf if left_s is None else arrived + left_s,
             max_staleness=request.max_staleness.ToTimedelta() if request.HasField("max_staleness") else None,
         )
-        waiting, records = self._engine.waiting(), drawn.records
+        waiting, records = self._engine.waiting(), prepared.records
         accepted = generation_pb2.Accepted(records=records, queue_position=waiting, calls=params.calls)
         accepted.predicted_start.FromTimedelta(self._engine.predict(params.priority))
-        self._engine.submit(drawn)
+        self._engine.submit(prepared)
         try:
             yield generation_pb2.GenerateResponse(accepted=accepted)
-            async for response in self._pictures(drawn):
+            async for response in self._pictures(prepared):
                 yield response
         finally:
-            # Also when the client has left: the engine frees the place before its next call.
-            drawn.gone.set()
+            # Runs also when the client cancels: the engine then frees the places before its next call.
+            prepared.cancelled.set()
 
-    async def _pictures(self, drawn: Request) -> Responses:
-        params = drawn.params
-        started = drawn.arrived
+    async def _pictures(self, request: Request) -> Responses:
+        params = request.params
+        started = request.arrived
         sent = 0
-        async for event in drawn.mailbox.events():
+        async for event in request.mailbox.events():
             match event:
                 case Started():
                     started = time.monotonic()
@@ -96,7 +96,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                     preview = generation_pb2.Preview(index=index, call=call, png=to_png(pixels))
                     yield generation_pb2.GenerateResponse(preview=preview)
                 case Drawn(index=index, pixels=pixels, flagged=flagged, withheld=withheld):
-                    data, info = await asyncio.to_thread(to_file, pixels, params, drawn.records[index])
+                    data, info = await asyncio.to_thread(to_file, pixels, params, request.records[index])
                     info.flagged, info.withheld = flagged, withheld
                     for start in range(0, len(data), CHUNK_BYTES):
                         last = start + CHUNK_BYTES >= len(data)
@@ -108,12 +108,12 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             if sent == params.count:
                 break
         done = generation_pb2.Done(
-            count=sent, waited=_duration(started - drawn.arrived), drawn=_duration(time.monotonic() - started)
+            count=sent, waited=_duration(started - request.arrived), drawn=_duration(time.monotonic() - started)
         )
         yield generation_pb2.GenerateResponse(done=done)
 
     async def GetModel(self, request: generation_pb2.GetModelRequest, context: Context) -> resources_pb2.Model:
-        """What is resident, and what may be asked of it."""
+        """The resident model, its limits and defaults."""
         current_principal()
         spec, limits, defaults = self._model.spec, self._settings.limits, self._settings.defaults
         return resources_pb2.Model(
@@ -145,11 +145,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     async def PrefetchWords(
         self, request: generation_pb2.PrefetchWordsRequest, context: Context
     ) -> generation_pb2.PrefetchWordsResponse:
-        """Fetches words ahead of their first use."""
+        """Fetches words before their first use."""
         wrong = Violations()
         tenant = wrong.name(TenantName, request.parent, "parent")
         if not 1 <= len(request.words) <= _MAX_PREFETCH:
-            wrong.add("words", f"has {len(request.words)}; it must have 1 to {_MAX_PREFETCH}")
+            wrong.add("words", f"has {len(request.words)} words; it must have 1 to {_MAX_PREFETCH}")
         refs = []
         for index, text in enumerate(request.words[:_MAX_PREFETCH]):
             try:
@@ -163,11 +163,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         return generation_pb2.PrefetchWordsResponse(words=[word.use for word in words])
 
     async def CreateBatch(self, request: generation_pb2.CreateBatchRequest, context: Context) -> resources_pb2.Batch:
-        """Checks a batch and begins it."""
+        """Validates a batch and starts it."""
         return await self._batches.create(request, context)
 
     async def GetBatch(self, request: generation_pb2.GetBatchRequest, context: Context) -> resources_pb2.Batch:
-        """A batch as it is."""
+        """A batch's current state."""
         return await self._batches.get(request)
 
     async def ListBatches(
@@ -179,11 +179,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     def WatchBatch(
         self, request: generation_pb2.WatchBatchRequest, context: Context
     ) -> AsyncIterator[generation_pb2.WatchBatchResponse]:
-        """A batch, then its every change until it has ended."""
+        """A batch, then each of its changes until it has ended."""
         return self._batches.watch(request)
 
     async def CancelBatch(self, request: generation_pb2.CancelBatchRequest, context: Context) -> resources_pb2.Batch:
-        """Ends a batch."""
+        """Cancels a batch."""
         return await self._batches.cancel(request, context)
 
 

@@ -1,4 +1,4 @@
-"""Batches: many pictures drawn into the object store, behind all other requests.
+"""Batches: many pictures that are drawn into the object store, after all other requests.
 
-The log says what to draw, the store what is drawn; a server keeps nothing that matters.
+The log has what to draw, the store what is drawn. A server keeps no state that could be lost.
 """

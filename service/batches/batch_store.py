@@ -1,4 +1,4 @@
-"""Rows of Generation's batches: read, and changed by commands."""
+"""Reads the rows of batches, and commits the commands that change them."""
 
 import asyncio
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from storage.ledger.ledger import Ledger
 from storage.sql import Condition
 
 _COMMIT_TIMEOUT = timedelta(seconds=30)
-# Another server of the store may have made or ended a batch.
+# Other servers of the store may create and end batches without notifying this one.
 _POLL_INTERVAL_S = 2.0
 
 
 class BatchStore(LedgerStore[Command]):
-    """One server's batches."""
+    """One server's access to the batches."""
 
     def __init__(self, ledger: Ledger[Command]) -> None:
         super().__init__(ledger, actor="generation", commit_timeout=_COMMIT_TIMEOUT)
@@ -29,14 +29,14 @@ class BatchStore(LedgerStore[Command]):
         self._work = asyncio.Event()
 
     async def commit(self, tenant: str, command: Command, request: Any, context: Any) -> Row:
-        """A change that a client asks for. Raises what the state machine refuses with, and StorageErrors."""
+        """Commits a client's command. Raises the state machine's refusals, and StorageErrors."""
         result = await self._commit(tenant, command, request, context)
         self._changed(command.name)
         return result.value
 
     async def move(self, move: MoveBatch) -> Row:
-        """A change that the server makes by itself, tried until the store takes it. Raises what the state machine
-        refuses with, and Closed."""
+        """Commits a change of state that the server itself makes, and retries until the store accepts it. Raises the
+        state machine's refusals, and Closed."""
         result = await self._commit_own(BatchName.parse(move.name).tenant, move)
         self._changed(move.name)
         return result.value
@@ -57,12 +57,13 @@ class BatchStore(LedgerStore[Command]):
         return rows
 
     async def wait_for_work(self) -> None:
-        """Returns when a batch may have been created or ended since the last call, and every few seconds."""
+        """Returns when a batch may have been created or ended since the last call, at the latest after
+        _POLL_INTERVAL_S."""
         await wait_for(self._work, _POLL_INTERVAL_S)
         self._work.clear()
 
     def wake(self) -> None:
-        """Lets `wait_for_work` return."""
+        """Makes `wait_for_work` return."""
         self._work.set()
 
     def _changed(self, name: str) -> None:

@@ -1,9 +1,9 @@
-"""Which server draws a shard of a batch, where several share a store.
+"""Claims: which of several servers on one store draws a shard of a batch.
 
-    claims/<shard>/<n>    empty; as young as its server last said that it goes on
+    claims/<shard>/<n>    empty; its modification time is its server's last renewal
 
-A claim is created only if it is absent, so of servers that find none, or the same one left behind, one wins. It is a
-hint and no lock: servers that draw the same shard after all do each other no harm (`Output`), and waste time only.
+A claim is created only if it is absent. Of several servers that find no claim, or the same expired one, one wins. A
+claim is a hint and not a lock: servers that draw the same shard do no harm (`Output`), they only waste time.
 """
 
 import asyncio
@@ -21,19 +21,19 @@ from storage.errors import ObjectExists, StorageError
 from storage.objects.base import ObjectStore, list_all
 
 _CLAIM = re.compile(r"([0-9]{6})/([0-9]{6})")
-_RENEWALS = 3  # in the time after which a claim is over
+_RENEWALS = 3  # within a lease
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What was claimed, and the object that says so."""
+    """A claimed shard, and the name of the claim's object."""
 
     shard: int
     name: str
 
 
 class Claims:
-    """Those of one batch. A claim that was not renewed for `lease`, by the store's clock, is over."""
+    """The claims of one batch. A claim expires if it was not renewed for `lease`, on the store's clock."""
 
     def __init__(self, store: ObjectStore, batch: BatchName, lease: timedelta) -> None:
         self._store = store
@@ -41,12 +41,12 @@ class Claims:
         self._lease = lease
 
     def take(self, shards: Sequence[int]) -> Claim | None:
-        """Claims the first of `shards` that nobody has claimed; None where there is none. Blocks. Raises what the store
-        raises."""
+        """Claims the first of `shards` without an unexpired claim; None if there is none. Blocks. Raises the store's
+        errors."""
         newest = {}
         for info in list_all(self._store, self._folder):
-            if found := _CLAIM.fullmatch(info.name.removeprefix(self._folder)):
-                newest[int(found[1])] = (int(found[2]), info.modified)
+            if claim_name := _CLAIM.fullmatch(info.name.removeprefix(self._folder)):
+                newest[int(claim_name[1])] = (int(claim_name[2]), info.modified)
         now = self._store.now()
         for shard in shards:
             number = 0
@@ -63,14 +63,14 @@ class Claims:
 
     @asynccontextmanager
     async def held(self, claim: Claim) -> AsyncIterator[None]:
-        """Renews a claim, and gives it back in the end."""
+        """Renews a claim within the context, and deletes it at the end."""
         done = asyncio.Event()
         renewing = asyncio.create_task(self._renew(claim, done))
         try:
             yield
         finally:
             done.set()
-            await renewing  # not cancelled: a renewal on its way would make the claim anew
+            await renewing  # not cancelled: a renewal in progress would create the claim again
             with suppress(StorageError):
                 await asyncio.to_thread(self._store.delete, claim.name)
 
@@ -78,5 +78,5 @@ class Claims:
         while not done.is_set():
             await wait_for(done, self._lease.total_seconds() / _RENEWALS)
             if not done.is_set():
-                with suppress(StorageError):  # the next one may reach it
+                with suppress(StorageError):  # the next renewal may succeed
                     await asyncio.to_thread(self._store.put, claim.name, b"")

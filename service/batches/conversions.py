@@ -1,4 +1,4 @@
-"""Rows of Generation's ledger as messages of the contract."""
+"""Converts rows of Generation's tables to messages of the API."""
 
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,15 @@ from service.batches.state_machine import Row
 
 
 def summary(batch: resources_pb2.Batch) -> dict[str, Any]:
-    """What lists tell of a batch, as protobuf's JSON; small enough for the log."""
+    """The fields of a batch that lists return, as protobuf's JSON; small enough for the log."""
     short = without_pictures(batch)
     del short.prompts[:], short.blanks[:], short.words[:]
-    found: dict[str, Any] = MessageToDict(short, preserving_proto_field_name=True)
-    return found
+    fields: dict[str, Any] = MessageToDict(short, preserving_proto_field_name=True)
+    return fields
 
 
 def without_pictures(batch: resources_pb2.Batch) -> resources_pb2.Batch:
-    """A copy without start picture and mask, which are megabytes."""
+    """A copy without start picture and mask, which may have megabytes."""
     copy = resources_pb2.Batch()
     copy.CopyFrom(batch)
     copy.settings.ClearField("start_picture")
@@ -31,8 +31,8 @@ def without_pictures(batch: resources_pb2.Batch) -> resources_pb2.Batch:
 
 
 def batch_of(row: Row, done: int, place: str, spec: resources_pb2.Batch | None = None) -> resources_pb2.Batch:
-    """A batch's row as a Batch; `spec` tells what the row leaves out, `place` is the URI of the store, with a slash at
-    its end."""
+    """A batch's row as a Batch. `spec` is the whole Batch, with the fields that the row leaves out; `place` is the URI
+    of the store, with a trailing slash."""
     batch = ParseDict(row["spec"], resources_pb2.Batch()) if spec is None else without_pictures(spec)
     batch.name = row["name"]
     batch.state = resources_pb2.Batch.State.Value(f"STATE_{row['state']}")
@@ -53,7 +53,7 @@ def batch_of(row: Row, done: int, place: str, spec: resources_pb2.Batch | None =
 
 
 def store_uri(address: str) -> str:
-    """The URI of the store at `address`, with a slash at its end."""
+    """The URI of the store at `address`, with a trailing slash."""
     if address.startswith("s3://"):
         return address.rstrip("/") + "/"
     path = Path(unquote(urlsplit(address).path)) if address.startswith("file:") else Path(address).expanduser()

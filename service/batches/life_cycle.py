@@ -5,7 +5,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where a batch is in its life."""
+    """The state of a batch."""
 
     ACTIVE = "ACTIVE"
     SUCCEEDED = "SUCCEEDED"
@@ -17,10 +17,10 @@ ENDED = frozenset(State) - {State.ACTIVE}
 
 
 class Move(StrEnum):
-    """What can happen to a batch. Being drawn is none: what is there in the store says how far it is."""
+    """A transition between states of a batch. Progress is no transition: it follows from the objects in the store."""
 
-    FINISH = "FINISH"  # all pictures and the manifest are there
-    FAIL = "FAIL"  # a picture cannot be drawn, and trying again would not help
+    FINISH = "FINISH"  # the store has all pictures and the manifest
+    FAIL = "FAIL"  # a picture cannot be drawn, and a retry would not help
     CANCEL = "CANCEL"
 
 
@@ -32,11 +32,11 @@ MOVES: Mapping[Move, State] = {
 
 
 class WrongState(Exception):
-    """The move does not begin where the batch is."""
+    """The move is not allowed in the batch's state."""
 
 
 def after(state: State, move: Move) -> State:
-    """The state that `move` leads to; every one begins at ACTIVE. Raises WrongState."""
+    """The state after `move`; every move starts in ACTIVE. Raises WrongState."""
     if state is not State.ACTIVE:
         raise WrongState(f"is {state}; {move} needs {State.ACTIVE}")
     return MOVES[move]

@@ -1,14 +1,14 @@
-"""A batch's objects: pictures, shards, manifests, under `batches/<tenant>/<batch>/`. What is there is how far it is.
+"""A batch's objects under `batches/<tenant>/<batch>/`: pictures, shards, manifests. They are its progress.
 
     pictures/<index>.<ending>    each picture as soon as it is drawn
-    shards/<shard>.tar           layout WEBDATASET: its pictures, which are then removed
-    parts/<shard>.jsonl          the shard is whole; these lines are its part of the manifest
-    manifest.jsonl               layout WEBDATASET, at the end: the parts one after the other, which are then removed
-    metadata.jsonl               the same of layout FOLDER, under the name by which `datasets` knows it
-    claims/                      which server draws a shard (`Claims`); removed at the end
+    shards/<shard>.tar           layout WEBDATASET: the shard's pictures, which are then deleted from pictures/
+    parts/<shard>.jsonl          the shard is complete; these lines are its part of the manifest
+    manifest.jsonl               layout WEBDATASET, at the end: the concatenated parts, which are then deleted
+    metadata.jsonl               the same for layout FOLDER, under the name that `datasets` expects
+    claims/                      which server draws a shard (`Claims`); deleted at the end
 
-Every name is created only if it is absent, so servers that share a store do each other no harm, whatever each of them
-slept through, and one that was killed goes on with what is missing.
+Every object is created only if it is absent. Servers that share a store therefore do each other no harm, even if one of
+them was suspended for a while, and after a kill only the missing objects are drawn.
 """
 
 import hashlib
@@ -30,10 +30,10 @@ _PART = re.compile(r"parts/([0-9]{6})\.jsonl")
 
 
 class Output:
-    """One batch in a store. All methods block, and raise what the store raises."""
+    """The objects of one batch. All methods block, and raise the store's errors."""
 
     def __init__(self, store: ObjectStore, batch: BatchName, plan: Plan, *, ending: str, webdataset: bool) -> None:
-        """`ending` is that of picture files, without a dot."""
+        """`ending` is the file ending of pictures, without a dot."""
         self._store = store
         self._folder = folder(batch)
         self._plan = plan
@@ -41,43 +41,44 @@ class Output:
         self._webdataset = webdataset
 
     def missing(self, shard: int) -> Sequence[Item] | None:
-        """The pictures of a shard that are not there; None when it is whole."""
-        there = self._there(shard)
-        # Looked at last: its pictures are removed only after it.
-        if self._is_whole(shard):
+        """The missing pictures of a shard; None if the shard is complete."""
+        present = self._present(shard)
+        # Checked after the listing: pictures are deleted only once their shard is complete.
+        if self._is_complete(shard):
             return None
-        return [item for item in self._plan.items(shard) if self._picture(item) not in there]
+        return [item for item in self._plan.items(shard) if self._picture(item) not in present]
 
     def put(self, item: Item, data: bytes) -> None:
-        """Keeps a picture, unless it is there already."""
+        """Stores a picture, unless it is stored already."""
         with suppress(ObjectExists):
             self._store.put_if_absent(self._picture(item), data)
 
     def finish(self, shard: int) -> None:
-        """Makes a shard of its pictures. One that is whole already stays as it is; one that lacks a picture is left for
-        the next time."""
-        if not self._is_whole(shard):
-            with suppress(ObjectMissing):  # another server has made the shard meanwhile, and removed its pictures
+        """Completes a shard from its stored pictures, then tidies it. A shard that is complete already stays as it is,
+        and a shard that lacks a picture is left incomplete for a later attempt."""
+        if not self._is_complete(shard):
+            with suppress(ObjectMissing):  # another server has completed the shard meanwhile, and deleted its pictures
                 self._pack(shard)
         self.tidy(shard)
 
     def tidy(self, shard: int) -> None:
-        """Removes what this server has made of a shard that others had finished."""
-        if self._webdataset and self._is_whole(shard):
-            for name in self._there(shard):
+        """Deletes a complete shard's pictures (layout WEBDATASET), and its part once the batch has a manifest. Another
+        server may have completed the shard while this one drew it."""
+        if self._webdataset and self._is_complete(shard):
+            for name in self._present(shard):
                 self._store.delete(name)
         if self._is_closed():
             self._store.delete(self._part(shard))
 
     def close(self) -> None:
-        """Writes the manifest of a batch whose shards are all there, and removes what only led to it."""
+        """Writes the manifest of a batch whose shards are all complete, and deletes the intermediate objects."""
         if not self._is_closed():
             try:
                 parts = b"".join(self._store.get(self._part(shard)) for shard in range(self._plan.shards))
                 with suppress(ObjectExists):
                     self._store.put_if_absent(self.manifest, parts)
             except ObjectMissing:
-                if not self._is_closed():  # nor has another server closed it meanwhile
+                if not self._is_closed():  # otherwise another server has closed the batch meanwhile
                     raise
         for kind in ("parts", "claims", "pictures") if self._webdataset else ("parts", "claims"):
             for info in list_all(self._store, f"{self._folder}/{kind}/"):
@@ -100,14 +101,14 @@ class Output:
         with suppress(ObjectExists):
             self._store.put_if_absent(self._part(shard), "".join(lines).encode())
 
-    def _there(self, shard: int) -> set[str]:
-        """Names of a shard's pictures that are there."""
+    def _present(self, shard: int) -> set[str]:
+        """Names of a shard's pictures that the store has."""
         names = [self._picture(item) for item in self._plan.items(shard)]
         before = names[0].removesuffix(f".{self._ending}")
         listed = self._store.list(f"{self._folder}/pictures/", start_after=before, limit=len(names))
         return {info.name for info in listed}.intersection(names)
 
-    def _is_whole(self, shard: int) -> bool:
+    def _is_complete(self, shard: int) -> bool:
         return bool(self._store.list(self._part(shard), limit=1)) or self._is_closed()
 
     def _is_closed(self) -> bool:
@@ -133,7 +134,7 @@ class Output:
         return json.dumps(line, ensure_ascii=False) + "\n"
 
     def _tar(self, files: Sequence[tuple[Item, bytes]]) -> bytes:
-        """Samples as WebDataset has them: picture, text and record under one key. Equal pictures are equal tars."""
+        """A shard in WebDataset's layout: picture, text and record under one key. Equal pictures give equal tars."""
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for item, data in files:
@@ -149,16 +150,16 @@ class Output:
 
 
 def finished(store: ObjectStore, batch: BatchName, shards: int) -> set[int]:
-    """Which of a batch's `shards` are whole. Blocks."""
+    """The complete shards of a batch with `shards` shards. Blocks."""
     place = folder(batch)
-    if store.list(f"{place}/m", limit=1):  # a manifest, which comes after all of them, and outlives their parts
+    if store.list(f"{place}/m", limit=1):  # the manifest: written after all parts, which are then deleted
         return set(range(shards))
     names = (info.name.removeprefix(f"{place}/") for info in list_all(store, f"{place}/parts/"))
-    return {int(found[1]) for name in names if (found := _PART.fullmatch(name))}
+    return {int(part[1]) for name in names if (part := _PART.fullmatch(name))}
 
 
 def folder(batch: BatchName) -> str:
-    """Where a batch's objects lie, without a slash at the end."""
+    """The prefix of a batch's objects, without a trailing slash."""
     return f"batches/{batch.tenant}/{batch.batch}"
 
 

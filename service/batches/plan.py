@@ -1,4 +1,4 @@
-"""What a batch draws, in which order and under which names. Pure, and the same after every restart."""
+"""The pictures of a batch, their order and their names. Pure and deterministic: a restart gives the same plan."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ class Item:
 
     @property
     def key(self) -> str:
-        """Its name in the store and in manifests, without an ending; names sort as they are numbered."""
+        """The picture's name in the store and in manifests, without an ending; names sort by index."""
         return f"{self.index:08}"
 
 
@@ -33,7 +33,7 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """Pictures in all."""
+        """Number of pictures."""
         return len(self.prompts) * self.seeds
 
     @property
@@ -51,9 +51,9 @@ class Plan:
 
 
 def fill(template: str, blanks: Mapping[str, Sequence[str]]) -> list[str]:
-    """`template` with every combination of texts in its `{blanks}`; the last blank changes first."""
+    """`template` with every combination of texts in its `{blanks}`; the last blank varies fastest."""
 
     def filled(texts: Mapping[str, str]) -> str:
-        return BLANK.sub(lambda found: texts.get(found[1], found[0]), template)
+        return BLANK.sub(lambda blank: texts.get(blank[1], blank[0]), template)
 
     return [filled(dict(zip(blanks, texts, strict=True))) for texts in product(*blanks.values())]

@@ -1,4 +1,4 @@
-"""The rpcs about batches."""
+"""The rpcs for batches."""
 
 import asyncio
 import secrets
@@ -32,8 +32,8 @@ from storage.objects.blobs import Blobs
 
 Watch = AsyncIterator[generation_pb2.WatchBatchResponse]
 
-_WORDS_AT_ONCE = 64  # as many as the registry resolves in one call
-_POLL_INTERVAL_S = 2.0  # how far other servers are with a batch is found by polling
+_MAX_WORDS_PER_CALL = 64  # the registry's limit for one call
+_POLL_INTERVAL_S = 2.0  # the progress that other servers make is polled
 _FIELDS: Mapping[str, Field] = {
     "state": Field(kind=Kind.ENUM, sql="'STATE_' || state", values=tuple(f"STATE_{state}" for state in State)),
     "creator": Field(kind=Kind.TEXT, sql="creator"),
@@ -42,7 +42,7 @@ _FIELDS: Mapping[str, Field] = {
 
 
 class BatchRpcs:
-    """One server's. Watches end when `draining` is set."""
+    """The batch rpcs of one server. Watches end when `draining` is set."""
 
     def __init__(
         self,
@@ -66,26 +66,26 @@ class BatchRpcs:
         self._draining = draining
 
     async def create(self, request: generation_pb2.CreateBatchRequest, context: Any) -> resources_pb2.Batch:
-        """Checks everything, fixes what the words mean, and keeps what was asked for before the log names it."""
+        """Validates a batch, pins the versions of its words, and stores it as a blob before the log names it."""
         wrong = Violations()
         tenant = admitted(wrong, TenantName, request.parent, "parent", Role.WRITER).tenant
         wrong.request_id(request)
-        made, all_params = await asyncio.to_thread(
+        order, all_params = await asyncio.to_thread(
             validate_batch, request.parent, request.batch, self._spec, self._settings, wrong
         )
-        words = await self._attached(tenant, all_params)
-        await asyncio.to_thread(self._check_lengths, made, all_params, words)
-        made.batch.words.extend(word.use for word in words)
+        words = await self._resolve_words(tenant, all_params)
+        await asyncio.to_thread(self._check_lengths, order, all_params, words)
+        order.batch.words.extend(word.use for word in words)
         caller = current_principal().caller
-        blob = await self._kept(tenant, made, request.validate_only)
+        blob = await self._write_spec(tenant, order, request.validate_only)
         command = CreateBatch(
-            # Of a resource name's form, which begins with a letter.
+            # The id begins with a letter, as resource names require.
             name=str(BatchName(tenant, f"b{secrets.token_hex(10)}")),
             tenant=tenant,
-            spec=summary(made.batch),
+            spec=summary(order.batch),
             blob=blob,
-            total=made.plan.total,
-            shard_pictures=made.plan.shard_pictures,
+            total=order.plan.total,
+            shard_pictures=order.plan.shard_pictures,
             weights=self._spec.digest,
             creator=caller.name,
             principal=to_json(caller),
@@ -95,13 +95,13 @@ class BatchRpcs:
             blob, lambda: self._batch_store.commit(tenant, command, request, context), self._discard
         )
         if request.validate_only:
-            return self._message(row, 0, made.batch)
-        # A repeated request gets its batch as it is by now.
-        return await self._whole(await self._batch_store.row(row["name"]))
+            return self._message(row, 0, order.batch)
+        # A repeated request returns the batch's current state.
+        return await self._full_message(await self._batch_store.row(row["name"]))
 
     async def get(self, request: generation_pb2.GetBatchRequest) -> resources_pb2.Batch:
         name = admitted(Violations(), BatchName, request.name, "name", Role.READER)
-        return await self._whole(await self._batch_store.row(str(name)))
+        return await self._full_message(await self._batch_store.row(str(name)))
 
     async def list(self, request: generation_pb2.ListBatchesRequest) -> generation_pb2.ListBatchesResponse:
         wrong = Violations()
@@ -117,16 +117,16 @@ class BatchRpcs:
         return generation_pb2.ListBatchesResponse(batches=batches, next_page_token=token)
 
     async def watch(self, request: generation_pb2.WatchBatchRequest) -> Watch:
-        """Slow readers miss pictures, and never a state that lasts."""
+        """The batch, then each change. A slow reader may miss progress, but not the current state."""
         name = str(admitted(Violations(), BatchName, request.name, "name", Role.READER))
-        told = ("", -1)
+        sent = ("", -1)
         with self._batch_store.watchers.watching(name) as news:
             while not self._draining.is_set():
                 news.clear()
                 row = await self._batch_store.row(name)
                 done = await self._runner.done(row)
-                if (row["revision"], done) != told:
-                    told = (row["revision"], done)
+                if (row["revision"], done) != sent:
+                    sent = (row["revision"], done)
                     yield generation_pb2.WatchBatchResponse(batch=self._message(row, done))
                 if has_ended(row):
                     return
@@ -134,7 +134,7 @@ class BatchRpcs:
         raise Unavailable("the server is stopping; watch again", reason="SERVER_STOPPING")
 
     async def cancel(self, request: generation_pb2.CancelBatchRequest, context: Any) -> resources_pb2.Batch:
-        """What was drawn stays."""
+        """Cancels a batch. Its pictures that were drawn stay in the store."""
         wrong = Violations()
         name = admitted(wrong, BatchName, request.name, "name", Role.WRITER)
         wrong.request_id(request)
@@ -145,17 +145,17 @@ class BatchRpcs:
         )
         row = await self._batch_store.commit(name.tenant, move, request, context)
         self._runner.cancelled(row["name"])
-        return await self._whole(row)
+        return await self._full_message(row)
 
-    async def _attached(self, tenant: str, all_params: Sequence[GenerationParams]) -> Sequence[ResolvedWord]:
+    async def _resolve_words(self, tenant: str, all_params: Sequence[GenerationParams]) -> Sequence[ResolvedWord]:
         refs: dict[WordRef, None] = {}
         for params in all_params:
             refs |= dict.fromkeys((*params.prompt.words, *params.negative_prompt.words))
-        asked, words = [*refs], []
-        for start in range(0, len(asked), _WORDS_AT_ONCE):
+        all_refs, words = [*refs], []
+        for start in range(0, len(all_refs), _MAX_WORDS_PER_CALL):
             words += await self._resolver.resolve(
                 tenant,
-                asked[start : start + _WORDS_AT_ONCE],
+                all_refs[start : start + _MAX_WORDS_PER_CALL],
                 current_principal(),
                 field="batch",
                 allow_family=all_params[0].allow_family,
@@ -163,7 +163,7 @@ class BatchRpcs:
         return words
 
     def _check_lengths(
-        self, made: Order, all_params: Sequence[GenerationParams], words: Sequence[ResolvedWord]
+        self, order: Order, all_params: Sequence[GenerationParams], words: Sequence[ResolvedWord]
     ) -> None:
         counts = {word.ref: len(word.vectors) for word in words}
         for number, params in enumerate(all_params):
@@ -171,26 +171,27 @@ class BatchRpcs:
                 for prompt in (params.prompt, params.negative_prompt):
                     self._encoder.tokenizer.tokenize(prompt, counts)
             except PromptTooLong as error:
-                field = f"batch.prompts[{number}]" if made.batch.prompts else "batch.settings.prompt"
+                field = f"batch.prompts[{number}]" if order.batch.prompts else "batch.settings.prompt"
                 raise InvalidArgument(
-                    f"{made.plan.prompts[number][:100]!r}: {error.message}",
+                    f"{order.plan.prompts[number][:100]!r}: {error.message}",
                     reason=error.reason,
                     metadata=error.metadata,
                     violations=[(field, error.message)],
                 ) from None
 
-    async def _kept(self, tenant: str, made: Order, validate_only: bool) -> str:
-        """The blob of a batch, written before the log names it; empty where nothing is to be changed."""
+    async def _write_spec(self, tenant: str, order: Order, validate_only: bool) -> str:
+        """Writes a batch as a blob and returns its name; with `validate_only` writes nothing and returns an empty
+        name."""
         if validate_only:
             return ""
-        data = made.batch.SerializeToString(deterministic=True)
+        data = order.batch.SerializeToString(deterministic=True)
         return (await asyncio.to_thread(self._blobs.put, tenant, data)).name
 
     async def _discard(self, blob: str) -> None:
         if blob:
             await discard(self._store, blob)
 
-    async def _whole(self, row: Row) -> resources_pb2.Batch:
+    async def _full_message(self, row: Row) -> resources_pb2.Batch:
         return self._message(row, await self._runner.done(row), await self._runner.spec(row))
 
     def _message(self, row: Row, done: int, spec: resources_pb2.Batch | None = None) -> resources_pb2.Batch:
@@ -198,7 +199,7 @@ class BatchRpcs:
 
 
 class NoBatches:
-    """The same rpcs of a server that has no store."""
+    """The batch rpcs of a server without a store: they refuse every request."""
 
     async def create(self, request: generation_pb2.CreateBatchRequest, context: Any) -> resources_pb2.Batch:
         _refuse(request.parent, TenantName, Role.WRITER)
@@ -217,8 +218,8 @@ class NoBatches:
 
 
 def _refuse(name: str, kind: Any, role: Role) -> NoReturn:
-    """First who may not ask, then everybody."""
+    """Refuses unauthorised callers with their own error, then every other caller."""
     admitted(Violations(), kind, name, "parent" if kind is TenantName else "name", role)
     raise FailedPrecondition(
-        "this server has no store to draw batches into: its operator sets store.address", reason="NO_BATCH_STORE"
+        "this server has no store for batches: its operator can set store.address", reason="NO_BATCH_STORE"
     )

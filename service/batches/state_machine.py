@@ -1,4 +1,4 @@
-"""Generation's own ledger: the batches and their states. How far one is drawn, its objects tell."""
+"""Generation's state machine: batches and their states. A batch's progress is in its objects, not in the log."""
 
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,9 +27,9 @@ CREATE INDEX batches_state ON batches (state, created_us, name);
 
 @dataclass(frozen=True, kw_only=True)
 class CreateBatch:
-    """`blob` holds the whole Batch, defaults filled in; `spec` is what lists tell of it, as protobuf's JSON. `weights`
-    is the digest of the model that draws all of it; `principal` is the caller's, as JSON, for whom words are asked.
-    Refused when the tenant has `max_active` that have not ended."""
+    """Create a batch. `blob` has the whole Batch with defaults filled in; `spec` has the fields that lists return, as
+    protobuf's JSON. `weights` is the digest of the model that draws all its pictures; `principal` is the caller as
+    JSON, on whose behalf words are resolved. Refused if the tenant has `max_active` unfinished batches."""
 
     name: str
     tenant: str
@@ -45,7 +45,7 @@ class CreateBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class MoveBatch:
-    """End a batch. `detail` is kept with it: `done`, `error`."""
+    """End a batch. `detail` is stored with it: `done`, `error`."""
 
     name: str
     move: Move
@@ -57,13 +57,13 @@ Command = CreateBatch | MoveBatch
 
 
 class BatchStateMachine:
-    """Rules and tables of batches; a StateMachine."""
+    """A StateMachine: the rules and tables of batches."""
 
     name = "generation"
     schema_version = 1
 
     def create(self, db: sqlite3.Connection) -> None:
-        """Make the tables, empty."""
+        """Create the empty tables."""
         create_tables(db, _TABLES)
 
     def decide(self, db: sqlite3.Connection, command: Command, now_us: int) -> Sequence[Event] | Answer:
@@ -75,17 +75,17 @@ class BatchStateMachine:
                 ).fetchone()[0]
                 if active >= limit:
                     raise ResourceExhausted(
-                        f"tenants/{tenant} has {active} batches that have not ended, and {limit} are allowed",
+                        f"tenants/{tenant} has {active} unfinished batches; the limit is {limit}: wait until one ends",
                         reason="BATCHES_FULL",
                         metadata={"limit": str(limit)},
                     )
                 body = {key: value for key, value in vars(command).items() if key != "max_active"}
                 return [Event(kind="batch-created", body=body | {"spec": dict(command.spec)})]
             case MoveBatch():
-                return [_moved(db, command)]
+                return [_decide_move(db, command)]
 
     def apply(self, db: sqlite3.Connection, event: CommittedEvent) -> Row:
-        """Write one change into the tables; the answer is the batch's row."""
+        """Applies one event to the tables. Returns the batch's row."""
         body, revision = event.body, str(event.revision)
         match event.kind:
             case "batch-created":
@@ -105,42 +105,42 @@ class BatchStateMachine:
         return batch(db, body["name"])
 
     def blobs(self, db: sqlite3.Connection) -> Iterator[str]:
-        """What every batch was asked to draw."""
+        """Names of the blobs with the batches' specs."""
         for row in db.execute("SELECT blob FROM batches"):
             yield row["blob"]
 
     def doomed(self, db: sqlite3.Connection, blob: str) -> bool:
-        """A batch is kept for ever, and what it was asked to draw with it."""
+        """Always False: batches and their specs are never deleted."""
         return False
 
 
 def batch(db: sqlite3.Connection, name: str) -> Row:
-    """A batch's row, `spec` and `detail` read. Raises NotFound."""
+    """A batch's row with `spec` and `detail` parsed. Raises NotFound."""
     row = db.execute("SELECT * FROM batches WHERE name = ?", (name,)).fetchone()
     if row is None:
         raise NotFound(f"there is no {name}", reason="BATCH_NOT_FOUND", metadata={"batch": name})
-    return _read(row)
+    return _parsed(row)
 
 
 def batches(
     db: sqlite3.Connection, tenant: str, after: Sequence[Any] | None, limit: int, condition: Condition
 ) -> list[Row]:
-    """Up to `limit` batches of a tenant that fulfil `condition`, newest first, after the one
-    at [created_us, name]."""
-    return [_read(row) for row in newest_first(db, "batches", tenant, after, limit, condition)]
+    """Up to `limit` batches of a tenant that fulfil `condition`, newest first, after the key `after`
+    [created_us, name]."""
+    return [_parsed(row) for row in newest_first(db, "batches", tenant, after, limit, condition)]
 
 
 def active(db: sqlite3.Connection) -> list[Row]:
     """All batches that have not ended, oldest first."""
     rows = db.execute("SELECT * FROM batches WHERE state = 'ACTIVE' ORDER BY created_us, name")
-    return [_read(row) for row in rows]
+    return [_parsed(row) for row in rows]
 
 
-def _read(row: sqlite3.Row) -> Row:
+def _parsed(row: sqlite3.Row) -> Row:
     return dict(row) | {"spec": loads(row["spec"]), "detail": loads(row["detail"])}
 
 
-def _moved(db: sqlite3.Connection, command: MoveBatch) -> Event:
+def _decide_move(db: sqlite3.Connection, command: MoveBatch) -> Event:
     row = batch(db, command.name)
     check_etag(command.etag, row["revision"], command.name)
     try:

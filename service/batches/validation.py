@@ -1,4 +1,4 @@
-"""A batch as its client asks for it: checked, every default filled in."""
+"""Validates a client's batch and fills in its defaults."""
 
 import secrets
 from collections.abc import Sequence
@@ -15,19 +15,19 @@ from service.settings import GenerationSettings
 
 _LAYOUTS = (resources_pb2.Batch.LAYOUT_FOLDER, resources_pb2.Batch.LAYOUT_WEBDATASET)
 _MAX_BLANKS = 8
-_MAX_TOLD = 20  # wrong prompts that are named
-_PRIORITY = -9  # behind everybody; waiting raises it, as it does others
+_MAX_REPORTED = 20  # invalid prompts that an error names
+_PRIORITY = -9  # the lowest; waiting raises it, like every other priority
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """A checked batch: all that it takes to draw it. `batch` has its seed set and no default left open."""
+    """A valid batch and its plan. `batch` has its seed and every default set."""
 
     batch: resources_pb2.Batch
     plan: Plan
 
     def request(self, parent: str, item: Item) -> generation_pb2.GenerateRequest:
-        """One picture as a client would ask for it alone."""
+        """The request that would draw one picture of the batch alone."""
         request = generation_pb2.GenerateRequest(
             parent=parent, settings=self.batch.settings, format=self.batch.format, priority=_PRIORITY
         )
@@ -37,7 +37,7 @@ class Order:
 
 
 def order(batch: resources_pb2.Batch, shard_pictures: int) -> Order:
-    """What a checked batch draws."""
+    """The order of a valid batch."""
     blanks = {blank.name: blank.texts for blank in batch.blanks}
     prompts = batch.prompts or fill(batch.settings.prompt, blanks)
     plan = Plan(prompts=prompts, seeds=batch.seeds, seed=batch.settings.seed, shard_pictures=shard_pictures)
@@ -45,85 +45,87 @@ def order(batch: resources_pb2.Batch, shard_pictures: int) -> Order:
 
 
 def validate_batch(
-    parent: str, asked: resources_pb2.Batch, spec: ModelSpec, settings: GenerationSettings, wrong: Violations
+    parent: str, given: resources_pb2.Batch, spec: ModelSpec, settings: GenerationSettings, wrong: Violations
 ) -> tuple[Order, Sequence[GenerationParams]]:
-    """The order, and the drawing of each of its prompts. Takes up to seconds for many prompts.
+    """The order, and the parameters of each of its prompts. May take seconds for many prompts.
 
-    Raises InvalidArgument with all that is wrong, also with what `wrong` holds already.
+    Raises InvalidArgument with all violations, including those that `wrong` holds already.
     """
     batch = resources_pb2.Batch(
-        settings=asked.settings,
-        prompts=asked.prompts,
-        blanks=asked.blanks,
-        seeds=asked.seeds or 1,
-        format=asked.format or resources_pb2.PICTURE_FORMAT_PNG,
-        layout=asked.layout or resources_pb2.Batch.LAYOUT_FOLDER,
+        settings=given.settings,
+        prompts=given.prompts,
+        blanks=given.blanks,
+        seeds=given.seeds or 1,
+        format=given.format or resources_pb2.PICTURE_FORMAT_PNG,
+        layout=given.layout or resources_pb2.Batch.LAYOUT_FOLDER,
     )
     if not batch.settings.HasField("seed"):
         batch.settings.seed = secrets.randbelow(2**31)
     if batch.format not in FORMATS:
-        wrong.add("batch.format", f"{batch.format} is no picture format: PNG, JPEG or WEBP")
+        wrong.add("batch.format", f"{batch.format} is not a picture format; use PNG, JPEG or WEBP")
     if batch.layout not in _LAYOUTS:
-        wrong.add("batch.layout", f"{batch.layout} is no layout: FOLDER or WEBDATASET")
+        wrong.add("batch.layout", f"{batch.layout} is not a layout; use FOLDER or WEBDATASET")
     limit = settings.batches.max_pictures
     wrong.number("batch.seeds", batch.seeds, 1, limit)
     combinations = _check_prompts(batch, wrong)
     if combinations * batch.seeds > limit:
-        wrong.add("batch", f"would be {combinations * batch.seeds} pictures; {limit} are allowed")
+        wrong.add("batch", f"would have {combinations * batch.seeds} pictures; the limit is {limit}")
     wrong.raise_if_any()
-    made = order(batch, settings.batches.shard_pictures)
-    return made, _all_params(parent, made, spec, settings, wrong)
+    checked = order(batch, settings.batches.shard_pictures)
+    return checked, _all_params(parent, checked, spec, settings, wrong)
 
 
 def _check_prompts(batch: resources_pb2.Batch, wrong: Violations) -> int:
-    """How many prompts there are."""
+    """The number of prompts."""
     if not batch.prompts:
         return _check_blanks(batch, wrong)
     if batch.settings.prompt:
-        wrong.add("batch.settings.prompt", "must be empty where there are prompts")
+        wrong.add("batch.settings.prompt", "must be empty if prompts are given")
     if batch.blanks:
-        wrong.add("batch.blanks", "are of settings.prompt; prompts are drawn as they are")
+        wrong.add("batch.blanks", "must be empty if prompts are given: blanks are filled in settings.prompt only")
     return len(batch.prompts)
 
 
 def _check_blanks(batch: resources_pb2.Batch, wrong: Violations) -> int:
     in_prompt = set(BLANK.findall(batch.settings.prompt))
     if len(batch.blanks) > _MAX_BLANKS:
-        wrong.add("batch.blanks", f"has {len(batch.blanks)}; {_MAX_BLANKS} are allowed")
+        wrong.add("batch.blanks", f"has {len(batch.blanks)} blanks; the limit is {_MAX_BLANKS}")
     combinations = 1
     names = set()
     for index, blank in enumerate(batch.blanks[:_MAX_BLANKS]):
         at = f"batch.blanks[{index}]"
         if blank.name not in in_prompt or blank.name in names:
-            wrong.add(f"{at}.name", f"{blank.name[:64]!r} must be in settings.prompt as {{name}}, and be given once")
+            wrong.add(
+                f"{at}.name", f"{blank.name[:64]!r} must be in settings.prompt as {{name}}, and must be given once"
+            )
         names.add(blank.name)
         if not blank.texts:
             wrong.add(f"{at}.texts", "is empty")
         combinations *= len(blank.texts)
     if batch.blanks and (left := in_prompt - names):
-        wrong.add("batch.blanks", f"has no {', '.join(sorted(left))}, which settings.prompt names")
+        wrong.add("batch.blanks", f"lacks {', '.join(sorted(left))}, which settings.prompt names")
     return combinations
 
 
 def _all_params(
-    parent: str, made: Order, spec: ModelSpec, settings: GenerationSettings, wrong: Violations
+    parent: str, checked: Order, spec: ModelSpec, settings: GenerationSettings, wrong: Violations
 ) -> Sequence[GenerationParams]:
-    plan = made.plan
-    all_params, faults = [], 0
+    plan = checked.plan
+    all_params, invalid = [], 0
     for number, prompt in enumerate(plan.prompts):
         last_seed = plan.seed + plan.seeds - 1
-        request = made.request(parent, Item(index=number, prompt=prompt, seed=last_seed))
-        if number:  # the pictures are the same for all
+        request = checked.request(parent, Item(index=number, prompt=prompt, seed=last_seed))
+        if number:  # start picture and mask are the same for all prompts: checked once
             for field in ("start_picture", "mask", "strength"):
                 request.settings.ClearField(field)
         try:
             all_params.append(validate(request, spec, settings.defaults, settings.limits))
         except InvalidArgument as error:
-            faults += 1
+            invalid += 1
             for field, text in error.violations:
-                of_prompt = field == "settings.prompt" and made.batch.prompts
+                of_prompt = field == "settings.prompt" and checked.batch.prompts
                 wrong.add(f"batch.prompts[{number}]" if of_prompt else f"batch.{field}", text)
-            if not made.batch.prompts or faults == _MAX_TOLD:
+            if not checked.batch.prompts or invalid == _MAX_REPORTED:
                 break
     wrong.raise_if_any()
     return all_params

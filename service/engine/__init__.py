@@ -1,4 +1,4 @@
-"""The thread that owns the model: what it is given it draws, one call of the denoiser at a time.
+"""The thread that owns the model and draws the submitted requests, one call of the denoiser at a time.
 
-No gRPC and no asyncio: events leave through each request's mailbox.
+No gRPC and no asyncio: events go to each request's mailbox.
 """

@@ -1,7 +1,7 @@
-"""The engine: one thread that owns the model and draws every request, a call of the denoiser at a time.
+"""The engine: one thread that owns the model and draws every request, one call of the denoiser at a time.
 
-Each tick takes the pictures that can share a forward pass, whatever their words, schedulers, steps and guidance, makes
-one call, and lets each picture's own scheduler take its step. Pictures join and leave between any two ticks.
+Each tick selects pictures that can share a forward pass (words, schedulers, steps and guidance may differ), makes one
+call, and lets each picture's own scheduler make its step. Pictures join and leave between any two ticks.
 """
 
 import queue
@@ -31,13 +31,13 @@ from service.safety import Judged, Safety
 from service.scheduling.scheduler import Full, Overloaded, Scheduler, TooLate
 
 _logger = structlog.get_logger(__name__)
-# Between two events of progress: with many pictures in a call, and calls of milliseconds, telling would take more than
-# drawing.
-_PROGRESS_S = 0.2
+# Minimum interval between two progress events of a request: with many pictures in a call of milliseconds, the events
+# would take longer than drawing.
+_PROGRESS_INTERVAL_S = 0.2
 
 
 class Engine:
-    """Draws. `submit` and `predict` may be called from any thread."""
+    """Draws requests. `submit`, `predict` and `waiting` may be called from any thread."""
 
     def __init__(
         self, model: BaseModel, scheduler: Scheduler, metrics: EngineMetrics, *, safety: Safety | None = None
@@ -50,21 +50,21 @@ class Engine:
         self._arrivals: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._ids = count()
         self._thread: threading.Thread | None = None
-        # Over the three fields below, which admission reads from other threads.
+        # Guards the three fields below, which submit() reads from other threads.
         self._lock = threading.Lock()
         self._scheduler = scheduler
         self._pictures: dict[int, Picture] = {}
         self._stopping = False
 
     def start(self) -> None:
-        """Warms the model up, measures its pace, and begins to draw. Raises what the model cannot do."""
+        """Warms the model up, measures its calls, and begins to draw. Raises the warm-up's error."""
         warm: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(warm,), name="engine", daemon=True)
         self._thread.start()
         warm.result()
 
     def stop(self) -> None:
-        """Ends after the call that is being made; what is unfinished then fails as UNAVAILABLE."""
+        """Stops after the current call; unfinished requests fail as UNAVAILABLE."""
         with self._lock:
             self._stopping = True
         self._arrivals.put(None)
@@ -72,18 +72,19 @@ class Engine:
             self._thread.join()
 
     def predict(self, priority: int) -> timedelta:
-        """How long the pictures that go before a new one of `priority` are expected to take."""
+        """The expected time of the pictures that are ahead of a new one of `priority`."""
         with self._lock:
             return timedelta(seconds=self._scheduler.work_ahead_s(priority))
 
     def waiting(self) -> int:
-        """Pictures that wait or are being drawn."""
+        """The number of pictures waiting or being drawn."""
         with self._lock:
             return len(self._scheduler)
 
     def submit(self, request: Request) -> None:
-        """Lets a request in. Raises ResourceExhausted when there is no place, Unavailable when the server stops, and
-        DeadlineExceeded when the deadline is nearer than what drawing takes with the model for itself."""
+        """Admits a request. Raises ResourceExhausted if the queue is full or the deadline is out of reach behind the
+        work ahead, Unavailable if the server is stopping, and DeadlineExceeded if drawing would miss the deadline even
+        alone on the model."""
         work = request.work
         with self._lock:
             if self._stopping:
@@ -95,7 +96,7 @@ class Engine:
                 raise DeadlineExceeded(str(late), reason="DEADLINE_TOO_SHORT", metadata=needed) from None
             except Overloaded as overload:
                 raise ResourceExhausted(
-                    f"{overload}: come back later, or allow more time",
+                    f"{overload}: try again later, or allow more time",
                     reason="DEADLINE_OUT_OF_REACH",
                     metadata={"late_s": f"{overload.late_s:.2f}"},
                     retry_after=timedelta(seconds=overload.late_s),
@@ -130,7 +131,7 @@ class Engine:
         self._fail({picture.request for picture in self._pictures.values()}, error)
 
     def _take_arrivals(self) -> bool:
-        """Brings new requests in, waiting for one when there is nothing to do. False: stop."""
+        """Takes submitted requests; blocks until one arrives if there is nothing to draw. Returns False to stop."""
         idle = not self._pictures
         while True:
             try:
@@ -142,14 +143,14 @@ class Engine:
                 return False
             try:
                 self._admit(request)
-            except Exception as error:  # whatever it is, it concerns this request only
+            except Exception as error:  # any error fails this request only
                 self._fail([request], error)
 
     def _admit(self, request: Request) -> None:
         params = request.params
         pictures = []
         try:
-            # Each prompt in a batch of its own, so that no other prompt can change its rounding.
+            # Each prompt is encoded in its own batch: another prompt would change its rounding.
             embeds = self._prompts.encoded(request, params.prompt)
             negative = self._prompts.encoded(request, params.negative_prompt) if params.guided else None
             for index in range(params.count):
@@ -174,11 +175,11 @@ class Engine:
     def _drop_unwanted(self) -> None:
         with self._lock:
             late = {self._pictures[id].request for id in self._scheduler.hopeless(time.monotonic())}
-            gone = {picture.request for picture in self._pictures.values() if picture.request.gone.is_set()}
+            cancelled = {one.request for one in self._pictures.values() if one.request.cancelled.is_set()}
         if late:
-            self._fail(late, DeadlineExceeded("what is left to be drawn no longer fits the deadline"))
-        if gone:
-            self._fail(gone, Cancelled("the request was cancelled"))
+            self._fail(late, DeadlineExceeded("the remaining steps no longer fit before the deadline: allow more time"))
+        if cancelled:
+            self._fail(cancelled, Cancelled("the request was cancelled"))
 
     def _tick(self, group: Sequence[Picture]) -> None:
         for picture in group:
@@ -186,7 +187,7 @@ class Engine:
                 picture.request.mailbox.post(Started())
         began = time.monotonic()
         try:
-            # The scheduler gives an exact picture a call for itself.
+            # The scheduler puts an exact picture into a call of its own.
             exact = group[0].request.params.exact
             denoise.step(self._model, [picture.denoising for picture in group], alone=exact)
             self._measure(group, time.monotonic() - began)
@@ -194,37 +195,37 @@ class Engine:
                 self._report(picture)
             self._finish([picture for picture in group if picture.denoising.done])
         except DenoiserUnavailable as error:
-            _logger.warning("the denoiser is away", pictures=len(group), error=error.message)
+            _logger.warning("the denoiser is unavailable", pictures=len(group), error=error.message)
             self._fail({picture.request for picture in group}, error)
         except Exception as error:
             _logger.exception("a call of the model failed", pictures=len(group))
             self._fail({picture.request for picture in group}, error)
 
     def _measure(self, group: Sequence[Picture], seconds: float) -> None:
-        made = sum(picture.request.work.rows for picture in group)
+        rows = sum(picture.request.work.rows for picture in group)
         with self._lock:
-            self._scheduler.costs.observe(group[0].request.work.shape, made, seconds)
+            self._scheduler.costs.observe(group[0].request.work.shape, rows, seconds)
             self._scheduler.stepped([picture.id for picture in group])
         self._metrics.calls.observe(seconds)
-        self._metrics.rows.inc(made)
+        self._metrics.rows.inc(rows)
 
     def _report(self, picture: Picture) -> None:
         request = picture.request
         params = request.params
         request.calls_made += 1
         calls, now = picture.denoising.calls * params.count, time.monotonic()
-        if request.calls_made == calls or now - request.told_at >= _PROGRESS_S:
-            request.told_at = now
+        if request.calls_made == calls or now - request.progress_sent_at >= _PROGRESS_INTERVAL_S:
+            request.progress_sent_at = now
             request.mailbox.post(Stepped(call=request.calls_made, calls=calls))
         position = picture.denoising.position
-        # Nobody has looked at a preview yet, so there are none where something may be withheld.
-        shown = params.preview_every and (self._safety is None or not self._safety.withholds)
-        if shown and position % params.preview_every == 0 and not picture.denoising.done:
+        # Previews are not checked for safety, so none are sent if the policy may withhold the picture.
+        sends_previews = params.preview_every and (self._safety is None or not self._safety.withholds)
+        if sends_previews and position % params.preview_every == 0 and not picture.denoising.done:
             pixels = decode.preview(self._model, picture.denoising.latents)[0]
             request.mailbox.post(Previewed(index=picture.index, call=position, pixels=pixels))
 
     def _finish(self, done: Sequence[Picture]) -> None:
-        """Decodes finished pictures, those of one shape together unless their requests want it exact."""
+        """Decodes finished pictures, those of one shape together; exact ones alone."""
         batches: dict[tuple[object, ...], list[Picture]] = defaultdict(list)
         for picture in done:
             key = (picture.id,) if picture.request.params.exact else tuple(picture.denoising.latents.shape)

@@ -1,4 +1,4 @@
-"""Warms the model up and measures what a call of the denoiser costs."""
+"""Warms the model up and measures the time of denoiser calls."""
 
 import time
 from math import inf
@@ -13,15 +13,15 @@ from diffusion.prompt import parse
 from service.scheduling.scheduler import Scheduler
 
 _logger = structlog.get_logger(__name__)
-# Rows of the calls that are timed; no more rows once a call has taken _LONGEST_S.
+# Rows of the timed calls; stops after the first number of rows whose calls take longer than _LONGEST_CALL_S.
 _ROWS = (1, 2, 4, 8, 16, 32)
-_LONGEST_S = 0.5
+_LONGEST_CALL_S = 0.5
 _CALLS = 3
 
 
 def warm_up(model: BaseModel, encoder: PromptEncoder, scheduler: Scheduler) -> None:
-    """Makes calls of more and more rows, then decodes one picture. The first call of each size is not counted; the
-    quickest of the next three is what the scheduler's cost model begins with. Raises what the model cannot do."""
+    """Makes calls of increasing numbers of rows, then decodes one picture. The first call of each size is not timed;
+    the fastest of the next three becomes the initial value of the scheduler's cost model. Raises the model's errors."""
     shape = height, width = model.spec.sample_shape_px
     embeds = encoder.encode([parse("")], {})
     pictures: list[Denoising] = []
@@ -48,10 +48,10 @@ def warm_up(model: BaseModel, encoder: PromptEncoder, scheduler: Scheduler) -> N
             began = time.monotonic()
             denoise.step(model, pictures)
             seconds = min(seconds, time.monotonic() - began)
-            if seconds > _LONGEST_S:
+            if seconds > _LONGEST_CALL_S:
                 break
         scheduler.costs.observe(shape, rows, seconds)
-        if seconds > _LONGEST_S:
+        if seconds > _LONGEST_CALL_S:
             break
     decode.decode(model, pictures[0].latents)
     times = {str(rows): round(seconds, 5) for rows, seconds in scheduler.costs.table(shape).items()}

@@ -1,4 +1,4 @@
-"""One request on its way: validated, prepared for the engine, in flight, written to files.
+"""One request: validated, prepared for the engine, in flight, written to files.
 
-No model call: the engine makes them.
+Makes no call of the model: the engine does.
 """

@@ -1,4 +1,4 @@
-"""Finished pictures as files. A file holds what made its picture and nothing else: equal pictures are equal files."""
+"""Writes finished pictures as files. A file holds pixels and record only, so equal pictures give equal files."""
 
 import hashlib
 import io
@@ -18,16 +18,16 @@ _MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 
 
 def to_json(record: resources_pb2.PictureRecord) -> str:
-    """A record as canonical JSON in ASCII: keys sorted, no spaces to spare."""
+    """A record as canonical JSON in ASCII: sorted keys, no redundant spaces."""
     return MessageToJson(record, preserving_proto_field_name=True, indent=None, sort_keys=True, ensure_ascii=True)
 
 
 def to_file(
     pixels: np.ndarray, params: GenerationParams, record: resources_pb2.PictureRecord
 ) -> tuple[bytes, generation_pb2.PictureInfo]:
-    """A picture file and what it is. `pixels` is uint8 [height, width, 3].
+    """A picture file and its description. `pixels` is uint8 [height, width, 3].
 
-    PNG holds the record as text under `pseudoword`, JPEG and WebP as EXIF's image description.
+    PNG contains the record as text under `pseudoword`, JPEG and WebP as EXIF's image description.
     """
     image = Image.fromarray(pixels)
     buffer = io.BytesIO()
@@ -50,7 +50,7 @@ def to_file(
 
 
 def from_file(data: bytes) -> resources_pb2.PictureRecord:
-    """The record inside a file that to_file has made."""
+    """The record inside a file that to_file has written."""
     with Image.open(io.BytesIO(data)) as image:
         written = getattr(image, "text", {}).get(RECORD_KEY) or image.getexif()[_EXIF_IMAGE_DESCRIPTION]
     return Parse(written, resources_pb2.PictureRecord())

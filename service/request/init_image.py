@@ -1,4 +1,4 @@
-"""The picture that a request starts from, and its mask: checked before they are decoded, then brought to size."""
+"""The picture that a request starts from, and its mask: checked before they are decoded, then fitted to size."""
 
 import hashlib
 from collections.abc import Callable
@@ -18,7 +18,8 @@ _LIMITS = PictureLimits(max_bytes=12 * 2**20)
 
 @dataclass(frozen=True, kw_only=True)
 class InitImage:
-    """The bytes of a start picture and a mask (empty: none), and the sha256 (hex) of each."""
+    """The bytes of a start picture and of its mask (empty: none). `strength` in (0, 1] is the fraction of the schedule
+    that is rerun."""
 
     picture: bytes
     mask: bytes
@@ -26,17 +27,17 @@ class InitImage:
 
     @property
     def digests(self) -> tuple[str, str]:
-        """Of picture and mask; empty where there is none."""
+        """The sha256 (hex) of picture and mask; empty for an absent mask."""
         return hashlib.sha256(self.picture).hexdigest(), hashlib.sha256(self.mask).hexdigest() if self.mask else ""
 
     def decoded(self, width: int, height: int) -> DecodedInitImage:
-        """Both at the result's size; what does not fit its shape is cut off around the middle, never stretched. Takes
-        the time of decoding. Raises InvalidArgument."""
+        """Decodes both and fits them to the result's size: cropped around the middle, never stretched. Blocks while it
+        decodes. Raises InvalidArgument."""
         size = (width, height)
-        shown = _read("settings.start_picture", self.picture, read_picture)
+        picture = _read("settings.start_picture", self.picture, read_picture)
         mask = _read("settings.mask", self.mask, read_mask) if self.mask else None
         return DecodedInitImage(
-            picture=ImageOps.fit(shown, size, Image.Resampling.LANCZOS),
+            picture=ImageOps.fit(picture, size, Image.Resampling.LANCZOS),
             mask=None if mask is None else ImageOps.fit(mask, size, Image.Resampling.LANCZOS),
             strength=self.strength,
         )
@@ -45,22 +46,22 @@ class InitImage:
 def validate_init_image(
     settings: resources_pb2.PictureSettings, default_strength: float, wrong: Violations
 ) -> tuple[InitImage | None, PictureInfo | None]:
-    """The start that `settings` ask for and what its picture's header says; adds to `wrong`."""
+    """The init image of `settings` and its picture's header; None without one. Adds violations to `wrong`."""
     if not settings.start_picture:
-        for field, given in (("strength", settings.HasField("strength")), ("mask", bool(settings.mask))):
-            if given:
+        for field, is_set in (("strength", settings.HasField("strength")), ("mask", bool(settings.mask))):
+            if is_set:
                 wrong.add(f"settings.{field}", "needs start_picture")
         return None, None
     strength = settings.strength if settings.HasField("strength") else default_strength
     if not 0 < strength <= 1:
-        wrong.add("settings.strength", f"is {strength:g}; it must be above 0, at most 1")
+        wrong.add("settings.strength", f"is {strength:g}; it must be above 0 and at most 1")
     info = _info("settings.start_picture", settings.start_picture, wrong)
     if settings.mask:
         mask = _info("settings.mask", settings.mask, wrong)
         if info and mask and (info.width, info.height) != (mask.width, mask.height):
             wrong.add(
                 "settings.mask",
-                f"has {mask.width} x {mask.height} pixels, and start_picture {info.width} x {info.height}",
+                f"has {mask.width} x {mask.height} pixels; it must have start_picture's {info.width} x {info.height}",
             )
     return InitImage(picture=settings.start_picture, mask=settings.mask, strength=strength), info
 

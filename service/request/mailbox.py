@@ -1,4 +1,4 @@
-"""From the engine's thread to one request's stream: what happens to its pictures."""
+"""Passes a request's events from the engine's thread to its response stream."""
 
 import asyncio
 from collections import deque
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Stepped:
-    """`call` of the request's `calls` are made."""
+    """`call` of the request's `calls` denoiser calls are made."""
 
     call: int
     calls: int
@@ -27,8 +27,8 @@ class Previewed:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """Picture `index` is finished; `pixels` is uint8 [height, width, 3], black where it is `withheld`. `flagged`: the
-    safety checker objects to it."""
+    """Picture `index` is finished; `pixels` is uint8 [height, width, 3], black if it is `withheld`. `flagged`: the
+    safety checker has flagged it."""
 
     index: int
     pixels: np.ndarray
@@ -43,7 +43,7 @@ class Started:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """Nothing more will come."""
+    """The request has failed with `error`; this is its last event."""
 
     error: Exception
 
@@ -52,20 +52,20 @@ Event = Started | Stepped | Previewed | Drawn | Failed
 
 
 class Mailbox:
-    """Events of one request. Bounded whoever reads slowly: finished pictures are at most the request's count, and of
-    progress and previews only the newest are kept."""
+    """The events of one request. Bounded even if the reader is slow: at most the request's count of finished pictures,
+    and of progress and of each picture's previews only the newest."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._events: deque[Event] = deque()
-        self._there = asyncio.Event()
+        self._available = asyncio.Event()
 
     def post(self, event: Event) -> None:
         """Called by the engine's thread."""
         try:
             self._loop.call_soon_threadsafe(self._add, event)
         except RuntimeError:
-            # The loop has closed: the server has stopped, and nobody reads any more.
+            # The loop is closed: the server has stopped, and the mailbox has no reader.
             return
 
     def _add(self, event: Event) -> None:
@@ -76,15 +76,15 @@ class Mailbox:
                     self._events.remove(older)
                     break
         self._events.append(event)
-        self._there.set()
+        self._available.set()
 
     async def events(self) -> AsyncIterator[Event]:
-        """The events as they come. Raises what a Failed carries; ends never by itself."""
+        """Yields the events as they arrive. Raises the error of a Failed; never ends otherwise."""
         while True:
-            await self._there.wait()
+            await self._available.wait()
             while self._events:
                 event = self._events.popleft()
                 if isinstance(event, Failed):
                     raise event.error
                 yield event
-            self._there.clear()
+            self._available.clear()

@@ -1,4 +1,4 @@
-"""What a request asks for: its settings validated, every default filled in."""
+"""The parameters of a request: its settings, validated, with every default filled in."""
 
 import math
 import secrets
@@ -28,7 +28,7 @@ FORMATS: Mapping[int, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationParams:
-    """What a request asks for, validated, with every default filled in. `prompt` is `prompt_text`, parsed. Sizes are in
+    """A request's parameters, validated, with every default filled in. `prompt` is `prompt_text`, parsed. Sizes are in
     pixels; picture i has the seed `seed` + i."""
 
     tenant: str
@@ -55,16 +55,16 @@ class GenerationParams:
 
     @property
     def guided(self) -> bool:
-        """Whether the negative prompt takes part: at a guidance of 1 it cancels out."""
+        """Whether the negative prompt is used: at a guidance of 1 it cancels out."""
         return self.guidance > 1
 
     @property
     def calls(self) -> int:
-        """Calls of the denoiser for one picture."""
+        """Denoiser calls for one picture."""
         return SCHEDULERS[self.scheduler].model_calls(self.steps, self.init_image.strength if self.init_image else 1.0)
 
     def settings(self, index: int) -> resources_pb2.PictureSettings:
-        """The settings of picture `index`, complete, as its record has them."""
+        """The complete settings of picture `index`, for its record."""
         settings = resources_pb2.PictureSettings(
             prompt=self.prompt_text,
             negative_prompt=self.negative_prompt_text,
@@ -87,7 +87,7 @@ class GenerationParams:
 def validate(
     request: generation_pb2.GenerateRequest, spec: ModelSpec, defaults: Defaults, limits: Limits
 ) -> GenerationParams:
-    """Validates a request at the edge. Raises InvalidArgument with every field that is wrong."""
+    """Validates a request at the edge. Raises InvalidArgument with every violation."""
     settings = request.settings
     wrong = Violations()
     tenant = wrong.name(TenantName, request.parent, "parent")
@@ -99,7 +99,7 @@ def validate(
     wrong.number("settings.seed", seed, 0, _GREATEST_SEED - count)
     steps = settings.steps if settings.HasField("steps") else defaults.steps
     wrong.number("settings.steps", steps, 1, limits.max_steps)
-    # A float of 32 bits, as the wire has it, so that the same number typed in is the same picture.
+    # Kept at the 32-bit precision of the wire, so that the same number gives the same picture.
     guidance = settings.guidance_scale if settings.HasField("guidance_scale") else defaults.guidance
     if not math.isfinite(guidance) or not 1 <= guidance <= limits.max_guidance:
         wrong.add("settings.guidance_scale", f"is {guidance:g}; it must be from 1 to {limits.max_guidance:g}")
@@ -107,31 +107,33 @@ def validate(
     if scheduler not in SCHEDULERS:
         wrong.add("settings.scheduler", f"{scheduler[:64]!r} is not one of {', '.join(sorted(SCHEDULERS))}")
     elif steps > SCHEDULERS[scheduler].max_steps:
-        wrong.add("settings.steps", f"is {steps}; {scheduler} takes at most {SCHEDULERS[scheduler].max_steps}")
+        wrong.add("settings.steps", f"is {steps}; {scheduler} allows at most {SCHEDULERS[scheduler].max_steps}")
     wrong.number("settings.clip_skip", settings.clip_skip, 0, spec.encoders[0].layers - 1)
     prompts = {}
     for field in ("prompt", "negative_prompt"):
         prompts[field] = parse(getattr(settings, field), weights=settings.prompt_weights)
         if any(weight > _MAX_WEIGHT for weight in prompts[field].weights):
-            wrong.add(f"settings.{field}", f"holds a weight above {_MAX_WEIGHT:g}")
+            wrong.add(f"settings.{field}", f"contains a weight above the limit of {_MAX_WEIGHT:g}")
     init_image, info = validate_init_image(settings, defaults.strength, wrong)
     if init_image is not None and 0 < init_image.strength <= 1 <= steps and not int(steps * init_image.strength):
-        wrong.add("settings.strength", f"is {init_image.strength:g}: of {steps} steps it leaves none")
+        wrong.add(
+            "settings.strength", f"is {init_image.strength:g}, which leaves no step of {steps}: raise strength or steps"
+        )
     sizes = {}
     for side in ("width", "height"):
-        # A start picture's own size, as far as the model can draw it.
-        own = (
+        # The default is the start picture's size, rounded down to a multiple that the model can draw.
+        default = (
             spec.sample_size_px
             if info is None
             else getattr(info, side) // spec.size_multiple_px * spec.size_multiple_px
         )
-        px = getattr(settings, side) if settings.HasField(side) else own
+        px = getattr(settings, side) if settings.HasField(side) else default
         wrong.number(f"settings.{side}", px, spec.size_multiple_px, limits.max_size_px)
         if px % spec.size_multiple_px:
             wrong.add(f"settings.{side}", f"is {px}; it must be a multiple of {spec.size_multiple_px}")
         sizes[side] = px
     if request.format not in FORMATS:
-        wrong.add("format", f"{request.format} is no picture format: PNG, JPEG or WEBP")
+        wrong.add("format", f"{request.format} is not a picture format; use PNG, JPEG or WEBP")
     quality = request.quality or 90
     wrong.number("quality", quality, 1, 100)
     wrong.number("preview_every", request.preview_every, 0, limits.max_steps)

@@ -1,4 +1,4 @@
-"""From validated parameters to a request that the engine can take: its words, its init image, its records."""
+"""Turns validated parameters into a request for the engine: resolves words, decodes the init image, makes records."""
 
 import asyncio
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from service.words.resolver import ResolvedWord, WordResolver, by_ref
 
 
 class RequestPreparer:
-    """One resident model's. Lives on the event loop."""
+    """Prepares requests for one resident model. Lives on the event loop."""
 
     def __init__(self, model: BaseModel, resolver: WordResolver) -> None:
         self._resolver = resolver
@@ -39,25 +39,25 @@ class RequestPreparer:
     ) -> Request:
         """Resolves the words of `params` on behalf of `principal`, and checks that its prompts fit the encoder.
 
-        `arrived` and `deadline` are seconds on the monotonic clock. With `versions` (word to version) words mean those,
-        whatever their aliases mean now. Raises what WordResolver.resolve raises, PromptTooLong, and InvalidArgument for
-        an init image that cannot be decoded.
+        `arrived` and `deadline` are seconds on the monotonic clock. With `versions` (word to version) each word means
+        that version, and aliases are ignored. Raises the errors of WordResolver.resolve, PromptTooLong, and
+        InvalidArgument for an init image that cannot be decoded.
         """
         refs = tuple(dict.fromkeys((*params.prompt.words, *params.negative_prompt.words)))
-        asked = refs if versions is None else [pinned(versions[str(ref)]) for ref in refs]
+        pinned_refs = refs if versions is None else [pinned(versions[str(ref)]) for ref in refs]
         words = await self._resolver.resolve(
             params.tenant,
-            asked,
+            pinned_refs,
             principal,
             field="settings.prompt",
             allow_family=params.allow_family,
             max_staleness=max_staleness,
         )
-        words = [_called(word, ref) for word, ref in zip(words, refs, strict=True)]
+        words = [_renamed(word, ref) for word, ref in zip(words, refs, strict=True)]
         vectors = by_ref(words)
         counts = {ref: len(tensor) for ref, tensor in vectors.items()}
         for prompt in (params.prompt, params.negative_prompt):
-            self._encoder.tokenizer.tokenize(prompt, counts)  # raises PromptTooLong before anything is promised
+            self._encoder.tokenizer.tokenize(prompt, counts)  # raises PromptTooLong before the request is accepted
         init_image = None
         if params.init_image is not None:
             init_image = await asyncio.to_thread(params.init_image.decoded, params.width, params.height)
@@ -74,12 +74,12 @@ class RequestPreparer:
 
 
 def pinned(version: VersionName) -> WordRef:
-    """The word that means this version for ever."""
+    """The reference that always means this version."""
     return WordRef(version.tenant, version.concept, version=version.version)
 
 
-def _called(word: ResolvedWord, ref: WordRef) -> ResolvedWord:
-    """`word` under the name that the prompt has for it."""
+def _renamed(word: ResolvedWord, ref: WordRef) -> ResolvedWord:
+    """`word` under the name that the prompt uses for it."""
     if word.ref == ref:
         return word
     use = resources_pb2.WordUse()

@@ -1,4 +1,4 @@
-"""The record of a picture: everything that made it."""
+"""The record of a picture: everything needed to draw it again."""
 
 from collections.abc import Sequence
 from importlib.metadata import version as installed
@@ -13,7 +13,7 @@ _SOFTWARE = ("pseudoword-server", "torch", "diffusers", "transformers")
 
 
 class Recorder:
-    """Writes the records of one resident model's pictures."""
+    """Makes the records of one resident model's pictures."""
 
     def __init__(self, model: BaseModel) -> None:
         self._made_with = resources_pb2.PictureRecord(

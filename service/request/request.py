@@ -1,4 +1,4 @@
-"""A request on its way through the engine."""
+"""A request in the engine, and its pictures."""
 
 import threading
 import time
@@ -19,27 +19,28 @@ from service.scheduling.scheduler import Work
 
 @dataclass(kw_only=True, eq=False)
 class Request:
-    """What is drawn for whom. `deadline` and `arrived` are seconds on the monotonic clock.
+    """A prepared request. `deadline` and `arrived` are seconds on the monotonic clock.
 
-    Only the engine's thread changes it, except for `gone`, which whoever no longer wants the pictures sets, and which
-    the engine reads before each call.
+    Only the engine's thread changes it, except for `cancelled`: the request's owner sets it when the pictures are no
+    longer needed, and the engine reads it before each call.
     """
 
     params: GenerationParams
     vectors: Mapping[WordRef, torch.Tensor]
-    digests: Mapping[WordRef, str] = field(default_factory=dict)  # of the vectors, as far as they are known
+    digests: Mapping[WordRef, str] = field(default_factory=dict)  # of the vectors, where known
     mailbox: Mailbox
     init_image: DecodedInitImage | None = None
-    records: Sequence[resources_pb2.PictureRecord] = ()  # of each picture
+    records: Sequence[resources_pb2.PictureRecord] = ()  # one for each picture
     deadline: float = inf
     arrived: float = field(default_factory=time.monotonic)
-    gone: threading.Event = field(default_factory=threading.Event)
+    cancelled: threading.Event = field(default_factory=threading.Event)
     calls_made: int = 0
-    told_at: float = -inf  # when it last heard how far it is
+    progress_sent_at: float = -inf  # seconds on the monotonic clock
 
     @cached_property
     def work(self) -> Work:
-        """What admission needs to know of it; rows of a picture are the unconditional one and the conditional one."""
+        """The request's cost for the scheduler. A guided picture has two rows, an unconditional and a conditional
+        one."""
         params = self.params
         return Work(
             tenant=params.tenant,
@@ -56,7 +57,7 @@ class Request:
 
 @dataclass(kw_only=True, eq=False)
 class Picture:
-    """One picture of a request while it is drawn."""
+    """One picture of a request that is being drawn."""
 
     id: int
     request: Request

@@ -1,4 +1,4 @@
-"""Who is admitted and who runs next, decided by measured costs.
+"""Admission control and scheduling of requests, by measured costs.
 
-Pure: no torch, no gRPC, no clock; times are handed in.
+Pure: no torch, no gRPC, no clock; times are passed in.
 """

@@ -1,7 +1,7 @@
-"""How long a call of the denoiser takes, by rows and shape. Pure: times are handed in.
+"""Predicts the time of a denoiser call from its rows and shape. Pure: times are passed in.
 
-Measured at warm-up for a few numbers of rows, and by every call since. Between two measured numbers a straight line
-holds, beyond the greatest one its own time a row.
+Measured at warm-up for a few numbers of rows, and by every call since. Times are interpolated linearly between measured
+numbers of rows, and extrapolated beyond the largest one in proportion to the rows.
 """
 
 from bisect import bisect_left
@@ -11,41 +11,41 @@ from collections.abc import Mapping, Sequence
 Shape = tuple[int, int]
 
 _EWMA_WEIGHT = 0.2  # weight of the newest call in the smoothed time
-_FREE_TIME_FACTOR = 1.05  # of a call's time: what it may take longer for the sake of those in the background
-_STALE_CALLS = 32  # calls after which a number of rows is tried once more
-_WORTHWHILE_RATE = 0.97  # of the best rate that was measured: more rows than give this only make everybody wait
+_FREE_TIME_FACTOR = 1.05  # a call may take this much longer to include background rows
+_STALE_CALLS = 32  # calls after which an unused number of rows is tried again
+_WORTHWHILE_RATE = 0.97  # fraction of the best measured rate that suffices: more rows only lengthen every call
 
 
 class StepCostModel:
-    """One model's step times. `base` is the shape that was measured at warm-up; another shape's times are the base's
-    times the ratio of their areas, until its own calls tell."""
+    """One model's step times. `base` is the shape that is measured at warm-up. Another shape's times are the base's,
+    scaled by the ratio of the areas, until calls of that shape are measured."""
 
     def __init__(self, base: Shape) -> None:
         self._base = base
         self._times: dict[Shape, dict[int, float]] = {base: {}}
-        # Calls of each shape, and at which of them a number of rows was last measured, or at least tried.
+        # The number of calls of each shape, and its value when a number of rows was last measured, and last tried.
         self._calls: Counter[Shape] = Counter()
         self._measured_at: dict[tuple[Shape, int], int] = {}
         self._tried_at: dict[tuple[Shape, int], int] = {}
 
     def observe(self, shape: Shape, rows: int, seconds: float) -> None:
-        """A call of `rows` rows took `seconds`."""
+        """Records that a call of `rows` rows took `seconds`."""
         times = self._times.setdefault(shape, {})
         before = times.get(rows)
         self._calls[shape] += 1
         now = self._calls[shape]
         if before is None or now - self._measured_at.get((shape, rows), now) > _STALE_CALLS:
-            times[rows] = seconds  # what was measured long ago may have been another machine
+            times[rows] = seconds  # an old measurement may be from a machine under another load
         else:
             times[rows] = before + _EWMA_WEIGHT * (seconds - before)
         self._measured_at[shape, rows] = self._tried_at[shape, rows] = now
 
     def table(self, shape: Shape) -> Mapping[int, float]:
-        """What was measured of `shape`: rows to seconds."""
+        """The measured times of `shape`: rows to seconds."""
         return dict(sorted(self._times.get(shape, {}).items()))
 
     def seconds(self, shape: Shape, rows: int) -> float:
-        """What a call is expected to take; 0 while nothing was measured at all."""
+        """The expected seconds of a call; 0 before the first measurement."""
         own = self._times.get(shape)
         if own:
             return _between(own, rows)
@@ -53,15 +53,15 @@ class StepCostModel:
         return _between(self._times[self._base], rows) * area
 
     def useful_rows(self, shape: Shape, limit: int) -> int:
-        """The fewest rows of a call that get nearly as many done a second as any number up to `limit` does."""
+        """The smallest number of rows whose rate (rows a second) is nearly the best of all numbers up to `limit`."""
         sizes = [rows for rows in self._sizes(shape) if rows <= limit] or [limit]
         rates = [rows / (self.seconds(shape, rows) or 1.0) for rows in sizes]
         best = max(rates)
         return next(rows for rows, rate in zip(sizes, rates, strict=True) if rate >= _WORTHWHILE_RATE * best)
 
     def tried_rows(self, shape: Shape, limit: int) -> int:
-        """As useful_rows, but every now and then twice as many, as far as `limit` goes: what was slow at warm-up, since
-        the machine had other things to do, would stay so for ever if nobody tried again."""
+        """As useful_rows, but every _STALE_CALLS calls at least twice as many, up to `limit`. A number of rows that was
+        slow at warm-up because the machine was busy would otherwise never be measured again."""
         useful = self.useful_rows(shape, limit)
         more = next((rows for rows in self._sizes(shape) if 2 * useful <= rows <= limit), useful)
         now = self._calls[shape]
@@ -71,14 +71,15 @@ class StepCostModel:
         return more
 
     def free_rows(self, shape: Shape, rows: int, limit: int) -> int:
-        """How many rows, `rows` at the least, a call of `rows` may have for next to nothing more."""
+        """The largest number of rows up to `limit` whose call takes at most _FREE_TIME_FACTOR times as long as one of
+        `rows`; at least `rows`."""
         allowed_s = self.seconds(shape, rows) * _FREE_TIME_FACTOR
         return max(
             [rows, *(more for more in self._sizes(shape) if more <= limit and self.seconds(shape, more) <= allowed_s)]
         )
 
     def solo_s(self, shape: Shape, *, pictures: int, rows: int, calls: int, limit: int) -> float:
-        """What drawing takes with the model for itself: `pictures` of `rows` rows and `calls` calls each."""
+        """Expected seconds to draw `pictures`, of `rows` rows and `calls` calls each, alone on the model."""
         at_once = max(1, min(pictures, max(self.useful_rows(shape, limit), rows) // rows))
         full, rest = divmod(pictures, at_once)
         round_s = full * self.seconds(shape, at_once * rows) + (self.seconds(shape, rest * rows) if rest else 0.0)
@@ -97,7 +98,7 @@ def _between(times: dict[int, float], rows: int) -> float:
         return times[known[-1]] * rows / known[-1]
     upper = known[place]
     if upper == rows or place == 0:
-        # Fewer rows than were ever measured: no faster than the fewest.
+        # Below the smallest measured number of rows: its time is the lower bound.
         return times[upper]
     lower = known[place - 1]
     share = (rows - lower) / (upper - lower)

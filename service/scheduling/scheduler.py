@@ -1,10 +1,10 @@
-"""Who is admitted, and who runs next. The engine and the simulator use the same code. Pure: no torch, no gRPC, the time
-handed in.
+"""Admits work and chooses the pictures of each call. The engine and the simulator use the same code. Pure: no torch, no
+gRPC, the time is passed in.
 
-The unit is a picture. Between tenants the share is by rows of the denoiser (start-time fair queueing, Goyal et al.
-1996); within a tenant the earliest deadline is first. Priorities go before both, and waiting raises a picture's
-priority, so that no picture starves. A picture with a priority below 0 is background work: it has calls of its own
-while no other picture waits, and joins other calls only where that costs them next to nothing.
+The unit is a picture. Tenants share the denoiser's rows fairly (start-time fair queueing, Goyal et al. 1996); within a
+tenant the earliest deadline is first. Priorities take precedence over both, and waiting raises a picture's priority, so
+no picture starves. A picture with a priority below 0 is background work: it gets its own calls only while no other
+picture waits, and joins other calls only if that makes them hardly longer.
 """
 
 from collections import Counter
@@ -14,12 +14,12 @@ from math import inf
 
 from service.scheduling.cost_model import Shape, StepCostModel
 
-# A call takes no less than this fraction of the time that is expected of it.
+# A call takes at least this fraction of its expected time.
 _MIN_TIME_FRACTION = 0.7
 
 
 class Full(Exception):
-    """The queue has `waiting` pictures, of all tenants or of `tenant`, and room for `limit`."""
+    """The queue has `waiting` of at most `limit` pictures, of all tenants or of `tenant`."""
 
     def __init__(self, waiting: int, limit: int, tenant: str = "") -> None:
         whose = f" of tenants/{tenant}" if tenant else ""
@@ -30,32 +30,32 @@ class Full(Exception):
 
 
 class TooLate(Exception):
-    """The work takes `needed_s` with the model for itself, and its deadline is `left_s` away."""
+    """The work needs `needed_s` alone on the model, and its deadline is in `left_s`."""
 
     def __init__(self, needed_s: float, left_s: float) -> None:
         super().__init__(
-            f"drawing this takes about {needed_s:.2f} s, and the deadline is {left_s:.2f} s away: "
-            "allow more time, or ask for fewer steps or pictures"
+            f"drawing this takes about {needed_s:.2f} s, and the deadline is in {left_s:.2f} s: "
+            "allow more time, or request fewer steps or pictures"
         )
         self.needed_s = needed_s
         self.left_s = left_s
 
 
 class Overloaded(Exception):
-    """Behind the work that is ahead of it, the work would end about `late_s` after its deadline."""
+    """After the work that is ahead of it, the work would end about `late_s` after its deadline."""
 
     def __init__(self, late_s: float) -> None:
         super().__init__(
-            f"with the work that is ahead of it, drawing this would end about {late_s:.2f} s after its deadline"
+            f"after the work that is ahead of it, drawing this would end about {late_s:.2f} s after its deadline"
         )
         self.late_s = late_s
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a request costs: `pictures`, each of `rows` rows (2 with guidance, 1 without) in each of `calls` calls.
+    """The cost of a request: `pictures`, each of `rows` rows (2 with guidance, 1 without) in each of `calls` calls.
 
-    Only pictures of one `shape` share a call, and an `exact` one has its calls for itself. `deadline` and `arrived` are
+    Only pictures of one `shape` share a call, and an `exact` one has calls of its own. `deadline` and `arrived` are
     seconds on the clock of `now`.
     """
 
@@ -76,7 +76,8 @@ class Work:
 
 @dataclass(kw_only=True)
 class _Picture:
-    """A picture in flight: whose work it is, the calls it still needs, and when it was last in a call."""
+    """A picture in flight: its work, the calls it still needs, and when it was last in a call (at first: its
+    arrival)."""
 
     id: int
     work: Work
@@ -89,7 +90,7 @@ class _Picture:
 
 
 class Scheduler:
-    """The pictures in flight, and the choice of those that make the next call of the denoiser."""
+    """The pictures in flight, and the choice of those in the next call of the denoiser."""
 
     def __init__(
         self,
@@ -100,13 +101,14 @@ class Scheduler:
         aging_s: float = 10.0,
         max_pictures_a_tenant: int | None = None,
     ) -> None:
-        """At most `max_pictures` in flight, `max_rows` in one call; `aging_s` without a step is worth one priority."""
+        """At most `max_pictures` are in flight, and `max_rows` in one call; each `aging_s` without a step raises a
+        picture's priority by one."""
         self.costs = costs
         self.max_rows = max_rows
         self._max_pictures = max_pictures
         self._max_pictures_a_tenant = max_pictures if max_pictures_a_tenant is None else max_pictures_a_tenant
         self._aging_s = aging_s
-        # By tenant: places of pictures that were admitted and have not entered yet, and of those that have.
+        # By tenant: admitted pictures that have not entered yet, and pictures that have.
         self._reserved: Counter[str] = Counter()
         self._present: Counter[str] = Counter()
         self._pictures: dict[int, _Picture] = {}
@@ -114,13 +116,13 @@ class Scheduler:
         self._served_rows: dict[str, float] = {}
 
     def __len__(self) -> int:
-        """Pictures in flight, and admitted ones that have not entered yet."""
+        """Number of pictures in flight, including admitted ones that have not entered yet."""
         return len(self._pictures) + self._reserved.total()
 
     def admit(self, work: Work, now: float) -> None:
         """Reserves places for `work`, which enter() takes or release() frees. Raises TooLate, Overloaded, Full.
 
-        Without Overloaded, all requests of a queue that is too long would share in the work, and none would be in time.
+        Without Overloaded, all requests of an overlong queue would share the model, and none would meet its deadline.
         """
         needed_s, left_s = self.solo_s(work), max(0.0, work.deadline - now)
         if needed_s > left_s:
@@ -142,17 +144,17 @@ class Scheduler:
             del self._reserved[work.tenant]
 
     def enter(self, work: Work, ids: Sequence[int]) -> None:
-        """The pictures of `work` take the places that were reserved."""
+        """Adds the pictures of `work`, which take the reserved places."""
         self.release(work)
         for id in ids:
             if work.tenant not in self._served_rows:
-                # A tenant that comes back starts level with the one served least: idleness is not saved up.
+                # A returning tenant starts level with the least served one: idle time earns no credit.
                 self._served_rows[work.tenant] = min(self._served_rows.values(), default=0.0)
             self._pictures[id] = _Picture(id=id, work=work, calls_left=work.calls, served_at=work.arrived)
             self._present[work.tenant] += 1
 
     def leave(self, id: int) -> None:
-        """Frees the place of a picture that is finished or not wanted any more; an unknown `id` is ignored."""
+        """Frees the place of a picture that is finished or cancelled; an unknown `id` is ignored."""
         picture = self._pictures.pop(id, None)
         if picture is None:
             return
@@ -162,11 +164,12 @@ class Scheduler:
             del self._present[tenant], self._served_rows[tenant]
 
     def next_group(self, now: float) -> list[int]:
-        """Chooses the pictures of the next call and charges their rows to their tenants. Empty only when no picture is
-        in flight.
+        """Chooses the pictures of the next call and charges their rows to their tenants. Empty only if no picture is in
+        flight.
 
-        All are of one shape, together of no more rows than `max_rows` and than pay (one picture alone may exceed both);
-        an exact one is alone. Background pictures enlarge another's call only as far as that is nearly free.
+        All have one shape. Their rows are at most `max_rows` and at most the cost model's useful number; a single
+        picture may exceed both. An exact picture is alone. Background pictures join a foreground call only if that is
+        nearly free.
         """
         if not self._pictures:
             return []
@@ -190,12 +193,12 @@ class Scheduler:
         return [picture.id for picture in group]
 
     def stepped(self, ids: Sequence[int]) -> None:
-        """One call was made for these pictures."""
+        """Records that one call was made for these pictures."""
         for id in ids:
             self._pictures[id].calls_left -= 1
 
     def hopeless(self, now: float) -> list[int]:
-        """Pictures whose deadline has passed, or would pass even with the model for themselves from now on."""
+        """Pictures whose deadline has passed, or would pass even if they had the model to themselves from now on."""
         return [
             picture.id
             for picture in self._pictures.values()
@@ -204,13 +207,13 @@ class Scheduler:
         ]
 
     def solo_s(self, work: Work) -> float:
-        """Seconds that `work` takes with the model for itself, decoding left out."""
+        """Expected seconds of `work` alone on the model, without decoding."""
         return self.costs.solo_s(
             work.shape, pictures=work.pictures, rows=work.rows, calls=work.calls, limit=self.max_rows
         )
 
     def work_ahead_s(self, priority: int, deadline: float = inf) -> float:
-        """Seconds that the pictures ahead of a new one of `priority` and `deadline` are expected to take."""
+        """Expected seconds of the pictures that are ahead of a new one of `priority` and `deadline`."""
         seconds = 0.0
         for picture in self._pictures.values():
             work = picture.work
@@ -220,11 +223,11 @@ class Scheduler:
         return seconds
 
     def retry_s(self, priority: int) -> float:
-        """Seconds after which to try a full queue again: half of the work ahead is done by then."""
+        """Retry delay for a full queue, in seconds: by then about half of the work ahead is done."""
         return max(1.0, self.work_ahead_s(priority) / 2)
 
     def _take(self, pictures: Iterable[_Picture], now: float) -> _Picture:
-        """The next one of `pictures`. Its rows are charged to its tenant, which decides who is next after it."""
+        """Chooses the first of `pictures` and charges its rows to its tenant, which affects the next choice."""
         picture = min(pictures, key=lambda picture: self._order(picture, now))
         self._served_rows[picture.work.tenant] += picture.rows
         return picture

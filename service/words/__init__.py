@@ -1,4 +1,5 @@
-"""What words mean: asked of the registry, cached until its watch reports a change, their vectors on the device.
+"""Resolves words through the registry, caches the results until its watch reports a change, keeps vectors on the
+device.
 
-Nothing here reads a prompt or a picture.
+Reads no prompts and no pictures.
 """

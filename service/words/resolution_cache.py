@@ -1,6 +1,7 @@
-"""What words mean, as far as the registry has told: kept until its watch says that something about them changed.
+"""Caches the registry's resolutions of words until its watch reports a change.
 
-Pure: no grpc, the time handed in. A meaning is as old as the last message of the watch, since the watch misses nothing.
+Pure: no grpc, the time is passed in. A cached resolution is as old as the last bookmark of the watch, since the watch
+misses no change.
 """
 
 from collections import OrderedDict
@@ -11,13 +12,13 @@ from math import inf
 from typing import Generic, TypeVar
 
 M = TypeVar("M")
-# Another tenant's word: its grant may have been withdrawn without our having heard.
+# Limit for another tenant's word: its grant may have been withdrawn while the watch was disconnected.
 FOREIGN_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True)
 class Key:
-    """A word as a tenant's prompt says it. `owner` and `concept` are whose word it is."""
+    """A word as written in a prompt of the tenant `asking`; `owner` and `concept` are the concept that it refers to."""
 
     asking: str
     word: str
@@ -30,70 +31,70 @@ class Key:
 
 
 class ResolutionCache(Generic[M]):
-    """The newest meanings of at most `limit` words. Times are seconds on the clock of `now`."""
+    """The newest resolutions of at most `limit` words. Times are seconds on the clock of `now`."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._kept: OrderedDict[Key, M] = OrderedDict()
+        self._entries: OrderedDict[Key, M] = OrderedDict()
         self._by_concept: dict[tuple[str, str], set[Key]] = {}
-        self._asking: list[set[tuple[str, str]]] = []
-        self._fresh_at = -inf
-        # Set by the watch: its stream is broken, so asking the registry would most likely only take time.
+        self._open_queries: list[set[tuple[str, str]]] = []
+        self._confirmed_at = -inf
+        # Set by the watch while its stream is broken: a call to the registry would most likely only time out.
         self.disconnected = False
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._entries)
 
     def age_s(self, now: float) -> float:
-        """Seconds since the watch last spoke; infinite while it has not begun."""
-        return now - self._fresh_at
+        """Seconds since the watch's last bookmark; infinite before the first one."""
+        return now - self._confirmed_at
 
     def reset(self) -> None:
-        """The watch begins anew and knows nothing of what was before."""
-        self._kept.clear()
+        """Drops everything: the watch starts without a token and cannot report earlier changes."""
+        self._entries.clear()
         self._by_concept.clear()
-        self._fresh_at = -inf
-        for changed in self._asking:
-            changed.add(_ANYTHING)
+        self._confirmed_at = -inf
+        for changed in self._open_queries:
+            changed.add(_EVERYTHING)
 
     def mark_fresh(self, now: float) -> None:
-        """The watch has spoken: up to now everything is told."""
-        self._fresh_at = now
+        """The watch has sent a bookmark: all changes up to `now` are reported."""
+        self._confirmed_at = now
 
     def invalidate(self, owner: str, concept: str) -> None:
-        """Something about a concept changed."""
-        for changed in self._asking:
+        """Drops the resolutions of a changed concept."""
+        for changed in self._open_queries:
             changed.add((owner, concept))
         for key in self._by_concept.pop((owner, concept), ()):
-            del self._kept[key]
+            del self._entries[key]
 
     def get(self, key: Key, now: float, limit_s: float) -> M | None:
-        """What `key` means, unless nothing is kept or what is kept may be older than `limit_s`."""
+        """The resolution of `key`; None if it is not cached or may be older than `limit_s`."""
         if key.foreign:
             limit_s = min(limit_s, FOREIGN_LIMIT_S)
-        resolution = self._kept.get(key)
+        resolution = self._entries.get(key)
         if resolution is None or self.age_s(now) > limit_s:
             return None
-        self._kept.move_to_end(key)
+        self._entries.move_to_end(key)
         return resolution
 
     @contextmanager
     def query(self) -> Iterator["Query[M]"]:
-        """While the registry is asked: what it answers is kept unless the watch tells of a change meanwhile."""
+        """A context for one call to the registry. A response that raced with an invalidation is not cached."""
         changed: set[tuple[str, str]] = set()
-        self._asking.append(changed)
+        self._open_queries.append(changed)
         try:
             yield Query(self, changed)
         finally:
-            # By identity: equal sets are of different askers.
-            self._asking = [other for other in self._asking if other is not changed]
+            # By identity: two queries may have equal sets.
+            self._open_queries = [other for other in self._open_queries if other is not changed]
 
-    def _keep(self, key: Key, resolution: M) -> None:
-        self._kept[key] = resolution
-        self._kept.move_to_end(key)
+    def _put(self, key: Key, resolution: M) -> None:
+        self._entries[key] = resolution
+        self._entries.move_to_end(key)
         self._by_concept.setdefault((key.owner, key.concept), set()).add(key)
-        while len(self._kept) > self._limit:
-            oldest, _ = self._kept.popitem(last=False)
+        while len(self._entries) > self._limit:
+            oldest, _ = self._entries.popitem(last=False)
             keys = self._by_concept[oldest.owner, oldest.concept]
             keys.discard(oldest)
             if not keys:
@@ -101,17 +102,17 @@ class ResolutionCache(Generic[M]):
 
 
 class Query(Generic[M]):
-    """Answers of one question to the registry."""
+    """One call to the registry. `changed` collects the concepts that change while it runs."""
 
     def __init__(self, resolutions: ResolutionCache[M], changed: set[tuple[str, str]]) -> None:
         self._resolutions = resolutions
         self._changed = changed
 
     def keep(self, answers: Iterable[tuple[Key, M]]) -> None:
-        """Keeps those about which nothing has changed since the question was asked."""
+        """Caches the answers whose concepts have not changed since the call began."""
         for key, resolution in answers:
-            if _ANYTHING not in self._changed and (key.owner, key.concept) not in self._changed:
-                self._resolutions._keep(key, resolution)
+            if _EVERYTHING not in self._changed and (key.owner, key.concept) not in self._changed:
+                self._resolutions._put(key, resolution)
 
 
-_ANYTHING = ("", "")
+_EVERYTHING = ("", "")

@@ -1,4 +1,4 @@
-"""Resolves the words of a request: which version each one means, and its vectors on the device."""
+"""Resolves the words of a request to versions, and loads their vectors onto the device."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ _logger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedWord:
-    """A word as a request uses it: which version it means, and its vectors [n, dims] in fp32 on the device."""
+    """A resolved word: its version, and its vectors, fp32 [n, dims] on the device."""
 
     ref: WordRef
     use: resources_pb2.WordUse
@@ -42,8 +42,8 @@ class ResolvedWord:
 
 
 class WordResolver:
-    """Asks the registry what words mean, on the caller's behalf, and keeps what it answers: meanings until the watch
-    tells of a change, vectors until there is no room."""
+    """Resolves words through the registry on the caller's behalf. Caches resolutions until the watch reports a change,
+    and vectors until the cache is full."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class WordResolver:
         metrics: EngineMetrics,
         settings: WordSettings,
     ) -> None:
-        """`vectors` are kept by their digest. Raises SettingsError for a key file that cannot be used."""
+        """`vectors` caches vectors by digest. Raises SettingsError for an unusable key file."""
         self._registry = registry
         self._model = model
         self._resolutions = resolutions
@@ -76,13 +76,12 @@ class WordResolver:
         allow_family: bool = False,
         max_staleness: timedelta | None = None,
     ) -> list[ResolvedWord]:
-        """The words of a request, in the order of `refs`; a bare word is `tenant`'s.
+        """The resolved words of a request, in the order of `refs`; a word without a tenant belongs to `tenant`.
 
-        What a word means is at most `max_staleness` old. Where that is None the settings say how old, and how much
-        older while the registry is away. Raises InvalidArgument (WORD_UNKNOWN, naming `field`) when one is unknown or
-        not granted, FailedPrecondition (WORD_MISMATCH) when one was made for another model or (WORD_UNSIGNED) nobody
-        whom the operator trusts has signed it, DataLoss when its vectors are damaged, and what the registry itself
-        fails with.
+        Resolutions are at most `max_staleness` old. With None the settings have the limit, and a larger one for times
+        when the registry is unavailable. Raises InvalidArgument (WORD_UNKNOWN, naming `field`) if a word is unknown or
+        not granted, FailedPrecondition if it was made for another model (WORD_MISMATCH) or no trusted key has signed it
+        (WORD_UNSIGNED), DataLoss if its vectors are damaged, and the registry's own errors.
         """
         if not refs:
             return []
@@ -92,28 +91,28 @@ class WordResolver:
         if self._resolutions.disconnected and offline > limit:
             limit = offline
             self._metrics.word_offline.inc()
-        versions = self._kept(keys, limit.total_seconds()) if limit else None
+        versions = self._cached_versions(keys, limit.total_seconds()) if limit else None
         if versions is None:
-            versions = await self._asked(tenant, keys, principal, field, offline)
+            versions = await self._resolved_versions(tenant, keys, principal, field, offline)
         words = []
         for ref, version in zip(refs, versions, strict=True):
             self._check_signed(ref, version)
             fit = self._fit(ref, version, allow_family=allow_family or self._settings.allow_family)
-            vectors = await self._fetched(tenant, version, principal)
+            vectors = await self._load_vectors(tenant, version, principal)
             use = resources_pb2.WordUse(
                 word=str(ref), version=version.name, tensors_digest=version.tensors_digest, match=_MATCHES[fit]
             )
             words.append(ResolvedWord(ref=ref, use=use, vectors=vectors))
         return words
 
-    def _kept(self, keys: Sequence[Key], limit_s: float) -> list[registry_resources.Version] | None:
-        """What all of `keys` mean, if that is known and fresh enough."""
+    def _cached_versions(self, keys: Sequence[Key], limit_s: float) -> list[registry_resources.Version] | None:
+        """The cached versions of all `keys`; None if one is not cached or too old."""
         now = time.monotonic()
-        found = [self._resolutions.get(key, now, limit_s) for key in keys]
-        known = [version for version in found if version is not None]
+        cached = [self._resolutions.get(key, now, limit_s) for key in keys]
+        known = [version for version in cached if version is not None]
         return known if len(known) == len(keys) else None
 
-    async def _asked(
+    async def _resolved_versions(
         self, tenant: str, keys: Sequence[Key], principal: Principal, field: str, offline: timedelta
     ) -> list[registry_resources.Version]:
         request = registry_pb2.ResolveWordsRequest(parent=f"tenants/{tenant}", words=[key.word for key in keys])
@@ -126,20 +125,20 @@ class WordResolver:
                 if len(known) == len(keys):
                     answers.keep((key, word.version) for key, word in zip(keys, known, strict=True))
         except Unavailable:
-            versions = self._kept(keys, offline.total_seconds()) if offline else None
+            versions = self._cached_versions(keys, offline.total_seconds()) if offline else None
             if versions is None:
                 raise
             self._metrics.word_offline.inc()
-            _logger.warning("the registry is away: words are used as they were last known", words=len(keys))
+            _logger.warning("the registry is unavailable: cached resolutions are used", words=len(keys))
             return versions
         _refuse_unknown(resolved.words, field)
         return [word.version for word in resolved.words]
 
     def _check_signed(self, ref: WordRef, version: registry_resources.Version) -> None:
-        """The digest is what is signed, and the vectors are compared with it when they are fetched."""
+        """Checks the signature of the digest; the vectors are compared with the digest when they are fetched."""
         if self._keys is not None and self._keys.signer(version.tensors_digest, version.signatures) is None:
             raise FailedPrecondition(
-                f"<{ref}> is {version.name}, which none of this server's keys has signed",
+                f"<{ref}> is {version.name}, which none of the server's trusted keys has signed: sign it with one",
                 reason="WORD_UNSIGNED",
                 metadata={"word": str(ref), "version": version.name, "tensors_digest": version.tensors_digest},
             )
@@ -159,9 +158,11 @@ class WordResolver:
         if fit is Match.EXACT or (fit is Match.FAMILY and allow_family):
             return fit
         theirs = ", ".join(f"{e.name} of {e.dimensions} dimensions" for e in made_for.encoders)
-        why = "is not made for this very model; allow_family lets it be used" if fit is Match.FAMILY else "does not fit"
+        why = (
+            "was not made for exactly this model; set allow_family to use it" if fit is Match.FAMILY else "does not fit"
+        )
         raise FailedPrecondition(
-            f"<{ref}> {why}: it was made for {made_for.family or 'an unknown family'} ({theirs}), and the resident "
+            f"<{ref}> {why}: it was made for {made_for.family or 'an unknown family'} ({theirs}), the resident "
             f"model is {self._model.spec.family} ({ours.name} of {ours.dims} dimensions)",
             reason="WORD_MISMATCH",
             metadata={
@@ -174,7 +175,9 @@ class WordResolver:
             },
         )
 
-    async def _fetched(self, tenant: str, version: registry_resources.Version, principal: Principal) -> torch.Tensor:
+    async def _load_vectors(
+        self, tenant: str, version: registry_resources.Version, principal: Principal
+    ) -> torch.Tensor:
         digest = version.tensors_digest
         vectors = self._vectors.get(digest)
         if vectors is not None:
@@ -191,7 +194,7 @@ class WordResolver:
         tensors = read_tensors(answer.data)
         if tensors_digest(tensors) != digest:
             raise DataLoss(
-                f"the vectors of {version.name} are not those that its digest names",
+                f"the vectors of {version.name} do not match its digest",
                 reason="DIGEST_MISMATCH",
                 metadata={"version": version.name, "tensors_digest": digest},
             )
@@ -201,7 +204,7 @@ class WordResolver:
 
 
 def by_ref(words: Iterable[ResolvedWord]) -> Mapping[WordRef, torch.Tensor]:
-    """The vectors of words, as the encoder takes them."""
+    """The vectors of words by reference, as the encoder needs them."""
     return {word.ref: word.vectors for word in words}
 
 

@@ -1,4 +1,4 @@
-"""Tensors that are kept on the device: vectors of words, hidden states of prompts."""
+"""A cache of tensors on the device: vectors of words, hidden states of prompts."""
 
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -10,9 +10,9 @@ K = TypeVar("K", bound=Hashable)
 
 
 class TensorCache(Generic[K]):
-    """At most `limit_bytes` of tensors; the one not used for longest goes first. For one thread.
+    """At most `limit_bytes` of tensors; the least recently used is evicted first. For one thread.
 
-    Requests hold the tensors that they use, so an eviction changes nothing for those in flight.
+    Requests hold references to their tensors, so an eviction does not affect requests in flight.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -34,7 +34,7 @@ class TensorCache(Generic[K]):
         return tensor
 
     def put(self, key: K, tensor: torch.Tensor) -> None:
-        """Keeps `tensor`; one that is larger than the whole cache stays until others come."""
+        """Caches `tensor`. A tensor larger than the whole cache stays until the next one is added."""
         if key in self._tensors:
             return
         self._tensors[key] = tensor

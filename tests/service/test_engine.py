@@ -68,9 +68,9 @@ async def test_who_goes_away_takes_part_in_one_more_call_at_most(
     made = 0
     with pytest.raises(Cancelled):
         async for event in gone.mailbox.events():
-            if isinstance(event, Stepped) and not gone.gone.is_set():
+            if isinstance(event, Stepped) and not gone.cancelled.is_set():
                 made = event.call
-                gone.gone.set()
+                gone.cancelled.set()
     # One call may have been made before the word of the last one came here, and one was under way.
     assert gone.calls_made <= made + 2
     async for event in stays.mailbox.events():

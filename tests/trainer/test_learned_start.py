@@ -74,9 +74,9 @@ def test_fitted_to_pictures_alone(tmp_path: Path, model: BaseModel) -> None:
 @pytest.mark.parametrize(
     ("files", "why"),
     [
-        ({}, "has no pictures"),
+        ({}, "contain no pictures"),
         ({"a.png": b"no picture"}, "a.png"),
-        ({"rex/a.png": REX[0], "rex/a.safetensors": b"no word"}, "is no word"),
+        ({"rex/a.png": REX[0], "rex/a.safetensors": b"no word"}, "is not a word"),
         (
             {"rex/a.png": REX[0], "rex/a.safetensors": write_tensors({"w": torch.ones(1, 5).numpy()})},
             "vectors of 5 dimensions; the model's have 128",
@@ -93,14 +93,14 @@ def test_folders_that_nothing_can_be_learned_from(files: dict[str, bytes], why: 
 
 
 def test_files_that_are_no_learned_start(fitted: Path, model: BaseModel, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointInvalid, match="no learned start"):
+    with pytest.raises(CheckpointInvalid, match="not a learned start"):
         load(tmp_path, model.spec)
     (tmp_path / "start.safetensors").write_bytes(write_tensors({"a": torch.ones(1, 5).numpy()}))
-    with pytest.raises(CheckpointInvalid, match="no learned start of this format"):
+    with pytest.raises(CheckpointInvalid, match="not a learned start of this format"):
         load(tmp_path, model.spec)
     whole = (fitted / "start.safetensors").read_bytes()
     (tmp_path / "start.safetensors").write_bytes(whole[:-1])
-    with pytest.raises(CheckpointInvalid, match="no learned start"):
+    with pytest.raises(CheckpointInvalid, match="not a learned start"):
         load(tmp_path, model.spec)
     digest = model.spec.encoders[0].vocabulary_digest.encode()
     (tmp_path / "start.safetensors").write_bytes(whole.replace(digest, b"0" * 64))

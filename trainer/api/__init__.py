@@ -1,4 +1,4 @@
-"""TrainerService's rpcs: a request is validated, its command committed, its answer made.
+"""TrainerService's rpcs: each validates its request, commits a command and returns a response.
 
-Loads no weights: validation needs a tokenizer and the model's description.
+Loads no weights: validation needs only a tokenizer and the model's description.
 """

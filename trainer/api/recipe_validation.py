@@ -1,4 +1,4 @@
-"""A request's recipe, validated and filled in."""
+"""Validates a request's recipe and fills in its defaults."""
 
 from pseudoword.trainer.v1 import resources_pb2
 
@@ -9,7 +9,7 @@ _Message = resources_pb2.Recipe
 
 
 def validate_recipe(message: resources_pb2.Recipe, kind: int, family: str, wrong: Violations) -> Recipe:
-    """The recipe that a request means; adds to `wrong` what is out of range."""
+    """The complete recipe of a request. Adds invalid fields to `wrong`."""
     offered = recipes(family)
     name = message.name or name_of(kind)
     if name not in offered:
@@ -19,7 +19,7 @@ def validate_recipe(message: resources_pb2.Recipe, kind: int, family: str, wrong
     known.CopyFrom(message)
     for field, values in (("schedule", _Message.Schedule), ("timesteps", _Message.Timesteps), ("norm", _Message.Norm)):
         if getattr(message, field) not in values.values():
-            wrong.add(f"job.recipe.{field}", "is no value of the enum")
+            wrong.add(f"job.recipe.{field}", "is not a value of its enum")
             known.ClearField(field)  # type: ignore[arg-type]
     recipe = from_message(known, kind, family)
     for field, (low, high) in RANGES.items():
@@ -27,5 +27,5 @@ def validate_recipe(message: resources_pb2.Recipe, kind: int, family: str, wrong
     if not recipe.learning_rate > 0:
         wrong.add("job.recipe.learning_rate", "must be above 0")
     if recipe.first_timestep > recipe.last_timestep:
-        wrong.add("job.recipe.first_timestep", f"is above last_timestep, {recipe.last_timestep}")
+        wrong.add("job.recipe.first_timestep", f"must not be above last_timestep, {recipe.last_timestep}")
     return recipe

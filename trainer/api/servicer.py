@@ -1,4 +1,4 @@
-"""TrainerService: pictures in, jobs, words out."""
+"""The rpcs of TrainerService: pictures, jobs, recipes, the base model."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ from trainer.pictures.store import PictureStore
 from trainer.registry_reader import RegistryReader
 from trainer.training.recipe import recipes
 
-# Shortest and longest time between two previews of a job.
+# Shortest and longest interval between two previews of a job.
 _PREVIEW_INTERVALS_S = (1.0, 3600.0)
 
 
@@ -40,23 +40,23 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         spec: ModelSpec,
         job_store: JobStore,
         pictures: PictureStore,
-        checks: JobValidator,
-        versions: RegistryReader,
+        validator: JobValidator,
+        registry: RegistryReader,
         metrics: TrainerMetrics,
         draining: asyncio.Event,
     ) -> None:
         self._spec = spec
         self._job_store = job_store
         self._pictures = pictures
-        self._checks = checks
-        self._versions = versions
+        self._validator = validator
+        self._registry = registry
         self._metrics = metrics
         self._draining = draining
 
     async def UploadPicture(
         self, request_iterator: AsyncIterator[trainer_pb2.UploadPictureRequest], context: Context
     ) -> resources_pb2.Picture:
-        """Takes a picture in chunks."""
+        """Receives a picture in chunks."""
         try:
             row = await self._pictures.upload(request_iterator, context)
         except (PictureInvalid, InvalidArgument):
@@ -66,38 +66,38 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         return picture_of(row)
 
     async def GetPicture(self, request: trainer_pb2.GetPictureRequest, context: Context) -> resources_pb2.Picture:
-        """What is known of a picture."""
+        """A picture's metadata."""
         name = admitted(Violations(), PictureName, request.name, "name", Role.READER)
         return picture_of(await self._job_store.picture(str(name)))
 
     async def DeletePicture(
         self, request: trainer_pb2.DeletePictureRequest, context: Context
     ) -> trainer_pb2.DeletePictureResponse:
-        """Forgets a picture and deletes its bytes."""
+        """Deletes a picture and its bytes."""
         name = admitted(Violations(), PictureName, request.name, "name", Role.WRITER)
         await self._pictures.delete(name, request, context)
         return trainer_pb2.DeletePictureResponse()
 
     async def CreateJob(self, request: trainer_pb2.CreateJobRequest, context: Context) -> resources_pb2.Job:
-        """Checks a job, fills it in and queues it."""
+        """Validates a job, fills in its defaults and queues it."""
         wrong = Violations()
         tenant = admitted(wrong, TenantName, request.parent, "parent", Role.WRITER)
         wrong.request_id(request)
         principal = current_principal()
         if request.job.evaluates:
-            subject = await self._versions.subject_of(tenant, request.job, principal.caller, wrong)
-            command = self._checks.evaluation(tenant, request.job, principal, wrong, subject=subject)
+            subject = await self._registry.subject_of(tenant, request.job, principal.caller, wrong)
+            command = self._validator.evaluation(tenant, request.job, principal, wrong, subject=subject)
         else:
-            parent = await self._versions.start_of(tenant, request.job, principal.caller, wrong)
-            command = self._checks.create(tenant, request.job, principal, wrong, parent=parent)
+            parent = await self._registry.start_of(tenant, request.job, principal.caller, wrong)
+            command = self._validator.create(tenant, request.job, principal, wrong, parent=parent)
         row = await self._job_store.commit(tenant.tenant, command, request, context)
         if request.validate_only:
             return self._job_store.message(row, row["revision"])
-        # A repeated request gets its job as it is by now.
+        # A repeated request returns the job's current state.
         return self._job_store.message(*await self._job_store.row(row["name"], cached=True))
 
     async def GetJob(self, request: trainer_pb2.GetJobRequest, context: Context) -> resources_pb2.Job:
-        """A job as it is."""
+        """A job's current state."""
         name = admitted(Violations(), JobName, request.name, "name", Role.READER)
         return self._job_store.message(*await self._job_store.row(str(name)))
 
@@ -118,23 +118,23 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     async def WatchJob(
         self, request: trainer_pb2.WatchJobRequest, context: Context
     ) -> AsyncIterator[trainer_pb2.WatchJobResponse]:
-        """The job, then its every change and step until it has ended. Slow readers miss steps, and never a state that
-        lasts."""
+        """The job, then each change and step until it has ended. A slow reader may miss steps and states that did not
+        last, but not the current state."""
         wrong = Violations()
         name = str(admitted(wrong, JobName, request.name, "name", Role.READER))
-        with ExitStack() as wishes:
+        with ExitStack() as preview_requests:
             if request.HasField("preview_interval"):
                 interval_s = request.preview_interval.ToTimedelta().total_seconds()
                 wrong.number("preview_interval", interval_s, *_PREVIEW_INTERVALS_S)
                 wrong.raise_if_any()
-                wishes.enter_context(self._job_store.events.previews.wanted(name, interval_s))
+                preview_requests.enter_context(self._job_store.events.previews.wanted(name, interval_s))
             async for event in self._events(name, previews=request.HasField("preview_interval")):
                 yield _event(event)
 
     async def _events(self, name: str, *, previews: bool) -> AsyncIterator[resources_pb2.JobEvent]:
-        """Everything that happens to a job until it has ended."""
+        """The events of a job until it has ended."""
         etag, step, first = "", 0, True
-        shown: resources_pb2.JobEvent.Preview | None = None
+        sent_preview: resources_pb2.JobEvent.Preview | None = None
         with self._job_store.events.watchers.watching(name) as news:
             while not self._draining.is_set():
                 news.clear()
@@ -148,8 +148,8 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                     step = job.progress.step
                     yield resources_pb2.JobEvent(progress=job.progress)
                 preview = self._job_store.events.preview(name)
-                if previews and preview is not None and preview is not shown:
-                    shown = preview
+                if previews and preview is not None and preview is not sent_preview:
+                    sent_preview = preview
                     yield resources_pb2.JobEvent(preview=preview)
                 if row["state"] in ENDED:
                     return
@@ -157,19 +157,19 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         raise Unavailable("the server is stopping; watch again", reason="SERVER_STOPPING")
 
     async def CancelJob(self, request: trainer_pb2.CancelJobRequest, context: Context) -> resources_pb2.Job:
-        """Ends a job that waits or is trained."""
+        """Cancels a queued or running job."""
         row = await self._move(request, Move.CANCEL, context)
         return self._job_store.message(row, row["revision"])
 
     async def RetryJob(self, request: trainer_pb2.RetryJobRequest, context: Context) -> resources_pb2.Job:
-        """Queues a failed job again."""
+        """Queues a failed or cancelled job again."""
         row = await self._move(request, Move.RETRY, context)
         return self._job_store.message(row, row["revision"])
 
     async def ListRecipes(
         self, request: trainer_pb2.ListRecipesRequest, context: Context
     ) -> trainer_pb2.ListRecipesResponse:
-        """The recipes for the resident model, complete."""
+        """The recipes for the resident model, with every field set."""
         current_principal()
         offered = recipes(self._spec.family)
         return trainer_pb2.ListRecipesResponse(recipes=[offered[name].message() for name in sorted(offered)])

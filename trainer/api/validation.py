@@ -1,4 +1,4 @@
-"""A request to create a job, validated and filled in. One error names everything that is wrong with it."""
+"""Validates a request to create a job and fills in its defaults. One error names all invalid fields."""
 
 import secrets
 from collections.abc import Mapping, Sequence
@@ -28,17 +28,17 @@ MAX_EXAMPLES = 32
 MAX_VECTORS = 16
 _MAX_CAPTION = 500
 _MAX_START = 200
-_MAX_DESCRIPTION = 2_000  # as the registry's
-_EVALUATION_PRIORITY = -1  # after all that train, before those that the trainer makes
-# Of a job, what says how to train or what is published.
-_TRAINS = {"start", "vectors", "recipe", "word_at_once", "description", "labels"}
+_MAX_DESCRIPTION = 2_000  # the registry's limit
+_EVALUATION_PRIORITY = -1  # after training jobs, before the evaluations that the trainer creates
+# Fields of a job about training or the published version.
+_TRAINING_FIELDS = {"start", "vectors", "recipe", "word_at_once", "description", "labels"}
 
 
 class JobValidator:
-    """Validates jobs for one base model. Needs its vocabulary alone, no weights."""
+    """Validates jobs for one base model. Needs its vocabulary only, no weights."""
 
     def __init__(self, vocabulary: Vocabulary, learned_kinds: Sequence[str]) -> None:
-        """`learned_kinds` are the kinds of concepts that the checkpoint has a learned start for."""
+        """`learned_kinds` are the kinds of concepts that the checkpoint's learned start supports."""
         self._spec = vocabulary.spec
         self._templates = TemplateFitter(vocabulary.tokenizer)
         self._initializer_words = InitializerWords(vocabulary.tokenizer)
@@ -53,10 +53,9 @@ class JobValidator:
         *,
         parent: registry_resources.Version | None,
     ) -> CreateJob:
-        """The command that creates the job which `job` describes; `parent` is the version that it starts from, if it
-        does.
+        """The command that creates the training job `job`. `parent` is the version that it starts from, if any.
 
-        Raises InvalidArgument with all that is wrong, also with what `wrong` holds already, and Unimplemented.
+        Raises InvalidArgument with all violations, including those that `wrong` holds already.
         """
         _check_owned(ConceptName, job.concept, "job.concept", tenant, wrong)
         kind = _kind(job.kind, wrong)
@@ -70,7 +69,7 @@ class JobValidator:
         self._check_examples(tenant, job.examples, min(max(vectors, 1), MAX_VECTORS), wrong)
         start = self._start(job, recipe.name, parent, wrong)
         if job.word_at_once and start.WhichOneof("start") != "learned":
-            wrong.add("job.word_at_once", "needs the learned start, which says a word without training")
+            wrong.add("job.word_at_once", "needs the learned start, which predicts the word without training")
         wrong.raise_if_any()
         spec = resources_pb2.Job(
             concept=job.concept,
@@ -97,10 +96,10 @@ class JobValidator:
         *,
         subject: tuple[registry_resources.Version, registry_resources.Concept] | None,
     ) -> CreateJob:
-        """The command that creates the job which evaluates `subject`, a version and its concept; None where `wrong`
-        says already that there is none. Raises InvalidArgument as `create`."""
+        """The command that creates the evaluation of `subject`, a version and its concept. `subject` is None if `wrong`
+        has the reason already. Raises InvalidArgument as `create`."""
         for field, value in job.ListFields():
-            if field.name in _TRAINS and value:
+            if field.name in _TRAINING_FIELDS and value:
                 wrong.add(f"job.{field.name}", "must be absent: an evaluation trains nothing")
         _check_seed(job, wrong)
         wrong.number("job.priority", job.priority, LAST_PRIORITY, 0)
@@ -111,7 +110,7 @@ class JobValidator:
             self._check_made_for(version, "job.evaluates", "evaluated", wrong)
             vectors = version.base_model.encoders[0].vectors if version.base_model.encoders else 1
             if job.concept not in ("", concept.name):
-                wrong.add("job.concept", f"must be the version's, {concept.name}, or absent")
+                wrong.add("job.concept", f"must be the version's concept, {concept.name}, or absent")
         self._check_examples(tenant, job.examples, vectors, wrong)
         wrong.raise_if_any()
         spec = resources_pb2.Job(
@@ -131,7 +130,7 @@ class JobValidator:
         self, tenant: TenantName, examples: Sequence[resources_pb2.Example], vectors: int, wrong: Violations
     ) -> None:
         if not 1 <= len(examples) <= MAX_EXAMPLES:
-            wrong.add("job.examples", f"has {len(examples)}; it must have 1 to {MAX_EXAMPLES}")
+            wrong.add("job.examples", f"has {len(examples)} examples; it must have 1 to {MAX_EXAMPLES}")
         for index, example in enumerate(examples[:MAX_EXAMPLES]):
             at = f"job.examples[{index}]"
             _check_owned(PictureName, example.picture, f"{at}.picture", tenant, wrong)
@@ -143,13 +142,13 @@ class JobValidator:
     def _check_caption(self, field: str, caption: str, vectors: int, wrong: Violations) -> None:
         wrong.characters(field, caption, _MAX_CAPTION)
         if caption.count("{}") != 1:
-            wrong.add(field, "must hold {} once, in the word's place")
+            wrong.add(field, "must contain {} exactly once, in the word's place")
             return
         if len(caption) > _MAX_CAPTION:
             return
         others = [str(word) for part in caption.split("{}") for word in parse(part).words]
         if others:
-            wrong.add(field, f"holds another word, <{others[0]}>; write \\< for an ordinary <")
+            wrong.add(field, f"contains another word, <{others[0]}>; write \\< for an ordinary <")
             return
         try:
             self._templates.check_length(caption, vectors)
@@ -159,7 +158,7 @@ class JobValidator:
     def _start(
         self, job: resources_pb2.Job, recipe: str, parent: registry_resources.Version | None, wrong: Violations
     ) -> resources_pb2.Start:
-        """The start with everything filled in."""
+        """The job's start with its defaults filled in. Adds violations to `wrong`."""
         match job.start.WhichOneof("start"):
             case "best_of_vocabulary":
                 if not job.start.best_of_vocabulary:
@@ -187,10 +186,10 @@ class JobValidator:
         elif not known:
             wrong.add(
                 "job.start.learned",
-                f"there is none for {self._spec.checkpoint}; its operator makes one with `python -m trainer fit-start`",
+                f"does not exist for {self._spec.checkpoint}; its operator can fit one: `python -m trainer fit-start`",
             )
         elif recipe not in known:
-            wrong.add("job.start.learned", f"knows {' and '.join(known)} concepts, not the recipe {recipe!r}")
+            wrong.add("job.start.learned", f"supports {' and '.join(known)} concepts, not the recipe {recipe!r}")
 
     def _words(self, kind: str, text: str, wrong: Violations) -> str:
         field, words = f"job.start.{kind}", " ".join(text.split())
@@ -209,10 +208,10 @@ class JobValidator:
         if self._check_made_for(parent, "job.start.version", "trained on", wrong):
             vectors = parent.base_model.encoders[0].vectors
             if job.vectors and job.vectors != vectors:
-                wrong.add("job.vectors", f"the version to start from has {vectors}")
+                wrong.add("job.vectors", f"must be {vectors}, as in the version to start from, or absent")
 
     def _check_made_for(self, version: registry_resources.Version, field: str, used: str, wrong: Violations) -> bool:
-        """Whether a version is for this base model."""
+        """Whether a version was made for this base model; adds a violation to `wrong` if not."""
         here = base_model(self._spec)
         made_for = [(one.name, one.dimensions, one.vocabulary_digest) for one in version.base_model.encoders]
         if made_for == [(one.name, one.dimensions, one.vocabulary_digest) for one in here.encoders]:
@@ -226,10 +225,10 @@ class JobValidator:
 
 
 def _kind(kind: int, wrong: Violations) -> "registry_resources.ConceptKind.ValueType":
-    """The kind of concept that is meant; an object where there is no such kind, which is `wrong`."""
+    """The kind of concept. For an unknown kind adds a violation to `wrong` and returns OBJECT."""
     if kind in registry_resources.ConceptKind.values():
         return registry_resources.ConceptKind.ValueType(kind or registry_resources.CONCEPT_KIND_OBJECT)
-    wrong.add("job.kind", f"{kind} is no kind of concept")
+    wrong.add("job.kind", f"{kind} is not a kind of concept")
     return registry_resources.CONCEPT_KIND_OBJECT
 
 
@@ -240,7 +239,7 @@ def _check_seed(job: resources_pb2.Job, wrong: Violations) -> None:
 
 def _command(tenant: TenantName, spec: resources_pb2.Job, principal: Principal) -> CreateJob:
     return CreateJob(
-        # Of a resource name's form, which begins with a letter.
+        # The id begins with a letter, as resource names require.
         name=str(JobName(tenant.tenant, f"j{secrets.token_hex(10)}")),
         tenant=tenant.tenant,
         priority=spec.priority,
@@ -253,14 +252,14 @@ def _command(tenant: TenantName, spec: resources_pb2.Job, principal: Principal) 
 def _check_owned(
     kind: type[ConceptName] | type[PictureName], name: str, field: str, tenant: TenantName, wrong: Violations
 ) -> None:
-    """`name` must be a resource of this kind and of this tenant."""
+    """Adds a violation unless `name` is a resource of this kind and tenant."""
     try:
         if kind.parse(name).tenant != tenant.tenant:
-            wrong.add(field, f"must be of {tenant}")
+            wrong.add(field, f"must belong to {tenant}")
     except InvalidName as error:
         wrong.add(field, str(error))
 
 
 def _to_json(spec: resources_pb2.Job) -> Mapping[str, Any]:
-    found: dict[str, Any] = MessageToDict(spec, preserving_proto_field_name=True)
-    return found
+    fields: dict[str, Any] = MessageToDict(spec, preserving_proto_field_name=True)
+    return fields

@@ -1,4 +1,4 @@
-"""How good a published version is: its held-out loss, and what judge models say of pictures drawn with it.
+"""Measures a published version: its held-out loss, and the scores of judge models for pictures drawn with it.
 
-No gRPC, no store: figures in, figures out.
+No gRPC, no store.
 """

@@ -1,4 +1,4 @@
-"""Models that look at pictures, and one that reads sentences too: frozen, in transformers' layout, safetensors only."""
+"""Judge models, which embed pictures and (CLIP) sentences: frozen, in transformers' layout, safetensors only."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
 
 class _Frozen:
-    """A model, and what makes its inputs."""
+    """A frozen model and its input processor."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self._model = model.float().eval().requires_grad_(False)
@@ -25,17 +25,17 @@ class _Frozen:
 
 
 class Clip(_Frozen):
-    """A CLIPModel and its processor: which pictures are alike, and which sentence says what a picture shows."""
+    """A CLIPModel and its processor: similarity of pictures to each other and to sentences."""
 
     @classmethod
     def load(cls, source: str | Path, *, device: torch.device | str = "cpu") -> Self:
-        """From a folder or a hub id. Raises OSError where there is none."""
+        """Loads from a folder or a hub id. Raises OSError if there is no such model."""
         model = CLIPModel.from_pretrained(source, use_safetensors=True)
         return cls(model.to(device), CLIPProcessor.from_pretrained(source))
 
     @torch.no_grad()
     def look(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Unit vectors [images, dims]; the mean product of two sets' vectors is CLIP-I."""
+        """Embeds pictures as unit vectors [images, dims]; the mean product of two sets' vectors is CLIP-I."""
         inputs = self._processor.image_processor(images=list(images), return_tensors="pt")
         pixels = inputs["pixel_values"].to(self._model.device)
         states = self._model.vision_model(pixel_values=pixels).pooler_output
@@ -43,25 +43,25 @@ class Clip(_Frozen):
 
     @torch.no_grad()
     def read(self, sentences: Sequence[str]) -> torch.Tensor:
-        """Unit vectors [sentences, dims]; their products with pictures' vectors are CLIP-T."""
+        """Embeds sentences as unit vectors [sentences, dims]; the products with pictures' vectors are CLIP-T."""
         inputs = self._processor.tokenizer(list(sentences), padding="max_length", truncation=True, return_tensors="pt")
         states = self._model.text_model(input_ids=inputs["input_ids"].to(self._model.device)).pooler_output
         return torch.nn.functional.normalize(self._model.text_projection(states), dim=-1)
 
 
 class Dino(_Frozen):
-    """A vision transformer of which the first token's feature says what a picture shows (DINO: arXiv 2104.14294; as a
-    measure of subjects: arXiv 2208.12242, section 4.1)."""
+    """A vision transformer whose first token's feature describes a picture (DINO: arXiv 2104.14294; as a measure of
+    subject fidelity: arXiv 2208.12242, section 4.1)."""
 
     @classmethod
     def load(cls, source: str | Path, *, device: torch.device | str = "cpu") -> Self:
-        """From a folder or a hub id. Raises OSError where there is none."""
+        """Loads from a folder or a hub id. Raises OSError if there is no such model."""
         model = AutoModel.from_pretrained(source, use_safetensors=True)
         return cls(model.to(device), AutoImageProcessor.from_pretrained(source))
 
     @torch.no_grad()
     def look(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Unit vectors [images, dims]; the mean product of two sets' vectors is the DINO score."""
+        """Embeds pictures as unit vectors [images, dims]; the mean product of two sets' vectors is the DINO score."""
         inputs = self._processor(images=list(images), return_tensors="pt")
         states = self._model(pixel_values=inputs["pixel_values"].to(self._model.device)).last_hidden_state
         return torch.nn.functional.normalize(states[:, 0], dim=-1)
@@ -69,8 +69,8 @@ class Dino(_Frozen):
 
 @dataclass(frozen=True, kw_only=True)
 class Judges:
-    """Those that there are. `names` says which, for whoever compares figures: a folder's name and the first digits of
-    its weights' sha256."""
+    """The judges of a trainer; an absent one is None. `names` identifies them, so that only comparable figures are
+    compared: each a folder's name and the first digits of its weights' sha256."""
 
     clip: Clip | None = None
     dino: Dino | None = None
@@ -78,19 +78,22 @@ class Judges:
 
 
 class JudgeLoader:
-    """The judges of one trainer, read when they are first needed. Used by the engine's thread."""
+    """Loads the judges of one trainer when they are first needed. Used by the engine's thread."""
 
     def __init__(self, *, clip: Path | None = None, dino: Path | None = None) -> None:
-        """Folders. Raises CheckpointInvalid, which names the setting, where one has no model in safetensors."""
+        """`clip` and `dino` are folders. Raises CheckpointInvalid, which names the setting, if a folder has no model in
+        safetensors."""
         for setting, folder in (("evaluation.clip", clip), ("evaluation.dino", dino)):
             missing = [] if folder is None else [name for name in (_CONFIG, _WEIGHTS) if not (folder / name).is_file()]
             if missing:
-                raise CheckpointInvalid(f"{setting}: {folder} is no model of transformers: it has no {missing[0]}")
+                raise CheckpointInvalid(
+                    f"{setting}: {folder} is not a model in transformers' layout: it has no {missing[0]}"
+                )
         self._clip, self._dino = clip, dino
         self._judges: Judges | None = None
 
     def load(self, device: torch.device) -> Judges:
-        """Raises what transformers raises for files of no use."""
+        """The judges, on `device`. Raises the errors of transformers for unusable files."""
         if self._judges is None:
             self._judges = Judges(
                 clip=None if self._clip is None else Clip.load(self._clip, device=device),
@@ -105,9 +108,9 @@ class JudgeLoader:
 
 
 def clip_beside(source: str | None) -> Path | None:
-    """Where the CLIP of a checkpoint lies (a folder; None: the bundled one), in `clip`; None: it has none."""
-    found = (BUNDLED.parent if source is None else Path(source).expanduser()) / "clip"
-    return found if (found / _WEIGHTS).is_file() else None
+    """The folder `clip` beside a checkpoint (a folder; None: the bundled one), or None if it is absent."""
+    folder = (BUNDLED.parent if source is None else Path(source).expanduser()) / "clip"
+    return folder if (folder / _WEIGHTS).is_file() else None
 
 
 def _digest(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""The figures of one version, computed in slices that are short enough for somebody else to go between."""
+"""Computes the figures of one version in slices, short enough that training ticks can run between them."""
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,14 +23,14 @@ from trainer.training.samples import EVALUATION_STEP, samples_of_all_timesteps
 from trainer.training.template_fitter import sentence
 
 _WORD = WordRef(None, "w")
-_ROWS = 16  # of a slice: a fraction of a second on two cores of a CPU, and half of what pays there
+_ROWS = 16  # rows of a slice: a fraction of a second on two CPU cores, and half of the most efficient number there
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What to evaluate. `vectors` is fp32 [vectors, dims]; `pictures` are RGB, upright, with `masks` and `templates` as
-    a training task has them. `plain` is drawn PICTURES times, each of `edits` once; `usual` stands for the word where
-    CLIP reads them. `recipe` says which timesteps the loss is taken over."""
+    """The input of an evaluation. `vectors` is fp32 [vectors, dims]; `pictures` are RGB, upright; `masks` and
+    `templates` are as in a training task. `plain` is drawn PICTURES times, each of `edits` once; for CLIP, the word
+    `usual` replaces the learned word in them. `recipe` has the range of timesteps of the loss."""
 
     vectors: np.ndarray
     pictures: Sequence[Image.Image]
@@ -44,10 +44,10 @@ class Subject:
 
 
 class Measurement:
-    """One version while it is measured. Owned by the engine's thread.
+    """The measurement of one version. Owned by the engine's thread.
 
-    Every draw is from a seed of its own, so equal subjects have equal figures on one machine. `made` slices are done of
-    `slices`; nothing of it lasts but `figures`, and one that is broken off begins anew.
+    Every sample and picture has its own seed, so equal subjects have equal figures on one machine. `slices_done` of
+    `slices` slices are done. There is no checkpoint: an interrupted measurement starts again from the first slice.
     """
 
     def __init__(
@@ -57,58 +57,58 @@ class Measurement:
         self._model = model
         self._encoder = encoder
         self._losses = losses
-        given = [square(picture, model.spec.sample_size_px) for picture in subject.pictures]
-        self._subject = replace(subject, pictures=given, masks=())  # as uploaded they may take much memory
+        squares = [square(picture, model.spec.sample_size_px) for picture in subject.pictures]
+        self._subject = replace(subject, pictures=squares, masks=())  # drops the uploads, which may be large
         self._judges = judges
         self._vectors = torch.from_numpy(subject.vectors).to(model.device)
         self._latents = encode_pictures(model, subject.pictures, subject.masks, flips=False)
         self.figures: dict[str, float] = {}
-        # Pictures that the figures rest on: those that were given, and those that were drawn.
+        # Number of pictures that the figures are based on: uploaded and drawn ones.
         self.samples = len(subject.pictures)
-        self._work = self._all()
-        self.made = 0
+        self._slices = self._compute_slices()
+        self.slices_done = 0
         self.slices = -(-LOSS_ROWS // _ROWS)
         if judges.clip is not None or judges.dino is not None:
-            self.slices += 1 + STEPS  # plain pictures, and what is said of them
+            self.slices += 1 + STEPS  # the plain pictures, and their scores
         if judges.clip is not None and subject.edits:
             self.slices += 1 + STEPS
 
     @property
     def done(self) -> bool:
-        return self.made == self.slices
+        return self.slices_done == self.slices
 
     @property
     def judges(self) -> Sequence[str]:
-        """Who judges, as Judges.names."""
+        """Names of the judges, as in Judges.names."""
         return self._judges.names
 
     @torch.no_grad()
     def advance(self) -> None:
-        """Computes the next slice. Raises PromptTooLong for a word that no sentence has room for."""
-        next(self._work)
-        self.made += 1
+        """Computes the next slice. Raises PromptTooLong for a word that does not fit into any sentence."""
+        next(self._slices)
+        self.slices_done += 1
 
-    def _all(self) -> Iterator[None]:
-        """A slice between any two yields, and one after the last."""
-        yield from self._loss()
+    def _compute_slices(self) -> Iterator[None]:
+        """Computes all figures; each yield ends a slice."""
+        yield from self._held_out_loss()
         subject, clip, dino = self._subject, self._judges.clip, self._judges.dino
         if clip is not None or dino is not None:
-            drawn = yield from self._drawn([subject.plain] * PICTURES)
+            drawn = yield from self._draw_pictures([subject.plain] * PICTURES)
             if clip is not None:
                 self.figures["clip_i"] = _mean_product(clip.look(subject.pictures), clip.look(drawn))
             if dino is not None:
                 self.figures["dino"] = _mean_product(dino.look(subject.pictures), dino.look(drawn))
             yield
         if clip is not None and subject.edits:
-            drawn = yield from self._drawn(subject.edits)
-            wanted = clip.read([edit.replace("{}", subject.usual) for edit in subject.edits])
-            self.figures["clip_t"] = float((clip.look(drawn) * wanted).sum(dim=-1).mean())
+            drawn = yield from self._draw_pictures(subject.edits)
+            targets = clip.read([edit.replace("{}", subject.usual) for edit in subject.edits])
+            self.figures["clip_t"] = float((clip.look(drawn) * targets).sum(dim=-1).mean())
             yield
 
-    def _loss(self) -> Iterator[None]:
-        """The mean denoising loss over rows that no training has seen."""
+    def _held_out_loss(self) -> Iterator[None]:
+        """Computes the mean denoising loss over samples that training never draws."""
         means = self._latents.means
-        draws = samples_of_all_timesteps(
+        samples = samples_of_all_timesteps(
             self._subject.recipe,
             seed=self._subject.seed,
             step=EVALUATION_STEP,
@@ -117,16 +117,16 @@ class Measurement:
             templates=self._subject.templates,
             shape=tuple(means.shape[1:]),
         )
-        found: list[float] = []
+        losses: list[float] = []
         for first in range(0, LOSS_ROWS, _ROWS):
-            part = Part(vectors=self._vectors, latents=self._latents, draws=draws[first : first + _ROWS])
-            found += self._losses.of([part]).tolist()
-            if len(found) == LOSS_ROWS:
-                self.figures["held_out_loss"] = float(np.mean(found))
+            part = Part(vectors=self._vectors, latents=self._latents, draws=samples[first : first + _ROWS])
+            losses += self._losses.of([part]).tolist()
+            if len(losses) == LOSS_ROWS:
+                self.figures["held_out_loss"] = float(np.mean(losses))
             yield
 
-    def _drawn(self, templates: Sequence[str]) -> Generator[None, None, list[Image.Image]]:
-        """A picture of each, from seeds that follow each other; a slice is a step of all."""
+    def _draw_pictures(self, templates: Sequence[str]) -> Generator[None, None, list[Image.Image]]:
+        """Draws one picture of each template, with consecutive seeds; a slice is one step of all pictures."""
         size = self._model.spec.sample_size_px
         prompts = [sentence(template, _WORD) for template in templates]
         embeds = self._encoder.encode(prompts, {_WORD: self._vectors})
@@ -154,6 +154,6 @@ class Measurement:
 
 
 def _mean_product(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Mean cosine of every picture of one set with every one of another, as unit vectors (arXiv 2208.01618, section
-    5)."""
+    """Mean cosine between every picture of one set and every picture of another, given as unit vectors (arXiv
+    2208.01618, section 5)."""
     return float((one @ other.T).mean())

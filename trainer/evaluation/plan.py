@@ -1,11 +1,12 @@
-"""What every evaluation computes, so that two of them can be compared. Pure: no torch."""
+"""The fixed numbers of every evaluation, so that evaluations can be compared. Pure: no torch."""
 
-LOSS_ROWS = 64  # draws of the loss, over all timesteps
-PICTURES = 4  # of the plain sentence; and one of each sentence that asks for something more
+LOSS_ROWS = 64  # samples of the loss, over all timesteps
+PICTURES = 4  # pictures of the plain sentence; each edit is drawn once
 STEPS = 20  # of DDIM
 GUIDANCE = 4.0
 
 
 def cost_rows() -> int:
-    """What an evaluation costs in rows of training, which have a backward pass of about the same size too."""
+    """The cost of an evaluation in training rows. A training row also has a backward pass of about the same cost, hence
+    the half."""
     return (LOSS_ROWS + 2 * PICTURES * STEPS * 2) // 2

@@ -1,4 +1,4 @@
-"""What the trainer can be asked to do with pictures and jobs, and what its tenants may have."""
+"""The commands of the trainer's state machine, and the limits of its tenants."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,8 +9,8 @@ from trainer.jobs.life_cycle import Move
 
 @dataclass(frozen=True, kw_only=True)
 class AddPicture:
-    """A picture's bytes are in the blob `blob`; it may go `lifetime_us` from now. One that is there already keeps its
-    first blob, and only stays longer."""
+    """Add a picture whose bytes are in the blob `blob`; it expires after `lifetime_us`. A picture that exists already
+    keeps its first blob, and only its expiry is extended."""
 
     name: str
     blob: str
@@ -23,7 +23,7 @@ class AddPicture:
 
 @dataclass(frozen=True, kw_only=True)
 class DeletePicture:
-    """Forget a picture that no unfinished job needs; `expired`: only if its time is over."""
+    """Delete a picture that no unfinished job needs; with `expired`, only if it has expired."""
 
     name: str
     expired: bool = False
@@ -31,8 +31,8 @@ class DeletePicture:
 
 @dataclass(frozen=True, kw_only=True)
 class CreateJob:
-    """`spec` is the Job message as its client made it, defaults filled in, as protobuf's JSON; `principal` is the
-    caller's, as JSON, for whom the word will be published."""
+    """Create a job. `spec` is the client's Job message as protobuf's JSON, with defaults filled in; `principal` is the
+    caller as JSON, on whose behalf the word is published."""
 
     name: str
     tenant: str
@@ -44,8 +44,8 @@ class CreateJob:
 
 @dataclass(frozen=True, kw_only=True)
 class MoveJob:
-    """Change a job's state. With `attempt` only while that attempt holds the job: whoever lost it cannot speak for it
-    any more. `detail` is kept with the job: `error`, `progress`, `checkpoint`, `embedding` and `record` (blobs),
+    """Change a job's state. `attempt` is a fencing token: anything but the current attempt is refused; None skips the
+    check. `detail` is stored with the job: `error`, `progress`, `checkpoint`, `embedding` and `record` (blobs),
     `version`, `evaluation`.
     """
 
@@ -58,7 +58,7 @@ class MoveJob:
 
 @dataclass(frozen=True, kw_only=True)
 class KeepCheckpoint:
-    """The blob `checkpoint` is from where a job that is RUNNING under `attempt` can go on."""
+    """Record the blob `checkpoint`, from which a job that is RUNNING under `attempt` can resume."""
 
     name: str
     attempt: int
@@ -67,8 +67,8 @@ class KeepCheckpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class FixFirst:
-    """What a job that is RUNNING under `attempt` publishes at once is fixed, before any step: the blobs `embedding` and
-    `record`. What was fixed before stays."""
+    """Fix the initial version of a job that is RUNNING under `attempt`, before its first step: the blobs `embedding`
+    and `record`. A second command for the same job changes nothing."""
 
     name: str
     attempt: int
@@ -78,7 +78,7 @@ class FixFirst:
 
 @dataclass(frozen=True, kw_only=True)
 class KeepFirst:
-    """The registry has what was fixed at first, as `version`; whatever became of the job meanwhile."""
+    """Record that the registry has the job's initial version, as `version`. Allowed in every state of the job."""
 
     name: str
     version: str
@@ -89,13 +89,12 @@ Command = AddPicture | DeletePicture | CreateJob | MoveJob | KeepCheckpoint | Fi
 
 @dataclass(frozen=True, kw_only=True)
 class TenantLimits:
-    """What is promised to tenants, and what is not. A job is unfinished until it has succeeded, failed or been
-    cancelled.
+    """Limits of tenants. A job is unfinished until it has succeeded, failed or been cancelled.
 
-    Of each tenant at most `follow_ups` evaluations that the trainer makes after publishing are unfinished; 0: it makes
-    none. They are not counted among the others, and neither are the clients' evaluations among the jobs that train.
-    Pictures of a job that has succeeded stay for `after_success_us`, those of one that has failed or was cancelled for
-    `after_failure_us`; unless another job needs them.
+    `unfinished` and `unfinished_per_tenant` limit training jobs and clients' evaluations, each kind counted by itself.
+    `follow_ups` limits each tenant's unfinished evaluations that the trainer creates after publishing; they are not
+    counted among the others, and with 0 it creates none. The pictures of a succeeded job are kept for
+    `after_success_us`, those of a failed or cancelled one for `after_failure_us`; longer while another job needs them.
     """
 
     unfinished: int = 1_000

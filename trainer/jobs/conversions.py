@@ -1,4 +1,4 @@
-"""Rows of the trainer's ledger as messages of the contract."""
+"""Converts rows of the trainer's tables to messages of the API."""
 
 from google.protobuf.json_format import ParseDict
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -9,7 +9,7 @@ from trainer.jobs.tables import Row
 
 
 def job_of(row: Row, revision: str) -> resources_pb2.Job:
-    """A job's row as a Job; the progress of a running one is left to who knows it."""
+    """A job's row as a Job. The progress of a running job is not in its row: JobStore.message adds it."""
     job: resources_pb2.Job = ParseDict(row["spec"], resources_pb2.Job())
     detail = row["detail"]
     job.name = row["name"]

@@ -1,4 +1,4 @@
-"""Rows of the trainer's jobs and pictures: read, and changed by commands."""
+"""Reads the rows of jobs and pictures, and commits the commands that change them."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,14 +28,14 @@ from trainer.metrics import TrainerMetrics
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _COMMIT_TIMEOUT = timedelta(seconds=30)
-# A cached read shows at least what this process has changed itself or was told of. Where other processes change jobs
-# too, `follow` keeps the view fresh.
+# A cached read shows at least this process's own changes and those that it was notified of. If other processes change
+# jobs too, `follow` keeps the view fresh.
 _CACHED = timedelta.max
 _POLL_INTERVAL = timedelta(seconds=0.3)
 
 
 class JobStore(LedgerStore[Command]):
-    """One trainer's jobs; `events` tells what changes."""
+    """One trainer's jobs and pictures; `events` notifies of their changes."""
 
     def __init__(self, ledger: Ledger[Command], metrics: TrainerMetrics) -> None:
         super().__init__(ledger, actor="trainer", commit_timeout=_COMMIT_TIMEOUT)
@@ -43,14 +43,14 @@ class JobStore(LedgerStore[Command]):
         self._metrics = metrics
 
     async def commit(self, tenant: str, command: Command, request: Any, context: Context) -> Row:
-        """A change that a client asks for. Raises what the state machine refuses with, and StorageErrors."""
+        """Commits a client's command. Raises the state machine's refusals, and StorageErrors."""
         result = await self._commit(tenant, command, request, context)
         await self._changed(command)
         return result.value
 
     async def move(self, move: MoveJob) -> Row:
-        """A change of state that the trainer makes by itself, tried until the store takes it. Raises what the state
-        machine refuses with, and Closed."""
+        """Commits a change of state that the trainer itself makes, and retries until the store accepts it. Raises the
+        state machine's refusals, and Closed."""
         return await self.commit_own(move, JobName.parse(move.name).tenant)
 
     async def commit_own(self, command: Command, tenant: str) -> Row:
@@ -71,7 +71,7 @@ class JobStore(LedgerStore[Command]):
         return await self.ledger.read(SHARD, lambda db: tables.jobs(db, tenant, after, limit, condition))
 
     def message(self, row: Row, revision: Revision | str) -> resources_pb2.Job:
-        """A row as a Job, with the progress that is known."""
+        """A row as a Job, with the newest progress that this process knows."""
         job = job_of(row, str(revision))
         progress = self.events.progress(job.name)
         if progress is not None:
@@ -79,7 +79,7 @@ class JobStore(LedgerStore[Command]):
         return job
 
     async def next_queued(self, max_per_tenant: int) -> Row | None:
-        """The job to take next, from the cached view: the log refuses a worker that takes one which is not queued."""
+        """The job to take next, from the cached view; the log refuses to move a job that is no longer queued."""
         row, _ = await retry_while_unavailable(
             lambda: self.ledger.read(SHARD, lambda db: tables.next_queued(db, max_per_tenant), max_staleness=_CACHED)
         )
@@ -101,15 +101,15 @@ class JobStore(LedgerStore[Command]):
         return row
 
     async def follow(self) -> None:
-        """Follows what other processes change, until it is cancelled: `events` tells it as if it had been done here."""
+        """Notifies `events` of other processes' changes, as of this process's own, until cancelled."""
         _, after = await retry_while_unavailable(lambda: self.ledger.read(SHARD, lambda db: None))
         while True:
-            found, after = await retry_while_unavailable(
+            changes, after = await retry_while_unavailable(
                 partial(self.ledger.changes, SHARD, after, max_staleness=_POLL_INTERVAL)
             )
-            for event in found:
+            for event in changes:
                 self.events.changed(event.body["name"], moved=event.kind == "job-moved")
-            if found:
+            if changes:
                 await self._count()
             else:
                 await self.ledger.wait_for_changes({SHARD}, _POLL_INTERVAL)
@@ -117,8 +117,8 @@ class JobStore(LedgerStore[Command]):
     async def count(self) -> None:
         """Sets the gauges of jobs by state."""
         counts, _ = await self.ledger.read(SHARD, tables.counts, max_staleness=_CACHED)
-        for gauge, found in zip((self._metrics.jobs, self._metrics.evaluations), counts, strict=True):
-            for state, count in found.items():
+        for gauge, by_state in zip((self._metrics.jobs, self._metrics.evaluations), counts, strict=True):
+            for state, count in by_state.items():
                 gauge.labels(state.lower()).set(count)
 
     async def _changed(self, command: Command) -> None:
@@ -127,5 +127,5 @@ class JobStore(LedgerStore[Command]):
         await self._count()
 
     async def _count(self) -> None:
-        with suppress(StorageError):  # the change is made; the gauges are right again after the next one
+        with suppress(StorageError):  # the change is committed; the next one corrects the gauges
             await self.count()

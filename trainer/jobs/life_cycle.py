@@ -1,4 +1,4 @@
-"""The life of a job, which is the same whatever it is for. Pure: no torch, no grpc, no store."""
+"""The life of a job, the same for training and evaluation. Pure: no torch, no grpc, no store."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where a job is in its life."""
+    """The state of a job."""
 
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
@@ -17,11 +17,11 @@ class State(StrEnum):
 
 
 class Purpose(StrEnum):
-    """What a job is for, and who wanted it: its client, or the trainer itself after a version was published."""
+    """What a job does, and whether a client or the trainer has created it."""
 
     TRAINING = "TRAINING"
     EVALUATION = "EVALUATION"
-    FOLLOW_UP = "FOLLOW_UP"  # an evaluation that the trainer made
+    FOLLOW_UP = "FOLLOW_UP"  # an evaluation that the trainer created
 
 
 ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
@@ -29,27 +29,27 @@ UNFINISHED = frozenset(State) - ENDED
 
 
 class Move(StrEnum):
-    """What can happen to a job."""
+    """A transition between states of a job."""
 
-    TAKE = "TAKE"  # a worker begins an attempt
-    HAND_BACK = "HAND_BACK"  # the worker is told to stop; for the client the attempt does not count
-    WORKER_DIED = "LOSE"  # the log's word for it
-    FIX = "FIX"  # the vectors are learned, or the figures found, and are these for ever
-    FINISH = "FINISH"  # the registry has the version, or the evaluation
+    TAKE = "TAKE"  # a worker starts an attempt
+    HAND_BACK = "HAND_BACK"  # the worker stops or yields; the attempt number that clients see leaves it out
+    WORKER_DIED = "LOSE"  # the value is stored in the log
+    FIX = "FIX"  # the vectors or figures are final
+    FINISH = "FINISH"  # the registry has the version or the evaluation
     FAIL = "FAIL"
     CANCEL = "CANCEL"
-    RETRY = "RETRY"  # somebody wants it after all, or tried again
+    RETRY = "RETRY"  # a client queues a failed or cancelled job again
 
 
-# PUBLISHING cannot be cancelled, lost or handed back: its vectors are fixed, and whether the registry has them already
-# may be unknown.
+# A PUBLISHING job cannot be cancelled or handed back, and survives the death of its worker: its result is fixed, and
+# the registry may have it already.
 MOVES: Mapping[Move, tuple[frozenset[State], State]] = {
     Move.TAKE: (frozenset({State.QUEUED}), State.RUNNING),
     Move.HAND_BACK: (frozenset({State.RUNNING}), State.QUEUED),
     Move.WORKER_DIED: (frozenset({State.RUNNING}), State.QUEUED),
     Move.FIX: (frozenset({State.RUNNING}), State.PUBLISHING),
     Move.FINISH: (frozenset({State.PUBLISHING}), State.SUCCEEDED),
-    # Not from QUEUED: a worker that lost the job would end it while it waits for another one.
+    # Not from QUEUED: a worker that has lost the job could fail it while it waits for another worker.
     Move.FAIL: (UNFINISHED - {State.QUEUED}, State.FAILED),
     Move.CANCEL: (frozenset({State.QUEUED, State.RUNNING}), State.CANCELLED),
     Move.RETRY: (frozenset({State.FAILED, State.CANCELLED}), State.QUEUED),
@@ -57,14 +57,14 @@ MOVES: Mapping[Move, tuple[frozenset[State], State]] = {
 
 
 class WrongState(Exception):
-    """The move does not begin where the job is."""
+    """The move is not allowed in the job's state."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Life:
-    """`attempt` counts how often a worker has taken the job, and never falls: it is a fencing token, and anything but
-    the current attempt is refused. `handed_back` attempts were handed back; `worker_deaths` workers have died while
-    they trained the job since it was created or retried."""
+    """A job's position in its life. `attempt` counts how often a worker has taken the job, and never falls: it is a
+    fencing token, and anything but the current attempt is refused. `handed_back` counts the attempts that were handed
+    back, `worker_deaths` the workers that have died while they trained the job since it was created or retried."""
 
     state: State = State.QUEUED
     attempt: int = 0
@@ -72,10 +72,10 @@ class Life:
     handed_back: int = 0
 
     def after(self, move: Move) -> "Life":
-        """Raises WrongState."""
-        begins, state = MOVES[move]
-        if self.state not in begins:
-            raise WrongState(f"is {self.state}; {move} needs {' or '.join(sorted(begins))}")
+        """The position after `move`. Raises WrongState."""
+        allowed, state = MOVES[move]
+        if self.state not in allowed:
+            raise WrongState(f"is {self.state}; {move} needs {' or '.join(sorted(allowed))}")
         attempt, worker_deaths, handed_back = self.attempt, self.worker_deaths, self.handed_back
         match move:
             case Move.TAKE:

@@ -1,16 +1,16 @@
-"""Pictures of how far a word is, for those who watch: who wants them how often, and when one is due. Pure.
+"""Decides when a preview of a job is due, from the intervals that its watchers have requested. Pure.
 
-A preview takes the device from every job, so all of them together get a tenth of its time.
+A preview blocks the device for every job, so all previews together get at most a tenth of its time.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-_MAX_PREVIEW_SHARE = 0.1  # of the device's time
+_MAX_PREVIEW_SHARE = 0.1  # maximum share of the device's time
 
 
 class PreviewThrottle:
-    """What watchers want of jobs. Times are seconds on the caller's clock."""
+    """The previews that watchers have requested. Times are seconds on the caller's clock."""
 
     def __init__(self) -> None:
         self._wanted: dict[str, list[float]] = {}
@@ -30,18 +30,18 @@ class PreviewThrottle:
                 self._drawn_at.pop(job, None)
 
     def intervals(self) -> Mapping[str, float]:
-        """Which jobs somebody wants to see, and how often."""
+        """Jobs with a watcher that wants previews, and the shortest interval that was requested, in seconds."""
         return {job: min(intervals) for job, intervals in self._wanted.items()}
 
     def due(self, job: str, now: float) -> bool:
-        """Whether `job`'s next preview should be drawn now: the first one at once."""
+        """Whether `job`'s next preview should be drawn now; its first one is due immediately."""
         intervals = self._wanted.get(job)
         if not intervals or now < self._rest_until:
             return False
         return now - self._drawn_at.get(job, float("-inf")) >= min(intervals)
 
     def drawn(self, job: str, began: float, ended: float) -> None:
-        """A preview of `job` took the device from `began` to `ended`."""
+        """Records that a preview of `job` occupied the device from `began` to `ended`."""
         if job in self._wanted:
             self._drawn_at[job] = ended
         self._rest_until = ended + (ended - began) * (1 - _MAX_PREVIEW_SHARE) / _MAX_PREVIEW_SHARE

@@ -1,6 +1,6 @@
-"""The trainer's state machine: which pictures were uploaded, and the life of every job.
+"""The trainer's state machine: uploaded pictures, and the life of every job.
 
-Every change of a job's state is an event in the log, so that jobs survive whatever happens to a server.
+Every change of a job's state is an event in the log, so jobs survive any failure of a server.
 """
 
 import sqlite3
@@ -29,12 +29,12 @@ from trainer.jobs.tables import SCHEMA, Row, apply_create, apply_move, job, life
 
 SHARD = 0
 SHARDS = 1
-# Of a job's detail, what names a blob.
+# Keys of a job's detail whose values are names of blobs.
 _BLOBS = ("checkpoint", "embedding", "record", "first_embedding", "first_record")
 
 
 class TrainerStateMachine:
-    """Rules and tables of pictures and jobs; a StateMachine."""
+    """A StateMachine: the rules and tables of pictures and jobs."""
 
     name = "trainer"
     schema_version = 7
@@ -43,7 +43,7 @@ class TrainerStateMachine:
         self._limits = limits or TenantLimits()
 
     def create(self, db: sqlite3.Connection) -> None:
-        """Make the tables, empty."""
+        """Create the empty tables."""
         create_tables(db, SCHEMA)
 
     def decide(self, db: sqlite3.Connection, command: Command, now_us: int) -> Sequence[Event] | Answer:
@@ -60,31 +60,30 @@ class TrainerStateMachine:
                 retention.refuse_needed(db, name)
                 return [Event(kind="picture-deleted", body={"name": name})]
             case CreateJob():
-                _check_room(db, command.tenant, _purpose(command.spec), self._limits)
+                _check_limits(db, command.tenant, _purpose(command.spec), self._limits)
                 needed = retention.check_needed(db, command.spec, now_us)
                 body = vars(command) | {"spec": dict(command.spec), "pictures": needed}
                 return [Event(kind="job-created", body=body)]
             case MoveJob():
-                return _moved(db, command, now_us, self._limits)
+                return _decide_move(db, command, now_us, self._limits)
             case KeepCheckpoint():
-                row = _held(db, command.name, command.attempt)
+                row = _held_job(db, command.name, command.attempt)
                 if row["state"] != State.RUNNING:
                     raise _wrong_state(row, f"is {row['state']}; a checkpoint needs {State.RUNNING}")
                 return [Event(kind="checkpoint-kept", body={"name": command.name, "checkpoint": command.checkpoint})]
-
             case FixFirst(name=name, embedding=embedding, record=record):
-                row = _held(db, name, command.attempt)
+                row = _held_job(db, name, command.attempt)
                 if row["state"] != State.RUNNING:
                     raise _wrong_state(row, f"is {row['state']}; a first version needs {State.RUNNING}")
                 if "first_record" in row["detail"]:
                     return Answer(value=row)
-                return [_noted(name, first_embedding=embedding, first_record=record)]
+                return [_detail_noted(name, first_embedding=embedding, first_record=record)]
             case KeepFirst(name=name, version=version):
-                return [_noted(name, first_version=version)]
+                return [_detail_noted(name, first_version=version)]
 
     def apply(self, db: sqlite3.Connection, event: CommittedEvent) -> Row:
-        """Write one change into the tables; the answer is the row of the picture or the job, of a deleted picture as it
-        was."""
+        """Applies one event to the tables. Returns the row of the picture or job; for a deleted picture, its last
+        row."""
         body, revision = event.body, str(event.revision)
         match event.kind:
             case "picture-added":
@@ -102,12 +101,12 @@ class TrainerStateMachine:
                 return row
             case "job-created":
                 apply_create(db, body, _purpose(body["spec"]), event.time_us, revision)
-                retention.lend(db, body["name"], body["pictures"])
+                retention.add_references(db, body["name"], body["pictures"])
                 return job(db, body["name"])
             case "follow-up-created":
-                made = follow_up(job(db, body["of"]), body["evaluates"])
-                apply_create(db, made, Purpose.FOLLOW_UP, event.time_us, revision)
-                retention.lend_on(db, body["of"], body["name"])
+                created = follow_up(job(db, body["of"]), body["evaluates"])
+                apply_create(db, created, Purpose.FOLLOW_UP, event.time_us, revision)
+                retention.copy_references(db, body["of"], body["name"])
                 return job(db, body["name"])
             case "job-moved":
                 apply_move(db, body, event.time_us, revision)
@@ -127,7 +126,7 @@ class TrainerStateMachine:
                 raise AssertionError(f"no event of this state machine is called {kind}")
 
     def blobs(self, db: sqlite3.Connection) -> Iterator[str]:
-        """The pictures, where jobs can go on, and what they have yet to publish."""
+        """Names of the blobs in use: pictures, and unfinished jobs' checkpoints and unpublished results."""
         for row in db.execute("SELECT blob FROM pictures"):
             yield row["blob"]
         for row in db.execute(f"SELECT detail FROM jobs WHERE state IN ({retention.UNFINISHED_SQL})"):
@@ -135,16 +134,16 @@ class TrainerStateMachine:
             yield from (detail[key] for key in _BLOBS if detail.get(key))
 
     def doomed(self, db: sqlite3.Connection, blob: str) -> bool:
-        """A trainer deletes a blob when nothing refers to it any more, and uses no name twice."""
+        """Always False: the trainer deletes a blob when nothing refers to it any more, and never uses a name twice."""
         return False
 
 
-def _held(db: sqlite3.Connection, name: str, attempt: int | None) -> Row:
-    """A job's row; with `attempt` only while that holds the job."""
+def _held_job(db: sqlite3.Connection, name: str, attempt: int | None) -> Row:
+    """A job's row. Raises FailedPrecondition (ATTEMPT_OVER) if `attempt` is given and is not the current attempt."""
     row = job(db, name)
     if attempt is not None and attempt != row["attempt"]:
         raise FailedPrecondition(
-            f"attempt {attempt} of {name} is over; attempt {row['attempt']} holds it", reason="ATTEMPT_OVER"
+            f"attempt {attempt} of {name} is over; the current attempt is {row['attempt']}", reason="ATTEMPT_OVER"
         )
     return row
 
@@ -156,64 +155,64 @@ def _wrong_state(row: Row, why: str) -> FailedPrecondition:
 
 
 def _purpose(spec: Mapping[str, Any]) -> Purpose:
-    """What a client's job is for."""
+    """The purpose of a client's job."""
     return Purpose.EVALUATION if "evaluates" in spec else Purpose.TRAINING
 
 
-def _moved(db: sqlite3.Connection, command: MoveJob, now_us: int, limits: TenantLimits) -> list[Event]:
-    row = _held(db, command.name, command.attempt)
+def _decide_move(db: sqlite3.Connection, command: MoveJob, now_us: int, limits: TenantLimits) -> list[Event]:
+    row = _held_job(db, command.name, command.attempt)
     check_etag(command.etag, row["revision"], command.name)
     try:
         life = life_of(row).after(command.move)
     except WrongState as error:
         raise _wrong_state(row, str(error)) from None
     if command.move is Move.RETRY:
-        _check_room(db, row["tenant"], row["purpose"], limits)
+        _check_limits(db, row["tenant"], row["purpose"], limits)
         retention.check_needed(db, row["spec"], now_us)
     body: Row = {"name": command.name, "move": command.move.value, "detail": dict(command.detail)}
     if life.state in ENDED:
-        stay_us = limits.after_success_us if life.state is State.SUCCEEDED else limits.after_failure_us
-        body["pictures"] = {"expire_us": now_us + stay_us, "failures_since_us": now_us - limits.after_failure_us}
-    # The follow-up is first, so that the pictures are needed on when their job lets them go.
-    before = []
-    if command.move is Move.FINISH and row["purpose"] == Purpose.TRAINING and _follows(db, row["tenant"], limits):
+        kept_us = limits.after_success_us if life.state is State.SUCCEEDED else limits.after_failure_us
+        body["pictures"] = {"expire_us": now_us + kept_us, "failures_since_us": now_us - limits.after_failure_us}
+    # The follow-up is created before its job ends, so that the pictures are still needed when the job releases them.
+    follow_ups = []
+    if command.move is Move.FINISH and row["purpose"] == Purpose.TRAINING and _has_follow_up(db, row["tenant"], limits):
         body["detail"]["evaluation_job"] = name_of(command.name)
-        # It names the job only, so that it is never too large for an entry that the job itself fitted into.
-        made = {"name": name_of(command.name), "of": command.name, "evaluates": command.detail["version"]}
-        before = [Event(kind="follow-up-created", body=made)]
-    return [*before, Event(kind="job-moved", body=body | life_body(life))]
+        # The event names the job instead of repeating it, so that it always fits into an entry.
+        created = {"name": name_of(command.name), "of": command.name, "evaluates": command.detail["version"]}
+        follow_ups = [Event(kind="follow-up-created", body=created)]
+    return [*follow_ups, Event(kind="job-moved", body=body | life_body(life))]
 
 
-def _noted(name: str, **detail: str) -> Event:
+def _detail_noted(name: str, **detail: str) -> Event:
     return Event(kind="job-noted", body={"name": name, "detail": detail})
 
 
-def _follows(db: sqlite3.Connection, tenant: str, limits: TenantLimits) -> bool:
-    """Whether a version that a tenant publishes now is evaluated."""
+def _has_follow_up(db: sqlite3.Connection, tenant: str, limits: TenantLimits) -> bool:
+    """Whether a version that a tenant publishes now gets a follow-up evaluation."""
     return _count(db, Purpose.FOLLOW_UP, tenant) < limits.follow_ups
 
 
 def _count(db: sqlite3.Connection, purpose: str, tenant: str = "") -> int:
-    """Unfinished jobs of a tenant, or of all."""
+    """Number of unfinished jobs of a tenant, or of all tenants."""
     counted = f"SELECT count(*) FROM jobs WHERE state IN ({retention.UNFINISHED_SQL}) AND purpose = ?"
     if tenant:
         return int(db.execute(f"{counted} AND tenant = ?", (purpose, tenant)).fetchone()[0])
     return int(db.execute(counted, (purpose,)).fetchone()[0])
 
 
-def _check_room(db: sqlite3.Connection, tenant: str, purpose: str, limits: TenantLimits) -> None:
-    """Raises ResourceExhausted when a client's job more of this purpose would be too many."""
-    if purpose == Purpose.FOLLOW_UP:  # retried
+def _check_limits(db: sqlite3.Connection, tenant: str, purpose: str, limits: TenantLimits) -> None:
+    """Raises ResourceExhausted if no further client's job of this purpose is allowed."""
+    if purpose == Purpose.FOLLOW_UP:  # a client retries it
         purpose = Purpose.EVALUATION
-    here, own = _count(db, purpose), _count(db, purpose, tenant)
-    for found, limit, reason, whose in (
+    total, own = _count(db, purpose), _count(db, purpose, tenant)
+    for count, limit, reason, whose in (
         (own, limits.unfinished_per_tenant, "TENANT_JOBS", f"tenants/{tenant} has"),
-        (here, limits.unfinished, "QUEUE_FULL", "the trainer has"),
+        (total, limits.unfinished, "QUEUE_FULL", "the trainer has"),
     ):
-        if found >= limit:
+        if count >= limit:
             raise ResourceExhausted(
-                f"{whose} {found} unfinished jobs; {limit} are taken: try again when some have ended",
+                f"{whose} {count} unfinished jobs; the limit is {limit}: try again when some have ended",
                 reason=reason,
-                metadata={"unfinished": str(found), "limit": str(limit)},
-                retry_after=retention.ROOM_AFTER,
+                metadata={"unfinished": str(count), "limit": str(limit)},
+                retry_after=retention.RETRY_AFTER,
             )

@@ -1,4 +1,4 @@
-"""The tables of the trainer's state machine: pictures, jobs, and which pictures a job needs. Rows in, rows out."""
+"""The SQL tables of the trainer's state machine: pictures, jobs, and the pictures that each job needs."""
 
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ from trainer.jobs.life_cycle import ENDED, UNFINISHED, Life, Purpose, State
 
 Row = dict[str, Any]
 
-# What ListJobs can be asked to filter by.
+# Fields that ListJobs can filter by.
 FILTERS: Mapping[str, Field] = {
     "state": Field(kind=Kind.ENUM, sql="'STATE_' || state", values=tuple(f"STATE_{state}" for state in State)),
     "concept": Field(kind=Kind.TEXT, sql="json_extract(spec, '$.concept')"),
-    # Absent for a job that trains.
+    # NULL for a training job.
     "evaluates": Field(kind=Kind.TEXT, sql="json_extract(spec, '$.evaluates')"),
     "creator": Field(kind=Kind.TEXT, sql="creator"),
     "create_time": Field(kind=Kind.TIME, sql="created_us"),
@@ -42,7 +42,7 @@ CREATE INDEX job_pictures_job ON job_pictures (job);
 
 
 def job(db: sqlite3.Connection, name: str) -> Row:
-    """A job's row, `spec` and `detail` read. Raises NotFound."""
+    """A job's row with `spec` and `detail` parsed. Raises NotFound."""
     row = db.execute("SELECT * FROM jobs WHERE name = ?", (name,)).fetchone()
     if row is None:
         raise NotFound(f"there is no {name}", reason="JOB_NOT_FOUND", metadata={"job": name})
@@ -56,13 +56,15 @@ def jobs(
     limit: int,
     condition: Condition = EVERYTHING,
 ) -> list[Row]:
-    """Up to `limit` jobs of a tenant that fulfil `condition`, newest first, after the one at [created_us, name]."""
+    """Up to `limit` jobs of a tenant that fulfil `condition`, newest first, after the key `after` [created_us,
+    name]."""
     return [_job_row(row) for row in newest_first(db, "jobs", tenant, after, limit, condition)]
 
 
 def next_queued(db: sqlite3.Connection, max_per_tenant: int) -> Row | None:
-    """The job to take next, of a tenant with fewer than `max_per_tenant` that are trained, or an evaluation: of the
-    tenant with the fewest, the oldest of the highest priority; priorities below 0 only when no other waits."""
+    """The queued job to take next: of the tenant with the fewest running training jobs, the oldest of the highest
+    priority; a job with a priority below 0 only if no other is eligible. A training job of a tenant that has
+    `max_per_tenant` running ones is not eligible; an evaluation always is."""
     row = db.execute(
         "WITH running AS (SELECT tenant, count(*) AS n FROM jobs WHERE state = 'RUNNING' AND purpose = 'TRAINING'"
         " GROUP BY tenant) SELECT jobs.* FROM jobs LEFT JOIN running USING (tenant)"
@@ -86,7 +88,7 @@ def unfinished(db: sqlite3.Connection) -> list[Row]:
 
 
 def counts(db: sqlite3.Connection) -> tuple[dict[State, int], dict[State, int]]:
-    """How many jobs are in each state that is not an end: those that train, and the evaluations."""
+    """Number of unfinished jobs by state: of training jobs, and of evaluations."""
     training, evaluations = (dict.fromkeys(sorted(UNFINISHED), 0) for _ in range(2))
     rows = db.execute(
         "SELECT purpose = 'TRAINING' AS trains, state, count(*) AS n FROM jobs"
@@ -102,13 +104,13 @@ def _job_row(row: sqlite3.Row) -> Row:
 
 
 def life_of(row: Row) -> Life:
-    """Where a job's row is in its life."""
+    """The position of a job's row in its life."""
     fields = {name: row[name] for name in ("attempt", "worker_deaths", "handed_back")}
     return Life(state=State(row["state"]), **fields)
 
 
 def life_body(life: Life) -> Row:
-    """A job's life under the names of the log's events."""
+    """A job's position in its life, under the keys of the log's events."""
     return {
         "state": life.state.value,
         "attempt": life.attempt,
@@ -128,10 +130,10 @@ def apply_create(db: sqlite3.Connection, body: Row, purpose: Purpose, time_us: i
 def apply_move(db: sqlite3.Connection, body: Row, time_us: int, revision: str) -> None:
     row = job(db, body["name"])
     state = State(body["state"])
-    if "pictures" in body:  # entries of older servers say nothing
+    if "pictures" in body:  # absent in entries of older servers
         retention.release(db, body["name"], state, **body["pictures"])
     detail = row["detail"] | body["detail"]
-    if state is State.QUEUED:  # of an attempt before only that counts from where it can go on
+    if state is State.QUEUED:  # of an earlier attempt only its checkpoint is kept
         detail = {key: detail[key] for key in ("checkpoint",) if key in detail}
     elif state is not State.RUNNING:
         detail.pop("checkpoint", None)
@@ -142,7 +144,7 @@ def apply_move(db: sqlite3.Connection, body: Row, time_us: int, revision: str) -
             state.value,
             body["attempt"],
             body["losses"],
-            # Entries of older servers say nothing: there a hand-back took one off the attempts.
+            # Absent in entries of older servers: there a hand-back lowered the attempt number.
             body.get("handed_back", 0),
             time_us if state is State.RUNNING else row["started_us"],
             time_us if state in ENDED else None,

@@ -1,4 +1,4 @@
-"""Fits the network that predicts where a word's vectors start (`python -m trainer fit-start`).
+"""Fits the learned start, a network that predicts a word's initial vector (`python -m trainer fit-start`).
 
-No server imports this room: it draws plots and makes its own training data.
+No server imports this package: it draws plots and makes its own training data.
 """

@@ -1,4 +1,4 @@
-"""What a learned start is made from: concepts in folders, their pictures and, where there are some, their words."""
+"""Reads the training data of a learned start: concepts in folders, with pictures and optionally words."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,24 +15,25 @@ from storage.tensors import read_tensors
 from trainer.training.latents import Latents, encode_pictures
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-_MAX_PICTURES = 32  # of a concept; a job has no more
+_MAX_PICTURES = 32  # of a concept; the limit of a job
 
 
 class FolderInvalid(ValueError):
-    """A folder that no start can be learned from; the message says why."""
+    """The folder is unusable as training data; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Concept:
-    """A concept's pictures as the model sees them; `vector` [dims], where a word of it was learned before."""
+    """A concept's latents; `vector` [dims] is a word that was learned for it before, if there is one."""
 
     latents: Latents
     vector: torch.Tensor | None = None
 
 
 def read_concepts(folder: Path, model: BaseModel, limits: PictureLimits) -> Iterator[Concept]:
-    """The concepts of a folder: each subfolder is one, and each picture that lies in none. A subfolder may hold a word
-    learned before, as diffusers writes it (one safetensors file, one vector). Raises FolderInvalid."""
+    """The concepts of a folder: each subfolder with pictures, and each picture directly in the folder. A subfolder may
+    contain a word that was learned before, as diffusers writes it (one safetensors file, one vector). Raises
+    FolderInvalid."""
     if not folder.is_dir():
         raise FolderInvalid(f"there is no folder {folder}")
     places: list[Sequence[Path]] = [[file] for file in sorted(folder.iterdir()) if _is_picture(file)]
@@ -43,7 +44,7 @@ def read_concepts(folder: Path, model: BaseModel, limits: PictureLimits) -> Iter
             places.append(own[:_MAX_PICTURES])
             words.append(next(iter(sorted(inner.glob("*.safetensors"))), None))
     if not places:
-        raise FolderInvalid(f"{folder} has no pictures ({', '.join(_PICTURES)}), and none of its folders has")
+        raise FolderInvalid(f"{folder} and its subfolders contain no pictures ({', '.join(_PICTURES)})")
     for files, word in zip(places, words, strict=True):
         pictures = [_picture(file, limits) for file in files]
         latents = encode_pictures(model, pictures, [], flips=False)
@@ -65,7 +66,7 @@ def _vector(file: Path, dims: int) -> torch.Tensor:
     try:
         (vectors,) = read_tensors(file.read_bytes()).values()
     except (TensorsInvalid, ValueError) as error:
-        raise FolderInvalid(f"{file} is no word with vectors for one encoder: {error}") from error
+        raise FolderInvalid(f"{file} is not a word with vectors for one encoder: {error}") from error
     if vectors.shape[-1] != dims:
         raise FolderInvalid(f"{file} has vectors of {vectors.shape[-1]} dimensions; the model's have {dims}")
     return torch.from_numpy(vectors).reshape(-1, dims).mean(dim=0)

@@ -1,4 +1,4 @@
-"""Fitting the network: to words learned before where there are some, else by the denoising loss on the pictures."""
+"""Fits the network: to words that were learned before, or without a word by the denoising loss on the pictures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,24 +16,24 @@ from trainer.training.samples import draw
 from trainer.training.start_network import StartNetwork, unit_of
 from trainer.training.templates import TEMPLATES
 
-LATENT_NOISE = 0.05  # deviation of the noise on latents, so that near pictures give near vectors
-_SHOWN = 5  # pictures of a concept at a time, at most
-_ROWS = 2  # denoised of each concept
+LATENT_NOISE = 0.05  # standard deviation of the noise on latents, so that similar pictures give similar vectors
+_MAX_INPUTS = 5  # maximum pictures of a concept that the network gets as input
+_ROWS = 2  # rows of each concept in the denoising loss
 _LENGTH = 0.01  # weight of a vector's squared distance, in RMS, from the vocabulary's mean length
 
 
 class ConceptsLoss:
-    """What the network's vectors cost on a batch of concepts, as `fitting.train` asks for it.
+    """The network's loss on a batch of concepts, in the form that `fitting.train` needs.
 
-    Where a word was learned before: the mean squared distance from it in units of the vocabulary's mean square. Where
-    none was: the denoising loss (arXiv 2208.01618, eq. 1) of the concept's pictures under its vector, and a little for
-    vectors much longer or shorter than the vocabulary's.
+    For a concept with a word: the mean squared distance from the word, in units of the vocabulary's mean square. For a
+    concept without one: the denoising loss (arXiv 2208.01618, eq. 1) of its pictures under its vector, plus a small
+    penalty for vectors much longer or shorter than the vocabulary's.
     """
 
     def __init__(
         self, model: BaseModel, network: StartNetwork, concepts: Mapping[str, Sequence[Concept]], batch: int
     ) -> None:
-        """`concepts` by kind; a batch has `batch` of each kind."""
+        """`concepts` by kind; a batch has `batch` concepts of each kind."""
         self._network = network
         self._concepts = concepts
         self._batch = batch
@@ -44,12 +44,12 @@ class ConceptsLoss:
         self._length = table.norm(dim=-1).mean() / self._rms
 
     def __call__(self, generator: torch.Generator) -> torch.Tensor:
-        """The loss of one batch, a sum over the kinds."""
-        return torch.stack([self._of(kind, some, generator) for kind, some in self._concepts.items()]).sum()
+        """The loss of one batch: the sum over the kinds."""
+        return torch.stack([self._loss_of_kind(kind, some, generator) for kind, some in self._concepts.items()]).sum()
 
-    def _of(self, kind: str, concepts: Sequence[Concept], generator: torch.Generator) -> torch.Tensor:
+    def _loss_of_kind(self, kind: str, concepts: Sequence[Concept], generator: torch.Generator) -> torch.Tensor:
         picked = [concepts[int(index)] for index in torch.randint(len(concepts), (self._batch,), generator=generator)]
-        vectors = self._network([_shown(one, generator) for one in picked], kind)
+        vectors = self._network([_noisy_inputs(one, generator) for one in picked], kind)
         total = vectors.new_zeros(())
         for vector, one in zip(vectors, picked, strict=True):
             if one.vector is not None:
@@ -57,11 +57,11 @@ class ConceptsLoss:
         unknown = [place for place, one in enumerate(picked) if one.vector is None]
         if unknown:
             seed = int(torch.randint(2**31, (1,), generator=generator))
-            total = total + self._denoised([picked[place] for place in unknown], vectors[unknown], kind, seed)
+            total = total + self._denoising_loss([picked[place] for place in unknown], vectors[unknown], kind, seed)
         mean: torch.Tensor = total / len(picked)
         return mean
 
-    def _denoised(self, concepts: Sequence[Concept], vectors: torch.Tensor, kind: str, seed: int) -> torch.Tensor:
+    def _denoising_loss(self, concepts: Sequence[Concept], vectors: torch.Tensor, kind: str, seed: int) -> torch.Tensor:
         recipe = replace(OBJECT, rows=_ROWS * len(concepts))
         parts = [
             Part(
@@ -88,16 +88,17 @@ class ConceptsLoss:
 
 
 def fit(model: BaseModel, concepts: Mapping[str, Sequence[Concept]], plan: Plan, folder: Path) -> StartNetwork:
-    """Fits a network to concepts by kind. `folder` gets what a run that was killed goes on from, and loss.png."""
+    """Fits a network to concepts by kind. Writes into `folder` a checkpoint, from which a killed run resumes, and
+    loss.png."""
     torch.manual_seed(plan.seed)
     network = StartNetwork(model.spec.latent_channels, model.spec.encoders[0].dims, tuple(concepts)).to(model.device)
     train("learned start", network, plan, ConceptsLoss(model, network, concepts, plan.batch), folder)
     return network
 
 
-def _shown(concept: Concept, generator: torch.Generator) -> torch.Tensor:
-    """Some of a concept's latents [pictures, channels, h, w], a little noisy."""
+def _noisy_inputs(concept: Concept, generator: torch.Generator) -> torch.Tensor:
+    """A random choice of a concept's latents [pictures, channels, h, w], with a little noise."""
     means = concept.latents.means
-    count = int(torch.randint(1, min(_SHOWN, len(means)) + 1, (1,), generator=generator))
+    count = int(torch.randint(1, min(_MAX_INPUTS, len(means)) + 1, (1,), generator=generator))
     some = means[torch.randperm(len(means), generator=generator)[:count]]
     return some + LATENT_NOISE * torch.randn(some.shape, generator=generator).to(some.device)

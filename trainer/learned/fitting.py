@@ -1,4 +1,4 @@
-"""Optimiser steps that may be stopped at any moment and go on where they were."""
+"""A training loop that can be killed at any moment and resumes from its last checkpoint."""
 
 import math
 import time
@@ -14,12 +14,12 @@ from torch import nn
 from trainer.plots import loss_curve
 
 _SAVE_EVERY_S = 60
-_SMOOTHING = 0.98  # of the loss that is shown
+_SMOOTHING = 0.98  # decay of the exponential mean of the displayed loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How long and how fast. The rate rises over `warmup` steps and falls by a cosine to `floor` of its peak."""
+    """Steps and learning rate. The rate rises over `warmup` steps and falls along a cosine to `floor` of its peak."""
 
     steps: int
     batch: int
@@ -27,7 +27,7 @@ class Plan:
     warmup: int = 200
     floor: float = 0.03
     averaging: float = 0.9995
-    """Of the weights (exponential moving average), reached gradually."""
+    """Decay of the weights' exponential moving average, reached gradually."""
     seed: int = 0
 
     def rate_at(self, step: int) -> float:
@@ -39,10 +39,11 @@ class Plan:
 def train(
     name: str, module: nn.Module, plan: Plan, loss: Callable[[torch.Generator], torch.Tensor], folder: Path
 ) -> None:
-    """Trains `module` by the loss of one batch, and leaves it with the average of its weights, frozen.
+    """Trains `module` by the loss of one batch, then loads the average of its weights and freezes it.
 
-    `loss` draws all that is random from the generator that it is given, which depends on the step alone; so a run that
-    was killed and started again does the same steps. `folder` gets checkpoint.pt once a minute, and loss.png.
+    `loss` must take all randomness from the generator that it gets, which depends on the seed and the step only. A run
+    that was killed and restarted therefore makes the same steps. Writes checkpoint.pt once a minute, and loss.png, into
+    `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     average = {key: value.detach().clone() for key, value in module.state_dict().items()}
@@ -50,14 +51,14 @@ def train(
     losses: list[float] = []
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
-        kept = torch.load(checkpoint, weights_only=True)
-        module.load_state_dict(kept["module"])
-        average = kept["average"]
-        optimizer.load_state_dict(kept["optimizer"])
-        losses = kept["losses"].tolist()
+        state = torch.load(checkpoint, weights_only=True)
+        module.load_state_dict(state["module"])
+        average = state["average"]
+        optimizer.load_state_dict(state["optimizer"])
+        losses = state["losses"].tolist()
 
     def save() -> None:
-        beside = checkpoint.with_suffix(".part")
+        partial = checkpoint.with_suffix(".part")
         torch.save(
             {
                 "module": module.state_dict(),
@@ -65,11 +66,11 @@ def train(
                 "optimizer": optimizer.state_dict(),
                 "losses": torch.tensor(losses, dtype=torch.float64),
             },
-            beside,
+            partial,
         )
-        beside.replace(checkpoint)
-        shown = max(1, len(losses) // 1000)
-        loss_curve(folder / "loss.png", range(0, len(losses), shown), losses[::shown], name)
+        partial.replace(checkpoint)
+        stride = max(1, len(losses) // 1000)
+        loss_curve(folder / "loss.png", range(0, len(losses), stride), losses[::stride], name)
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     saved = time.monotonic()
@@ -85,7 +86,7 @@ def train(
             value.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
-            _follow(average, module.state_dict(), min(plan.averaging, (1 + step) / (10 + step)))
+            _update_average(average, module.state_dict(), min(plan.averaging, (1 + step) / (10 + step)))
             losses.append(value.item())
             smooth = losses[-1] if math.isnan(smooth) else _SMOOTHING * smooth + (1 - _SMOOTHING) * losses[-1]
             progress.update(task, completed=step + 1, description=f"{name}, loss {smooth:.4f}")
@@ -98,9 +99,9 @@ def train(
 
 
 @torch.no_grad()
-def _follow(average: dict[str, torch.Tensor], now: dict[str, torch.Tensor], share: float) -> None:
+def _update_average(average: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], decay: float) -> None:
     for key, value in average.items():
         if value.is_floating_point():
-            value.lerp_(now[key], 1 - share)
+            value.lerp_(weights[key], 1 - decay)
         else:
-            value.copy_(now[key])
+            value.copy_(weights[key])

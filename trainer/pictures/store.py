@@ -1,4 +1,4 @@
-"""Pictures on loan: received in chunks, checked before they are decoded, kept until they expire."""
+"""Uploaded pictures: received in chunks, checked before they are decoded, kept until they expire."""
 
 import asyncio
 import hashlib
@@ -31,14 +31,15 @@ from trainer.jobs.tables import Row
 
 MAX_CHUNK_BYTES = 2**20
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
-_SWEEP = timedelta(minutes=10)
-_SWEPT_AT_ONCE = 256
+_SWEEP_INTERVAL = timedelta(minutes=10)
+_SWEEP_BATCH = 256
 Requests = AsyncIterator[trainer_pb2.UploadPictureRequest]
 
 
 @dataclass(frozen=True, kw_only=True)
 class UploadLimits:
-    """What is taken and for how long; `max_receiving_bytes` bounds all unfinished uploads together."""
+    """Which pictures are accepted, and how long they are kept. `max_receiving_bytes` limits the total size of all
+    uploads in progress."""
 
     limits: PictureLimits
     lifetime: timedelta
@@ -46,19 +47,19 @@ class UploadLimits:
 
 
 class PictureStore:
-    """Every tenant's pictures. Lives on the server's event loop."""
+    """The pictures of all tenants. Lives on the server's event loop."""
 
-    def __init__(self, job_store: JobStore, store: ObjectStore, terms: UploadLimits) -> None:
+    def __init__(self, job_store: JobStore, store: ObjectStore, upload_limits: UploadLimits) -> None:
         self._job_store = job_store
         self._store = store
         self._blobs = Blobs(store)
-        self._terms = terms
+        self._upload_limits = upload_limits
         self._receiving_bytes = 0
-        # A decoded picture takes many times its file's size.
+        # A decoded picture takes many times the memory of its file, so few are decoded at the same time.
         self._decoding = asyncio.Semaphore(2)
 
     async def upload(self, requests: Requests, context: Context) -> Row:
-        """Takes one picture. Nothing is kept of an upload that does not end well.
+        """Receives and stores one picture. A failed upload leaves nothing behind.
 
         Raises InvalidArgument, PictureInvalid, PermissionDenied, ResourceExhausted and StorageErrors.
         """
@@ -72,7 +73,7 @@ class PictureStore:
             self._receiving_bytes -= len(received)
         digest = _checked_digest(data, header)
         async with self._decoding:
-            info = await asyncio.to_thread(_check, data, self._terms.limits)
+            info = await asyncio.to_thread(_check, data, self._upload_limits.limits)
         return await self._keep(tenant, digest, data, info, header, context)
 
     async def read(self, name: str) -> Image.Image:
@@ -88,15 +89,15 @@ class PictureStore:
         row = await retry_while_unavailable(lambda: self._job_store.picture(name))
         data = await retry_while_unavailable(lambda: asyncio.to_thread(self._blobs.get, row["blob"]))
         async with self._decoding:
-            return await asyncio.to_thread(decode, data, self._terms.limits)
+            return await asyncio.to_thread(decode, data, self._upload_limits.limits)
 
     async def delete(self, name: PictureName, request: Any, context: Context) -> None:
-        """Forgets a picture and deletes its bytes. Raises NotFound, FailedPrecondition, StorageErrors."""
+        """Deletes a picture and its bytes. Raises NotFound, FailedPrecondition, StorageErrors."""
         row = await self._job_store.commit(name.tenant, DeletePicture(name=str(name)), request, context)
         await discard(self._store, row["blob"])
 
     async def sweep(self) -> None:
-        """Deletes pictures that have expired and that no unfinished job needs, for ever."""
+        """Deletes pictures that have expired and that no unfinished job needs, until cancelled."""
         while True:
             names = await retry_while_unavailable(self._expired)
             for name in names:
@@ -105,13 +106,13 @@ class PictureStore:
                     row = await self._job_store.commit_own(DeletePicture(name=name, expired=True), tenant)
                     if row:
                         await discard(self._store, row["blob"])
-            if len(names) < _SWEPT_AT_ONCE:
-                await asyncio.sleep(_SWEEP.total_seconds())
+            if len(names) < _SWEEP_BATCH:
+                await asyncio.sleep(_SWEEP_INTERVAL.total_seconds())
 
     async def _expired(self) -> list[str]:
         now_us = time.time_ns() // 1000
         names, _ = await self._job_store.ledger.read(
-            SHARD, lambda db: retention.expired_pictures(db, now_us, _SWEPT_AT_ONCE), max_staleness=_SWEEP
+            SHARD, lambda db: retention.expired_pictures(db, now_us, _SWEEP_BATCH), max_staleness=_SWEEP_INTERVAL
         )
         return names
 
@@ -119,7 +120,9 @@ class PictureStore:
         first = await anext(aiter(requests), None)
         if first is None or first.WhichOneof("message") != "header":
             raise InvalidArgument(
-                "an upload begins with a header", reason="UPLOAD_HEADER", violations=[("header", "is required first")]
+                "an upload must begin with a header",
+                reason="UPLOAD_HEADER",
+                violations=[("header", "is required first")],
             )
         header = first.header
         wrong = Violations()
@@ -130,39 +133,41 @@ class PictureStore:
         if header.sha256 and not _DIGEST.fullmatch(header.sha256):
             wrong.add("header.sha256", "must be 64 hex digits, or empty")
         wrong.raise_if_any()
-        if header.size_bytes > self._terms.limits.max_bytes:
+        if header.size_bytes > self._upload_limits.limits.max_bytes:
             raise self._too_large(header.size_bytes)
         return header, tenant
 
     def _receive(self, received: bytearray, request: trainer_pb2.UploadPictureRequest, announced_bytes: int) -> None:
         if request.WhichOneof("message") != "chunk":
             raise InvalidArgument(
-                "after its header an upload has chunks only",
+                "after its header an upload must have chunks only",
                 reason="UPLOAD_HEADER",
-                violations=[("header", "comes once")],
+                violations=[("header", "must be sent once")],
             )
         size = len(request.chunk)
         if size > MAX_CHUNK_BYTES:
             raise InvalidArgument(
-                f"a chunk has {size} bytes; at most {MAX_CHUNK_BYTES} are taken",
+                f"a chunk has {size} bytes; the limit is {MAX_CHUNK_BYTES}",
                 reason="CHUNK_TOO_LARGE",
                 violations=[("chunk", f"at most {MAX_CHUNK_BYTES} bytes")],
             )
         total = len(received) + size
-        if total > self._terms.limits.max_bytes:
+        if total > self._upload_limits.limits.max_bytes:
             raise self._too_large(total)
         if announced_bytes and total > announced_bytes:
             raise _wrong_size(total, announced_bytes)
-        if self._receiving_bytes + size > self._terms.max_receiving_bytes:
+        if self._receiving_bytes + size > self._upload_limits.max_receiving_bytes:
             raise ResourceExhausted(
-                "too many uploads at once; try again", reason="UPLOADS_BUSY", retry_after=timedelta(seconds=2)
+                "too many bytes of uploads in progress: try again",
+                reason="UPLOADS_BUSY",
+                retry_after=timedelta(seconds=2),
             )
         received += request.chunk
         self._receiving_bytes += size
 
     def _too_large(self, size: int) -> PictureInvalid:
         return PictureInvalid(
-            f"the picture has at least {size} bytes; at most {self._terms.limits.max_bytes} are taken",
+            f"the picture has at least {size} bytes; the limit is {self._upload_limits.limits.max_bytes}",
             reason="PICTURE_TOO_LARGE",
         )
 
@@ -183,7 +188,7 @@ class PictureStore:
             size_bytes=len(data),
             width=info.width,
             height=info.height,
-            lifetime_us=round(self._terms.lifetime.total_seconds() * 1e6),
+            lifetime_us=round(self._upload_limits.lifetime.total_seconds() * 1e6),
         )
         return await commit_blob(
             blob.name,
@@ -194,7 +199,7 @@ class PictureStore:
 
 def _check(data: bytes, limits: PictureLimits) -> PictureInfo:
     info = picture_info(data, limits)
-    read_picture(data, limits)  # raises for one that only its header makes a picture
+    read_picture(data, limits)  # raises if the header is valid and the data is not
     return info
 
 
@@ -204,17 +209,17 @@ def _checked_digest(data: bytes, header: trainer_pb2.UploadPictureRequest.Header
     digest = hashlib.sha256(data).hexdigest()
     if header.sha256 and header.sha256.lower() != digest:
         raise InvalidArgument(
-            f"the bytes that came have the sha256 {digest}, not the one that the header announced",
+            f"the received bytes have the sha256 {digest}, not the announced one: upload the picture again",
             reason="DIGEST_MISMATCH",
             metadata={"sha256": digest},
-            violations=[("header.sha256", "is not that of the chunks together")],
+            violations=[("header.sha256", "is not the sha256 of all chunks together")],
         )
     return digest
 
 
 def _wrong_size(size: int, announced: int) -> InvalidArgument:
     return InvalidArgument(
-        f"{size} bytes came where the header announced {announced}",
+        f"received {size} bytes, and the header announced {announced}: upload the picture again",
         reason="SIZE_MISMATCH",
         violations=[("header.size_bytes", "is not the size of the chunks together")],
     )

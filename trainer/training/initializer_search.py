@@ -1,4 +1,4 @@
-"""The start that explains some pictures best, by a few forward passes: the vocabulary's words, or given vectors."""
+"""Searches the start with the lowest loss on a job's pictures, among the vocabulary's words or given vectors."""
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from trainer.training.samples import TRIAL_STEP, TrainingSample, samples_of_all_
 
 _Row = TypeVar("_Row")
 _Key = TypeVar("_Key", bound=Hashable)
-# Draws that a word has been tried on after each round.
+# Number of samples that a word was tried on after each round.
 _ROUNDS = (4, 16, 32)
-_SCALE = 2.0**10  # keeps a gradient in fp16 from vanishing; a ranking does not see it
+_SCALE = 2.0**10  # keeps an fp16 gradient from underflowing; it does not change the ranking
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What starts are tried on: a job's pictures, in at most `max_rows` rows at once."""
+    """The data that starts are compared on: a job's pictures, in batches of at most `max_rows` rows."""
 
     latents: Latents
     templates: Sequence[Sequence[str]]
@@ -35,52 +35,53 @@ class Trial:
 
 
 def best_word(trial: Trial, usual: str, starts: Initializers) -> str:
-    """The word with the lowest loss on the pictures; `usual` where none beats it.
+    """The word with the lowest loss on the pictures; `usual` if none beats it.
 
-    One backward pass at the usual start says which words are promising; most of them are left out again round by round,
-    while the others are tried on more draws, the same for all.
+    One backward pass at the usual start selects promising words. Each round tries the remaining words on more samples,
+    the same for all words, and keeps the best quarter.
     """
-    draws = _draws(trial)
+    samples = _trial_samples(trial)
     vectors = _row(starts, usual).requires_grad_(True)
     gradient = torch.zeros_like(vectors)
-    for batch in _batches(draws, trial.max_rows):
+    for batch in _batches(samples, trial.max_rows):
         loss = trial.losses.of([Part(vectors=vectors, latents=trial.latents, draws=batch)]).sum() * _SCALE
         gradient += torch.autograd.grad(loss, vectors)[0]
     rest = [word for word in starts.promising(vectors.detach()[0], gradient[0]) if word != usual]
     rows = {word: _row(starts, word) for word in (usual, *rest)}
     sums = dict.fromkeys(rows, 0.0)
     for done, upto in pairwise((0, *_ROUNDS)):
-        _try(trial, {word: rows[word] for word in (usual, *rest)}, draws[done:upto], sums)
+        _try(trial, {word: rows[word] for word in (usual, *rest)}, samples[done:upto], sums)
         rest = sorted(rest, key=sums.__getitem__)[: max(1, len(rest) // 4)]
     return min((usual, *rest), key=sums.__getitem__)
 
 
 def better(trial: Trial, candidates: Sequence[torch.Tensor]) -> int:
-    """Which of the candidates [vectors, dims] has the lowest loss on the pictures, over the same draws for all."""
+    """Index of the candidate [vectors, dims] with the lowest loss on the pictures, over the same samples for all."""
     sums = dict.fromkeys(range(len(candidates)), 0.0)
-    _try(trial, dict(enumerate(candidates)), _draws(trial), sums)
+    _try(trial, dict(enumerate(candidates)), _trial_samples(trial), sums)
     return min(sums, key=sums.__getitem__)
 
 
 @torch.no_grad()
 def _try(
-    trial: Trial, candidates: Mapping[_Key, torch.Tensor], draws: Sequence[TrainingSample], sums: dict[_Key, float]
+    trial: Trial, candidates: Mapping[_Key, torch.Tensor], samples: Sequence[TrainingSample], sums: dict[_Key, float]
 ) -> None:
-    """Adds each candidate's losses to its sum."""
-    rows = [(key, one) for key in candidates for one in draws]
+    """Adds each candidate's losses on `samples` to its sum."""
+    rows = [(key, sample) for key in candidates for sample in samples]
     for tried in _batches(rows, trial.max_rows):
         parts = [
-            Part(vectors=candidates[key], latents=trial.latents, draws=[one for _, one in pairs])
+            Part(vectors=candidates[key], latents=trial.latents, draws=[sample for _, sample in pairs])
             for key, pairs in groupby(tried, key=itemgetter(0))
         ]
         for (key, _), loss in zip(tried, trial.losses.of(parts).tolist(), strict=True):
             sums[key] += loss
 
 
-def _draws(trial: Trial) -> list[TrainingSample]:
-    """As many as the last round tries, over all timesteps, in an order in which the first few span them too."""
+def _trial_samples(trial: Trial) -> list[TrainingSample]:
+    """The samples of all rounds, stratified over all timesteps; shuffled, so that those of the first round span them
+    too."""
     means, count = trial.latents.means, _ROUNDS[-1]
-    draws = samples_of_all_timesteps(
+    samples = samples_of_all_timesteps(
         trial.recipe,
         seed=trial.seed,
         step=TRIAL_STEP,
@@ -90,7 +91,7 @@ def _draws(trial: Trial) -> list[TrainingSample]:
         shape=tuple(means.shape[1:]),
     )
     order = np.random.Generator(np.random.Philox(key=[trial.seed, TRIAL_STEP << 32 | count])).permutation(count)
-    return [draws[row] for row in order]
+    return [samples[row] for row in order]
 
 
 def _row(starts: Initializers, word: str) -> torch.Tensor:

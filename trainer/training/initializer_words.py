@@ -1,4 +1,4 @@
-"""Words of the vocabulary that vectors start from. Needs a tokenizer, no weights."""
+"""Looks up the words of the vocabulary that vectors start from. Needs a tokenizer, no weights."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,8 @@ class InitializerWords:
         self._tokenizer = tokenizer
 
     def ids(self, words: str) -> list[int]:
-        """The vocabulary's entries of `words`, one for each. Raises InitializerUnknown for a word without one."""
+        """The ids of the vocabulary's entries for `words`, one for each word. Raises InitializerUnknown for a word
+        without a single entry."""
         ids = []
         for word in words.split():
             entry = self._tokenizer.entry(word)
@@ -27,7 +28,7 @@ class InitializerWords:
         return ids
 
     def first_of(self, candidates: Sequence[str]) -> str:
-        """The first of `candidates` that the vocabulary has. Raises InitializerUnknown when it has none."""
+        """The first of `candidates` that the vocabulary has. Raises InitializerUnknown if it has none of them."""
         for word in candidates[:-1]:
             try:
                 self.ids(word)

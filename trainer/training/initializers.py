@@ -1,4 +1,4 @@
-"""Where vectors start."""
+"""Initial vectors of a job, from words, a version, the best word or the learned start."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from diffusion.prompt import Prompt
 from trainer.training.initializer_words import InitializerWords
 from trainer.training.start_network import StartNetwork, unit_of
 
-CANDIDATES = 24  # words of the vocabulary that are looked at more closely
+CANDIDATES = 24  # maximum number of words that promising() returns
 
 
 @dataclass(frozen=True, kw_only=True)
 class FromWords:
-    """Words of the vocabulary, one entry each; `encoded`: instead of their rows, what the text encoder makes of them
-    (Cross Initialization, CVPR 2024), which a learned vector comes to resemble."""
+    """Words of the vocabulary, one entry each. With `encoded`, not their rows of the vocabulary but the text encoder's
+    output for them (Cross Initialization, CVPR 2024), which learned vectors come to resemble."""
 
     words: str
     encoded: bool = False
@@ -26,22 +26,22 @@ class FromWords:
 
 @dataclass(frozen=True, kw_only=True)
 class FromVectors:
-    """fp32 [vectors, dims], as an existing version has them."""
+    """The vectors of an existing version, fp32 [vectors, dims]."""
 
     vectors: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
 class BestWord:
-    """The vocabulary's word that explains the pictures best; `usual` is the one it has to beat."""
+    """The word of the vocabulary with the lowest loss on the pictures; `usual` if none beats that."""
 
     usual: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedStart:
-    """What the checkpoint's learned start says of the pictures, as a thing of `kind`; the word `usual` where that
-    explains them better."""
+    """The learned start's prediction for the pictures of a concept of `kind`; the word `usual` if its loss on them is
+    lower."""
 
     kind: str
     usual: str
@@ -51,10 +51,10 @@ Initializer = FromWords | FromVectors | BestWord | LearnedStart
 
 
 class Initializers:
-    """The starts that one frozen model has to offer."""
+    """Computes initial vectors for one frozen model."""
 
     def __init__(self, model: BaseModel, encoder: PromptEncoder, network: StartNetwork | None = None) -> None:
-        """`network` is the checkpoint's learned start, where it has one."""
+        """`network` is the checkpoint's learned start, if it has one."""
         self._encoder = encoder
         self.words = InitializerWords(encoder.tokenizer)
         self._network = None if network is None else network.to(model.device)
@@ -62,7 +62,7 @@ class Initializers:
         self.unit = unit_of(self.table)
 
     def vectors(self, start: FromWords | FromVectors, count: int) -> torch.Tensor:
-        """fp32 [count, dims]: one entry a vector; their mean for every vector where their numbers differ."""
+        """fp32 [count, dims]: one entry for each vector; if the numbers differ, the entries' mean for every vector."""
         match start:
             case FromVectors(vectors=vectors):
                 rows = torch.from_numpy(vectors).to(self.table.device)
@@ -74,12 +74,13 @@ class Initializers:
 
     @property
     def learned_kinds(self) -> Sequence[str]:
-        """Kinds of concepts that the checkpoint has a learned start for."""
+        """Kinds of concepts that the learned start supports."""
         return () if self._network is None else self._network.kinds
 
     @torch.no_grad()
     def learned(self, kind: str, latents: torch.Tensor, count: int) -> torch.Tensor:
-        """fp32 [count, dims], all alike: what the learned start says of scaled latents [pictures, channels, h, w]."""
+        """fp32 [count, dims], all rows equal: the learned start's prediction for scaled latents [pictures, channels, h,
+        w]."""
         if self._network is None:
             raise ValueError("the checkpoint has no learned start")
         vectors: torch.Tensor = self._network([latents], kind) * self.unit
@@ -92,14 +93,14 @@ class Initializers:
         return hidden[0, 1 : 1 + entries].float()
 
     def promising(self, vector: torch.Tensor, gradient: torch.Tensor) -> list[str]:
-        """Up to CANDIDATES whole words of which the loss, to first order around `vector` [dims], is the lowest
-        (HotFlip's choice, arXiv 1712.06751)."""
+        """Up to CANDIDATES whole words with the lowest loss to first order around `vector` [dims] (HotFlip, arXiv
+        1712.06751), lowest first."""
         gains = ((self.table - vector) @ gradient).tolist()
-        found: list[str] = []
+        words: list[str] = []
         for entry in np.argsort(gains, kind="stable").tolist():
             word = self._encoder.tokenizer.word(entry)
             if word is not None:
-                found.append(word)
-                if len(found) == CANDIDATES:
+                words.append(word)
+                if len(words) == CANDIDATES:
                     break
-        return found
+        return words

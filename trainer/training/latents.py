@@ -1,4 +1,4 @@
-"""The pictures as the model sees them, computed once."""
+"""Latents of a job's pictures, encoded once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from diffusion.checkpoint import BaseModel
 from diffusion.pictures import square
 from trainer.errors import MaskEmpty
 
-_LEAST_MASK = 0.02  # of the whitest cell
+_MIN_MASK = 0.02  # minimum value of a mask's whitest cell, in [0, 1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latents:
-    """Mean and deviation of the pictures' latents, scaled, [pictures (twice with mirrors), c, h, w]. `weights`
-    [pictures, 1, h, w] of the squared error have the mean 1 in each picture."""
+    """Means and standard deviations of the pictures' scaled latents, [pictures (twice as many with mirrors), c, h, w].
+    `weights` [pictures, 1, h, w] of the squared error have the mean 1 in each picture."""
 
     means: torch.Tensor
     deviations: torch.Tensor
@@ -28,8 +28,9 @@ class Latents:
 def encode_pictures(
     model: BaseModel, pictures: Sequence[Image.Image], masks: Sequence[Image.Image | None], *, flips: bool
 ) -> Latents:
-    """Latents of `pictures` (RGB, upright; their middle square), each encoded by itself; with `flips` their mirrors
-    after them. `masks` are white where the thing is, None where nobody said, or empty. Raises MaskEmpty."""
+    """Latents of the middle squares of `pictures` (RGB, upright), each encoded in a batch of its own; with `flips`,
+    their mirrors follow. `masks` are white where the thing is and None for a picture without a mask; the sequence may
+    be empty. Raises MaskEmpty."""
     size = model.spec.sample_size_px
     arrays = [np.asarray(square(picture, size), dtype=np.float32) / 127.5 - 1 for picture in pictures]
     chosen = list(masks) or [None] * len(arrays)
@@ -48,12 +49,12 @@ def encode_pictures(
 
 
 def _weights(mask: Image.Image | None, size_px: int, cells: int) -> torch.Tensor:
-    """[1, cells, cells] of mean 1: how much of each latent cell is white in `mask`; 1 everywhere without one. Raises
-    MaskEmpty for one that has nothing white."""
+    """[1, cells, cells] with mean 1: the white share of each latent cell in `mask`; 1 everywhere without a mask. Raises
+    MaskEmpty if nothing in the mask is white."""
     if mask is None:
         return torch.ones(1, cells, cells)
     grey = square(mask, size_px).convert("L").resize((cells, cells), Image.Resampling.BOX)
     share = torch.from_numpy(np.asarray(grey, dtype=np.float32) / 255)
-    if share.max() < _LEAST_MASK:
-        raise MaskEmpty("a mask has nothing white in the middle square of its picture")
+    if share.max() < _MIN_MASK:
+        raise MaskEmpty("a mask has nothing white in the middle square of its picture: paint the thing white")
     return (share / share.mean())[None]

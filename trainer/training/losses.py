@@ -1,4 +1,4 @@
-"""What a batch of rows costs: the denoising loss of each, through text encoder and UNet."""
+"""The denoising loss of each row of a batch, through text encoder and UNet."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from trainer.training.template_fitter import sentence
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What one job brings to a batch: `vectors` [n, dims] for its rows, which `draws` tell."""
+    """One job's part of a batch: its `vectors` [n, dims], and `draws`, the samples of its rows."""
 
     vectors: torch.Tensor
     latents: Latents
@@ -26,7 +26,7 @@ class Part:
 
 
 class RowLosses:
-    """The denoising loss on one frozen model (arXiv 2208.01618, eq. 1). Keeps nothing."""
+    """The denoising loss on one frozen model (arXiv 2208.01618, eq. 1). Stateless."""
 
     def __init__(self, model: BaseModel, encoder: PromptEncoder) -> None:
         self._model = model
@@ -34,8 +34,8 @@ class RowLosses:
         self._noise = DDPMScheduler.from_config(model.scheduler_config)
 
     def of(self, parts: Sequence[Part]) -> torch.Tensor:
-        """Loss of each row, fp32 [rows]: the squared error of the prediction, weighted by mask and by min-SNR where
-        asked."""
+        """Loss of each row, fp32 [rows]: the squared error of the prediction, weighted by the mask, and by min-SNR if
+        the part's gamma is above 0."""
         model = self._model
         words = [WordRef(None, f"w{index}") for index in range(len(parts))]
         device = model.device
@@ -55,17 +55,17 @@ class RowLosses:
         hidden = self._encoder.encode(prompts, vectors)
         predicted = model.unet(noisy.to(model.dtype), timesteps, hidden.to(model.dtype)).sample.float()
         if model.spec.prediction_type == "v_prediction":
-            wanted = self._noise.get_velocity(clean, noise, timesteps)
+            target = self._noise.get_velocity(clean, noise, timesteps)
         else:
-            wanted = noise
-        by_row: torch.Tensor = ((predicted - wanted).square() * weights).mean(dim=(1, 2, 3))
+            target = noise
+        by_row: torch.Tensor = ((predicted - target).square() * weights).mean(dim=(1, 2, 3))
         gammas = [part.min_snr_gamma for part in parts for _ in part.draws]
         if any(gammas):
             by_row = by_row * self._min_snr(timesteps, torch.tensor(gammas, device=device))
         return by_row
 
     def _min_snr(self, timesteps: torch.Tensor, gammas: torch.Tensor) -> torch.Tensor:
-        """Weights of arXiv 2303.09556, eq. 7, for the model's kind of prediction; 1 where gamma is 0."""
+        """Weights of arXiv 2303.09556, eq. 7, for the model's prediction type; 1 where gamma is 0."""
         signal = self._noise.alphas_cumprod.to(timesteps.device)[timesteps]
         snr = signal / (1 - signal)
         velocity = self._model.spec.prediction_type == "v_prediction"

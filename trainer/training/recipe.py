@@ -1,4 +1,4 @@
-"""How to learn: a complete recipe, and the recipes that are offered."""
+"""A complete recipe for training, and the recipes that the trainer offers."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +15,7 @@ GREATEST_TIMESTEP = 999
 
 
 class Schedule(Enum):
-    """How the learning rate goes; schedule.py has the formulas."""
+    """The learning rate's schedule; schedule.py has the formulas."""
 
     CONSTANT = _Message.SCHEDULE_CONSTANT
     COSINE = _Message.SCHEDULE_COSINE
@@ -26,8 +26,8 @@ class Schedule(Enum):
 class Recipe:
     """A complete recipe.
 
-    `learning_rate` is in units of the root mean square of the vocabulary's values; where it falls, it falls to
-    `final_learning_rate`, a share of it. One optimiser step has `rows` rows.
+    `learning_rate` is in units of the root mean square of the vocabulary's values. A schedule that lowers it ends at
+    `final_learning_rate`, a fraction of it. One optimiser step has `rows` rows.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Recipe:
     early_stopping: bool
 
     def message(self) -> resources_pb2.Recipe:
-        """As the contract has it, every field filled in."""
+        """As a message of the API, with every field set."""
         fields = asdict(self)
         schedule, stratified, hold_norm = (fields.pop(key) for key in ("schedule", "stratified", "hold_norm"))
         return resources_pb2.Recipe(
@@ -60,7 +60,8 @@ class Recipe:
         )
 
 
-# Measured on the bundled miniature: docs/training.md says how. One RMS of its vocabulary is 0.05.
+# Measured on the bundled miniature; docs/measurements/training.md has the method and the figures. The RMS of its
+# vocabulary is 0.05.
 OBJECT = Recipe(
     name="object",
     steps=50,
@@ -80,8 +81,8 @@ OBJECT = Recipe(
     progressive=False,
     early_stopping=False,
 )
-# What holds for a family other than the miniature's is the paper's (arXiv 2208.01618, section 4: AdamW, 5,000 steps of
-# 4 rows, a rate of 0.005 times batch and devices) in units of Stable Diffusion 1.5's vocabulary, whose RMS is 0.0139.
+# For families other than the miniature's: the paper's values (arXiv 2208.01618, section 4: AdamW, 5,000 steps of 4
+# rows, a rate of 0.005 times batch and devices) in units of Stable Diffusion 1.5's vocabulary, whose RMS is 0.0139.
 _PUBLISHED = replace(
     OBJECT,
     steps=5000,
@@ -101,12 +102,13 @@ _KIND_RECIPES: Mapping[int, str] = {
 
 
 def name_of(kind: int) -> str:
-    """The recipe of a kind of concept, where nobody names one."""
+    """The name of the default recipe of a kind of concept."""
     return _KIND_RECIPES[kind]
 
 
 def _of_each_kind(usual: Recipe) -> Mapping[str, Recipe]:
-    """What the kinds differ in is templates and start; nothing was measured that would set their numbers apart."""
+    """One recipe for each kind, with equal numbers: the kinds differ in templates and start, and no measurement
+    supports different numbers."""
     return {name: replace(usual, name=name) for name in sorted(set(_KIND_RECIPES.values()))}
 
 
@@ -120,23 +122,24 @@ def recipes(family: str) -> Mapping[str, Recipe]:
 
 
 def from_message(message: resources_pb2.Recipe, kind: int, family: str) -> Recipe:
-    """The recipe that `message` means: what it leaves out is the named recipe's, or that of the `kind` of concept.
+    """The complete recipe of `message`. Unset fields are taken from the recipe that it names, or else from the default
+    of the `kind` of concept.
 
-    Raises KeyError for an unknown name and ValueError for an unknown schedule, which validation finds first.
+    Raises KeyError for an unknown name and ValueError for an unknown schedule; validation refuses both before.
     """
     base = recipes(family)[message.name or name_of(kind)]
-    set_fields = {field.name for field, _ in message.ListFields()}  # for optional ones also where they are 0
-    given: dict[str, Any] = {field: getattr(message, field) for field in _OPTIONAL if field in set_fields}
+    set_fields = {field.name for field, _ in message.ListFields()}  # includes optional fields that are set to 0
+    overrides: dict[str, Any] = {field: getattr(message, field) for field in _OPTIONAL if field in set_fields}
     if message.schedule:
-        given["schedule"] = Schedule(message.schedule)
+        overrides["schedule"] = Schedule(message.schedule)
     if message.timesteps:
-        given["stratified"] = message.timesteps == _Message.TIMESTEPS_STRATIFIED
+        overrides["stratified"] = message.timesteps == _Message.TIMESTEPS_STRATIFIED
     if message.norm:
-        given["hold_norm"] = message.norm == _Message.NORM_VOCABULARY
-    return replace(base, **given)
+        overrides["hold_norm"] = message.norm == _Message.NORM_VOCABULARY
+    return replace(base, **overrides)
 
 
-# Least and greatest value of each number.
+# Minimum and maximum of each number.
 RANGES: Mapping[str, tuple[float, float]] = {
     "steps": (1, 10_000),
     "rows": (1, 64),
@@ -153,8 +156,8 @@ _OPTIONAL = (*RANGES, "flips", "progressive", "early_stopping")
 
 
 def to_json(recipe: Recipe, start: resources_pb2.Start, chosen: str = "") -> str:
-    """The recipe as protobuf's JSON and, under `start`, where the vectors started; for a version's provenance.
-    `chosen` is what was chosen where the start left a choice."""
-    found = MessageToDict(recipe.message(), preserving_proto_field_name=True)
-    began = MessageToDict(start, preserving_proto_field_name=True)
-    return dumps(found | {"start": began | ({"chosen": chosen} if chosen else {})}, sort_keys=True)
+    """The recipe as protobuf's JSON, with the job's start under `start`; for a version's provenance. `chosen` is the
+    start that was chosen, empty if there was no choice."""
+    fields = MessageToDict(recipe.message(), preserving_proto_field_name=True)
+    start_fields = MessageToDict(start, preserving_proto_field_name=True)
+    return dumps(fields | {"start": start_fields | ({"chosen": chosen} if chosen else {})}, sort_keys=True)

@@ -1,4 +1,4 @@
-"""One job while it is trained: its vectors, its optimiser, and the rows of the step that it is in."""
+"""One job in training: its vectors, its optimiser, and the rows of its current step."""
 
 import math
 from collections.abc import Sequence
@@ -16,16 +16,18 @@ from trainer.training.samples import TrainingSample, draw
 from trainer.training.schedule import StopReason, end_of, rate_of, vectors_at
 from trainer.training.stopping import StopRule
 
-_SMOOTHING = 0.9  # of the exponential mean of the loss
-# Loss scale of half precision: where it begins, and after how many good steps it is doubled (as torch's GradScaler).
+_SMOOTHING = 0.9  # decay of the exponential mean of the loss
+# Loss scale of half precision: its initial value, and the good steps after which it is doubled (as in torch's
+# GradScaler).
 _FIRST_SCALE = 2.0**16
 _GROWTH_STEPS = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What to learn. `pictures` are RGB, upright; `templates` hold `{}` in the word's place, one list a picture;
-    `masks` are pictures of the same shapes, white where the thing is, None where nobody said, or empty."""
+    """The input of a training job. `pictures` are RGB, upright; `templates` has one list for each picture, with `{}` in
+    the word's place. `masks` have the pictures' shapes and are white where the thing is; None for a picture without a
+    mask; the sequence may be empty."""
 
     pictures: Sequence[Image.Image]
     templates: Sequence[Sequence[str]]
@@ -46,7 +48,7 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One optimiser step that was made, of `steps` planned; `learning_rate` in units of the vocabulary's root mean
+    """A completed optimiser step of `steps` planned; `learning_rate` is in units of the vocabulary's root mean
     square."""
 
     step: int
@@ -58,8 +60,8 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """`vectors` is fp32 [vectors, dims]; `losses` holds one loss a step; `chosen` is the start that was chosen, where
-    there was a choice: a word, or "learned"."""
+    """The result of training. `vectors` is fp32 [vectors, dims]; `losses` has one loss for each step; `chosen` is the
+    start that was chosen (a word, or "learned"), empty if there was no choice."""
 
     vectors: np.ndarray
     losses: Sequence[float]
@@ -69,10 +71,10 @@ class Learned:
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """All that a run needs to go on as if it had never been broken off, at the end of a step.
+    """The state of a run at the end of a step, from which it resumes exactly.
 
     Arrays are fp32 [vectors, dims], `losses` float64 [steps]. `adam_steps` counts the optimiser's steps of each vector.
-    `gradient` (the last one), `recent` and `converged` are the stopping rule's.
+    `gradient` (of the last step), `recent` and `converged` belong to the stopping rule.
     """
 
     vectors: np.ndarray
@@ -92,19 +94,20 @@ class RunState:
 
 
 class Run:
-    """Owned by the engine's thread. Everything here is this job's own; the model is everybody's and never changes."""
+    """A job's training state. Owned by the engine's thread. Nothing in it is shared with other jobs; the shared model
+    never changes."""
 
     def __init__(
         self, task: Task, latents: Latents, start: torch.Tensor, unit: Unit, *, half: bool, chosen: str = ""
     ) -> None:
         """`start` is fp32 [vectors, dims]; `half`: the model's gradients are fp16, which a loss scale keeps from
-        vanishing; `chosen` is which start it is, where there was a choice."""
+        underflowing; `chosen` is the start that was chosen, empty if there was no choice."""
         self.task = task
         self.latents = latents
         self._unit = unit
         self._chosen = chosen
         self._start = start.detach().clone()
-        # One leaf a vector. AdamW leaves those alone that have no gradient yet.
+        # One leaf for each vector: AdamW skips leaves without a gradient.
         self.leaves = [row[None].clone().requires_grad_(True) for row in self._start]
         self._optimiser: torch.optim.Optimizer = torch.optim.AdamW(
             self.leaves, lr=1.0, betas=(0.9, 0.999), weight_decay=task.recipe.weight_decay
@@ -118,7 +121,7 @@ class Run:
         self._gradients: list[torch.Tensor] = []
         self.rule = StopRule()
         self._gradient = torch.zeros_like(self._start)
-        # Steps after which the rule fired.
+        # Number of steps after which the rule fired.
         self._converged: int | None = None
 
     @property
@@ -137,16 +140,17 @@ class Run:
 
     @property
     def active(self) -> Sequence[torch.Tensor]:
-        """The leaves that are in this step's sentences."""
+        """The leaves whose vectors are in this step's sentences."""
         return self.leaves[: vectors_at(self.task.recipe, self.step, len(self.leaves))]
 
     @property
     def rows_left(self) -> int:
-        """Rows that the step it is in still lacks."""
+        """Rows that the current step still lacks."""
         return self.task.recipe.rows - len(self._row_losses)
 
     def draws(self, count: int) -> list[TrainingSample]:
-        """The next `count` rows of the step; the same again until they are gathered."""
+        """The next `count` samples of the step; repeated calls return the same samples until gather() takes their
+        rows."""
         first = len(self._row_losses)
         return [
             draw(
@@ -162,12 +166,12 @@ class Run:
         ]
 
     def gather(self, losses: Sequence[float], gradients: Sequence[torch.Tensor]) -> Step | None:
-        """Takes rows in: their losses, and the gradients of their sum over the recipe's rows times `scale`, an active
-        leaf each. Gives the step that they complete, if they do and it is made. Raises Diverged
-        when the loss or the vectors are no longer finite."""
+        """Adds rows to the step: their losses, and for each active leaf the gradient of the losses' sum times `scale`
+        divided by the recipe's rows. Returns the step if these rows complete it and it was not discarded for a gradient
+        overflow. Raises Diverged when the loss or the vectors are no longer finite."""
         self._row_losses += losses
         if self._gradients:
-            self._gradients = [before + more for before, more in zip(self._gradients, gradients, strict=True)]
+            self._gradients = [total + more for total, more in zip(self._gradients, gradients, strict=True)]
         else:
             self._gradients = list(gradients)
         if self.rows_left > 0:
@@ -175,27 +179,27 @@ class Run:
         loss = math.fsum(self._row_losses) / self.task.recipe.rows
         gathered, self._gradients, self._row_losses = self._gradients, [], []
         if self._half and math.isfinite(loss) and not _finite(gathered) and self.scale > 1:
-            # The scale was too great, and the step is made again with the same draws.
+            # The scale was too large: the step is repeated with the same samples.
             self.scale /= 2
             self._good_steps = 0
             return None
         return self._advance(loss, gathered)
 
     def state(self, trained_s: float) -> RunState:
-        """Where it is after its last step; `trained_s` is what it has taken so far. Rows gathered since are left out:
-        they are drawn again."""
-        nothing = torch.zeros_like(self.leaves[0])
+        """The state after the last step; `trained_s` is the training time so far in seconds. Rows gathered since are
+        left out: they are computed again."""
+        zeros = torch.zeros_like(self.leaves[0])
         moments = [self._optimiser.state.get(leaf, {}) for leaf in self.leaves]
 
         def rows(tensors: Sequence[torch.Tensor]) -> np.ndarray:
-            found: np.ndarray = torch.cat([tensor.detach() for tensor in tensors]).cpu().numpy().copy()
-            return found
+            array: np.ndarray = torch.cat([tensor.detach() for tensor in tensors]).cpu().numpy().copy()
+            return array
 
         return RunState(
             vectors=rows(self.leaves),
             start=rows([self._start]),
-            first_moments=rows([one.get("exp_avg", nothing) for one in moments]),
-            second_moments=rows([one.get("exp_avg_sq", nothing) for one in moments]),
+            first_moments=rows([one.get("exp_avg", zeros) for one in moments]),
+            second_moments=rows([one.get("exp_avg_sq", zeros) for one in moments]),
             gradient=rows([self._gradient]),
             losses=np.array(self.losses, dtype=np.float64),
             adam_steps=[int(one["step"]) if one else 0 for one in moments],
@@ -209,7 +213,7 @@ class Run:
         )
 
     def restore(self, state: RunState) -> None:
-        """Goes on from `state`, made of a run of the same task."""
+        """Resumes from `state`, which must be of a run of the same task."""
         device = self._start.device
         moments = zip(state.adam_steps, state.first_moments, state.second_moments, strict=True)
         for leaf, vector, (steps, first, second) in zip(self.leaves, state.vectors, moments, strict=True):
@@ -230,7 +234,7 @@ class Run:
         self._converged = state.converged
 
     def learned(self) -> Learned:
-        """The vectors as they are."""
+        """The current vectors, as the result."""
         vectors = torch.cat([leaf.detach() for leaf in self.leaves])
         reason = StopReason.STEPS if self._converged is None else StopReason.CONVERGED
         return Learned(
@@ -241,7 +245,7 @@ class Run:
         )
 
     def initial(self) -> Learned:
-        """The vectors before the first step."""
+        """The vectors before the first step, as the result of an initial version."""
         vectors = self._start.cpu().numpy().copy()
         return Learned(vectors=vectors, losses=[], stop_reason=StopReason.AT_ONCE.value, chosen=self._chosen)
 
@@ -251,7 +255,7 @@ class Run:
         for leaf, start, gradient in zip(active, self._start[: len(active)], gradients, strict=True):
             leaf.grad = gradient / self.scale
             if recipe.start_weight:
-                # Of start_weight times the squared distance.
+                # The gradient of start_weight times the squared distance from the start.
                 leaf.grad += 2 * recipe.start_weight * (leaf.detach() - start)
         if recipe.clip_norm:
             torch.nn.utils.clip_grad_norm_(active, recipe.clip_norm)
@@ -272,13 +276,13 @@ class Run:
                 f"training diverged at step {self.step}: try a lower learning rate than {recipe.learning_rate:g}",
                 step=str(self.step),
             )
-        self._grow()
+        self._grow_scale()
         self._smoothed = _SMOOTHING * self._smoothed + (1 - _SMOOTHING) * loss
         mean = self._smoothed / (1 - _SMOOTHING**self.step)
         return Step(step=self.step, steps=self.end, loss=loss, smoothed_loss=mean, learning_rate=rate)
 
     def _observe_gradient(self, gradient: torch.Tensor) -> None:
-        """Shows the stopping rule the newest gradient, at the end of a step that is not counted yet."""
+        """Passes the newest gradient to the stopping rule, at the end of a step that `step` does not count yet."""
         norms = gradient.norm() * self._gradient.norm()
         if self._converged is None and norms > 0:
             cosine = ((gradient * self._gradient).sum() / norms).item()
@@ -286,7 +290,7 @@ class Run:
                 self._converged = self.step + 1
         self._gradient = gradient.detach().clone()
 
-    def _grow(self) -> None:
+    def _grow_scale(self) -> None:
         self._good_steps += 1
         if self._half and self._good_steps % _GROWTH_STEPS == 0:
             self.scale *= 2

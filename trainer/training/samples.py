@@ -1,4 +1,4 @@
-"""What a row of a step is trained on: drawn from a counter-based generator, so that nothing else decides it."""
+"""The sample that a row is trained on. A counter-based generator draws it, so it depends on seed, step and row only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from trainer.training.recipe import Recipe
 
-# Steps that are never trained, whose draws are for something else: trying starts, and a version's loss.
+# Step numbers that training never reaches; their samples compare starts, and measure a version's loss.
 TRIAL_STEP = 2**31 - 1
 EVALUATION_STEP = 2**31 - 2
 Floats = npt.NDArray[np.float32]
@@ -16,8 +16,9 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSample:
-    """One row. `picture` is an index into the latents, mirrored ones after the others; `posterior_noise` and `noise`
-    [channels, h, w] are standard normal: the latent's own spread, and what is to be predicted."""
+    """The sample of one row. `picture` is an index into the latents, in which mirrors follow the pictures.
+    `posterior_noise` and `noise` [channels, h, w] are standard normal: the first samples the latent's posterior, the
+    second is the noise to be predicted."""
 
     picture: int
     sentence: str
@@ -36,9 +37,10 @@ def draw(
     templates: Sequence[Sequence[str]],
     shape: tuple[int, ...],
 ) -> TrainingSample:
-    """Row `row` of step `step` (both from 0) of the job with `seed`; `latents` counts the pictures with their mirrors.
+    """The sample of row `row` of step `step` (both from 0) of the job with `seed`; `latents` is the number of pictures,
+    mirrors included.
 
-    The generator is Philox (Salmon et al. 2011) keyed by (seed, step, row): no draw depends on another.
+    The generator is Philox (Salmon et al. 2011) keyed by (seed, step, row): no sample depends on another.
     """
     generator = np.random.Generator(np.random.Philox(key=[seed, step << 32 | row]))
     picture = int(generator.integers(latents))
@@ -63,8 +65,8 @@ def samples_of_all_timesteps(
     templates: Sequence[Sequence[str]],
     shape: tuple[int, ...],
 ) -> list[TrainingSample]:
-    """All `count` rows of a step, one in each of as many equal strata of the recipe's timesteps, in their order; else
-    as `draw`."""
+    """The samples of all `count` rows of a step, one from each of `count` equal strata of the recipe's timesteps, in
+    ascending order; otherwise as `draw`."""
     whole = replace(recipe, rows=count, stratified=True)
     return [
         draw(whole, seed=seed, step=step, row=row, latents=latents, templates=templates, shape=shape)
@@ -73,7 +75,7 @@ def samples_of_all_timesteps(
 
 
 def _timestep(recipe: Recipe, row: int, share: float) -> int:
-    """A timestep from a uniform `share` in [0, 1): of the row's own stratum, or of the whole range."""
+    """Maps a uniform `share` in [0, 1) to a timestep: of the row's own stratum, or of the whole range."""
     span = recipe.last_timestep - recipe.first_timestep + 1
     if recipe.stratified:
         share = (row + share) / recipe.rows

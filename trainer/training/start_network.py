@@ -1,7 +1,7 @@
-"""The network that says where a word starts, and its file beside the checkpoint.
+"""The learned start: a network that predicts a word's initial vector, and its file beside the checkpoint.
 
-Encode first, then tune a few steps: the idea of E4T (Gal et al. 2023, arXiv 2302.12228), with one small network for any
-thing instead of a large one for a domain.
+First encode, then tune for a few steps: the idea of E4T (Gal et al. 2023, arXiv 2302.12228), with one small network for
+all concepts instead of a large one for each domain.
 """
 
 import json
@@ -19,7 +19,7 @@ from diffusion.errors import CheckpointInvalid
 from diffusion.spec import BUNDLED, ModelSpec
 
 FOLDER = "learned_start"
-"""Beside a checkpoint's other parts."""
+"""Name of the folder beside a checkpoint's other parts."""
 KINDS = ("object", "style")
 _FILE = "start.safetensors"
 _FORMAT = 1
@@ -29,10 +29,10 @@ _HIDDEN = 384
 
 
 class StartNetwork(nn.Module):
-    """Latents of a concept's pictures to the vector of its word, 0.8 million parameters at a width of 128.
+    """Maps the latents of a concept's pictures to a vector of its word; 0.8 million parameters at 128 dimensions.
 
-    Each picture is looked at by itself (convolutions, then mean and greatest value over positions); the mean over the
-    pictures goes to a head for the kind of concept.
+    Each picture is encoded by itself (convolutions, then mean and maximum over positions); the mean over the pictures
+    is the input of a head for the kind of concept.
     """
 
     def __init__(self, channels: int, dims: int, kinds: Sequence[str] = KINDS) -> None:
@@ -56,33 +56,34 @@ class StartNetwork(nn.Module):
         )
 
     def forward(self, pictures: Sequence[torch.Tensor], kind: str) -> torch.Tensor:
-        """Vectors [concepts, dims] in units of the vocabulary's root mean square; `pictures` has a concept's scaled
-        latents [its pictures, channels, h, w] each, all of one size."""
-        seen = self.look(torch.cat(list(pictures)))
-        pooled = torch.cat([seen.mean(dim=(2, 3)), seen.amax(dim=(2, 3))], dim=1)
+        """Vectors [concepts, dims] in units of the vocabulary's root mean square. `pictures` has the scaled latents
+        [its pictures, channels, h, w] of each concept, all of one size."""
+        features = self.look(torch.cat(list(pictures)))
+        pooled = torch.cat([features.mean(dim=(2, 3)), features.amax(dim=(2, 3))], dim=1)
         means = [part.mean(dim=0) for part in torch.split(pooled, [len(one) for one in pictures])]
         vectors: torch.Tensor = self.heads[kind](torch.stack(means))
         return vectors
 
 
 def unit_of(vocabulary: torch.Tensor) -> torch.Tensor:
-    """What a network's vectors are multiples of: the root mean square of the vocabulary's values [entries, dims]."""
+    """The unit of a network's vectors: the root mean square of the vocabulary's values [entries, dims]."""
     return vocabulary.square().mean().sqrt()
 
 
 def place(source: str | None) -> Path:
-    """Where the learned start of a checkpoint lies, or would (a folder; None: the bundled one)."""
+    """The folder for the learned start of a checkpoint (a folder; None: the bundled one); it may be absent."""
     return (BUNDLED if source is None else Path(source).expanduser()) / FOLDER
 
 
 def beside(source: str | None) -> Path | None:
-    """Where the learned start of a checkpoint lies (folder or hub id; None: the bundled one); None: it has none."""
-    found = place(source)
-    return found if (found / _FILE).is_file() else None
+    """The folder of the learned start of a checkpoint (folder or hub id; None: the bundled one), or None if it is
+    absent."""
+    folder = place(source)
+    return folder if (folder / _FILE).is_file() else None
 
 
 def save(network: StartNetwork, spec: ModelSpec, folder: Path) -> None:
-    """Writes the network in fp16, marked with the vocabulary that it was made for."""
+    """Writes the network in fp16, with the digest of the vocabulary that it was fitted for."""
     folder.mkdir(parents=True, exist_ok=True)
     made_for = {
         "format": _FORMAT,
@@ -98,12 +99,12 @@ def save(network: StartNetwork, spec: ModelSpec, folder: Path) -> None:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The fp32 weights of a learned start, whatever it was made for. Raises CheckpointInvalid."""
+    """The fp32 weights of a learned start, for any base model. Raises CheckpointInvalid."""
     return _read(folder / _FILE)[1]
 
 
 def kinds(folder: Path, spec: ModelSpec) -> Sequence[str]:
-    """The kinds of concepts that a learned start knows; reads no weights. Raises CheckpointInvalid as `load`."""
+    """The kinds of concepts that a learned start supports; reads no weights. Raises CheckpointInvalid as `load`."""
     file = folder / _FILE
     with _opened(file) as (made_for, _):
         _check_made_for(file, made_for, spec)
@@ -111,42 +112,45 @@ def kinds(folder: Path, spec: ModelSpec) -> Sequence[str]:
 
 
 def load(folder: Path, spec: ModelSpec) -> StartNetwork:
-    """What `save` wrote, frozen, on the CPU. Raises CheckpointInvalid where it is none, or was made for another
-    vocabulary."""
+    """The network that `save` has written, frozen, on the CPU. Raises CheckpointInvalid if the file is not a learned
+    start, or was made for another vocabulary."""
     file = folder / _FILE
-    made_for, found = _read(file)
+    made_for, tensors = _read(file)
     _check_made_for(file, made_for, spec)
     network = StartNetwork(made_for["channels"], made_for["dims"], made_for["kinds"])
     try:
-        network.load_state_dict(found)
+        network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise CheckpointInvalid(f"{file} is no learned start: {error}", source=str(file)) from error
+        raise CheckpointInvalid(f"{file} is not a learned start: {error}", source=str(file)) from error
     return network.eval().requires_grad_(False)
 
 
 def _check_made_for(file: Path, made_for: dict[str, Any], spec: ModelSpec) -> None:
     if made_for["vocabulary"] != spec.encoders[0].vocabulary_digest or made_for["channels"] != spec.latent_channels:
         raise CheckpointInvalid(
-            f"{file} was made for another base model than {spec.checkpoint}: make it again with"
-            " `python -m trainer fit-start`, or take it away",
+            f"{file} was made for another base model than {spec.checkpoint}: fit it again with"
+            " `python -m trainer fit-start`, or remove it",
             source=str(file),
         )
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """What it was made for, and its weights."""
+    """The file's metadata, and its weights."""
     with _opened(file) as (made_for, opened):
         return made_for, {key: opened.get_tensor(key).float() for key in opened.keys()}  # noqa: SIM118, no mapping
 
 
 @contextmanager
 def _opened(file: Path) -> Iterator[tuple[dict[str, Any], Any]]:
-    """What the file was made for, and the open file. Raises CheckpointInvalid."""
+    """The file's metadata, and the open file. Raises CheckpointInvalid."""
     try:
         with safe_open(file, "pt") as opened:
             made_for: dict[str, Any] = json.loads((opened.metadata() or {}).get("start", "{}"))
             if made_for.get("format") != _FORMAT:
-                raise CheckpointInvalid(f"{file} is no learned start of this format", source=str(file))
+                raise CheckpointInvalid(
+                    f"{file} is not a learned start of this format: fit it again with `python -m trainer fit-start`",
+                    source=str(file),
+                )
             yield made_for, opened
     except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointInvalid(f"{file} is no learned start: {error}", source=str(file)) from error
+        raise CheckpointInvalid(f"{file} is not a learned start: {error}", source=str(file)) from error

@@ -1,13 +1,12 @@
-"""Sentences to train with and to evaluate with, `{}` in the word's place, and the words that vectors start from unless
-somebody says better.
+"""Sentences for training and evaluation, with `{}` in the word's place, and the default words that vectors start from.
 
-The neutral object contexts and the style contexts are after the paper's appendix (arXiv 2208.01618); each begins with
-those that a small vocabulary knows too.
+The neutral object contexts and the style contexts follow the paper's appendix (arXiv 2208.01618). Each list begins with
+sentences whose words are in a small vocabulary too.
 """
 
 from collections.abc import Mapping, Sequence
 
-# The first that the vocabulary has.
+# The default start of each kind: the first of these words that the vocabulary has.
 STARTS: Mapping[str, Sequence[str]] = {
     "object": ("object", "thing", "toy"),
     "style": ("painting", "style", "art"),
@@ -31,7 +30,7 @@ STYLE = (
     "a close-up painting in the style of {}",
     "a good painting in the style of {}",
 )
-# Whoever it is has no article.
+# A person's name takes no article.
 FACE = (
     "a photo of {}",
     "a picture of {}",
@@ -42,8 +41,8 @@ FACE = (
     "a rendering of {}",
 )
 TEMPLATES: Mapping[str, Sequence[str]] = {"object": OBJECT, "style": STYLE, "face": FACE}
-# What a word that has learned only its thing, or its style, is still drawn in. The kind's usual word in its place says
-# what a picture of it should show (CLIP-T, arXiv 2208.01618, section 5).
+# Sentences that a word must still follow if it has learned its thing or style only. With the kind's usual word in its
+# place, a sentence says what the picture should show (CLIP-T, arXiv 2208.01618, section 5).
 EDITS: Mapping[str, Sequence[str]] = {
     "object": (
         "a photo of a {} on the beach",

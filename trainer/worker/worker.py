@@ -259,7 +259,7 @@ class Worker:
         self._metrics.slices.observe(now - began)
         if attempt.over:
             return
-        progress = attempt.progress(measurement.made, measurement.slices, now)
+        progress = attempt.progress(measurement.slices_done, measurement.slices, now)
         self._events.report(attempt.name, attempt.number, progress)
         if measurement.done:
             self._detach(attempt)
