@@ -31,7 +31,7 @@ from registry.catalogue.versioned_rows import NOW
 from rpc.errors import FailedPrecondition, NotFound
 from storage.ledger.entry import RecordedEvent, Revision
 from storage.ledger.state_machine import Answer, CommittedEvent
-from tests.registry.asking import REX, pointing, publish, refused, resolve
+from tests.registry.requests import REX, pointing, publish, refused, resolve
 
 PRODUCTION = f"{REX}/aliases/production"
 

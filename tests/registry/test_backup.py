@@ -12,9 +12,9 @@ from standalone.fsck import fsck
 from storage.ledger.log import METADATA_NAME, Metadata
 from storage.ledger.segments import segment_name
 from tests.conftest import Place
-from tests.registry.asking import REX, SHOP, publish, publishing, refused
 from tests.registry.commands import garbage, run
 from tests.registry.conftest import Start
+from tests.registry.requests import REX, SHOP, publish, publishing, refused
 from tests.registry.test_derived import everything, history
 
 

@@ -8,8 +8,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1 import resources_pb2 as res
 
-from tests.registry.asking import REX, SHOP, pointing, publish, publishing, refused, resolve
 from tests.registry.conftest import Start
+from tests.registry.requests import REX, SHOP, pointing, publish, publishing, refused, resolve
 
 
 def _creating(concept_id: str = "rex", **fields: Any) -> rpc.CreateConceptRequest:

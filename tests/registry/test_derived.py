@@ -17,8 +17,8 @@ from registry.app import Registry
 from rpc.settings import SettingsError
 from storage.objects.disk import DiskStore
 from tests.conftest import Place
-from tests.registry.asking import REX, SHOP, pointing, publish, publishing, refused
 from tests.registry.conftest import Start, settings_of
+from tests.registry.requests import REX, SHOP, pointing, publish, publishing, refused
 
 PRODUCTION = f"{REX}/aliases/production"
 

@@ -20,8 +20,8 @@ from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from storage.objects.s3 import S3Access
 from tests.conftest import ROOT, Minio, Place
 from tests.processes import Process
-from tests.registry.asking import REX, SHOP, pointing, publish, publishing
 from tests.registry.conftest import Start
+from tests.registry.requests import REX, SHOP, pointing, publish, publishing
 
 WRITERS = 16
 
@@ -114,7 +114,7 @@ async def test_a_watcher_moved_between_replicas_misses_nothing(place: Place, sta
 @pytest.mark.timeout(600)
 def test_killed_at_every_write(tmp_path: Path) -> None:
     """SIGKILL before and after each write of a registry and of the collector, one at a time."""
-    command = [sys.executable, "-m", "tests.registry.dying", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.registry.crash_at_every_write", str(tmp_path)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=560, check=False)
     deaths = [json.loads(line) for line in ended.stdout.splitlines()]
     assert ended.returncode == 0, ended.stderr[-3000:]
@@ -137,7 +137,7 @@ def test_killed_at_every_write(tmp_path: Path) -> None:
 def test_commands_killed_at_every_write(tmp_path: Path) -> None:
     """SIGKILL at each write of a backup, a second one into the same place, a restore, a fold, and of what a replica
     does beside its work: segments and checkpoints."""
-    command = [sys.executable, "-m", "tests.registry.dying_commands", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.registry.crash_at_every_write_commands", str(tmp_path)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=560, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
     deaths: dict[str, list[dict[str, Any]]] = {}
@@ -242,7 +242,7 @@ def test_a_full_disk(what: str, outcomes: set[str], read: str, tmp_path: Path) -
     alone = ["unshare", "--user", "--map-root-user", "--mount"]
     if shutil.which("unshare") is None or subprocess.run([*alone, "true"], check=False).returncode:
         pytest.skip("NO MOUNT NAMESPACE for this user: a full disk was not tried")
-    command = [*alone, sys.executable, "-m", "tests.registry.full", str(tmp_path), what]
+    command = [*alone, sys.executable, "-m", "tests.registry.disk_full", str(tmp_path), what]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
     seen = json.loads(ended.stdout.splitlines()[-1])

@@ -14,7 +14,7 @@ from safetensors.numpy import load, save
 
 from registry import files
 from storage.tensors import is_pickle, read_tensors, tensors_digest, write_tensors
-from tests.registry.asking import REX, publish, refused
+from tests.registry.requests import REX, publish, refused
 
 LAYOUTS = {
     "DIFFUSERS": {"<toy>": (2, 8)},

@@ -11,9 +11,9 @@ from pseudoword.registry.v1 import resources_pb2 as res
 from standalone.fold import folded
 from standalone.gc import collect
 from tests.conftest import Place
-from tests.registry.asking import REX, SHOP, pointing, publish, publishing, refused
 from tests.registry.commands import garbage, run
 from tests.registry.conftest import Start
+from tests.registry.requests import REX, SHOP, pointing, publish, publishing, refused
 from tests.registry.test_derived import PRODUCTION, history
 
 MARA = f"{SHOP}/concepts/mara"

@@ -10,9 +10,9 @@ from standalone.fsck import fsck
 from storage.ledger.entry import decode, encode, entry_name
 from storage.ledger.log import Metadata
 from tests.conftest import Place
-from tests.registry.asking import REX, publish, publishing, refused, version
 from tests.registry.commands import run
 from tests.registry.conftest import Running, Start
+from tests.registry.requests import REX, publish, publishing, refused, version
 
 
 async def _findings(place: Place) -> tuple[int, list[tuple[str, str, str]]]:

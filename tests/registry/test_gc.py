@@ -17,9 +17,9 @@ from standalone.gc import collect
 from storage.ledger.ledger import Ledger
 from storage.objects.blobs import Blob, Blobs
 from tests.conftest import Place
-from tests.registry.asking import REX, SHOP, pointing, publish, publishing, version
 from tests.registry.commands import garbage, run
 from tests.registry.conftest import Running, Start
+from tests.registry.requests import REX, SHOP, pointing, publish, publishing, version
 from trainer.jobs.commands import AddPicture, DeletePicture
 from trainer.jobs.state_machine import TrainerStateMachine
 

@@ -11,8 +11,8 @@ from pseudoword.registry.v1 import resources_pb2 as res
 
 from rpc.identity import ON_BEHALF_OF, Principal, Role, to_json
 from tests.conftest import ROOT
-from tests.registry.asking import REX, SHOP, pointing, publishing, refused
 from tests.registry.conftest import Running, Start
+from tests.registry.requests import REX, SHOP, pointing, publishing, refused
 from tests.rpc.conftest import token_entry
 
 V1 = f"{REX}/versions/1"

@@ -10,8 +10,8 @@ from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1 import resources_pb2 as res
 
 from rpc import pages
-from tests.registry.asking import REX, SHOP, pointing, publish, publishing, refused, version
 from tests.registry.conftest import Running
+from tests.registry.requests import REX, SHOP, pointing, publish, publishing, refused, version
 
 
 async def _concepts(stub: Any, *names: str) -> None:

@@ -17,8 +17,8 @@ from pseudoword.registry.v1 import registry_pb2 as rpc
 from registry.unpickle import Refused, read
 from storage.tensors import read_tensors
 from tests.conftest import ROOT
-from tests.registry.asking import REX, refused
 from tests.registry.conftest import Start
+from tests.registry.requests import REX, refused
 
 torch = pytest.importorskip("torch")
 

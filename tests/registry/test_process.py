@@ -25,8 +25,8 @@ from rpc.settings import SettingsError
 from storage.objects.disk import DiskStore
 from storage.tensors import read_tensors
 from tests.conftest import ROOT, Place
-from tests.registry.asking import REX, SHOP, publishing, vectors
 from tests.registry.conftest import settings_of
+from tests.registry.requests import REX, SHOP, publishing, vectors
 
 VERSIONS = 45
 KILLS = 2

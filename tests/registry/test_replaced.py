@@ -13,9 +13,9 @@ from standalone.backup import backup, restore
 from storage.objects.base import list_all
 from tests.conftest import Place
 from tests.processes import Process
-from tests.registry.asking import REX, SHOP, publish, publishing, refused
 from tests.registry.commands import garbage, run
 from tests.registry.conftest import Start
+from tests.registry.requests import REX, SHOP, publish, publishing, refused
 
 
 def _wipe(place: Place) -> None:

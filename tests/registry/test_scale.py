@@ -17,8 +17,8 @@ from registry.app import Registry
 from storage.ledger.view import View
 from storage.objects.disk import DiskStore
 from tests.conftest import Place
-from tests.registry.asking import SHOP, pointing, publishing, version
 from tests.registry.conftest import settings_of
+from tests.registry.requests import SHOP, pointing, publishing, version
 from tests.registry.seeding import seed, words_of
 
 SMALL, LARGE = 200, 800

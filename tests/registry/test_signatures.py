@@ -12,8 +12,8 @@ from pseudoword.registry.v1 import resources_pb2 as res
 from rpc.settings import SettingsError
 from storage.signatures import Keys, KeysInvalid, sign
 from storage.tensors import tensors_digest
-from tests.registry.asking import REX, embedding, publishing, refused, vectors, version
 from tests.registry.conftest import Start
+from tests.registry.requests import REX, embedding, publishing, refused, vectors, version
 
 DIGEST = tensors_digest({"text_encoder": vectors(1.0)})
 

@@ -11,7 +11,7 @@ from safetensors.numpy import save
 
 from storage.objects.base import ObjectStore
 from storage.tensors import read_tensors, tensors_digest
-from tests.registry.asking import (
+from tests.registry.requests import (
     REX,
     SHOP,
     embedding,

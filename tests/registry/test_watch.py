@@ -13,8 +13,8 @@ from pseudoword.registry.v1 import resources_pb2 as res
 
 from registry.catalogue.state_machine import SHARDS
 from storage.ledger.ledger import shard_of
-from tests.registry.asking import REX, SHOP, pointing, publish, refused
 from tests.registry.conftest import Running, Start
+from tests.registry.requests import REX, SHOP, pointing, publish, refused
 from tests.rpc.conftest import token_entry
 
 SECOND = Duration(seconds=1)

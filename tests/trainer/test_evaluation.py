@@ -27,8 +27,8 @@ from rpc.settings import SettingsError
 from tests.processes import Process
 from tests.trainer.conftest import REX, Running, encoded, fields, refusal, settings_of, states
 from tests.trainer.conftest import Start as StartTrainer
-from tests.trainer.holding import Holding
-from tests.trainer.zygote import Forked, Zygote
+from tests.trainer.fork_server import ForkedProcess, ForkServer
+from tests.trainer.stalled_registry import StalledRegistry
 from trainer.app import Trainer
 
 ON = {"after_publishing": True}
@@ -248,16 +248,18 @@ async def test_dino(start: StartTrainer, words: Any, tmp_path: Path, model: Base
 
 
 @pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    with Zygote() as zygote:
-        yield zygote
+def fork_server() -> Iterator[ForkServer]:
+    with ForkServer() as fork_server:
+        yield fork_server
 
 
 @pytest.mark.timeout(400)  # three starts of a trainer
-def test_killed_while_it_evaluates_and_while_it_publishes(tmp_path: Path, registry: Process, zygote: Zygote) -> None:
-    def trainer(registry: str) -> Forked:
+def test_killed_while_it_evaluates_and_while_it_publishes(
+    tmp_path: Path, registry: Process, fork_server: ForkServer
+) -> None:
+    def trainer(registry: str) -> ForkedProcess:
         settings = ["--store.address", str(tmp_path / "jobs"), "--registry.address", registry, "--model.threads", "1"]
-        return Forked(zygote, "trainer", tmp_path, *settings)
+        return ForkedProcess(fork_server, "trainer", tmp_path, *settings)
 
     def get(client: Client, name: str) -> Job:
         job: Job = client.trainer.GetJob(trainer_pb2.GetJobRequest(name=name))
@@ -269,8 +271,8 @@ def test_killed_while_it_evaluates_and_while_it_publishes(tmp_path: Path, regist
             assert time.monotonic() < end, job
             time.sleep(0.02)
 
-    holding = Holding(registry.address, "CreateEvaluation")
-    first, second, third = trainer(holding.address), trainer(holding.address), trainer(registry.address)
+    stalled = StalledRegistry(registry.address, "CreateEvaluation")
+    first, second, third = (trainer(address) for address in (stalled.address, stalled.address, registry.address))
     try:
         first.start()
         with Client(Endpoints(trainer=first.address, registry=registry.address)) as client:
@@ -281,7 +283,7 @@ def test_killed_while_it_evaluates_and_while_it_publishes(tmp_path: Path, regist
         first.kill()
         second.start()
         with Client(Endpoints(trainer=second.address, registry=registry.address)) as client:
-            assert holding.arrived.wait(120)
+            assert stalled.arrived.wait(120)
             assert get(client, name).state == Job.STATE_PUBLISHING
             assert get(client, name).evaluation == ""
         second.kill()
@@ -296,4 +298,4 @@ def test_killed_while_it_evaluates_and_while_it_publishes(tmp_path: Path, regist
     finally:
         for process in (first, second, third):
             process.__exit__()
-        holding.close()
+        stalled.close()

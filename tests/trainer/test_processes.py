@@ -19,7 +19,7 @@ from pseudoword.trainer.v1.resources_pb2 import Job, Recipe
 from storage.ledger.log import IDENTITY_FRESH_S
 from tests.processes import Process
 from tests.trainer.conftest import REX
-from tests.trainer.holding import Holding
+from tests.trainer.stalled_registry import StalledRegistry
 
 MOMENT_S = 30.0
 Serve = Callable[..., Process]
@@ -133,17 +133,17 @@ def test_a_job_goes_on_where_it_was_killed_or_stopped_with_the_same_vectors(serv
 def test_killed_after_the_registry_has_the_version_and_before_the_trainer_knows(
     serve: Serve, registry: Process
 ) -> None:
-    holding = Holding(registry.address, "PublishVersion")
+    stalled = StalledRegistry(registry.address, "PublishVersion")
     try:
-        trainer = serve(holding.address)
+        trainer = serve(stalled.address)
         trainer.start()
         with client_of(trainer, registry) as client:
             job = create(client, "once", 3)
-            assert holding.arrived.wait(MOMENT_S)
+            assert stalled.arrived.wait(MOMENT_S)
             assert wait_for(client, job.name, Job.STATE_PUBLISHING).version == ""
         trainer.kill()
     finally:
-        holding.close()
+        stalled.close()
 
     again = serve(registry.address)
     again.start()

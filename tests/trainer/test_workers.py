@@ -19,8 +19,8 @@ from pseudoword.trainer.v1.resources_pb2 import Job, Recipe, Start
 from tests.conftest import need_program
 from tests.processes import Process
 from tests.trainer.conftest import REX
+from tests.trainer.fork_server import ForkedProcess, ForkServer
 from tests.trainer.nats import Nats
-from tests.trainer.zygote import Forked, Zygote
 
 pytestmark = pytest.mark.timeout(400)  # on a machine that does much else
 
@@ -32,20 +32,20 @@ NOBODY = "127.0.0.1:1"
 class Cluster:
     """The processes of one trainer on one store."""
 
-    def __init__(self, folder: Path, registry: Process, nats: Nats, zygote: Zygote, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, registry: Process, nats: Nats, fork_server: ForkServer, stack: ExitStack) -> None:
         self.nats = nats
         self._folder = folder
         self._registry = registry
-        self._zygote = zygote
+        self._fork_server = fork_server
         self._stack = stack
-        self._workers: list[Forked] = []
+        self._workers: list[ForkedProcess] = []
         self._count = 0
 
-    def server(self) -> Forked:
+    def server(self) -> ForkedProcess:
         """A new server; it trains nothing."""
         return self._start("server", [], self._registry.address, [])
 
-    def worker(self, *settings: str, registry: str | None = None) -> Forked:
+    def worker(self, *settings: str, registry: str | None = None) -> ForkedProcess:
         worker = self._start("worker", ["worker"], registry or self._registry.address, list(settings))
         self._workers.append(worker)
         return worker
@@ -55,11 +55,11 @@ class Cluster:
             worker.kill()
         self._workers.clear()
 
-    def client(self, server: Forked) -> Client:
+    def client(self, server: ForkedProcess) -> Client:
         endpoints = Endpoints(trainer=server.address, registry=self._registry.address)
         return self._stack.enter_context(Client(endpoints))
 
-    def _start(self, name: str, command: list[str], registry: str, settings: list[str]) -> Forked:
+    def _start(self, name: str, command: list[str], registry: str, settings: list[str]) -> ForkedProcess:
         self._count += 1
         arguments = [
             *command,
@@ -68,7 +68,7 @@ class Cluster:
             *("--queue.dispatcher-lease", "PT2S", "--engine.checkpoint-every", "PT0.2S"),
             *("--no-evaluation.after-publishing", *settings),
         ]
-        process = Forked(self._zygote, f"{name}-{self._count}", self._folder, *arguments)
+        process = ForkedProcess(self._fork_server, f"{name}-{self._count}", self._folder, *arguments)
         self._stack.callback(process.__exit__)
         process.start()
         return process
@@ -85,10 +85,10 @@ def cluster(nats_binary: Path, registry: Process, tmp_path_factory: pytest.TempP
     (folder / "nats").mkdir()
     nats = Nats(nats_binary, folder / "nats")
     with ExitStack() as stack:
-        zygote = stack.enter_context(Zygote())
+        fork_server = stack.enter_context(ForkServer())
         stack.callback(nats.kill)
         nats.start()
-        yield Cluster(folder, registry, nats, zygote, stack)
+        yield Cluster(folder, registry, nats, fork_server, stack)
 
 
 @pytest.fixture(autouse=True)
@@ -100,12 +100,12 @@ def no_workers(cluster: Cluster) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def server(cluster: Cluster) -> Forked:
+def server(cluster: Cluster) -> ForkedProcess:
     return cluster.server()
 
 
 @pytest.fixture(scope="module")
-def client(cluster: Cluster, server: Forked) -> Client:
+def client(cluster: Cluster, server: ForkedProcess) -> Client:
     return cluster.client(server)
 
 
@@ -158,7 +158,7 @@ def succeeded(client: Client, name: str) -> Job:
     return job
 
 
-def ends(worker: Forked) -> dict[str, float]:
+def ends(worker: ForkedProcess) -> dict[str, float]:
     """How attempts of a worker have ended, as Prometheus sees it."""
     with urllib.request.urlopen(f"http://{worker.metrics_address}/metrics") as answer:
         found = re.findall(r'^pseudoword_trainer_jobs_ended_total\{how="(\w+)"\} (\S+)$', answer.read().decode(), re.M)
@@ -282,7 +282,7 @@ def test_an_evaluation_whose_worker_is_killed_is_made_by_another_once(
 
 
 def test_another_server_hands_the_jobs_out_when_the_one_that_did_is_killed(
-    cluster: Cluster, client: Client, server: Forked
+    cluster: Cluster, client: Client, server: ForkedProcess
 ) -> None:
     other = cluster.server()
     cluster.worker()
@@ -295,6 +295,6 @@ def test_another_server_hands_the_jobs_out_when_the_one_that_did_is_killed(
     assert other.metric("pseudoword_trainer_dispatches") == 1
 
 
-def get_step(worker: Forked) -> float:
+def get_step(worker: ForkedProcess) -> float:
     """Steps that a worker has made since its start, of whatever jobs."""
     return worker.metric("pseudoword_trainer_step_seconds_count")

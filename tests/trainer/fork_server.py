@@ -1,10 +1,9 @@
-"""Processes of the trainer that start at once: a fork of one that has imported everything and done nothing yet.
+"""Trainer processes without the cost of the imports: forks of a process that has imported everything and run nothing.
 
-Importing torch and diffusers takes longer than all that the tests of several workers do. Each process is a real one,
-runs `python -m trainer ARGUMENTS`, and dies alone.
+Importing torch and diffusers takes longer than the tests of several workers do. Each fork is a process of its own, runs
+`python -m trainer ARGUMENTS`, and can be killed without an effect on the others.
 """
 
-import importlib
 import json
 import os
 import runpy
@@ -21,15 +20,15 @@ from tests.processes import Process
 _START_S = 170.0
 
 
-class Zygote:
-    """with Zygote() as zygote:
-    Forked(zygote, "trainer", tmp_path, "worker", "--store.address", ...).start()
+class ForkServer:
+    """with ForkServer() as fork_server:
+    ForkedProcess(fork_server, "trainer", tmp_path, "worker", "--store.address", ...).start()
     """
 
     def __enter__(self) -> Self:
         clean = {key: value for key, value in os.environ.items() if not key.startswith("PSEUDOWORD_")}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.trainer.zygote"],
+            [sys.executable, "-m", "tests.trainer.fork_server"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=clean,
@@ -54,12 +53,12 @@ class Zygote:
         return int(self._process.stdout.readline())
 
 
-class Forked(Process):
-    """As Process, forked."""
+class ForkedProcess(Process):
+    """A Process that is forked from a ForkServer."""
 
-    def __init__(self, zygote: Zygote, name: str, folder: Path, *arguments: str) -> None:
+    def __init__(self, fork_server: ForkServer, name: str, folder: Path, *arguments: str) -> None:
         super().__init__(name, folder)
-        self._zygote = zygote
+        self._fork_server = fork_server
         self._trainer_arguments = [
             *arguments,
             "--server.address-file",
@@ -75,7 +74,7 @@ class Forked(Process):
 
     def start(self) -> None:
         self._file.unlink(missing_ok=True)
-        self._pid = self._zygote.fork(self._trainer_arguments, self.log)
+        self._pid = self._fork_server.fork(self._trainer_arguments, self.log)
         end = time.monotonic() + _START_S
         while not self._file.exists():
             assert self._alive(), f"{self.module} ended:\n{self.log_end()}"
@@ -103,10 +102,14 @@ class Forked(Process):
 
 
 def main() -> None:
-    """Forks for each line of stdin, and says who it is."""
-    for module in ("learned.command", "app", "queue.dispatcher", "queue.hints", "queue.jetstream_queue"):
-        importlib.import_module(f"trainer.{module}")
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the dead
+    """For each line of stdin: forks a trainer, and prints its process id."""
+    import trainer.app
+    import trainer.learned.command
+    import trainer.queue.dispatcher
+    import trainer.queue.hints
+    import trainer.queue.jetstream_queue  # noqa: F401
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no parent waits for a child: the kernel reaps it
     for line in sys.stdin:
         arguments, log = json.loads(line)
         child = os.fork()
