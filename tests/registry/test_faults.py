@@ -111,6 +111,7 @@ async def test_a_watcher_moved_between_replicas_misses_nothing(place: Place, sta
     assert seen == list(range(2, len(seen) + 2))
 
 
+@pytest.mark.process
 @pytest.mark.timeout(600)
 def test_killed_at_every_write(tmp_path: Path) -> None:
     """SIGKILL before and after each write of a registry and of the collector, one at a time."""
@@ -133,6 +134,7 @@ def test_killed_at_every_write(tmp_path: Path) -> None:
         assert death["then"] == [], death
 
 
+@pytest.mark.process
 @pytest.mark.timeout(600)
 def test_commands_killed_at_every_write(tmp_path: Path) -> None:
     """SIGKILL at each write of a backup, a second one into the same place, a restore, a fold, and of what a replica
@@ -229,6 +231,7 @@ def _wait_for(access: S3Access) -> None:
     store.close()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("what", "outcomes", "read"),
     [

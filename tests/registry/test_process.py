@@ -28,6 +28,8 @@ from tests.conftest import ROOT, Place
 from tests.registry.conftest import settings_of
 from tests.registry.requests import REX, SHOP, publishing, vectors
 
+pytestmark = pytest.mark.process
+
 VERSIONS = 45
 KILLS = 2
 

@@ -89,6 +89,7 @@ async def test_a_restored_store_under_running_replicas(place: Place, start: Star
     assert (await publish(fresh))[0].number == 4
 
 
+@pytest.mark.process
 async def test_the_process_ends_and_begins_anew(tmp_path: Path) -> None:
     place = Place(address=str(tmp_path / "store"), access=None)
     arguments = ("--store.views", str(tmp_path / "views"), "--server.drain-s", "1")

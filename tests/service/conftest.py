@@ -16,6 +16,7 @@ from diffusion.checkpoint import BaseModel
 from diffusion.conversions import base_model
 from storage.signatures import sign
 from storage.tensors import tensors_digest, write_tensors
+from tests.fork_server import ForkServer
 from tests.processes import Process
 
 MAX_PICTURES = 20
@@ -45,7 +46,7 @@ def model() -> BaseModel:
 
 
 @pytest.fixture(scope="session")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+def system(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     folder: Path = tmp_path_factory.mktemp("generation")
     store = ["--store.address", str(folder / "store")]
     with Process("registry", folder, *store) as registry:
@@ -54,7 +55,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         settings += ["--batches.shard-pictures", str(SHARD_PICTURES), "--batches.max-active", "3"]
         settings += ["--batches.lease", "PT3S"]  # one that is killed finds what it had claimed free again soon
         with (
-            Process("service", folder, *settings) as generation,
+            Process("service", folder, *settings, fork_server=fork_server) as generation,
             Client(Endpoints(registry=registry.address, generation=generation.address)) as client,
         ):
             yield System(registry=registry, generation=generation, client=client, store=folder / "batches")

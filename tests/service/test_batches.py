@@ -26,6 +26,7 @@ from rpc.errors import FailedPrecondition
 from rpc.identity import ANONYMOUS, enter
 from service.batches.rpcs import NoBatches
 from standalone.fsck import inspect
+from tests.fork_server import ForkServer
 from tests.processes import Process
 from tests.service.conftest import Publish, System
 
@@ -285,9 +286,9 @@ def test_the_store_is_sound(system: System) -> None:
     assert not [text for text in why if "no entry names it" in text]
 
 
-def test_a_store_that_is_replaced_ends_the_server(system: System, tmp_path: Path) -> None:
+def test_a_store_that_is_replaced_ends_the_server(system: System, fork_server: ForkServer, tmp_path: Path) -> None:
     arguments = ["--registry.address", system.registry.address, "--store.address", str(tmp_path / "batches")]
-    with Process("service", tmp_path, *arguments) as generation:
+    with Process("service", tmp_path, *arguments, fork_server=fork_server) as generation:
         with Client(Endpoints(registry=system.registry.address, generation=generation.address)) as client:
             batch = Batch(settings=Settings(prompt="a cat", steps=2), seeds=1)
             client.create_batch(batch)

@@ -14,6 +14,7 @@ from pseudoword.names import BatchName
 
 from storage.objects.base import ObjectInfo, ObjectStore, list_all
 from tests.conftest import Minio, Place
+from tests.fork_server import ForkServer
 from tests.processes import Process
 
 Batch = resources_pb2.Batch
@@ -57,7 +58,7 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair(minio: Minio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(minio: Minio, fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     place = Place(address=f"s3://{minio.bucket}/batches-of-two", access=minio.access)
     folders: list[Path] = [tmp_path_factory.mktemp(name) for name in ("registry", "first", "second")]
     with Process("registry", folders[0], "--store.address", str(folders[0] / "store")) as registry:
@@ -67,7 +68,9 @@ def pair(minio: Minio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pai
             settings = ["--registry.address", registry.address, "--store.views", str(folder / "views")]
             settings += ["--model.threads", "1", "--batches.lease", "PT3S"]
             settings += ["--batches.shard-pictures", str(SHARD_PICTURES)]
-            servers.append(Process("service", folder, *settings, environment=place.environment))
+            servers.append(
+                Process("service", folder, *settings, environment=place.environment, fork_server=fork_server)
+            )
         with ExitStack() as stack:
             for server in servers:
                 stack.enter_context(server)

@@ -13,16 +13,19 @@ from pseudoword.client import Client
 from pseudoword.errors import PseudowordError
 
 from diffusion.checkpoint import BaseModel
+from tests.fork_server import ForkServer
 from tests.processes import Process
 from tests.service.conftest import System, publisher
 
 
 def test_words_are_used_on_while_the_registry_is_away(
-    tmp_path: Path, model: BaseModel, eventually: Callable[[Callable[[], bool]], None]
+    tmp_path: Path, model: BaseModel, fork_server: ForkServer, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
     store = ["--store.address", str(tmp_path / "store")]
     with Process("registry", tmp_path, *store) as registry, ExitStack() as stack:
-        generation = stack.enter_context(Process("service", tmp_path, "--registry.address", registry.address))
+        generation = stack.enter_context(
+            Process("service", tmp_path, "--registry.address", registry.address, fork_server=fork_server)
+        )
         client = stack.enter_context(Client(Endpoints(registry=registry.address, generation=generation.address)))
         publish = publisher(System(registry=registry, generation=generation, client=client), model)
         publish("rex", seed=1)

@@ -20,6 +20,7 @@ from pseudoword.names import VersionName
 from pseudoword.picture import Picture
 
 from diffusion.checkpoint import BaseModel
+from tests.fork_server import ForkServer
 from tests.processes import Process
 from tests.service.conftest import System, publisher
 
@@ -33,7 +34,9 @@ def key() -> Ed25519PrivateKey:
 
 
 @pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory, key: Ed25519PrivateKey) -> Iterator[System]:
+def system(
+    fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory, key: Ed25519PrivateKey
+) -> Iterator[System]:
     """A server with little room for words, which uses signed ones only."""
     folder: Path = tmp_path_factory.mktemp("stress")
     public = base64.b64encode(key.public_key().public_bytes_raw()).decode()
@@ -48,6 +51,7 @@ def system(tmp_path_factory: pytest.TempPathFactory, key: Ed25519PrivateKey) -> 
                 *("--registry.address", registry.address),
                 *("--words.cache-bytes", str(_CACHE_BYTES)),
                 *("--words.max-meanings", "5"),
+                fork_server=fork_server,
             )
         )
         endpoints = Endpoints(registry=registry.address, generation=generation.address)

@@ -10,6 +10,7 @@ from pseudoword.trainer.v1 import resources_pb2
 
 from tests.processes import Process
 
+pytestmark = pytest.mark.process
 _HELPERS = 8
 _PICTURE = Path(__file__).parents[2] / "examples" / "rex" / "1.png"
 

@@ -9,9 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from storage.ledger.ledger import Ledger
 from tests.conftest import ROOT, Place
 from tests.storage.counters import Add, add, everything, open_ledger
+
+pytestmark = pytest.mark.process
 
 
 def _start(place: Place, folder: Path, prefix: str, count: int) -> "subprocess.Popen[str]":

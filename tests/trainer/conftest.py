@@ -118,7 +118,7 @@ def model() -> BaseModel:
 
 
 @pytest.fixture(scope="session")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+def registry(starts_process: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     folder = tmp_path_factory.mktemp("registry")
     with Process("registry", folder, "--store.address", str(folder / "store")) as running:
         yield running

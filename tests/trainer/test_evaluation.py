@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from diffusion.checkpoint import BaseModel
 from miniature.paint import paint
 from miniature.world import Drawing, random_colour, withheld_toy
 from rpc.settings import SettingsError
+from tests.fork_server import ForkServer
 from tests.processes import Process
 from tests.trainer.conftest import REX, Running, encoded, fields, refusal, settings_of, states
 from tests.trainer.conftest import Start as StartTrainer
-from tests.trainer.fork_server import ForkedProcess, ForkServer
 from tests.trainer.stalled_registry import StalledRegistry
 from trainer.app import Trainer
 
@@ -247,19 +247,13 @@ async def test_dino(start: StartTrainer, words: Any, tmp_path: Path, model: Base
                 pass
 
 
-@pytest.fixture(scope="module")
-def fork_server() -> Iterator[ForkServer]:
-    with ForkServer() as fork_server:
-        yield fork_server
-
-
 @pytest.mark.timeout(400)  # three starts of a trainer
 def test_killed_while_it_evaluates_and_while_it_publishes(
     tmp_path: Path, registry: Process, fork_server: ForkServer
 ) -> None:
-    def trainer(registry: str) -> ForkedProcess:
+    def trainer(registry: str) -> Process:
         settings = ["--store.address", str(tmp_path / "jobs"), "--registry.address", registry, "--model.threads", "1"]
-        return ForkedProcess(fork_server, "trainer", tmp_path, *settings)
+        return Process("trainer", tmp_path, *settings, fork_server=fork_server)
 
     def get(client: Client, name: str) -> Job:
         job: Job = client.trainer.GetJob(trainer_pb2.GetJobRequest(name=name))

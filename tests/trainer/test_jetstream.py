@@ -19,7 +19,6 @@ from rpc.errors import FailedPrecondition
 from storage.ledger.ledger import Ledger
 from storage.objects.blobs import Blobs
 from storage.objects.disk import DiskStore
-from tests.conftest import need_program
 from tests.trainer.nats import Nats
 from trainer.app import TABLE
 from trainer.jobs.commands import AddPicture, CreateJob, MoveJob
@@ -110,11 +109,9 @@ async def until(holds: Callable[[], Awaitable[bool]]) -> None:
 
 
 @pytest.fixture
-def nats(tmp_path: Path) -> Iterator[Nats]:
+def nats(nats_binary: Path, tmp_path: Path) -> Iterator[Nats]:
     (tmp_path / "nats").mkdir()
-    server = Nats(
-        need_program("nats-server", "nothing was tested of the queue in NATS", target="nats"), tmp_path / "nats"
-    )
+    server = Nats(nats_binary, tmp_path / "nats")
     server.start()
     yield server
     server.kill()

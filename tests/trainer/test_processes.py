@@ -17,6 +17,7 @@ from pseudoword.trainer.v1 import trainer_pb2
 from pseudoword.trainer.v1.resources_pb2 import Job, Recipe
 
 from storage.ledger.log import IDENTITY_FRESH_S
+from tests.fork_server import ForkServer
 from tests.processes import Process
 from tests.trainer.conftest import REX
 from tests.trainer.stalled_registry import StalledRegistry
@@ -26,14 +27,14 @@ Serve = Callable[..., Process]
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Serve]:
-    """serve(registry address, settings...) makes a trainer on one and the same store, not started yet."""
+def serve(tmp_path: Path, fork_server: ForkServer) -> Iterator[Serve]:
+    """serve(registry address, settings...) makes a trainer that is not started yet; all share one store."""
     made: list[Process] = []
 
     def make(registry: str, *settings: str) -> Process:
         store = ["--store.address", str(tmp_path / "jobs"), "--registry.address", registry, "--model.threads", "1"]
         store.append("--no-evaluation.after-publishing")
-        made.append(Process("trainer", tmp_path, *store, *settings))
+        made.append(Process("trainer", tmp_path, *store, *settings, fork_server=fork_server))
         return made[-1]
 
     yield make

@@ -16,10 +16,9 @@ from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from pseudoword.trainer.v1 import trainer_pb2
 from pseudoword.trainer.v1.resources_pb2 import Job, Recipe, Start
 
-from tests.conftest import need_program
+from tests.fork_server import ForkServer
 from tests.processes import Process
 from tests.trainer.conftest import REX
-from tests.trainer.fork_server import ForkedProcess, ForkServer
 from tests.trainer.nats import Nats
 
 pytestmark = pytest.mark.timeout(400)  # on a machine that does much else
@@ -38,14 +37,14 @@ class Cluster:
         self._registry = registry
         self._fork_server = fork_server
         self._stack = stack
-        self._workers: list[ForkedProcess] = []
+        self._workers: list[Process] = []
         self._count = 0
 
-    def server(self) -> ForkedProcess:
+    def server(self) -> Process:
         """A new server; it trains nothing."""
         return self._start("server", [], self._registry.address, [])
 
-    def worker(self, *settings: str, registry: str | None = None) -> ForkedProcess:
+    def worker(self, *settings: str, registry: str | None = None) -> Process:
         worker = self._start("worker", ["worker"], registry or self._registry.address, list(settings))
         self._workers.append(worker)
         return worker
@@ -55,11 +54,11 @@ class Cluster:
             worker.kill()
         self._workers.clear()
 
-    def client(self, server: ForkedProcess) -> Client:
+    def client(self, server: Process) -> Client:
         endpoints = Endpoints(trainer=server.address, registry=self._registry.address)
         return self._stack.enter_context(Client(endpoints))
 
-    def _start(self, name: str, command: list[str], registry: str, settings: list[str]) -> ForkedProcess:
+    def _start(self, name: str, command: list[str], registry: str, settings: list[str]) -> Process:
         self._count += 1
         arguments = [
             *command,
@@ -68,24 +67,22 @@ class Cluster:
             *("--queue.dispatcher-lease", "PT2S", "--engine.checkpoint-every", "PT0.2S"),
             *("--no-evaluation.after-publishing", *settings),
         ]
-        process = ForkedProcess(self._fork_server, f"{name}-{self._count}", self._folder, *arguments)
+        process = Process(
+            "trainer", self._folder, *arguments, name=f"{name}-{self._count}", fork_server=self._fork_server
+        )
         self._stack.callback(process.__exit__)
         process.start()
         return process
 
 
 @pytest.fixture(scope="module")
-def nats_binary() -> Path:
-    return need_program("nats-server", "nothing was tested of the queue across machines", target="nats")
-
-
-@pytest.fixture(scope="module")
-def cluster(nats_binary: Path, registry: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(
+    nats_binary: Path, fork_server: ForkServer, registry: Process, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("cluster")
     (folder / "nats").mkdir()
     nats = Nats(nats_binary, folder / "nats")
     with ExitStack() as stack:
-        fork_server = stack.enter_context(ForkServer())
         stack.callback(nats.kill)
         nats.start()
         yield Cluster(folder, registry, nats, fork_server, stack)
@@ -100,12 +97,12 @@ def no_workers(cluster: Cluster) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def server(cluster: Cluster) -> ForkedProcess:
+def server(cluster: Cluster) -> Process:
     return cluster.server()
 
 
 @pytest.fixture(scope="module")
-def client(cluster: Cluster, server: ForkedProcess) -> Client:
+def client(cluster: Cluster, server: Process) -> Client:
     return cluster.client(server)
 
 
@@ -158,7 +155,7 @@ def succeeded(client: Client, name: str) -> Job:
     return job
 
 
-def ends(worker: ForkedProcess) -> dict[str, float]:
+def ends(worker: Process) -> dict[str, float]:
     """How attempts of a worker have ended, as Prometheus sees it."""
     with urllib.request.urlopen(f"http://{worker.metrics_address}/metrics") as answer:
         found = re.findall(r'^pseudoword_trainer_jobs_ended_total\{how="(\w+)"\} (\S+)$', answer.read().decode(), re.M)
@@ -282,7 +279,7 @@ def test_an_evaluation_whose_worker_is_killed_is_made_by_another_once(
 
 
 def test_another_server_hands_the_jobs_out_when_the_one_that_did_is_killed(
-    cluster: Cluster, client: Client, server: ForkedProcess
+    cluster: Cluster, client: Client, server: Process
 ) -> None:
     other = cluster.server()
     cluster.worker()
@@ -295,6 +292,6 @@ def test_another_server_hands_the_jobs_out_when_the_one_that_did_is_killed(
     assert other.metric("pseudoword_trainer_dispatches") == 1
 
 
-def get_step(worker: ForkedProcess) -> float:
+def get_step(worker: Process) -> float:
     """Steps that a worker has made since its start, of whatever jobs."""
     return worker.metric("pseudoword_trainer_step_seconds_count")
