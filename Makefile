@@ -52,7 +52,7 @@ check: setup ## formatting, lint, types, protos, generated code, manifests, Go v
 	@scripts/check
 
 unit: setup ## the fast tests: no server process, no MinIO, no NATS, no Triton (under two minutes; ARGS="-k name")
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not (process or compute or slow or gpu)" $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not (process or compute or slow or gpu)" $(ARGS)
 
 test: setup minio nats toxiproxy triton ## all tests but the slow ones, Python and Go
 	@scripts/test

@@ -112,6 +112,7 @@ class WarmUpOnly(StepCostModel):
             super().observe(shape, rows, seconds)
 
 
+@pytest.mark.compute
 async def test_simulated_calls_equal_those_of_the_real_engine(model: BaseModel) -> None:
     """One trace runs through the real engine, and through the simulator with the table that the engine measured. Calls,
     their pictures and the order in which pictures end are equal."""

@@ -74,6 +74,7 @@ def test_learned_vectors_and_steps_have_the_requested_shape(engine: Engine) -> N
     assert len(np.unique(learned.vectors, axis=0)) == 3
 
 
+@pytest.mark.compute
 def test_training_lowers_the_loss(engine: Engine) -> None:
     """Compared with the loss on the same draws at a learning rate near zero."""
     recipe = replace(RECIPE, steps=12, rows=4)
@@ -152,6 +153,7 @@ def test_training_starts_from_existing_vectors(engine: Engine) -> None:
     assert still.vectors == pytest.approx(first.vectors, abs=1e-6)
 
 
+@pytest.mark.compute
 def test_best_word_has_a_lower_loss_than_the_usual_start(engine: Engine) -> None:
     """On draws that the choice has not used. Equal seeds choose the same word."""
 
@@ -209,6 +211,7 @@ def test_mask_limits_the_loss_to_the_white_area(engine: Engine) -> None:
     assert refused.value.reason == "MASK_EMPTY"
 
 
+@pytest.mark.compute
 def test_early_stopping_cools_down_and_ends(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """If every cosine is below the threshold, the rule fires at the first step that it may."""
     monkeypatch.setattr(stopping, "THRESHOLD", 2.0)

@@ -51,6 +51,7 @@ def _fit(*arguments: str) -> str:
     return "\n".join(line for line in result.output.splitlines() if "learned start" not in line) + "\n"
 
 
+@pytest.mark.compute
 def test_network_fitted_to_one_word_predicts_that_word(fitted: Path, model: BaseModel, vector: torch.Tensor) -> None:
     network = load(fitted, model.spec)
     rms = model.embedding.table.weight.float().square().mean().sqrt()
@@ -93,6 +94,7 @@ def test_fit_start_rejects_folders_without_usable_pictures_or_words(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.compute
 def test_invalid_files_and_files_of_another_model_are_rejected(fitted: Path, model: BaseModel, tmp_path: Path) -> None:
     with pytest.raises(CheckpointInvalid, match="no learned start"):
         load(tmp_path, model.spec)

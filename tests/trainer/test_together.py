@@ -20,6 +20,7 @@ from trainer.training.losses import Part
 from trainer.training.run import Run, Step
 from trainer.worker.engine import Engine, TickResult
 
+pytestmark = pytest.mark.compute
 FOUR = replace(RECIPE, steps=4, rows=4)
 
 
