@@ -51,6 +51,9 @@ demo: setup ## learn a word from four pictures and draw it in six sentences
 check: setup ## formatting, lint, types, protos, generated code, manifests, Go vet
 	@scripts/check
 
+unit: setup ## the fast tests: no server process, no MinIO, no NATS, no Triton (under two minutes; ARGS="-k name")
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not (process or compute or slow or gpu)" $(ARGS)
+
 test: setup minio nats toxiproxy triton ## all tests but the slow ones, Python and Go
 	@scripts/test
 
@@ -72,4 +75,4 @@ generate: setup ## make the stubs again from protos/
 clean: ## remove everything that was set up or made
 	rm -rf $(CACHE) demo .mypy_cache .ruff_cache .pytest_cache
 
-.PHONY: help setup minio nats toxiproxy triton up demo check test miniature slow robustness docs generate clean
+.PHONY: help setup minio nats toxiproxy triton up demo check unit test miniature slow robustness docs generate clean

@@ -1,4 +1,8 @@
-"""Fixtures for all tests: a real MinIO, and a folder or bucket of one's own on each kind of store."""
+"""Fixtures for all tests: a real MinIO, and an empty store on each kind of object store.
+
+Tests that start a server or another program carry the marker `process`, and are not part of `make unit`: a fixture that
+starts one requests the fixture `starts_process`, a module that starts one itself sets `pytestmark`.
+"""
 
 import os
 import secrets
@@ -17,9 +21,47 @@ import urllib3
 from storage.objects.base import ObjectStore
 from storage.objects.open import open_store
 from storage.objects.s3 import S3Access
+from tests.fork_server import ForkServer
 
 ROOT = Path(__file__).parent.parent
 _START_S = 60
+_PORTS = range(10_000, 32_768)
+# The files that take longest, longest first. Each file runs on one worker of pytest-xdist: a long one that begins last
+# would leave the other worker idle.
+_LONGEST = (
+    "trainer/test_processes.py",
+    "service/test_threads.py",
+    "e2e/test_main_job.py",
+    "trainer/test_workers.py",
+    "service/test_batches_shared.py",
+    "registry/test_faults.py",
+    "trainer/test_server.py",
+    "service/test_batches.py",
+    "trainer/test_evaluation.py",
+    "service/test_generation.py",
+    "triton/test_denoiser.py",
+    "compatibility/test_earlier_version.py",
+    "miniature/test_training.py",
+    "service/test_stress.py",
+    "diffusion/test_equality.py",
+    "robustness/test_checkers.py",
+    "trainer/test_jetstream.py",
+    "trainer/test_engine.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects tests by their markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and "starts_process" in item.fixturenames:
+            item.add_marker("process")
+    order = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: order.get(str(item.path.relative_to(ROOT / "tests")), len(order)))
+
+
+@pytest.fixture(scope="session")
+def starts_process() -> None:
+    """Requested by each fixture that starts a server or another program: its tests get the marker `process`."""
 
 
 class Minio:
@@ -44,7 +86,7 @@ class Minio:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Returns once it answers and the bucket is there."""
+        """Returns when it responds and the bucket exists."""
         keys = {"MINIO_ROOT_USER": str(self.access.access_key), "MINIO_ROOT_PASSWORD": str(self.access.secret_key)}
         environment = os.environ | keys | {"MINIO_BROWSER": "off"}
         with (self._folder / "log").open("ab") as log:
@@ -52,7 +94,7 @@ class Minio:
         self._make_bucket()
 
     def kill(self) -> None:
-        """SIGKILL; nothing happens where it does not run."""
+        """Sends SIGKILL; no effect if it does not run."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -74,7 +116,7 @@ class Minio:
                 if not client.bucket_exists(self.bucket):
                     client.make_bucket(self.bucket)
                 break
-            except Exception:  # not listening yet, or not initialised: all kinds of answers
+            except Exception:  # not listening or not initialised yet: many kinds of errors
                 assert self._process is not None
                 if self._process.poll() is not None or time.monotonic() > end:
                     log = (self._folder / "log").read_text(errors="replace")
@@ -85,7 +127,7 @@ class Minio:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a store is, so that another process can open it too."""
+    """The address of a store, and the access to it, so that another process can open it too."""
 
     address: str
     access: S3Access | None
@@ -95,7 +137,7 @@ class Place:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What tells a process of ours how to reach it."""
+        """The environment variables from which our processes take address and access."""
         if self.access is None:
             return {"PSEUDOWORD_STORE": self.address}
         return {
@@ -116,8 +158,8 @@ def find_program(name: str) -> Path | None:
 
 
 def need_program(name: str, want: str, *, target: str = "") -> Path:
-    """find_program; without one, the test fails in CI and skips elsewhere, saying that `want` was not tested. The
-    Makefile's `target` is its name, unless given."""
+    """As find_program. If the program is missing, the test fails in CI and is skipped elsewhere, with the message
+    `want`. `target` is the target of the Makefile that installs it (`name`)."""
     found = find_program(name)
     if found is not None:
         return found
@@ -132,14 +174,18 @@ def _variable(name: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def minio_binary() -> Path:
-    """The program."""
+def minio_binary(starts_process: None) -> Path:
     return need_program("minio", "nothing was tested on an S3 store")
+
+
+@pytest.fixture(scope="session")
+def nats_binary(starts_process: None) -> Path:
+    return need_program("nats-server", "nothing was tested on NATS", target="nats")
 
 
 @pytest.fixture(name="minio", scope="session")
 def minio_server(minio_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Minio]:
-    """A MinIO with an empty bucket, for all tests."""
+    """A MinIO with an empty bucket, which all tests of this worker share."""
     server = Minio(minio_binary, tmp_path_factory.mktemp("minio"))
     try:
         server.start()
@@ -148,9 +194,16 @@ def minio_server(minio_binary: Path, tmp_path_factory: pytest.TempPathFactory) -
         server.kill()
 
 
-@pytest.fixture(params=["disk", "minio"])
+@pytest.fixture(scope="session")
+def fork_server(starts_process: None) -> Iterator[ForkServer]:
+    """Starts trainers and Generation servers without the seconds that importing torch takes."""
+    with ForkServer() as running:
+        yield running
+
+
+@pytest.fixture(params=["disk", pytest.param("minio", marks=pytest.mark.process)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """An empty store; each test using it runs on the disk and on MinIO."""
+    """An empty store; each test that uses it runs on disk and on MinIO."""
     if request.param == "disk":
         return Place(address=str(tmp_path / "store"), access=None)
     server: Minio = request.getfixturevalue("minio")
@@ -159,7 +212,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 
 @pytest.fixture
 def store(place: Place) -> Iterator[ObjectStore]:
-    """The store of `place`, open."""
+    """The opened store of `place`."""
     opened = place.open()
     yield opened
     opened.close()
@@ -167,20 +220,25 @@ def store(place: Place) -> Iterator[ObjectStore]:
 
 @pytest.fixture
 def eventually() -> Callable[[Callable[[], bool]], None]:
-    """Waits until a condition holds; fails after half a minute."""
+    """Waits until a condition holds; fails after 30 seconds."""
 
     def wait(condition: Callable[[], bool]) -> None:
         end = time.monotonic() + 30
         while not condition():
-            assert time.monotonic() < end, "it did not come about within 30 s"
+            assert time.monotonic() < end, "the condition did not hold within 30 s"
             time.sleep(0.02)
 
     return wait
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of loopback on which no process listens. It lies below the ports that the kernel assigns to connections
+    and to servers that ask for any port, so it stays free until the caller's process listens."""
+    while True:
+        port = secrets.choice(_PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pseudoword.channel import Endpoints
 
+from tests.fork_server import ForkServer
 from tests.processes import Process
 
 DATA = Path(__file__).parent / "data"
@@ -26,11 +27,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def endpoints(data: Path) -> Iterator[Endpoints]:
+def endpoints(fork_server: ForkServer, data: Path) -> Iterator[Endpoints]:
     """Today's three servers on the old stores."""
     with ExitStack() as running:
         registry = running.enter_context(Process("registry", data, "--store.address", str(data / "store")))
         peer = ("--registry.address", registry.address)
-        generation = running.enter_context(Process("service", data, "--store.address", str(data / "batches"), *peer))
-        trainer = running.enter_context(Process("trainer", data, "--store.address", str(data / "jobs"), *peer))
+        generation = running.enter_context(
+            Process("service", data, "--store.address", str(data / "batches"), *peer, fork_server=fork_server)
+        )
+        trainer = running.enter_context(
+            Process("trainer", data, "--store.address", str(data / "jobs"), *peer, fork_server=fork_server)
+        )
         yield Endpoints(registry=registry.address, trainer=trainer.address, generation=generation.address)

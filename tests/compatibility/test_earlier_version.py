@@ -15,6 +15,7 @@ from pseudoword.trainer.v1.resources_pb2 import Job
 from tests.compatibility.conftest import DATA, unpack
 from tests.processes import Process
 
+pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[2]
 _PSEUDOWORD = str(Path(sys.executable).with_name("pseudoword"))
 _OLD_CLIENT = """

@@ -11,8 +11,8 @@ from tests.deploy.rendering import ROOT
 
 
 @pytest.fixture(scope="session")
-def promtool() -> Path:
-    """Prometheus' own checker. Where it cannot be had, tests fail in CI and skip elsewhere."""
+def promtool(starts_process: None) -> Path:
+    """Prometheus' own checker. If it cannot be installed, tests fail in CI and are skipped elsewhere."""
     found = shutil.which("promtool")
     if found is not None:
         return Path(found)

@@ -2,11 +2,11 @@
 
 import json
 import re
-import tomllib
 from functools import cache
 
 import kubernetes_validate
 import pytest
+from pseudoword import __version__
 
 from tests.deploy.rendering import DEPLOY, FOLDERS, ROOT, Object, containers, of_kind, render, template, workloads
 
@@ -83,7 +83,6 @@ def test_resources_are_bounded(folder: str) -> None:
 
 @every_folder
 def test_images_are_pinned_to_this_version(folder: str) -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     pins = dict(re.findall(r"^(MINIO|NATS)_VERSION := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for found in containers(folder):
         name, _, tag = found.spec["image"].partition(":")
@@ -92,7 +91,7 @@ def test_images_are_pinned_to_this_version(folder: str) -> None:
         elif name == "pseudoword/nats":
             assert f"v{tag}" == pins["NATS"], f"{found.where}: {tag} is not the version that the tests run against"
         else:
-            assert tag == version, found.where
+            assert tag == __version__, found.where
 
 
 @every_folder

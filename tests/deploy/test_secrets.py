@@ -5,7 +5,6 @@ import base64
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from pseudoword.errors import PseudowordError
 from pseudoword.generation.v1 import resources_pb2
 
 from rpc.identity import Role, Tokens
-from tests.conftest import need_program
+from tests.conftest import free_port
 from tests.deploy.rendering import DEPLOY, FOLDERS, ROOT, Container, containers, environment, files, of_kind, render
 from tests.processes import Process
 from trainer.queue.broker import Broker
@@ -165,9 +164,8 @@ def test_the_bucket_is_made_and_the_registry_serves(
 
 
 @pytest.fixture
-def nats_address(secrets: Secrets, tmp_path: Path) -> Iterator[str]:
+def nats_address(nats_binary: Path, secrets: Secrets, tmp_path: Path) -> Iterator[str]:
     """NATS as components/workers starts it, but for the ports and the places."""
-    binary = need_program("nats-server", "the manifests' NATS was not tried", target="nats")
     (found,) = (one for one in containers("tests/workers") if one.spec["name"] == "nats")
     pod, address = Pod(found, secrets, tmp_path / "nats"), f"localhost:{free_port()}"
     (config,) = (
@@ -183,7 +181,7 @@ def nats_address(secrets: Secrets, tmp_path: Path) -> Iterator[str]:
     file = tmp_path / "nats.conf"
     file.write_text(config)
     with (tmp_path / "nats.log").open("wb") as log:
-        server = subprocess.Popen([binary, "--config", file], env=pod.environment, stdout=log, stderr=log)
+        server = subprocess.Popen([nats_binary, "--config", file], env=pod.environment, stdout=log, stderr=log)
     try:
         yield address
     finally:
@@ -263,10 +261,3 @@ def make_bucket(variables: dict[str, str]) -> "subprocess.CompletedProcess[str]"
     return subprocess.run(
         [sys.executable, script], env={**os.environ, **variables}, capture_output=True, text=True, check=False
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -138,8 +138,8 @@ def test_the_registrys_image_has_all_that_the_registry_imports() -> None:
     of_module = packages_distributions()
     imported = {canonicalize_name(name) for module in done.stdout.split() for name in of_module.get(module, ())}
     assert "grpcio" in imported and "minio" in imported
-    # grpc and rich take the first two where they happen to be there; the third loads itself at every start.
-    optional = {"grpcio-tools", "attrs", "setuptools"}
+    # grpc, rich and structlog import the first three if they are installed; setuptools loads itself at every start.
+    optional = {"grpcio-tools", "attrs", "colorama", "setuptools"}
     assert imported - installed_by("pseudoword-server") - optional == set()
     assert "torch" not in installed_by("pseudoword-server")
 

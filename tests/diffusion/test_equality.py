@@ -22,6 +22,7 @@ from diffusion.prompt import parse
 from diffusion.schedulers import SCHEDULERS, make_scheduler
 from diffusion.spec import BUNDLED
 
+pytestmark = pytest.mark.compute
 Vectors = Mapping[WordRef, torch.Tensor]
 _SEED = 3
 

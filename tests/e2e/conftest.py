@@ -1,4 +1,4 @@
-"""The whole system as `pseudoword up` starts it, and the command line as people call it."""
+"""The whole system as `pseudoword up` starts it, and the command line as a user calls it."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+def servers(starts_process: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     with Servers(tmp_path_factory.mktemp("data")) as running:
         yield running
 

@@ -58,6 +58,7 @@ def untrained() -> nn.Linear:
     return nn.Linear(4, 1)
 
 
+@pytest.mark.compute
 def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan(steps=30, batch=16, rate=0.2, warmup=3, averaging=0.6)
     whole = untrained()
@@ -129,6 +130,7 @@ def test_attention_that_is_added_adds_nothing_yet() -> None:
         layout.carry_unet(after, layout.new_unet())
 
 
+@pytest.mark.compute
 def test_all_stages_make_what_the_servers_and_the_measurements_load(painted: Path) -> None:
     work = painted.parent
     options = ["train", "--work", str(work), "--from-committed", "--share", "0.0005", "--threads", "1"]
@@ -155,6 +157,7 @@ def test_all_stages_make_what_the_servers_and_the_measurements_load(painted: Pat
     assert before == after  # nothing is done twice
 
 
+@pytest.mark.compute
 def test_a_model_of_eight_channels_is_made_from_nothing(painted: Path, tmp_path: Path) -> None:
     shutil.copytree(painted, tmp_path / "drawings")
     options = ["--work", str(tmp_path), "--latent-channels", "8", "--share", "0.0001", "--threads", "1"]

@@ -1,4 +1,4 @@
-"""Commands of the command line, run as an operator does."""
+"""Commands of the command line, run as an operator runs them."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ class Ran:
 
 
 async def run(command: click.Command, place: Place, *arguments: str) -> Ran:
-    """Run `command` beside this test's loop, with the access to `place` in the environment."""
+    """Runs `command` in a thread, with the access to `place` in the environment."""
 
     def work() -> Ran:
         ended = CliRunner().invoke(command, list(arguments), env=place.environment, catch_exceptions=True)
@@ -36,7 +36,7 @@ async def run(command: click.Command, place: Place, *arguments: str) -> Ran:
 
 
 async def garbage(place: Place) -> list[str]:
-    """Runs fsck, which must find the store sound, and gives the names of the garbage."""
+    """Runs fsck, which must find the store sound. The names of the garbage."""
     from standalone.fsck import fsck
 
     ran = await run(fsck, place, place.address, "--json")

@@ -35,7 +35,7 @@ Start = Callable[..., Awaitable[Running]]
 
 
 def settings_of(place: Place, **more: Any) -> RegistrySettings:
-    """Settings of a registry on `place`; `more` are settings of the server and others, `server` merged."""
+    """Settings of a registry on `place`; `more` are further settings, merged into `server` and `store`."""
     access = place.access
     s3: dict[str, Any] = {}
     if access is not None:
@@ -48,7 +48,7 @@ def settings_of(place: Place, **more: Any) -> RegistrySettings:
 
 @pytest.fixture
 async def start(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
-    """Starts a registry on `place` each time it is called."""
+    """Each call starts a registry on `place`."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     async with AsyncExitStack() as all_stacks:
 
@@ -67,7 +67,7 @@ async def running(start: Start) -> Running:
 
 @pytest.fixture
 async def stub(running: Running) -> Any:
-    """A stub for a registry with an empty store, where everybody may do everything."""
+    """A stub for a registry with an empty store and without permissions."""
     return await running.call()
 
 

@@ -1,4 +1,4 @@
-"""A large catalogue, put through the ledger as a busy registry's writers would, by full group commits."""
+"""A large catalogue, written through the ledger by full group commits, as by a busy registry."""
 
 import asyncio
 from collections.abc import Sequence
@@ -19,19 +19,19 @@ TENANT = "shop"
 PARENT = f"tenants/{TENANT}"
 VERSIONS = 3
 SHARD = shard_of(TENANT, SHARDS)
-_AT_ONCE = 2000
+_CONCURRENT = 2000
 _SUMMARY = {"base_model": {"family": "stable-diffusion-1", "encoders": [{"name": "text_encoder", "dimensions": 768}]}}
 _STATE_MACHINE = CatalogueStateMachine(Quotas(concepts=10**9, versions_per_concept=10**9, embedding_bytes=10**15))
 
 
 def words_of(size: int, count: int) -> Sequence[str]:
-    """Names of `count` concepts that lie evenly among `size`."""
+    """The names of `count` concepts, evenly spread among `size`."""
     return [f"word-{number * size // count:06d}" for number in range(count)]
 
 
 async def seed(store: ObjectStore, size: int, views: Path) -> None:
     """`size` concepts of one tenant with three versions each, without vectors: a twentieth has the label team=t7, the
-    last one rare=yes. Then a checkpoint, if it is time for one: a server would write it some minutes later."""
+    last concept rare=yes. Then a checkpoint if one is due: a server would write it some minutes later."""
     ledger: Ledger[Command] = Ledger.open(store, _STATE_MACHINE, shards=SHARDS, view_folder=views)
 
     async def publish(number: int, version: int) -> None:
@@ -68,8 +68,8 @@ async def seed(store: ObjectStore, size: int, views: Path) -> None:
 
     try:
         for version in range(VERSIONS):
-            for start in range(0, size, _AT_ONCE):
-                await asyncio.gather(*(publish(n, version) for n in range(start, min(size, start + _AT_ONCE))))
+            for start in range(0, size, _CONCURRENT):
+                await asyncio.gather(*(publish(n, version) for n in range(start, min(size, start + _CONCURRENT))))
     finally:
         await ledger.close()
     log = Log.open(store, book=_STATE_MACHINE.name, shards=SHARDS)

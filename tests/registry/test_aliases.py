@@ -1,4 +1,4 @@
-"""Aliases: moved on an etag, remembered, rolled back."""
+"""Aliases: moves on an etag, history, rollback."""
 
 import asyncio
 import sqlite3
@@ -31,12 +31,12 @@ from registry.catalogue.versioned_rows import NOW
 from rpc.errors import FailedPrecondition, NotFound
 from storage.ledger.entry import RecordedEvent, Revision
 from storage.ledger.state_machine import Answer, CommittedEvent
-from tests.registry.asking import REX, pointing, publish, refused, resolve
+from tests.registry.requests import REX, pointing, publish, refused, resolve
 
 PRODUCTION = f"{REX}/aliases/production"
 
 
-async def test_moved_and_remembered(stub: Any) -> None:
+async def test_alias_moves_on_its_etag_and_keeps_its_history(stub: Any) -> None:
     await publish(stub, 2)
     first = await stub.SetAlias(pointing("production", 1, create_only=True, reason="launch"))
     assert (first.version, first.updater) == (f"{REX}/versions/1", "anonymous")
@@ -44,7 +44,7 @@ async def test_moved_and_remembered(stub: Any) -> None:
         await stub.SetAlias(pointing("production", 2, create_only=True))
     second = await stub.SetAlias(pointing("production", 2, etag=first.etag, reason="better"))
     assert await resolve(stub, "rex", "rex@production") == [2, 2]
-    # Back and forth: the etag of the first move is not that of the third.
+    # The first and the third move lead to one version and have different etags.
     third = await stub.SetAlias(pointing("production", 1, etag=second.etag))
     assert len({first.etag, second.etag, third.etag}) == 3
     for stale in (first, second):
@@ -62,14 +62,14 @@ async def test_moved_and_remembered(stub: Any) -> None:
     with refused("INVALID_ARGUMENT", "INVALID_ARGUMENT"):
         await stub.GetAlias(rpc.GetAliasRequest(name=PRODUCTION, at_time=Timestamp(seconds=2**62)))
 
-    await stub.DeleteAlias(rpc.DeleteAliasRequest(name=PRODUCTION, etag=third.etag, reason="gone"))
+    await stub.DeleteAlias(rpc.DeleteAliasRequest(name=PRODUCTION, etag=third.etag, reason="dropped"))
     with refused("NOT_FOUND", "ALIAS_NOT_FOUND"):
         await stub.DeleteAlias(rpc.DeleteAliasRequest(name=PRODUCTION))
     with refused("ABORTED", "ETAG_MISMATCH"):
         await stub.SetAlias(pointing("production", 1, etag=third.etag))
     changes = (await stub.ListAliasChanges(rpc.ListAliasChangesRequest(parent=PRODUCTION))).changes
     numbers = [(change.previous_version[-1:], change.version[-1:], change.reason) for change in changes]
-    assert numbers == [("1", "", "gone"), ("2", "1", ""), ("1", "2", "better"), ("", "1", "launch")]
+    assert numbers == [("1", "", "dropped"), ("2", "1", ""), ("1", "2", "better"), ("", "1", "launch")]
     assert [change.revision for change in changes[1:]] == [third.etag, second.etag, first.etag]
     assert await resolve(stub, "rex", "rex@production") == [2, ("NOT_FOUND", "ALIAS_NOT_FOUND")]
 
@@ -95,7 +95,7 @@ async def test_latest_is_computed_and_has_a_history(stub: Any) -> None:
     assert not (await stub.ListAliases(rpc.ListAliasesRequest(parent=REX))).aliases
 
 
-async def test_names_and_versions_must_fit(stub: Any) -> None:
+async def test_alias_of_another_concepts_or_a_missing_version_is_rejected(stub: Any) -> None:
     await publish(stub)
     mara = REX.replace("rex", "mara")
     await publish(stub, parent=mara)
@@ -112,7 +112,7 @@ async def test_names_and_versions_must_fit(stub: Any) -> None:
         await stub.ListAliases(rpc.ListAliasesRequest(parent=REX.replace("rex", "none")))
 
 
-async def test_of_many_who_move_what_they_have_read_one_does(stub: Any) -> None:
+async def test_concurrent_moves_with_one_etag_have_one_winner(stub: Any) -> None:
     await publish(stub, 5)
     read = await stub.SetAlias(pointing("production", 1))
     moves = [pointing("production", 2 + number % 4, etag=read.etag) for number in range(12)]
@@ -123,7 +123,7 @@ async def test_of_many_who_move_what_they_have_read_one_does(stub: Any) -> None:
     assert [change.version for change in changes] == [won[0].version, read.version]
 
 
-async def test_rolled_back_step_by_step(stub: Any) -> None:
+async def test_repeated_rollback_goes_back_and_skips_yanked_versions(stub: Any) -> None:
     await publish(stub, 4)
     for number in (1, 2, 3, 4):
         await stub.SetAlias(pointing("production", number))
@@ -133,7 +133,7 @@ async def test_rolled_back_step_by_step(stub: Any) -> None:
         request = rpc.RollbackAliasRequest(name=PRODUCTION, reason="bad")
         return str((await stub.RollbackAlias(request)).version)[-1:]
 
-    # A rollback of a rollback goes further back, never forth to what was left; yanked ones are passed over.
+    # A rollback of a rollback goes further back, and skips yanked versions.
     assert [await back(), await back()] == ["3", "1"]
     with refused("FAILED_PRECONDITION", "NO_EARLIER_VERSION"):
         await back()
@@ -147,12 +147,12 @@ async def test_rolled_back_step_by_step(stub: Any) -> None:
 class Move:
     version: int
     time_us: int
-    base: int  # index of the move that this one restored, or its own
+    base: int  # index of the move that this move restored, or its own index
 
 
 @dataclass
 class Model:
-    """The same in plain Python."""
+    """The expected state."""
 
     versions: dict[int, bool] = field(default_factory=dict)  # number: in use
     moves: list[Move] = field(default_factory=list)
@@ -162,7 +162,7 @@ class Model:
         return self.moves[-1].version if self.moves else 0
 
     def target(self) -> int | None:
-        """Index of the move that a rollback restores."""
+        """The index of the move that a rollback restores."""
         earlier = range(self.moves[-1].base - 1, -1, -1)
         others = (index for index in earlier if self.moves[index].version not in (0, self.now))
         return next((index for index in others if self.versions[self.moves[index].version]), None)
@@ -174,7 +174,7 @@ FIELDS = ConceptFields(display_name="", description="", kind="CONCEPT_KIND_OBJEC
 
 
 class AliasMachine(RuleBasedStateMachine):
-    """The book, change by change, beside the model."""
+    """The state machine of the catalogue and the model, change by change."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -279,7 +279,7 @@ class AliasMachine(RuleBasedStateMachine):
         self.model.moves.append(Move(self.model.moves[target].version, self.time_us, self.model.moves[target].base))
 
     @invariant()
-    def same(self) -> None:
+    def state_equals_the_model(self) -> None:
         row = alias_table.find(self.db, ALIAS)
         assert (row["version"] if row else 0) == self.model.now
         history = alias_table.history(self.db, ALIAS, NOW, NOW, 1000)

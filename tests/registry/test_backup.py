@@ -1,4 +1,4 @@
-"""`pseudoword backup` and `pseudoword restore`: the same answers, from a store of its own."""
+"""`pseudoword backup` and `pseudoword restore`."""
 
 import asyncio
 import json
@@ -12,9 +12,9 @@ from standalone.fsck import fsck
 from storage.ledger.log import METADATA_NAME, Metadata
 from storage.ledger.segments import segment_name
 from tests.conftest import Place
-from tests.registry.asking import REX, SHOP, publish, publishing, refused
 from tests.registry.commands import garbage, run
 from tests.registry.conftest import Start
+from tests.registry.requests import REX, SHOP, publish, publishing, refused
 from tests.registry.test_derived import everything, history
 
 
@@ -32,21 +32,21 @@ def _store_id(place: Place) -> str:
         store.close()
 
 
-async def _said(stub: Any, at_time: Any) -> str:
+async def _responses(stub: Any, at_time: Any) -> str:
     return "\n".join(str(answer) for answer in await everything(stub, at_time))
 
 
-async def test_a_restored_store_gives_the_same_answers(place: Place, start: Start, tmp_path: Path) -> None:
+async def test_restored_store_gives_the_same_responses(place: Place, start: Start, tmp_path: Path) -> None:
     running = await start()
     stub = await running.call()
     at_time = await history(stub)
     request = publishing(9.0, request_id="again")
     published = await stub.PublishVersion(request)
-    said = await _said(stub, at_time)
+    responses = await _responses(stub, at_time)
     page = await stub.ListVersions(rpc.ListVersionsRequest(parent=REX, page_size=1))
     made = await run(backup, place, place.address, str(tmp_path / "backup"))
     assert made.status == 0, made.errors
-    # What came after the backup is not in it.
+    # Changes after the backup are not in it.
     await publish(stub, 2)
     await running.stop()
 
@@ -56,10 +56,10 @@ async def test_a_restored_store_gives_the_same_answers(place: Place, start: Star
     assert await garbage(other) == []
     old, new = _store_id(place), _store_id(other)
     assert old != new
-    # The same server's folder of views: those of the old store are of no use to it.
+    # The folder of views holds views of the old store, which must not be used.
     store = {"address": other.address}
     restored = await (await start(store=store)).call()
-    assert await _said(restored, at_time) == said.replace(old, new)
+    assert await _responses(restored, at_time) == responses.replace(old, new)
     again = await restored.PublishVersion(request)
     assert str(again) == str(published).replace(old, new)
     for number in (1, 2, 4):
@@ -71,12 +71,12 @@ async def test_a_restored_store_gives_the_same_answers(place: Place, start: Star
     ):
         with refused("OUT_OF_RANGE", "STORE_CHANGED"):
             await call
-    # Numbers go on where they were.
+    # Version numbers continue.
     assert [version.number for version in await publish(restored)] == [published.number + 1]
 
 
-async def test_a_backup_while_writes_go_on(place: Place, start: Start, tmp_path: Path) -> None:
-    """Made twice into one place; each is a whole number of requests, those of a client in their order."""
+async def test_backup_during_writes_is_consistent(place: Place, start: Start, tmp_path: Path) -> None:
+    """Made twice into one folder. A backup has whole requests only, and those of a client in their order."""
     stubs = [await (await start()).call() for _ in range(2)]
     done = asyncio.Event()
 
@@ -86,11 +86,11 @@ async def test_a_backup_while_writes_go_on(place: Place, start: Start, tmp_path:
         while not done.is_set():
             step += 1
             await stubs[number % 2].PublishVersion(publishing(step + number / 8, parent))
-            begun.add(number)
+            started.add(number)
 
-    begun: set[int] = set()
+    started: set[int] = set()
     publishers = [asyncio.create_task(publisher(number)) for number in range(6)]
-    while len(begun) < 6:  # noqa: ASYNC110
+    while len(started) < 6:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
     folder = tmp_path / "backup"
     for _ in range(2):
@@ -112,7 +112,7 @@ async def test_a_backup_while_writes_go_on(place: Place, start: Start, tmp_path:
         assert [v.tensors_digest for v in theirs] == [v.tensors_digest for v in ours][-len(theirs) :]
 
 
-async def test_what_is_refused(start: Start, tmp_path: Path) -> None:
+async def test_backup_and_restore_reject_wrong_targets_and_damaged_backups(start: Start, tmp_path: Path) -> None:
     place = Place(address=str(tmp_path / "store"), access=None)
     folder = tmp_path / "backup"
     running = await start()
@@ -122,7 +122,7 @@ async def test_what_is_refused(start: Start, tmp_path: Path) -> None:
     await publish(await running.call(), 3)
     await running.stop()
     assert (await run(backup, place, place.address, str(folder))).status == 0
-    # Into a store that is in use, a folder that is no backup, another store's backup.
+    # A restore into a store that is in use, a folder without a backup, the backup of another store.
     ran = await run(restore, place, str(folder), place.address)
     assert (ran.status, "is not empty" in ran.errors) == (1, True)
     ran = await run(restore, place, str(tmp_path / "none"), str(tmp_path / "new"))
@@ -133,7 +133,7 @@ async def test_what_is_refused(start: Start, tmp_path: Path) -> None:
     ran = await run(backup, place, str(tmp_path / "second"), str(folder))
     assert (ran.status, "backup of another store" in ran.errors) == (1, True)
 
-    # One that is damaged: said, and the half-made store is refused by servers.
+    # A damaged backup: restore names the object, and servers refuse the incomplete store.
     segment = folder / segment_name(13, 1)
     whole = segment.read_bytes()
     segment.write_bytes(whole[:-9] + b"x" + whole[-8:])

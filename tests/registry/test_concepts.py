@@ -1,4 +1,4 @@
-"""Tenants and concepts: made, changed, deleted, brought back, purged."""
+"""Tenants and concepts: created, updated, deleted, undeleted, purged."""
 
 import asyncio
 from typing import Any
@@ -8,15 +8,15 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1 import resources_pb2 as res
 
-from tests.registry.asking import REX, SHOP, pointing, publish, publishing, refused, resolve
 from tests.registry.conftest import Start
+from tests.registry.requests import REX, SHOP, pointing, publish, publishing, refused, resolve
 
 
 def _creating(concept_id: str = "rex", **fields: Any) -> rpc.CreateConceptRequest:
     return rpc.CreateConceptRequest(parent=SHOP, concept_id=concept_id, concept=res.Concept(**fields))
 
 
-async def test_a_concept_is_made_with_its_tenant_and_read_back(stub: Any) -> None:
+async def test_created_concept_and_its_tenant_are_read_back(stub: Any) -> None:
     made = await stub.CreateConcept(
         _creating(display_name="Rex", labels={"team": "dogs"}, readers=["tenants/b", "tenants/a", "tenants/a"])
     )
@@ -33,7 +33,7 @@ async def test_a_concept_is_made_with_its_tenant_and_read_back(stub: Any) -> Non
         await stub.CreateConcept(_creating())
 
 
-async def test_all_that_is_wrong_is_said_at_once(stub: Any) -> None:
+async def test_all_invalid_fields_are_reported_together(stub: Any) -> None:
     wrong = _creating(
         display_name="x" * 201,
         description="a\x07b",
@@ -62,7 +62,7 @@ async def test_all_that_is_wrong_is_said_at_once(stub: Any) -> None:
         await stub.GetConcept(rpc.GetConceptRequest(name=REX))
 
 
-async def test_validate_only_checks_and_changes_nothing(stub: Any) -> None:
+async def test_validate_only_creates_no_concept(stub: Any) -> None:
     request = _creating()
     request.validate_only = True
     assert (await stub.CreateConcept(request)).name == REX
@@ -73,7 +73,7 @@ async def test_validate_only_checks_and_changes_nothing(stub: Any) -> None:
         await stub.CreateConcept(request)
 
 
-async def test_a_request_id_gets_its_first_answer_and_no_other_request(stub: Any) -> None:
+async def test_repeated_request_id_returns_the_first_response(stub: Any) -> None:
     request = _creating(display_name="one")
     request.request_id = "same"
     first = await stub.CreateConcept(request)
@@ -86,7 +86,7 @@ async def test_a_request_id_gets_its_first_answer_and_no_other_request(stub: Any
         await stub.DeleteConcept(rpc.DeleteConceptRequest(name=REX, request_id="same"))
 
 
-async def test_update_masks(stub: Any) -> None:
+async def test_update_mask_selects_the_fields(stub: Any) -> None:
     await stub.CreateConcept(_creating(display_name="Rex", description="dog", labels={"a": "1"}, readers=["tenants/b"]))
 
     async def update(mask: FieldMask | None, **fields: Any) -> res.Concept:
@@ -105,9 +105,9 @@ async def test_update_masks(stub: Any) -> None:
     assert refusal.fields == ["update_mask", "update_mask"]
 
 
-async def test_of_two_who_read_the_same_etag_one_writes(stub: Any) -> None:
+async def test_concurrent_updates_with_one_etag_have_one_winner(stub: Any) -> None:
     read = await stub.CreateConcept(_creating())
-    # Versions and aliases are not the concept's own fields.
+    # Versions and aliases do not change the etag of the concept.
     await publish(stub)
     await stub.SetAlias(pointing("production", 1))
     changes = [
@@ -125,7 +125,7 @@ async def test_of_two_who_read_the_same_etag_one_writes(stub: Any) -> None:
         await stub.DeleteConcept(rpc.DeleteConceptRequest(name=REX, etag=read.etag))
 
 
-async def test_deleted_brought_back_deleted_and_purged(stub: Any) -> None:
+async def test_concept_is_deleted_undeleted_and_purged(stub: Any) -> None:
     await publish(stub, 2)
     await stub.SetAlias(pointing("production", 1))
     deleted = await stub.DeleteConcept(rpc.DeleteConceptRequest(name=REX))
@@ -164,7 +164,7 @@ async def test_deleted_brought_back_deleted_and_purged(stub: Any) -> None:
         await stub.GetConcept(rpc.GetConceptRequest(name=REX))
     with refused("NOT_FOUND", "VERSION_NOT_FOUND"):
         await stub.GetVersion(rpc.GetVersionRequest(name=f"{REX}/versions/1"))
-    # The name stays taken, so that no number of it can come twice.
+    # The name stays reserved, so that no version number is used twice.
     for change in (stub.CreateConcept(_creating()), stub.PublishVersion(publishing())):
         with refused("ALREADY_EXISTS", "CONCEPT_EXISTS", state="PURGED"):
             await change
@@ -172,7 +172,7 @@ async def test_deleted_brought_back_deleted_and_purged(stub: Any) -> None:
     assert tenant.usage == res.Usage()
 
 
-async def test_tenants(stub: Any) -> None:
+async def test_tenants_have_quotas_usage_and_pages(stub: Any) -> None:
     request = rpc.CreateTenantRequest(
         tenant_id="shop", tenant=res.Tenant(display_name="Shop", quotas=res.Quotas(concepts=1, versions_per_concept=2))
     )
@@ -185,7 +185,7 @@ async def test_tenants(stub: Any) -> None:
     with refused("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED", quota="concepts"):
         await stub.CreateConcept(_creating("mara"))
 
-    # What is used is no field of the tenant's own.
+    # Usage does not change the etag of the tenant.
     change = res.Tenant(name=SHOP, etag=made.etag, quotas=res.Quotas(concepts=2))
     changed = await stub.UpdateTenant(rpc.UpdateTenantRequest(tenant=change))
     assert (changed.display_name, changed.quotas.concepts, changed.quotas.versions_per_concept) == ("Shop", 2, 2)
@@ -208,7 +208,7 @@ async def test_tenants(stub: Any) -> None:
     assert pages == [["tenants/a", "tenants/m", "tenants/shop"], ["tenants/z"]]
 
 
-async def test_the_servers_own_quotas_and_bytes(start: Start) -> None:
+async def test_quotas_of_the_server_apply_to_tenants_without_own_quotas(start: Start) -> None:
     stub = await (await start(quotas={"concepts": 1, "embedding_bytes": 150})).call()
     published = (await publish(stub))[0]
     with refused("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED", quota="embedding_bytes", used=str(published.size_bytes)):

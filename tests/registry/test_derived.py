@@ -1,4 +1,4 @@
-"""What is answered follows from the log alone: views can be thrown away, and lost answers asked for again."""
+"""Responses follow from the log alone: views can be deleted, and lost responses requested again."""
 
 import asyncio
 import shutil
@@ -17,14 +17,14 @@ from registry.app import Registry
 from rpc.settings import SettingsError
 from storage.objects.disk import DiskStore
 from tests.conftest import Place
-from tests.registry.asking import REX, SHOP, pointing, publish, publishing, refused
 from tests.registry.conftest import Start, settings_of
+from tests.registry.requests import REX, SHOP, pointing, publish, publishing, refused
 
 PRODUCTION = f"{REX}/aliases/production"
 
 
 async def everything(stub: Any, at_time: Timestamp) -> list[Any]:
-    """What every read says."""
+    """The responses to all reads."""
     return [
         await stub.ListTenants(rpc.ListTenantsRequest()),
         await stub.ListConcepts(rpc.ListConceptsRequest(parent=SHOP, show_deleted=True)),
@@ -39,7 +39,7 @@ async def everything(stub: Any, at_time: Timestamp) -> list[Any]:
 
 
 async def history(stub: Any) -> Timestamp:
-    """A bit of everything; gives a time in between."""
+    """Makes changes of all kinds. A time between them."""
     await publish(stub, 3)
     moved: res.Alias = await stub.SetAlias(pointing("production", 1))
     await stub.SetAlias(pointing("production", 2))
@@ -54,23 +54,23 @@ async def history(stub: Any) -> Timestamp:
     return moved.update_time
 
 
-async def test_views_can_be_thrown_away(start: Start, tmp_path: Path) -> None:
+async def test_deleted_views_are_rebuilt_to_the_same_responses(start: Start, tmp_path: Path) -> None:
     views = tmp_path / "views"
     running = await start(store={"views": views})
     stub = await running.call()
     at_time = await history(stub)
     request = publishing(9.0, request_id="again")
     published = await stub.PublishVersion(request)
-    said = await everything(stub, at_time)
+    responses = await everything(stub, at_time)
     await running.stop()
     shutil.rmtree(views)
     stub = await (await start(store={"views": views})).call()
-    assert await everything(stub, at_time) == said
-    # Request ids are remembered by the log too.
+    assert await everything(stub, at_time) == responses
+    # The log holds the request ids too.
     assert await stub.PublishVersion(request) == published
 
 
-async def test_a_view_in_use_is_not_shared(start: Start, tmp_path: Path) -> None:
+async def test_view_folder_in_use_is_not_shared(start: Start, tmp_path: Path) -> None:
     views = {"views": tmp_path / "views"}
     await start(store=views)
     with pytest.raises(SettingsError, match="another process uses the view folder"):
@@ -78,7 +78,7 @@ async def test_a_view_in_use_is_not_shared(start: Start, tmp_path: Path) -> None
 
 
 class _Gate(DiskStore):
-    """A disk that lets no entry of the log through while it is shut."""
+    """A disk store that blocks entries of the log while the gate is closed."""
 
     open = threading.Event()
 
@@ -88,7 +88,9 @@ class _Gate(DiskStore):
         super().put_if_absent(name, data)
 
 
-async def test_an_unknown_outcome_is_said_and_can_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unknown_outcome_is_reported_and_resolved_by_repeating_the_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate = _Gate(tmp_path / "store")
     gate.open.set()
     monkeypatch.setattr("rpc.open_store.open_store", lambda address, access: gate)
@@ -98,7 +100,7 @@ async def test_an_unknown_outcome_is_said_and_can_be_asked(tmp_path: Path, monke
         await publish(stub)
         gate.open.clear()
         request = publishing(2.0, request_id="unknown")
-        # Before the deadline, so that the caller gets to know that it is not known.
+        # Before the deadline, so that the caller gets the reason.
         with refused("UNAVAILABLE", "OUTCOME_UNKNOWN", request_id="unknown") as refusal:
             await stub.PublishVersion(request, timeout=1.5)
         assert refusal.error.retry_after is not None

@@ -1,4 +1,4 @@
-"""What goes wrong around a registry, and what its callers see of that."""
+"""Faults around a registry: contention, crashes, an unavailable store, a full disk."""
 
 import asyncio
 import json
@@ -20,14 +20,14 @@ from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from storage.objects.s3 import S3Access
 from tests.conftest import ROOT, Minio, Place
 from tests.processes import Process
-from tests.registry.asking import REX, SHOP, pointing, publish, publishing
 from tests.registry.conftest import Start
+from tests.registry.requests import REX, SHOP, pointing, publish, publishing
 
 WRITERS = 16
 
 
 async def _outcomes(calls: Any) -> Counter[str]:
-    """How many of the calls had each outcome: OK, or an error's reason."""
+    """The number of calls with each outcome: OK, or the reason of the error."""
 
     async def one(call: Any) -> str:
         try:
@@ -39,8 +39,8 @@ async def _outcomes(calls: Any) -> Counter[str]:
     return Counter(await asyncio.gather(*(one(call) for call in calls)))
 
 
-async def test_sixteen_writers_on_three_replicas(place: Place, start: Start) -> None:
-    """One winner per create, no lost update, no number twice."""
+async def test_sixteen_concurrent_writers_on_three_replicas_lose_no_update(place: Place, start: Start) -> None:
+    """Each create has one winner, no update is lost, no number is used twice."""
     stubs = [await (await start()).call() for _ in range(3)]
     writers = [stubs[number % 3] for number in range(WRITERS)]
     for name in ("rex", "mara", "chair"):
@@ -61,7 +61,7 @@ async def test_sixteen_writers_on_three_replicas(place: Place, start: Start) -> 
     assert (outcomes["OK"], sum(outcomes.values())) == (1, WRITERS)
 
     async def count(stub: Any) -> int:
-        """Adds 1 to a label, reading it again whenever another was faster; gives how often that was."""
+        """Adds 1 to a label, and repeats after a lost race. The number of lost races."""
         races = 0
         while True:
             concept = await stub.GetConcept(rpc.GetConceptRequest(name=REX))
@@ -82,21 +82,21 @@ async def test_sixteen_writers_on_three_replicas(place: Place, start: Start) -> 
         assert concept.labels["count"] == str(WRITERS)
 
 
-async def test_a_watcher_moved_between_replicas_misses_nothing(place: Place, start: Start) -> None:
+async def test_watch_resumed_on_other_replicas_reports_every_change(place: Place, start: Start) -> None:
     replicas = [await start() for _ in range(3)]
     stubs = [await replica.call() for replica in replicas]
     await publish(stubs[0])
     token = (await stubs[0].ListVersions(rpc.ListVersionsRequest(parent=REX))).revision
     seen: list[int] = []
-    lives = 0
+    watches = 0
 
     async def watcher() -> None:
-        nonlocal token, lives
+        nonlocal token, watches
         while len(seen) < 60:
-            # Cut off in the middle of everything, and on with the next replica, which may be behind.
-            watch = stubs[lives % 3].WatchEvents(rpc.WatchEventsRequest(parent=SHOP, resume_token=token))
-            lives += 1
-            for _ in range(1 + lives % 5):
+            # Each watch is cancelled and resumed on the next replica, which may be behind.
+            watch = stubs[watches % 3].WatchEvents(rpc.WatchEventsRequest(parent=SHOP, resume_token=token))
+            watches += 1
+            for _ in range(1 + watches % 5):
                 message = await watch.read()
                 token = message.resume_token
                 if message.WhichOneof("message") == "event":
@@ -107,79 +107,81 @@ async def test_a_watcher_moved_between_replicas_misses_nothing(place: Place, sta
     for step in range(60):
         await stubs[step % 3].PublishVersion(publishing(step + 2.0))
     await watching
-    assert lives > 10
+    assert watches > 10
     assert seen == list(range(2, len(seen) + 2))
 
 
+@pytest.mark.process
 @pytest.mark.timeout(600)
-def test_killed_at_every_write(tmp_path: Path) -> None:
-    """SIGKILL before and after each write of a registry and of the collector, one at a time."""
-    command = [sys.executable, "-m", "tests.registry.dying", str(tmp_path)]
+def test_registry_recovers_from_a_crash_at_every_write(tmp_path: Path) -> None:
+    """SIGKILL before and after each write of a registry and of the collector, one crash for each run."""
+    command = [sys.executable, "-m", "tests.registry.crash_at_every_write", str(tmp_path)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=560, check=False)
-    deaths = [json.loads(line) for line in ended.stdout.splitlines()]
+    crashes = [json.loads(line) for line in ended.stdout.splitlines()]
     assert ended.returncode == 0, ended.stderr[-3000:]
-    # store.json; nine requests with four blobs; what the collector condemns and deletes: the orphan and a purged blob.
+    # store.json; nine requests with four blobs; the collector condemns and deletes the orphan and a purged blob.
     writes = 1 + 9 + 4 + 1 + 2
-    assert [(death["at"], death["after"]) for death in deaths] == [
+    assert [(crash["at"], crash["after"]) for crash in crashes] == [
         (at, after) for after in (False, True) for at in range(1, writes + 1)
     ]
-    usual = deaths[0]["answers"]
+    usual = crashes[0]["answers"]
     assert usual[0].endswith("versions/1")
-    for death in deaths:
-        assert death["status"] == -9, death
-        # Never anything but uploads without an entry; and the next server goes on as if nothing had been.
-        assert {severity for severity, _, _ in death["left"]} <= {"garbage"}, death
-        assert (death["recovered"], death["answers"]) == (0, usual), death
-        assert death["then"] == [], death
+    for crash in crashes:
+        assert crash["status"] == -9, crash
+        # A crash leaves uploads without an entry at most, and the next server gives the usual responses.
+        assert {severity for severity, _, _ in crash["left"]} <= {"garbage"}, crash
+        assert (crash["recovered"], crash["answers"]) == (0, usual), crash
+        assert crash["then"] == [], crash
 
 
+@pytest.mark.process
 @pytest.mark.timeout(600)
-def test_commands_killed_at_every_write(tmp_path: Path) -> None:
-    """SIGKILL at each write of a backup, a second one into the same place, a restore, a fold, and of what a replica
-    does beside its work: segments and checkpoints."""
-    command = [sys.executable, "-m", "tests.registry.dying_commands", str(tmp_path)]
+def test_commands_recover_from_a_crash_at_every_write(tmp_path: Path) -> None:
+    """SIGKILL at each write of a backup, a second backup into the same folder, a restore, a fold, and of a replica's
+    maintenance: segments and checkpoints."""
+    command = [sys.executable, "-m", "tests.registry.crash_at_every_write_commands", str(tmp_path)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=560, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
-    deaths: dict[str, list[dict[str, Any]]] = {}
+    crashes: dict[str, list[dict[str, Any]]] = {}
     for line in ended.stdout.splitlines():
-        deaths.setdefault(json.loads(line)["command"], []).append(json.loads(line))
-    # Eleven entries in one segment, three blobs, backup.json; what is new in a second backup. In a new store: metadata,
-    # eleven entries or the nine that still show, blobs, a checkpoint, metadata. Three segments, a checkpoint, and one
-    # that it supersedes.
-    assert {name: len(found) - 1 for name, found in deaths.items()} == {
+        crashes.setdefault(json.loads(line)["command"], []).append(json.loads(line))
+    # A backup: eleven entries in one segment, three blobs, backup.json. A second backup: the new segment, backup.json.
+    # A new store: metadata, eleven entries (or nine after a fold), blobs, a checkpoint, metadata. Maintenance: three
+    # segments, a checkpoint, and the removal of the superseded checkpoint.
+    assert {name: len(found) - 1 for name, found in crashes.items()} == {
         "backup": 1 + 3 + 1,
         "backup again": 1 + 1,
         "restore": 1 + 11 + 3 + 1 + 1,
         "fold": 1 + 9 + 3 + 1 + 1,
         "upkeep": 3 + 1 + 1,
     }
-    for name, found in deaths.items():
-        assert {death["status"] for death in found} == {-9}, found
-        # What was begun can be ended, and is then as good as any.
-        assert all(death["then"]["findings"] == [] for death in found), found
-        assert len({json.dumps(death["then"]["counts"]) for death in found}) == 1, found
+    for name, found in crashes.items():
+        assert {crash["status"] for crash in found} == {-9}, found
+        # The repeated command completes its work, with the usual result.
+        assert all(crash["then"]["findings"] == [] for crash in found), found
+        assert len({json.dumps(crash["then"]["counts"]) for crash in found}) == 1, found
         *cut, whole = found
         if name == "backup":
-            assert {death["left"] for death in cut} == {"no object 'backup.json'"}
+            assert {crash["left"] for crash in cut} == {"no object 'backup.json'"}
         elif name == "backup again":
-            # The older backup stays good until the new one is whole.
-            assert [death["left"]["findings"] for death in cut] == [[]] * len(cut)
-            assert {death["left"]["counts"]["entries"] for death in cut} == {4}
+            # The older backup stays valid until the new backup is complete.
+            assert [crash["left"]["findings"] for crash in cut] == [[]] * len(cut)
+            assert {crash["left"]["counts"]["entries"] for crash in cut} == {4}
         elif name in ("restore", "fold"):
             none, *begun = cut
             assert (none["left"], none["again"]) == ("no object 'store.json'", "")
-            # Servers refuse it, and say what to do about it.
-            assert all("empty it and begin anew" in death["left"] for death in begun), begun
-            assert all("empty it and begin anew" in death["again"] for death in [*begun, whole]), begun
+            # Servers refuse the incomplete store, and the message says what to do.
+            assert all("empty it and begin anew" in crash["left"] for crash in begun), begun
+            assert all("empty it and begin anew" in crash["again"] for crash in [*begun, whole]), begun
             assert whole["left"] == whole["then"] | {"counts": whole["left"]["counts"]}
         else:
-            assert all(death["left"]["findings"] == [] for death in cut), cut
+            assert all(crash["left"]["findings"] == [] for crash in cut), cut
         if "emptied" not in whole:
-            assert {death["again"] for death in found} == {""}
-        assert {death.get("emptied", "") for death in found} == {""}
+            assert {crash["again"] for crash in found} == {""}
+        assert {crash.get("emptied", "") for crash in found} == {""}
 
 
-async def test_the_store_goes_away_and_comes_back(minio_binary: Path, tmp_path: Path) -> None:
+async def test_requests_fail_as_unavailable_while_the_store_is_down(minio_binary: Path, tmp_path: Path) -> None:
     minio = Minio(minio_binary, tmp_path)
     try:
         await asyncio.to_thread(minio.start)
@@ -204,7 +206,7 @@ async def test_the_store_goes_away_and_comes_back(minio_binary: Path, tmp_path: 
                     error = PseudowordError.from_call(failure.value)
                     assert error.code.name == "UNAVAILABLE", error.message
                     assert error.retry_after is not None, error.message
-                # What may be a little old is served from the view.
+                # Reads that accept staleness are served from the view.
                 old = rpc.GetConceptRequest(name=REX)
                 old.max_staleness.FromSeconds(600)
                 assert (await stub.GetConcept(old)).version_count == 2
@@ -229,26 +231,27 @@ def _wait_for(access: S3Access) -> None:
     store.close()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("what", "outcomes", "read"),
     [
-        # Certainly nothing was written; what is there is served.
+        # The write certainly failed; reads are served.
         ("store", {"FAILED_PRECONDITION STORE_REFUSED"}, "2"),
         ("views", {"UNAVAILABLE OUTCOME_UNKNOWN", "UNAVAILABLE VIEW_FAILED"}, "UNAVAILABLE VIEW_FAILED"),
     ],
 )
-def test_a_full_disk(what: str, outcomes: set[str], read: str, tmp_path: Path) -> None:
-    """A tmpfs of some megabytes, in a mount namespace of its own."""
+def test_full_disk_fails_writes_and_loses_nothing(what: str, outcomes: set[str], read: str, tmp_path: Path) -> None:
+    """A tmpfs of a few megabytes, in a separate mount namespace."""
     alone = ["unshare", "--user", "--map-root-user", "--mount"]
     if shutil.which("unshare") is None or subprocess.run([*alone, "true"], check=False).returncode:
         pytest.skip("NO MOUNT NAMESPACE for this user: a full disk was not tried")
-    command = [*alone, sys.executable, "-m", "tests.registry.full", str(tmp_path), what]
+    command = [*alone, sys.executable, "-m", "tests.registry.disk_full", str(tmp_path), what]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
     seen = json.loads(ended.stdout.splitlines()[-1])
     assert seen["filled"] == "No space left on device"
     assert set(seen["full"]) <= outcomes, seen
     assert seen["read"] == read, seen
-    # With room again it goes on, and the request that was in doubt was done once.
+    # With free space it goes on, and the request with the unknown outcome was done once.
     assert (seen["again"], seen["next"], seen["listed"]) == ("3", [4, 5], [5, 4, 3, 2, 1]), seen
     assert seen["sound"]

@@ -1,4 +1,4 @@
-"""Files of other programs, in and out."""
+"""Import and export of files of other programs."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from safetensors.numpy import load, save
 
 from registry import files
 from storage.tensors import is_pickle, read_tensors, tensors_digest, write_tensors
-from tests.registry.asking import REX, publish, refused
+from tests.registry.requests import REX, publish, refused
 
 LAYOUTS = {
     "DIFFUSERS": {"<toy>": (2, 8)},
@@ -47,13 +47,13 @@ async def _export(stub: Any, name: str, layout: str) -> Any:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-async def test_what_is_imported_comes_out_again(stub: Any, layout: str) -> None:
+async def test_imported_file_is_exported_unchanged_in_its_layout(stub: Any, layout: str) -> None:
     tensors = _tensors(layout)
     made = await stub.ImportVersion(_importing(save(tensors), description="a toy", labels={"from": "afar"}))
     assert made.provenance.origin == res.Provenance.ORIGIN_IMPORTED
     assert made.provenance.imported_format == layout.lower()
     assert (made.description, dict(made.labels)) == ("a toy", {"from": "afar"})
-    # Nothing is known of the model that it was made for, but what the file shows.
+    # Only the shapes in the file say for which model it was made.
     assert made.base_model.family == ""
     assert [encoder.name for encoder in made.base_model.encoders] == ENCODERS[layout]
     shapes = [(encoder.vectors, encoder.dimensions) for encoder in made.base_model.encoders]
@@ -62,16 +62,16 @@ async def test_what_is_imported_comes_out_again(stub: Any, layout: str) -> None:
 
     answer = await _export(stub, made.name, layout)
     out = load(answer.data)
-    # In diffusers' layout the key is the word.
+    # In the layout of diffusers the word is the key.
     expected = {"<rex>": tensors["<toy>"]} if layout == "DIFFUSERS" else tensors
     assert out.keys() == expected.keys()
     for name, values in expected.items():
         np.testing.assert_array_equal(out[name], values)
     assert (await _export(stub, made.name, layout)).data == answer.data
 
-    # Said outright, the layout gives the same.
-    said = rpc.EmbeddingFormat.Value(f"EMBEDDING_FORMAT_{layout}")
-    again = await stub.ImportVersion(_importing(save(tensors), format=said))
+    # An explicit layout gives the same result.
+    explicit = rpc.EmbeddingFormat.Value(f"EMBEDDING_FORMAT_{layout}")
+    again = await stub.ImportVersion(_importing(save(tensors), format=explicit))
     assert (again.number, again.tensors_digest) == (2, made.tensors_digest)
 
 
@@ -82,8 +82,8 @@ async def test_what_is_imported_comes_out_again(stub: Any, layout: str) -> None:
     vectors=st.integers(1, 4),
     layout=st.sampled_from([files.NATIVE, files.DIFFUSERS, files.KOHYA, files.ONETRAINER, files.COMFYUI]),
 )
-def test_every_export_is_read_again(concept: str, description: str, family: str, vectors: int, layout: Any) -> None:
-    """Whatever its header's length: names and descriptions decide that."""
+def test_every_export_can_be_imported(concept: str, description: str, family: str, vectors: int, layout: Any) -> None:
+    """For any length of the header, which depends on names and descriptions."""
     tensors = {"text_encoder": np.arange(vectors * 768, dtype=np.float32).reshape(vectors, 768)}
     described = res.Version(
         name=f"tenants/default/concepts/{concept}/versions/1",
@@ -97,7 +97,7 @@ def test_every_export_is_read_again(concept: str, description: str, family: str,
     assert tensors_digest(found) == tensors_digest(tensors)
 
 
-async def test_the_default_is_diffusers_own_layout(stub: Any) -> None:
+async def test_default_export_has_the_layout_of_diffusers(stub: Any) -> None:
     published = (await publish(stub))[0]
     answer = await stub.GetEmbedding(rpc.GetEmbeddingRequest(name=published.name))
     assert (answer.format, answer.filename) == (rpc.EMBEDDING_FORMAT_DIFFUSERS, "rex-1.safetensors")
@@ -107,7 +107,7 @@ async def test_the_default_is_diffusers_own_layout(stub: Any) -> None:
     assert tensors_digest(read_tensors(native.data)) == published.tensors_digest
 
 
-async def test_exports_say_what_they_are(stub: Any, tmp_path: Path) -> None:
+async def test_export_has_metadata_of_model_and_version(stub: Any, tmp_path: Path) -> None:
     published = (await publish(stub))[0]
     path = tmp_path / "rex.safetensors"
     path.write_bytes((await _export(stub, published.name, "DIFFUSERS")).data)
@@ -120,7 +120,7 @@ async def test_exports_say_what_they_are(stub: Any, tmp_path: Path) -> None:
     assert metadata["pseudoword.tensors_digest"] == published.tensors_digest
 
 
-async def test_what_a_layout_cannot_hold_is_refused(stub: Any) -> None:
+async def test_export_into_a_layout_of_other_encoders_is_refused(stub: Any) -> None:
     one = (await publish(stub))[0]
     with refused("FAILED_PRECONDITION", "LAYOUT_UNFIT", layout="comfyui"):
         await _export(stub, one.name, "COMFYUI")
@@ -129,7 +129,7 @@ async def test_what_a_layout_cannot_hold_is_refused(stub: Any) -> None:
         await _export(stub, two.name, "DIFFUSERS")
 
 
-async def test_pickles_are_not_read_unless_that_is_switched_on(stub: Any) -> None:
+async def test_pickles_are_refused_by_default(stub: Any) -> None:
     for data in (b"PK\x03\x04" + bytes(100), b"\x80\x02}q\x00."):
         with refused("FAILED_PRECONDITION", "PICKLES_OFF"):
             await stub.ImportVersion(_importing(data))
@@ -140,7 +140,7 @@ async def test_pickles_are_not_read_unless_that_is_switched_on(stub: Any) -> Non
         await _export(stub, published.name, "A1111")
 
 
-async def test_files_that_are_none_or_another(stub: Any) -> None:
+async def test_files_of_unknown_or_mismatched_layout_are_rejected(stub: Any) -> None:
     with refused("INVALID_ARGUMENT", "NOT_SAFETENSORS") as refusal:
         await stub.ImportVersion(_importing(b"nonsense" * 10))
     assert refusal.fields == ["data"]
@@ -158,7 +158,7 @@ async def test_files_that_are_none_or_another(stub: Any) -> None:
     assert refusal.fields == ["format"]
 
 
-async def test_what_is_known_of_the_model_is_kept(stub: Any) -> None:
+async def test_import_keeps_the_given_base_model(stub: Any) -> None:
     known = res.BaseModel(
         family="miniature", encoders=[res.EncoderSpec(name="text_encoder", dimensions=8, vocabulary_digest="cd" * 32)]
     )
@@ -167,8 +167,8 @@ async def test_what_is_known_of_the_model_is_kept(stub: Any) -> None:
     assert made.base_model.encoders[0].vocabulary_digest == "cd" * 32
 
 
-def test_diffusers_own_reader_takes_the_export(tmp_path: Path) -> None:
-    # Here and not above: it takes long to import, and the registry itself never does.
+def test_diffusers_loads_the_export(tmp_path: Path) -> None:
+    # Imported here: the import takes long, and the registry never needs it.
     import torch
     from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin, load_textual_inversion_state_dicts
 
@@ -183,11 +183,11 @@ def test_diffusers_own_reader_takes_the_export(tmp_path: Path) -> None:
 
 
 class _Tokenizer:
-    """What diffusers asks of a tokenizer before it adds a token: which there are."""
+    """The part of a tokenizer that diffusers uses to look for existing tokens."""
 
     def get_vocab(self) -> dict[str, int]:
         return {}
 
 
-def test_every_layout_has_a_name() -> None:
+def test_every_embedding_format_has_a_name() -> None:
     assert set(files.NAMES) | {files.UNSPECIFIED} == set(rpc.EmbeddingFormat.values())

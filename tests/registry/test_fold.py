@@ -1,4 +1,4 @@
-"""`pseudoword fold`: the same state, without the history that no longer shows."""
+"""`pseudoword fold`: the same state without old history."""
 
 import re
 from pathlib import Path
@@ -11,9 +11,9 @@ from pseudoword.registry.v1 import resources_pb2 as res
 from standalone.fold import folded
 from standalone.gc import collect
 from tests.conftest import Place
-from tests.registry.asking import REX, SHOP, pointing, publish, publishing, refused
 from tests.registry.commands import garbage, run
 from tests.registry.conftest import Start
+from tests.registry.requests import REX, SHOP, pointing, publish, publishing, refused
 from tests.registry.test_derived import PRODUCTION, history
 
 MARA = f"{SHOP}/concepts/mara"
@@ -22,8 +22,8 @@ _REVISION = re.compile(r"[0-9a-f]{20}-\d+-\d+-\d+")
 
 
 async def _state(stub: Any) -> str:
-    """What every read says of the present, without revisions."""
-    said = [
+    """The responses to all reads of the present state, without revisions."""
+    responses = [
         await stub.ListTenants(rpc.ListTenantsRequest()),
         await stub.ListConcepts(rpc.ListConceptsRequest(parent=SHOP, show_deleted=True)),
         *[await stub.ListVersions(rpc.ListVersionsRequest(parent=concept)) for concept in (REX, MARA)],
@@ -32,11 +32,11 @@ async def _state(stub: Any) -> str:
         await stub.ResolveWords(rpc.ResolveWordsRequest(parent=SHOP, words=["rex", "rex@latest", "mara", "rex@2"])),
         *[await stub.GetEmbedding(rpc.GetEmbeddingRequest(name=f"{REX}/versions/{number}")) for number in (1, 2)],
     ]
-    return _REVISION.sub("R", "\n".join(map(str, said)))
+    return _REVISION.sub("R", "\n".join(map(str, responses)))
 
 
 async def _more(stub: Any) -> None:
-    """History of all the kinds that can be folded away, on top of `history`."""
+    """History of all kinds that fold removes, after that of `history`."""
     await stub.UndeleteConcept(rpc.UndeleteConceptRequest(name=MARA))
     for number in range(12):
         concept = res.Concept(name=MARA, display_name=f"Mara {number}")
@@ -57,7 +57,7 @@ def _second(place: Place, tmp_path: Path, name: str) -> Place:
     return Place(address=address, access=place.access)
 
 
-async def test_a_folded_store_gives_the_same_answers(place: Place, start: Start, tmp_path: Path) -> None:
+async def test_folded_store_gives_the_same_responses(place: Place, start: Start, tmp_path: Path) -> None:
     running = await start()
     stub = await running.call()
     await history(stub)
@@ -79,7 +79,7 @@ async def test_a_folded_store_gives_the_same_answers(place: Place, start: Start,
     assert await _state(stub) == state
     left = (await stub.ListAliasChanges(rpc.ListAliasChangesRequest(parent=f"{REX}/aliases/canary"))).changes
     assert [change.change_time for change in left] == [change.change_time for change in moves[:3]]
-    # What was purged is gone, its name is taken, and the audit trail does not tell of the fold.
+    # The purged concept is removed, its name stays reserved, and the audit records do not show the fold.
     with refused("ALREADY_EXISTS", "CONCEPT_EXISTS", state="PURGED"):
         await stub.CreateConcept(rpc.CreateConceptRequest(parent=SHOP, concept_id="gone"))
     records = (await stub.ListAuditRecords(rpc.ListAuditRecordsRequest(parent=SHOP, page_size=1000))).records
@@ -87,14 +87,14 @@ async def test_a_folded_store_gives_the_same_answers(place: Place, start: Start,
     assert {record.actor for record in records} == {"anonymous"}
     with refused("OUT_OF_RANGE", "STORE_CHANGED"):
         await stub.WatchEvents(rpc.WatchEventsRequest(parent=SHOP, resume_token=revision)).read()
-    # And it goes on where it was: by numbers, by rollback among the moves that were kept.
+    # Version numbers continue, and rollback uses the moves that were kept.
     assert (await publish(stub))[0].number == 4
     back = rpc.RollbackAliasRequest(name=f"{REX}/aliases/canary")
     assert [(await stub.RollbackAlias(back)).version[-1] for _ in range(2)] == ["1", "2"]
     with refused("FAILED_PRECONDITION", "NO_EARLIER_VERSION"):
         await stub.RollbackAlias(back)
 
-    # Folded once more: nothing more is lost.
+    # A second fold changes nothing.
     state = await _state(stub)
     third = _second(place, tmp_path, "again")
     assert (await run(folded, other, other.address, third.address, "--keep", "0")).status == 0
@@ -105,7 +105,7 @@ async def test_a_folded_store_gives_the_same_answers(place: Place, start: Start,
         await stub.CreateConcept(rpc.CreateConceptRequest(parent=SHOP, concept_id="gone"))
 
 
-async def test_what_is_young_stays(start: Start, place: Place, tmp_path: Path) -> None:
+async def test_fold_keeps_recent_history(start: Start, place: Place, tmp_path: Path) -> None:
     running = await start()
     stub = await running.call()
     at_time = await history(stub)
@@ -123,7 +123,7 @@ async def test_what_is_young_stays(start: Start, place: Place, tmp_path: Path) -
     assert found.version == f"{REX}/versions/1"
 
 
-async def test_what_is_refused(start: Start, place: Place, tmp_path: Path) -> None:
+async def test_fold_rejects_occupied_targets_and_missing_stores(start: Start, place: Place, tmp_path: Path) -> None:
     await publish(await (await start()).call())
     occupied = await run(folded, place, place.address, place.address)
     assert (occupied.status, "is not empty" in occupied.errors) == (1, True), occupied.errors

@@ -1,4 +1,4 @@
-"""`pseudoword fsck` on a registry's store: what versions need is there and is what they say."""
+"""`pseudoword fsck` on the store of a registry: the blobs of its versions exist and match them."""
 
 import json
 from pathlib import Path
@@ -10,9 +10,9 @@ from standalone.fsck import fsck
 from storage.ledger.entry import decode, encode, entry_name
 from storage.ledger.log import Metadata
 from tests.conftest import Place
-from tests.registry.asking import REX, publish, publishing, refused, version
 from tests.registry.commands import run
 from tests.registry.conftest import Running, Start
+from tests.registry.requests import REX, publish, publishing, refused, version
 
 
 async def _findings(place: Place) -> tuple[int, list[tuple[str, str, str]]]:
@@ -27,7 +27,7 @@ async def _published(stub: Any) -> None:
     await publish(stub, 1)
 
 
-async def test_a_store_in_use_is_sound(place: Place, running: Running) -> None:
+async def test_store_in_use_is_sound(place: Place, running: Running) -> None:
     await _published(await running.call())
     ran = await run(fsck, place, place.address)
     assert ran.status == 0, ran.output
@@ -36,7 +36,7 @@ async def test_a_store_in_use_is_sound(place: Place, running: Running) -> None:
     assert "3 blobs" in ran.output
 
 
-async def test_what_is_damaged_is_named_and_the_rest_is_served(place: Place, running: Running) -> None:
+async def test_damaged_objects_are_named_and_the_rest_is_served(place: Place, running: Running) -> None:
     stub = await running.call()
     await _published(stub)
     await publish(stub, 2)
@@ -74,7 +74,7 @@ async def test_what_is_damaged_is_named_and_the_rest_is_served(place: Place, run
     assert (await publish(stub))[0].number == 5
 
 
-async def test_an_entry_that_lies_about_its_vectors(tmp_path: Path, start: Start, place: Place) -> None:
+async def test_entry_with_a_wrong_tensors_digest_is_found(tmp_path: Path, start: Start, place: Place) -> None:
     running = await start()
     await publish(await running.call())
     await running.stop()
@@ -90,7 +90,7 @@ async def test_an_entry_that_lies_about_its_vectors(tmp_path: Path, start: Start
     assert ("damage", body["blob"]) in {(severity, name) for severity, name, _ in found}
 
 
-async def test_what_cannot_be_read(tmp_path: Path) -> None:
+async def test_missing_store_is_an_error(tmp_path: Path) -> None:
     place = Place(address=str(tmp_path / "nothing"), access=None)
     ran = await run(fsck, place, place.address)
     assert (ran.status, "there is no folder" in ran.errors) == (2, True)

@@ -1,4 +1,4 @@
-"""Garbage collection: nothing that a version needs is ever deleted, and everything else is, in its time."""
+"""Garbage collection: blobs that a version needs are kept, all others are deleted after a grace period."""
 
 import asyncio
 import struct
@@ -17,9 +17,9 @@ from standalone.gc import collect
 from storage.ledger.ledger import Ledger
 from storage.objects.blobs import Blob, Blobs
 from tests.conftest import Place
-from tests.registry.asking import REX, SHOP, pointing, publish, publishing, version
 from tests.registry.commands import garbage, run
 from tests.registry.conftest import Running, Start
+from tests.registry.requests import REX, SHOP, pointing, publish, publishing, version
 from trainer.jobs.commands import AddPicture, DeletePicture
 from trainer.jobs.state_machine import TrainerStateMachine
 
@@ -40,7 +40,7 @@ async def _purge(stub: Any, concept: str) -> None:
     await stub.PurgeConcept(rpc.PurgeConceptRequest(name=concept, force=True))
 
 
-async def test_what_no_version_needs_is_condemned_then_deleted(place: Place, running: Running) -> None:
+async def test_unneeded_blobs_are_condemned_then_deleted(place: Place, running: Running) -> None:
     stub = await running.call()
     await publish(stub, 2)
     await stub.SetAlias(pointing("production", 1))
@@ -50,14 +50,14 @@ async def test_what_no_version_needs_is_condemned_then_deleted(place: Place, run
     purged = await stub.PublishVersion(request)
     await _purge(stub, GONE)
     store = place.open()
-    orphan = Blobs(store).put("shop", b"a publisher has died")
-    strange = Blobs(store).put("nobody", b"of a tenant that is not there")
+    orphan = Blobs(store).put("shop", b"left by a publisher that died")
+    strange = Blobs(store).put("nobody", b"of a tenant that does not exist")
     everything = _names(place)
     needed = {row for row in everything if row not in {orphan.name, strange.name} and not await _is_of(store, row, 7.0)}
     unneeded = everything - needed
     assert len(unneeded) == 4
 
-    # All are too young for the usual grace.
+    # All are younger than the default grace period.
     early = await run(collect, place, place.address, "--json")
     assert (early.status, early.json["condemned"], early.json["waiting"]) == (0, [], 4)
     dry = await run(collect, place, place.address, "--json", "--dry-run", "--grace", "0")
@@ -75,12 +75,12 @@ async def test_what_no_version_needs_is_condemned_then_deleted(place: Place, run
     assert await garbage(place) == []
     store.close()
 
-    # Served as before; the collector is nobody's event.
+    # Versions are served as before, and the audit records do not show the collector.
     for number in (1, 2):
         assert (await stub.GetEmbedding(rpc.GetEmbeddingRequest(name=f"{REX}/versions/{number}"))).data
     audit = await stub.ListAuditRecords(rpc.ListAuditRecordsRequest(parent=SHOP))
     assert "collector" not in {record.actor for record in audit.records}
-    # A request that is asked again gets its first answer, though what it was about is gone.
+    # A repeated request gets its first response although the concept was purged.
     again = await stub.PublishVersion(request)
     assert (again.name, again.tensors_digest) == (purged.name, purged.tensors_digest)
     assert (await stub.GetAlias(rpc.GetAliasRequest(name=PRODUCTION))).version == f"{REX}/versions/1"
@@ -92,7 +92,7 @@ async def _is_of(store: Any, name: str, value: float) -> bool:
     return struct.pack("<f", value) in data or b"steps" in data
 
 
-async def test_a_publisher_asleep_across_a_collection_uploads_anew(
+async def test_publisher_whose_blob_was_collected_uploads_it_again(
     place: Place, running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uploaded, awake = asyncio.Event(), asyncio.Event()
@@ -121,7 +121,7 @@ async def test_a_publisher_asleep_across_a_collection_uploads_anew(
     assert await garbage(place) == []
 
 
-async def test_what_is_in_use_cannot_be_condemned(place: Place, running: Running) -> None:
+async def test_blob_in_use_cannot_be_condemned(place: Place, running: Running) -> None:
     stub = await running.call()
     await publish(stub)
     (name,) = _names(place)
@@ -140,8 +140,8 @@ async def test_what_is_in_use_cannot_be_condemned(place: Place, running: Running
     assert refusal.value.reason == "BLOB_IN_USE"
 
 
-async def test_collecting_beside_publishers_loses_nothing(place: Place, start: Start) -> None:
-    """Collectors without any grace run all the time while eight clients of two replicas publish."""
+async def test_collecting_while_clients_publish_deletes_no_needed_blob(place: Place, start: Start) -> None:
+    """The collector runs without a grace period while eight clients of two replicas publish."""
     stubs = [await (await start()).call() for _ in range(2)]
     done = asyncio.Event()
 
@@ -167,8 +167,8 @@ async def test_collecting_beside_publishers_loses_nothing(place: Place, start: S
     await garbage(place)
 
 
-async def test_a_trainers_store(place: Place, tmp_path: Path) -> None:
-    """What its entries named and nothing needs; what no entry names only while the trainer is stopped."""
+async def test_unneeded_blobs_of_a_trainer_are_deleted(place: Place, tmp_path: Path) -> None:
+    """Blobs that no entry has named are deleted only with --stopped."""
     store = place.open()
     ledger = Ledger.open(store, TrainerStateMachine(), shards=1, view_folder=tmp_path / "view")
     blobs = Blobs(store)
@@ -214,7 +214,7 @@ async def test_a_trainers_store(place: Place, tmp_path: Path) -> None:
     assert await garbage(place) == []
 
 
-async def test_there_must_be_a_store(tmp_path: Path) -> None:
+async def test_missing_store_is_an_error(tmp_path: Path) -> None:
     place = Place(address=str(tmp_path), access=None)
     for address, why in ((tmp_path / "nothing", "there is no folder"), (tmp_path, "there is no store")):
         ran = await run(collect, place, str(address), "--dry-run")

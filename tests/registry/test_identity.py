@@ -1,4 +1,4 @@
-"""Who may do what, and on whose behalf it was done."""
+"""Permissions of roles and tenants, and delegates."""
 
 import json
 import re
@@ -11,8 +11,8 @@ from pseudoword.registry.v1 import resources_pb2 as res
 
 from rpc.identity import ON_BEHALF_OF, Principal, Role, to_json
 from tests.conftest import ROOT
-from tests.registry.asking import REX, SHOP, pointing, publishing, refused
 from tests.registry.conftest import Running, Start
+from tests.registry.requests import REX, SHOP, pointing, publishing, refused
 from tests.rpc.conftest import token_entry
 
 V1 = f"{REX}/versions/1"
@@ -56,7 +56,7 @@ BELOW = {READER: "nothing", WRITER: READER, ADMIN: WRITER}
 
 @pytest.fixture
 async def guarded(start: Start, tmp_path: Path) -> Running:
-    """A registry with a token for each role in `shop`, a stranger, and a delegate."""
+    """A registry with a token for each role in `shop`, a caller of another tenant, and a delegate."""
     tokens = tmp_path / "tokens.toml"
     tokens.write_text(
         token_entry("nothing", '["shop"]', "[]")
@@ -77,12 +77,12 @@ async def _code(stub: Any, call: str, request: Any) -> str:
     return "OK"
 
 
-def test_every_rpc_is_here() -> None:
+def test_this_table_has_every_rpc() -> None:
     methods = {method.name for method in rpc.DESCRIPTOR.services_by_name["RegistryService"].methods}
-    assert set(CALLS) == methods - {"ListTenants", "WatchEvents"}  # tested beside
+    assert set(CALLS) == methods - {"ListTenants", "WatchEvents"}  # tested separately
 
 
-def test_the_contract_says_which_role_each_rpc_asks_for() -> None:
+def test_protos_document_the_role_of_each_rpc() -> None:
     text = (ROOT / "protos/pseudoword/registry/v1/registry.proto").read_text()
     service = text[text.index("service RegistryService {") :]
     documented: dict[str, str] = {}
@@ -91,9 +91,9 @@ def test_the_contract_says_which_role_each_rpc_asks_for() -> None:
     assert {name: documented[name] for name in CALLS} == {name: role for name, (role, _) in CALLS.items()}
 
 
-async def test_every_rpc_asks_for_its_role_and_tenant(guarded: Running) -> None:
+async def test_every_rpc_requires_its_role_and_tenant(guarded: Running) -> None:
     stubs = {name: await guarded.call(f"{name}-token") for name in ("nothing", READER, WRITER, ADMIN, "stranger")}
-    # Twice: what was answered to one who may know it is kept, and not given to others.
+    # Twice: a cached response must not reach a caller without the role.
     for call, (role, request) in [*CALLS.items(), *CALLS.items()]:
         with refused("PERMISSION_DENIED", "ROLE_DENIED", role=role):
             await getattr(stubs[BELOW[role]], call)(request)
@@ -108,7 +108,7 @@ async def test_every_rpc_asks_for_its_role_and_tenant(guarded: Running) -> None:
         await (await guarded.call()).GetTenant(rpc.GetTenantRequest(name=SHOP))
 
 
-async def test_only_own_tenants_are_listed(guarded: Running) -> None:
+async def test_only_tenants_of_the_caller_are_listed(guarded: Running) -> None:
     for name, tenant in ((ADMIN, "shop"), ("stranger", "zoo")):
         stub = await guarded.call(f"{name}-token")
         await stub.CreateTenant(rpc.CreateTenantRequest(tenant_id=tenant))
@@ -117,19 +117,19 @@ async def test_only_own_tenants_are_listed(guarded: Running) -> None:
         assert [tenant.name for tenant in listed.tenants] == seen
 
 
-async def test_a_reader_of_another_tenant_reads_what_it_was_granted(guarded: Running) -> None:
+async def test_granted_reader_of_another_tenant_reads_the_embedding(guarded: Running) -> None:
     writer, stranger = await guarded.call("writer-token"), await guarded.call("stranger-token")
     await writer.PublishVersion(publishing(concept=res.Concept(readers=["tenants/zoo"])))
     get = rpc.GetEmbeddingRequest(name=V1, reader="tenants/zoo")
     assert (await stranger.GetEmbedding(get)).data
-    # Saying that one is somebody else is no way around.
+    # A caller cannot claim the grant of another tenant.
     with refused("PERMISSION_DENIED", "TENANT_DENIED", tenant="zoo"):
         await writer.GetEmbedding(get)
     with refused("PERMISSION_DENIED", "TENANT_DENIED", tenant="shop"):
         await stranger.GetEmbedding(rpc.GetEmbeddingRequest(name=V1, reader=SHOP))
 
 
-async def test_delegates_act_for_others_and_both_are_written_down(guarded: Running) -> None:
+async def test_delegate_and_its_caller_are_both_recorded(guarded: Running) -> None:
     stub = await guarded.call("trainer-token")
 
     def acting_for(name: str, tenant: str, role: Role) -> list[tuple[str, str]]:

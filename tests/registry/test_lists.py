@@ -1,4 +1,4 @@
-"""Lists: pages of one moment, filters, tokens."""
+"""Lists: pages that show one state, filters, page tokens."""
 
 import base64
 import json
@@ -10,8 +10,8 @@ from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1 import resources_pb2 as res
 
 from rpc import pages
-from tests.registry.asking import REX, SHOP, pointing, publish, publishing, refused, version
 from tests.registry.conftest import Running
+from tests.registry.requests import REX, SHOP, pointing, publish, publishing, refused, version
 
 
 async def _concepts(stub: Any, *names: str) -> None:
@@ -19,12 +19,12 @@ async def _concepts(stub: Any, *names: str) -> None:
         await stub.CreateConcept(rpc.CreateConceptRequest(parent=SHOP, concept_id=name))
 
 
-async def test_all_pages_show_the_first_ones_moment(stub: Any) -> None:
+async def test_all_pages_show_the_state_of_the_first_page(stub: Any) -> None:
     await _concepts(stub, "a", "b", "c", "d", "e")
     request = rpc.ListConceptsRequest(parent=SHOP, page_size=2)
     first = await stub.ListConcepts(request)
     assert [concept.name[-1] for concept in first.concepts] == ["a", "b"]
-    # Whatever happens now belongs to no page of this list.
+    # Changes after the first page show on no page of this list.
     await stub.DeleteConcept(rpc.DeleteConceptRequest(name=f"{SHOP}/concepts/c"))
     change = res.Concept(name=f"{SHOP}/concepts/d", display_name="changed")
     await stub.UpdateConcept(rpc.UpdateConceptRequest(concept=change))
@@ -49,7 +49,7 @@ async def test_all_pages_show_the_first_ones_moment(stub: Any) -> None:
     assert dict(now.concepts[3].aliases) == {"production": 1}
 
 
-async def test_versions_changes_and_evaluations_page_too(stub: Any) -> None:
+async def test_pages_of_versions_and_alias_changes_show_the_state_of_the_first_page(stub: Any) -> None:
     await publish(stub, 5)
     for number in (1, 2, 3):
         await stub.SetAlias(pointing("production", number))
@@ -72,7 +72,7 @@ async def test_versions_changes_and_evaluations_page_too(stub: Any) -> None:
     assert (moves.revision, older.next_page_token) == (older.revision, "")
 
 
-async def test_sizes(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_page_size_has_a_default_and_limits_in_rows_and_bytes(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     await _concepts(stub, *(f"c{number:02}" for number in range(60)))
     default = await stub.ListConcepts(rpc.ListConceptsRequest(parent=SHOP))
     assert len(default.concepts) == 50
@@ -81,7 +81,7 @@ async def test_sizes(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with refused("INVALID_ARGUMENT", "INVALID_ARGUMENT") as refusal:
         await stub.ListConcepts(rpc.ListConceptsRequest(parent=SHOP, page_size=-1))
     assert refusal.fields == ["page_size"]
-    # A page never outgrows what a client takes in one message.
+    # A page is never larger than a message may be.
     monkeypatch.setattr(pages, "MAX_PAGE_BYTES", 1000)
     request = rpc.ListConceptsRequest(parent=SHOP, page_size=60)
     names: list[str] = []
@@ -95,18 +95,28 @@ async def test_sizes(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names == [concept.name for concept in every.concepts]
 
 
-async def test_tokens_that_are_bent_old_or_another_lists(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_altered_expired_and_foreign_page_tokens_are_rejected(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     await _concepts(stub, "a", "b", "c")
     request = rpc.ListConceptsRequest(parent=SHOP, page_size=1)
     token = (await stub.ListConcepts(request)).next_page_token
     fields = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
 
-    def bent(index: int, value: Any) -> str:
+    def altered(index: int, value: Any) -> str:
         changed = [*fields[:index], value, *fields[index + 1 :]]
         return base64.urlsafe_b64encode(json.dumps(changed).encode()).decode().rstrip("=")
 
-    wrong = ["x", "é", "eA", bent(0, 2), bent(1, []), bent(1, [1]), bent(1, ["\ud800"]), bent(2, "1-2"), bent(3, "x")]
-    for given in [*wrong, bent(4, "0"), "W" * 50_000]:
+    wrong = [
+        "x",
+        "é",
+        "eA",
+        altered(0, 2),
+        altered(1, []),
+        altered(1, [1]),
+        altered(1, ["\ud800"]),
+        altered(2, "1-2"),
+        altered(3, "x"),
+    ]
+    for given in [*wrong, altered(4, "0"), "W" * 50_000]:
         with refused("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID") as refusal:
             await stub.ListConcepts(rpc.ListConceptsRequest(parent=SHOP, page_size=1, page_token=given))
         assert refusal.fields == ["page_token"]
@@ -115,13 +125,13 @@ async def test_tokens_that_are_bent_old_or_another_lists(stub: Any, monkeypatch:
     store_id, shard = fields[2].split("-")[:2]
     ahead = f"{store_id}-{shard}-{10**18}-0"
     with refused("OUT_OF_RANGE", "REVISION_AHEAD"):
-        await stub.ListConcepts(rpc.ListConceptsRequest(parent=SHOP, page_token=bent(2, ahead)))
+        await stub.ListConcepts(rpc.ListConceptsRequest(parent=SHOP, page_token=altered(2, ahead)))
     other = f"{'0' * 20}-{shard}-1-0"
     with refused("OUT_OF_RANGE", "STORE_CHANGED"):
-        await stub.ListConcepts(rpc.ListConceptsRequest(parent=SHOP, page_token=bent(2, other)))
+        await stub.ListConcepts(rpc.ListConceptsRequest(parent=SHOP, page_token=altered(2, other)))
     with refused("OUT_OF_RANGE", "PAGE_TOKEN_EXPIRED"):
-        await stub.ListConcepts(rpc.ListConceptsRequest(parent=SHOP, page_token=bent(3, fields[3] - 3601)))
-    # Also when rows went before their hour was over, as by a clock that was set.
+        await stub.ListConcepts(rpc.ListConceptsRequest(parent=SHOP, page_token=altered(3, fields[3] - 3601)))
+    # Also if rows were removed before their hour was over, for example because the clock was set.
     monkeypatch.setattr("registry.catalogue.versioned_rows.KEPT_US", -1)
     for name in ("c", "b"):
         change = res.Concept(name=f"{SHOP}/concepts/{name}", display_name="changed")
@@ -130,8 +140,8 @@ async def test_tokens_that_are_bent_old_or_another_lists(stub: Any, monkeypatch:
         await stub.ListConcepts(rpc.ListConceptsRequest(parent=SHOP, page_token=token))
 
 
-async def test_a_filter_that_an_index_leads_to_finds_what_reading_all_finds(stub: Any) -> None:
-    """Labels come and go between the pages of a list; a second condition is one that no index is asked for."""
+async def test_filter_by_an_index_finds_the_rows_of_the_first_pages_state(stub: Any) -> None:
+    """Labels change between the pages of a list; the second condition has no index."""
     request = rpc.ListConceptsRequest(parent=SHOP, filter='labels.team = "a" AND latest_version = 0', page_size=3)
 
     async def label(number: int, team: str, name: str) -> None:
@@ -173,7 +183,7 @@ async def test_a_filter_that_an_index_leads_to_finds_what_reading_all_finds(stub
     assert found(await stub.ListConcepts(deleted)) == [11]
 
 
-async def test_filters_of_each_list(running: Running) -> None:
+async def test_each_list_has_its_filters(running: Running) -> None:
     stub = await running.call()
     await stub.CreateConcept(
         rpc.CreateConceptRequest(
@@ -232,7 +242,7 @@ async def test_filters_of_each_list(running: Running) -> None:
         assert refusal.fields == ["filter"]
 
 
-async def test_the_audit_trail_pages_newest_first(stub: Any) -> None:
+async def test_audit_records_are_listed_newest_first(stub: Any) -> None:
     await publish(stub, 3)
     request = rpc.ListAuditRecordsRequest(parent=SHOP, page_size=2)
     page = await stub.ListAuditRecords(request)

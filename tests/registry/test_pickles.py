@@ -1,4 +1,4 @@
-"""A1111's .pt: read for its numbers, and for nothing else that a pickle can do."""
+"""A1111's .pt files: tensors are read, and no other operation of a pickle runs."""
 
 import io
 import os
@@ -17,8 +17,8 @@ from pseudoword.registry.v1 import registry_pb2 as rpc
 from registry.unpickle import Refused, read
 from storage.tensors import read_tensors
 from tests.conftest import ROOT
-from tests.registry.asking import REX, refused
 from tests.registry.conftest import Start
+from tests.registry.requests import REX, refused
 
 torch = pytest.importorskip("torch")
 
@@ -48,29 +48,29 @@ def _a1111(vectors: Any) -> bytes:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_an_embedding_of_each_type(dtype: Any) -> None:
+def test_embedding_of_each_dtype_is_read(dtype: Any) -> None:
     vectors = _vectors(3, 768, dtype)
     found = read(_a1111(vectors))
     assert list(found) == ["emb_params"]
     np.testing.assert_array_equal(found["emb_params"], vectors.float().numpy())
 
 
-def test_other_programs_files() -> None:
+def test_files_of_other_programs_are_read() -> None:
     both = {"clip_l": _vectors(2, 768), "clip_g": _vectors(2, 1280)}
     found = read(_saved(both))
     assert {name: array.shape for name, array in found.items()} == {"clip_l": (2, 768), "clip_g": (2, 1280)}
-    # The first textual inversion's ParameterDict, and a parameter that requires a gradient.
+    # The ParameterDict of the first textual inversion, and a parameter that requires a gradient.
     parameters = torch.nn.ParameterDict({"*": torch.nn.Parameter(_vectors(1, 8))})
     found = read(_saved({"string_to_token": {"*": 265}, "string_to_param": parameters}))
     np.testing.assert_array_equal(found["emb_params"], _vectors(1, 8).numpy())
-    # diffusers' learned_embeds.bin: one dimension, the token's name.
+    # diffusers' learned_embeds.bin: one dimension, the token as its name.
     assert read(_saved({"<rex>": _vectors(1, 8)[0]}))["<rex>"].shape == (1, 8)
-    # A part of a larger storage.
+    # A slice of a larger storage.
     np.testing.assert_array_equal(read(_saved({"a": _vectors(4, 8)[2:3]}))["a"], _vectors(4, 8)[2:3].numpy())
 
 
-class _Does:
-    """A pickle of it calls `function`."""
+class _Call:
+    """Its pickle calls `function`."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = (function, arguments)
@@ -91,23 +91,23 @@ def _zip(data: bytes, **more: bytes) -> bytes:
 @pytest.mark.parametrize(
     "what",
     [
-        _Does(os.system, "touch pwned"),
-        _Does(eval, "1"),
-        _Does(getattr, "", "join"),
-        _Does(subprocess.Popen, ["touch", "pwned"]),
-        _Does(socket.socket),
-        _Does(print, "x"),
+        _Call(os.system, "touch pwned"),
+        _Call(eval, "1"),
+        _Call(getattr, "", "join"),
+        _Call(subprocess.Popen, ["touch", "pwned"]),
+        _Call(socket.socket),
+        _Call(print, "x"),
     ],
     ids=["system", "eval", "getattr", "popen", "socket", "print"],
 )
-def test_nothing_is_called(what: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickle_cannot_call_functions(what: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Refused, match="which no embedding needs"):
         read(_zip(pickle.dumps({"string_to_param": {"*": what}}, protocol=2)))
     assert not (tmp_path / "pwned").exists()
 
 
-def test_what_is_no_embedding() -> None:
+def test_files_without_an_embedding_are_refused() -> None:
     for data in (b"PK\x03\x04nonsense", _zip(b"\x80\x02."), _saved({"a": "text"}), _saved([1]), _saved({})):
         with pytest.raises(Refused):
             read(data)
@@ -122,8 +122,8 @@ def test_what_is_no_embedding() -> None:
         read(_zip(names["data.pkl"], **{"0": names["data/0"][:8]}))
 
 
-def test_the_child_can_open_start_and_write_nothing(tmp_path: Path) -> None:
-    """Even if the unpickler were wrong: what it could do from within the process."""
+def test_child_process_can_open_start_and_write_nothing(tmp_path: Path) -> None:
+    """Confinement holds even if the unpickler has a fault."""
     code = f"""
 import os, socket, subprocess, sys
 from registry.unpickle import confine
@@ -146,7 +146,7 @@ for name, what in tries.items():
     assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
 
 
-async def test_imported_when_it_is_switched_on(start: Start) -> None:
+async def test_pickle_is_imported_if_enabled(start: Start) -> None:
     stub = await (await start(import_pickles=True)).call()
 
     def importing(data: bytes, layout: "rpc.EmbeddingFormat.ValueType" = rpc.EMBEDDING_FORMAT_UNSPECIFIED) -> Any:
@@ -163,7 +163,7 @@ async def test_imported_when_it_is_switched_on(start: Start) -> None:
     bin_file = await importing(_saved({"<rex>": _vectors(1, 8)[0]}))
     assert bin_file.provenance.imported_format == "diffusers"
     for data, why in (
-        (_zip(pickle.dumps({"*": _Does(os.system, "true")}, protocol=2)), "posix.system"),
+        (_zip(pickle.dumps({"*": _Call(os.system, "true")}, protocol=2)), "posix.system"),
         (b"\x80\x02}q\x00.", "not a zip archive"),
     ):
         with refused("INVALID_ARGUMENT", "PICKLE_REFUSED") as refusal:

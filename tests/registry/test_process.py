@@ -1,4 +1,4 @@
-"""`python -m registry` as a process: started by its settings, killed without warning, started again."""
+"""`python -m registry` as a process: settings, signals, and restarts after a kill."""
 
 import asyncio
 import json
@@ -25,8 +25,10 @@ from rpc.settings import SettingsError
 from storage.objects.disk import DiskStore
 from storage.tensors import read_tensors
 from tests.conftest import ROOT, Place
-from tests.registry.asking import REX, SHOP, publishing, vectors
 from tests.registry.conftest import settings_of
+from tests.registry.requests import REX, SHOP, publishing, vectors
+
+pytestmark = pytest.mark.process
 
 VERSIONS = 45
 KILLS = 2
@@ -40,7 +42,7 @@ class Started:
 
 @contextmanager
 def _started(place: Place, folder: Path, *arguments: str) -> Iterator[Started]:
-    """A registry process that is ready; killed afterwards if it still runs."""
+    """A registry process that is ready; it is killed at the end."""
     address_file = folder / f"address-{time.monotonic_ns()}.json"
     command = [sys.executable, "-m", "registry", "--server.listen", "127.0.0.1:0", "--server.metrics-listen", ""]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PSEUDOWORD_")}
@@ -64,9 +66,9 @@ def _started(place: Place, folder: Path, *arguments: str) -> Iterator[Started]:
         process.wait()
 
 
-async def test_killed_while_publishing_nothing_is_lost_and_nothing_comes_twice(place: Place, tmp_path: Path) -> None:
-    """Eight publishers work through their requests; the server is killed again and again, and each request is asked
-    again under its id until it is answered."""
+async def test_requests_repeated_after_kills_are_done_exactly_once(place: Place, tmp_path: Path) -> None:
+    """Eight clients publish while the server is killed twice. Each request is repeated under its id until it has a
+    response."""
     waiting = list(range(VERSIONS))
     answers: dict[int, list[Any]] = {number: [] for number in waiting}
 
@@ -101,7 +103,7 @@ async def test_killed_while_publishing_nothing_is_lost_and_nothing_comes_twice(p
             page = await stub.ListVersions(rpc.ListVersionsRequest(parent=REX, page_size=1000))
             assert [version.number for version in page.versions] == list(range(VERSIONS, 0, -1))
             for number, found in answers.items():
-                # Asked once more, after all that: the first answer.
+                # A last repetition gets the first response.
                 request = publishing(number + 1.0, request_id=f"request-{number}")
                 again = await stub.PublishVersion(request)
                 assert all(answer == again for answer in found)
@@ -133,12 +135,12 @@ async def test_two_servers_of_one_machine_share_a_store(place: Place, tmp_path: 
                 assert len(page.versions) == 20
 
 
-def test_sigterm_ends_it_well(tmp_path: Path) -> None:
+def test_sigterm_ends_with_status_0_and_leaves_its_views(tmp_path: Path) -> None:
     place = Place(address=str(tmp_path / "store"), access=None)
     with _started(place, tmp_path, "--server.drain-s", "5") as started:
         started.process.send_signal(signal.SIGTERM)
         assert started.process.wait(30) == 0
-    # Its views are found again by the next one, and by nobody else meanwhile.
+    # The next server finds its views.
     assert [path.name for path in (tmp_path / "store" / ".views").iterdir()] == ["0"]
 
 
@@ -155,30 +157,30 @@ def test_sigterm_ends_it_well(tmp_path: Path) -> None:
         (["--server.listen", "0.0.0.0:0"], "without a token file only loopback is served"),
     ],
 )
-def test_it_does_not_start_with_settings_that_are_no_use(arguments: list[str], says: str, tmp_path: Path) -> None:
+def test_unusable_settings_end_the_start_with_status_2(arguments: list[str], says: str, tmp_path: Path) -> None:
     given = ["--store.address", str(tmp_path / "store"), "--server.metrics-listen", ""]
     command = [sys.executable, "-m", "registry", *given, *arguments]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, says in ended.stderr) == (2, True), ended.stderr
 
 
-class _Forgetful(DiskStore):
-    """Says yes to every create: what a store without If-None-Match does."""
+class _WithoutCreateIfAbsent(DiskStore):
+    """Accepts every create, as a store without If-None-Match does."""
 
     def put_if_absent(self, name: str, data: bytes) -> None:
         self.put(name, data)
 
 
-async def test_a_store_that_is_not_fit_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rpc.open_store.open_store", lambda address, access: _Forgetful(tmp_path / "store"))
+async def test_store_without_create_if_absent_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rpc.open_store.open_store", lambda address, access: _WithoutCreateIfAbsent(tmp_path / "store"))
     place = Place(address=str(tmp_path / "store"), access=None)
     with pytest.raises(SettingsError, match="the store fails the check 'create if absent'"):
         async with Registry(settings_of(place)):
-            pytest.fail("it serves")
+            pytest.fail("the registry serves")
     assert not list((tmp_path / "store" / "log").glob("*"))
 
 
-def test_it_never_imports_torch() -> None:
+def test_registry_does_not_import_torch() -> None:
     code = (
         "import sys, registry.__main__; print([name for name in ('torch', 'diffusers', 'PIL') if name in sys.modules])"
     )

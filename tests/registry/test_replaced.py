@@ -1,4 +1,4 @@
-"""A store that is wiped, and restored in the same place, under running replicas: they stop, and spoil nothing."""
+"""A store that is deleted and restored in the same place under running replicas: they stop without a write."""
 
 import asyncio
 from pathlib import Path
@@ -13,9 +13,9 @@ from standalone.backup import backup, restore
 from storage.objects.base import list_all
 from tests.conftest import Place
 from tests.processes import Process
-from tests.registry.asking import REX, SHOP, publish, publishing, refused
 from tests.registry.commands import garbage, run
 from tests.registry.conftest import Start
+from tests.registry.requests import REX, SHOP, publish, publishing, refused
 
 
 def _wipe(place: Place) -> None:
@@ -26,7 +26,7 @@ def _wipe(place: Place) -> None:
 
 
 async def _restore(place: Place, folder: Path) -> None:
-    """As an operator does, who is told that the place is not empty while servers have not seen yet that it was."""
+    """As an operator does it: servers that have not noticed the deletion write again, and restore refuses the store."""
     for _ in range(20):
         await asyncio.to_thread(_wipe, place)
         ran = await run(restore, place, str(folder), place.address)
@@ -35,7 +35,9 @@ async def _restore(place: Place, folder: Path) -> None:
     assert ran.status == 0, ran.errors
 
 
-async def test_a_restored_store_under_running_replicas(place: Place, start: Start, tmp_path: Path) -> None:
+async def test_replicas_refuse_requests_after_their_store_was_replaced(
+    place: Place, start: Start, tmp_path: Path
+) -> None:
     running, idle = [await start() for _ in range(2)]
     stub, quiet = await running.call(), await idle.call()
     await publish(stub, 3)
@@ -49,14 +51,14 @@ async def test_a_restored_store_under_running_replicas(place: Place, start: Star
     done = asyncio.Event()
 
     async def writer(number: int) -> int:
-        """Publishes all the time, until it is told that there is no sense in it."""
+        """Publishes until `done`."""
         made = 0
         while not done.is_set():
             try:
                 await (stub if number % 2 else quiet).PublishVersion(publishing(9.0), timeout=10)
                 made += 1
             except grpc.aio.AioRpcError as error:
-                # FAILED_PRECONDITION and the like of a store that is being wiped.
+                # FAILED_PRECONDITION and similar errors of a store that is being deleted.
                 assert error.code() is not grpc.StatusCode.INTERNAL, error
                 await asyncio.sleep(0.05)
         return made
@@ -80,7 +82,7 @@ async def test_a_restored_store_under_running_replicas(place: Place, start: Star
     done.set()
     await asyncio.gather(*writers)
 
-    # Nothing was put among the restored entries; a replica that begins anew serves them.
+    # No entry was added to the restored ones, and a new replica serves them.
     await garbage(place)
     fresh = await (await start()).call()
     assert (await fresh.GetConcept(rpc.GetConceptRequest(name=REX))).version_count == 3
@@ -89,7 +91,8 @@ async def test_a_restored_store_under_running_replicas(place: Place, start: Star
     assert (await publish(fresh))[0].number == 4
 
 
-async def test_the_process_ends_and_begins_anew(tmp_path: Path) -> None:
+@pytest.mark.process
+async def test_process_ends_when_its_store_is_replaced_and_can_be_restarted(tmp_path: Path) -> None:
     place = Place(address=str(tmp_path / "store"), access=None)
     arguments = ("--store.views", str(tmp_path / "views"), "--server.drain-s", "1")
     with Process("registry", tmp_path, *arguments, environment=place.environment) as one:

@@ -1,4 +1,4 @@
-"""What a call costs the views' databases: it grows with what is shown, and not with how much there is."""
+"""The cost of calls in the databases of the views: it grows with the response, not with the catalogue."""
 
 import sqlite3
 from collections import Counter
@@ -17,17 +17,17 @@ from registry.app import Registry
 from storage.ledger.view import View
 from storage.objects.disk import DiskStore
 from tests.conftest import Place
-from tests.registry.asking import SHOP, pointing, publishing, version
 from tests.registry.conftest import settings_of
+from tests.registry.requests import SHOP, pointing, publishing, version
 from tests.registry.seeding import seed, words_of
 
 SMALL, LARGE = 200, 800
-# A tree of pages is a little deeper.
+# A larger B-tree is a little deeper.
 MORE = 1.3
 
 
-class _Machine:
-    """Counts the instructions that SQLite carries out for views, once it was told to; connections are remembered."""
+class _InstructionCounter:
+    """Counts the instructions that SQLite runs for views between `begin` and `end`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps = 0
@@ -35,14 +35,14 @@ class _Machine:
         self._known: list[sqlite3.Connection] = []
         connect = View._connect
 
-        def remembered(view: View) -> sqlite3.Connection:
+        def recorded(view: View) -> sqlite3.Connection:
             db = connect(view)
             self._known.append(db)
             if self._counting:
                 db.set_progress_handler(self._count, 1)
             return db
 
-        monkeypatch.setattr(View, "_connect", remembered)
+        monkeypatch.setattr(View, "_connect", recorded)
 
     def begin(self) -> None:
         self._counting = True
@@ -59,8 +59,8 @@ class _Machine:
         return 0
 
 
-async def _costs(stub: Any, machine: _Machine, size: int) -> Counter[str]:
-    """Instructions of SQLite for one call of each kind."""
+async def _costs(stub: Any, machine: _InstructionCounter, size: int) -> Counter[str]:
+    """The number of SQLite instructions of one call of each kind."""
     concept = f"{SHOP}/concepts/{words_of(size, 2)[1]}"
     described = version()
     described.base_model.family = "stable-diffusion-1"
@@ -109,11 +109,11 @@ async def _costs(stub: Any, machine: _Machine, size: int) -> Counter[str]:
 
 
 @pytest.fixture
-async def machine(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[_Machine]:
-    yield _Machine(monkeypatch)
+async def machine(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[_InstructionCounter]:
+    yield _InstructionCounter(monkeypatch)
 
 
-async def test_calls_cost_what_they_show(machine: _Machine, tmp_path: Path) -> None:
+async def test_cost_of_a_call_does_not_grow_with_the_catalogue(machine: _InstructionCounter, tmp_path: Path) -> None:
     costs = {}
     for size in (SMALL, LARGE):
         root = tmp_path / str(size)
@@ -124,7 +124,7 @@ async def test_calls_cost_what_they_show(machine: _Machine, tmp_path: Path) -> N
             registry = await stack.enter_async_context(Registry(settings))
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(registry.server.address))
             stub: Any = RegistryServiceStub(channel)
-            # The view is opened by the first call.
+            # The first call opens the view.
             await stub.GetTenant(rpc.GetTenantRequest(name=SHOP))
             machine.begin()
             costs[size] = await _costs(stub, machine, size)

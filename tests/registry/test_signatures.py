@@ -1,4 +1,4 @@
-"""Signatures over the tensors digest: made with a library's key, checked when they are published."""
+"""Signatures over the tensors digest: made with a private key, checked when a version is published."""
 
 import base64
 from pathlib import Path
@@ -12,8 +12,8 @@ from pseudoword.registry.v1 import resources_pb2 as res
 from rpc.settings import SettingsError
 from storage.signatures import Keys, KeysInvalid, sign
 from storage.tensors import tensors_digest
-from tests.registry.asking import REX, embedding, publishing, refused, vectors, version
 from tests.registry.conftest import Start
+from tests.registry.requests import REX, embedding, publishing, refused, vectors, version
 
 DIGEST = tensors_digest({"text_encoder": vectors(1.0)})
 
@@ -36,7 +36,7 @@ def _signed(value: bytes, key: str = "release", algorithm: str = "ed25519") -> r
     return publishing(1.0, version=version(signatures=[signature]))
 
 
-async def test_published_with_a_good_signature_only(
+async def test_only_versions_with_a_valid_signature_are_published(
     start: Start, key_file: Path, private_key: Ed25519PrivateKey
 ) -> None:
     stub: Any = await (await start(signatures={"keys": key_file, "required": True})).call()
@@ -60,12 +60,12 @@ async def test_published_with_a_good_signature_only(
         await stub.ImportVersion(rpc.ImportVersionRequest(parent=REX, data=embedding(2.0)))
 
 
-async def test_without_keys_they_are_kept_as_they_are(stub: Any, private_key: Ed25519PrivateKey) -> None:
+async def test_signatures_are_kept_unchecked_without_keys(stub: Any, private_key: Ed25519PrivateKey) -> None:
     published = await stub.PublishVersion(_signed(b"whatever", key="mine"))
     assert [signature.key_id for signature in published.signatures] == ["mine"]
 
 
-async def test_keys_that_are_no_use(start: Start, tmp_path: Path) -> None:
+async def test_invalid_key_files_are_rejected(start: Start, tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
     with pytest.raises(SettingsError, match="No such file"):
         await start(signatures={"keys": path})

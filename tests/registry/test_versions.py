@@ -1,4 +1,4 @@
-"""Versions: published once, by content, numbered, yanked; and what was measured about them."""
+"""Versions: published once, numbered, yanked, and evaluated."""
 
 import asyncio
 from typing import Any
@@ -11,7 +11,7 @@ from safetensors.numpy import save
 
 from storage.objects.base import ObjectStore
 from storage.tensors import read_tensors, tensors_digest
-from tests.registry.asking import (
+from tests.registry.requests import (
     REX,
     SHOP,
     embedding,
@@ -56,20 +56,20 @@ def _blobs(store: ObjectStore) -> int:
     return len(store.list("t/"))
 
 
-async def test_what_is_published_is_read_back(stub: Any, store: ObjectStore) -> None:
-    told = _learned()
-    # Only the registry says these.
-    told.number, told.creator, told.yank_reason = 99, "somebody", "because"
-    published = await stub.PublishVersion(publishing(version=told))
+async def test_published_version_is_read_back(stub: Any, store: ObjectStore) -> None:
+    given = _learned()
+    # Fields that only the registry sets.
+    given.number, given.creator, given.yank_reason = 99, "somebody", "because"
+    published = await stub.PublishVersion(publishing(version=given))
     assert (published.name, published.number, published.creator) == (f"{REX}/versions/1", 1, "anonymous")
     assert (published.state, published.yank_reason) == (res.Version.STATE_ACTIVE, "")
     assert published.base_model.encoders[0].vectors == 1
     assert published.tensors_digest == tensors_digest({"text_encoder": vectors()})
     assert published.provenance.origin == res.Provenance.ORIGIN_LEARNED
-    assert (published.labels, published.signatures) == (told.labels, told.signatures)
+    assert (published.labels, published.signatures) == (given.labels, given.signatures)
     assert len(published.provenance.loss_curve) == 1000
     assert await _get(stub, 1) == published
-    # Lists leave out what is long.
+    # Lists omit long fields.
     listed = (await stub.ListVersions(rpc.ListVersionsRequest(parent=REX))).versions[0]
     assert (len(listed.provenance.loss_curve), listed.provenance.recipe_json) == (0, "")
     listed.provenance.loss_curve.extend(published.provenance.loss_curve)
@@ -78,7 +78,7 @@ async def test_what_is_published_is_read_back(stub: Any, store: ObjectStore) -> 
     assert _blobs(store) == 2
 
 
-async def test_halves_are_kept_as_float32_and_several_encoders_each(stub: Any) -> None:
+async def test_float16_is_kept_as_float32_for_each_encoder(stub: Any) -> None:
     tensors = {"text_encoder": vectors(1.5, 2, 8), "text_encoder_2": vectors(-0.5, 3, 12)}
     file = save({name: values.astype(np.float16) for name, values in tensors.items()})
     model = res.BaseModel(
@@ -95,17 +95,17 @@ async def test_halves_are_kept_as_float32_and_several_encoders_each(stub: Any) -
     assert tensors_digest(found) == published.tensors_digest == tensors_digest(tensors)
 
 
-async def test_one_request_and_one_job_make_one_version(stub: Any, store: ObjectStore) -> None:
+async def test_repeated_request_and_repeated_job_publish_one_version(stub: Any, store: ObjectStore) -> None:
     request = publishing(version=_learned(), request_id="first")
     first = await stub.PublishVersion(request)
     stored = _blobs(store)
     again = await asyncio.gather(*(stub.PublishVersion(request) for _ in range(4)))
     assert all(answer == first for answer in again)
-    # The job's version is the same for ever, whatever request asks.
+    # A job has one version, under any request id.
     other = publishing(2.0, version=_learned(seed=8), request_id="second")
     assert (await stub.PublishVersion(other)).name == first.name
     assert (await stub.GetConcept(rpc.GetConceptRequest(name=REX))).version_count == 1
-    # What was uploaded for nothing is not kept.
+    # A superfluous upload is deleted.
     assert _blobs(store) == stored
     request.embedding = embedding(2.0)
     with refused("INVALID_ARGUMENT", "REQUEST_ID_REUSED", request_id="first"):
@@ -122,7 +122,7 @@ async def test_one_request_and_one_job_make_one_version(stub: Any, store: Object
         await stub.PublishVersion(other)
 
 
-async def test_many_at_once_get_numbers_without_gap(stub: Any) -> None:
+async def test_concurrent_publishers_get_consecutive_numbers(stub: Any) -> None:
     requests = [publishing(number + 1.0, request_id=f"r{number}") for number in range(24)]
     answers = await asyncio.gather(*(stub.PublishVersion(request) for request in requests))
     assert sorted(answer.number for answer in answers) == list(range(1, 25))
@@ -131,7 +131,7 @@ async def test_many_at_once_get_numbers_without_gap(stub: Any) -> None:
         assert read_tensors(file.data)["<rex>"][0, 0] == number + 1.0
 
 
-async def test_a_missing_concept_is_made_only_if_asked(stub: Any) -> None:
+async def test_missing_concept_is_created_only_on_request(stub: Any) -> None:
     with refused("NOT_FOUND", "CONCEPT_NOT_FOUND", concept=REX):
         await stub.PublishVersion(publishing(create_concept=False))
     style = res.Concept(kind=res.CONCEPT_KIND_STYLE, display_name="Rex")
@@ -144,7 +144,7 @@ async def test_a_missing_concept_is_made_only_if_asked(stub: Any) -> None:
     assert (concept.kind, concept.display_name, concept.latest_version) == (res.CONCEPT_KIND_STYLE, "Rex", 1)
 
 
-async def test_bad_files_are_refused_one_by_one(stub: Any, store: ObjectStore) -> None:
+async def test_invalid_files_are_rejected_and_leave_no_blob(stub: Any, store: ObjectStore) -> None:
     for data, reason in BAD.values():
         with refused("INVALID_ARGUMENT", reason) as refusal:
             await stub.PublishVersion(publishing(embedding=data))
@@ -154,7 +154,7 @@ async def test_bad_files_are_refused_one_by_one(stub: Any, store: ObjectStore) -
     assert _blobs(store) == 0
 
 
-async def test_all_that_is_wrong_is_said_at_once(stub: Any) -> None:
+async def test_all_invalid_fields_are_reported_together(stub: Any) -> None:
     wrong = _learned(
         job="tenants/other/jobs/j1",
         recipe_json="{",
@@ -183,7 +183,7 @@ async def test_all_that_is_wrong_is_said_at_once(stub: Any) -> None:
     }
 
 
-async def test_encoders_must_be_those_of_the_file(stub: Any) -> None:
+async def test_encoders_must_match_the_file(stub: Any) -> None:
     cases: list[tuple[list[tuple[str, int, int]], list[str]]] = [
         ([], ["version.base_model.encoders"]),
         ([("text_encoder", 9, 0)], ["version.base_model.encoders[0].dimensions"]),
@@ -201,8 +201,8 @@ async def test_encoders_must_be_those_of_the_file(stub: Any) -> None:
     assert refusal.fields == ["version.base_model.encoders"]
 
 
-async def test_what_fits_no_entry_is_refused(stub: Any, store: ObjectStore) -> None:
-    # Each field is within its bounds, in letters of four bytes; all together are not.
+async def test_version_larger_than_a_log_entry_is_rejected(stub: Any, store: ObjectStore) -> None:
+    # Each field is within its limit, in characters of four bytes; their sum is not.
     labels = {f"k{number}": "\U0001f415" * 63 for number in range(64)}
     concept = res.Concept(description="\U0001f415" * 2000, labels=labels)
     request = publishing(version=version(description="\U0001f415" * 2000, labels=labels), concept=concept)
@@ -210,12 +210,12 @@ async def test_what_fits_no_entry_is_refused(stub: Any, store: ObjectStore) -> N
     with refused("INVALID_ARGUMENT", "ENTRY_TOO_LARGE"):
         await stub.PublishVersion(request)
     assert _blobs(store) == 0
-    # In two steps they fit.
+    # In two requests they fit.
     await stub.CreateConcept(rpc.CreateConceptRequest(parent=SHOP, concept_id="rex", concept=concept))
     assert (await stub.PublishVersion(request)).labels == labels
 
 
-async def test_yanked_and_back(stub: Any) -> None:
+async def test_yanked_version_is_no_longer_latest_and_can_be_unyanked(stub: Any) -> None:
     _, second = await publish(stub, 2)
     await stub.SetAlias(pointing("canary", 2))
     yank = rpc.YankVersionRequest(name=second.name, reason="blurry", etag=second.etag)
@@ -224,7 +224,7 @@ async def test_yanked_and_back(stub: Any) -> None:
     await stub.SetAlias(pointing("canary", 1))
     yanked = await stub.YankVersion(yank)
     assert (yanked.state, yanked.yank_reason) == (res.Version.STATE_YANKED, "blurry")
-    # It is never latest, no alias moves to it, and its number still reads.
+    # It is not latest, no alias moves to it, and its number can be read.
     assert await resolve(stub, "rex", "rex@latest", "rex@2") == [1, 1, 2]
     assert (await stub.GetEmbedding(rpc.GetEmbeddingRequest(name=second.name))).data
     with refused("FAILED_PRECONDITION", "VERSION_YANKED", version=second.name):
@@ -241,7 +241,7 @@ async def test_yanked_and_back(stub: Any) -> None:
     assert (await publish(stub))[0].number == 3
 
 
-async def test_damaged_blobs_are_said(stub: Any, store: ObjectStore) -> None:
+async def test_damaged_and_missing_blobs_are_data_loss(stub: Any, store: ObjectStore) -> None:
     published = await stub.PublishVersion(publishing(version=_learned()))
     for info in store.list("t/"):
         data = store.get(info.name)
@@ -256,7 +256,7 @@ async def test_damaged_blobs_are_said(stub: Any, store: ObjectStore) -> None:
         await stub.GetEmbedding(rpc.GetEmbeddingRequest(name=published.name))
 
 
-async def test_evaluations(stub: Any) -> None:
+async def test_evaluations_are_created_once_and_listed_newest_first(stub: Any) -> None:
     published = (await publish(stub))[0]
     given = res.Evaluation(evaluator="clip 1", metrics={"clip_i": 0.75}, samples=64, seed=-1, note="well")
     request = rpc.CreateEvaluationRequest(parent=published.name, evaluation_id="one", evaluation=given)

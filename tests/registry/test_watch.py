@@ -1,4 +1,4 @@
-"""Watches: every change once, in order, over restarts; bookmarks while nothing happens."""
+"""Watches: every change once, in order, across restarts; bookmarks while there are no changes."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,8 +13,8 @@ from pseudoword.registry.v1 import resources_pb2 as res
 
 from registry.catalogue.state_machine import SHARDS
 from storage.ledger.ledger import shard_of
-from tests.registry.asking import REX, SHOP, pointing, publish, refused
 from tests.registry.conftest import Running, Start
+from tests.registry.requests import REX, SHOP, pointing, publish, refused
 from tests.rpc.conftest import token_entry
 
 SECOND = Duration(seconds=1)
@@ -22,7 +22,7 @@ SECOND = Duration(seconds=1)
 
 @asynccontextmanager
 async def _watching(stub: Any, parent: str = SHOP, token: str = "", **fields: Any) -> AsyncIterator[Any]:
-    """A watch that has begun."""
+    """A watch that has started."""
     call = stub.WatchEvents(rpc.WatchEventsRequest(parent=parent, resume_token=token, **fields))
     await call.initial_metadata()
     try:
@@ -42,7 +42,7 @@ async def _events(call: Any, count: int) -> list[tuple[str, str]]:
     return found
 
 
-async def test_events_say_what_happened(stub: Any) -> None:
+async def test_watch_reports_every_kind_of_change_in_order(stub: Any) -> None:
     async with _watching(stub) as call:
         await publish(stub, 2)
         await stub.UpdateConcept(
@@ -62,7 +62,7 @@ async def test_events_say_what_happened(stub: Any) -> None:
         await stub.UndeleteConcept(rpc.UndeleteConceptRequest(name=REX))
         await stub.DeleteConcept(rpc.DeleteConceptRequest(name=REX))
         await stub.PurgeConcept(rpc.PurgeConceptRequest(name=REX, force=True))
-        # Another tenant's changes are not told here, whichever shard it is in.
+        # Changes of another tenant are not reported, also in the same shard.
         await stub.CreateTenant(rpc.CreateTenantRequest(tenant_id=_neighbour("shop")))
         await stub.UpdateTenant(rpc.UpdateTenantRequest(tenant=res.Tenant(name=SHOP, display_name="Shop")))
 
@@ -97,12 +97,12 @@ async def test_events_say_what_happened(stub: Any) -> None:
     assert times == sorted(times)
 
 
-async def test_nothing_is_missed_and_nothing_comes_twice_over_a_restart(start: Start) -> None:
+async def test_resumed_watch_reports_each_change_once_across_a_restart(start: Start) -> None:
     first = await start()
     stub = await first.call()
     listed = await stub.ListConcepts(rpc.ListConceptsRequest(parent=SHOP))
     token, seen = listed.revision, []
-    # A watch is cut off after every second event, and goes on from where it was; the server is replaced meanwhile.
+    # Each watch is cancelled after two events, and the next watch resumes; then another server takes over.
     await publish(stub, 4)
     for _ in range(2):
         async with _watching(stub, token=token) as call:
@@ -121,20 +121,20 @@ async def test_nothing_is_missed_and_nothing_comes_twice_over_a_restart(start: S
     assert seen == [SHOP, REX, *(f"{REX}/versions/{number}" for number in range(1, 9))]
 
 
-async def test_changes_of_another_replica_are_told(start: Start) -> None:
+async def test_watch_and_reads_show_changes_of_another_replica(start: Start) -> None:
     one, other = await start(), await start()
-    here, there = await one.call(), await other.call()
-    async with _watching(here) as call:
-        await publish(there, 3)
+    near, far = await one.call(), await other.call()
+    async with _watching(near) as call:
+        await publish(far, 3)
         assert (await _events(call, 5))[-1] == ("VERSION_PUBLISHED", f"{REX}/versions/3")
-    # And reads are strong: each shows what the other has just answered.
+    # Reads are strong: each replica shows the newest change of the other replica.
     for number in range(4, 8):
-        published = (await publish(here if number % 2 else there))[0]
-        reader = there if number % 2 else here
+        published = (await publish(near if number % 2 else far))[0]
+        reader = far if number % 2 else near
         assert (await reader.GetVersion(rpc.GetVersionRequest(name=published.name))).number == number
 
 
-async def test_bookmarks_while_nothing_happens(stub: Any) -> None:
+async def test_idle_watch_sends_bookmarks_to_resume_from(stub: Any) -> None:
     await publish(stub)
     async with _watching(stub, bookmark_interval=SECOND) as call:
         first = await call.read()
@@ -143,12 +143,12 @@ async def test_bookmarks_while_nothing_happens(stub: Any) -> None:
         message = await call.read()
         assert message.event.resource == f"{REX}/versions/2"
         assert first.bookmark.complete_time.ToMicroseconds() < message.event.event_time.ToMicroseconds()
-    # A bookmark's token misses nothing either.
+    # A watch from the token of a bookmark misses no change.
     async with _watching(stub, token=first.resume_token) as call:
         assert await _events(call, 1) == [("VERSION_PUBLISHED", f"{REX}/versions/2")]
 
 
-async def test_tokens_that_are_no_use(stub: Any) -> None:
+async def test_invalid_resume_tokens_are_rejected(stub: Any) -> None:
     await publish(stub)
     revision = (await stub.ListConcepts(rpc.ListConceptsRequest(parent=SHOP))).revision
     store_id, shard, _, _ = revision.split("-")
@@ -169,7 +169,7 @@ async def test_tokens_that_are_no_use(stub: Any) -> None:
         assert "bookmark_interval" in refusal.fields
 
 
-async def test_all_of_the_callers_tenants(start: Start, tmp_path: Path) -> None:
+async def test_watch_of_all_tenants_reports_those_of_the_caller(start: Start, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens.toml"
     tokens.write_text(
         token_entry("root", '["*"]', '["admin"]')
@@ -193,7 +193,7 @@ async def test_all_of_the_callers_tenants(start: Start, tmp_path: Path) -> None:
         await some.WatchEvents(rpc.WatchEventsRequest(parent="tenants/secret")).read()
 
 
-async def test_a_stopping_server_ends_its_watches(running: Running) -> None:
+async def test_stopping_server_ends_its_watches(running: Running) -> None:
     stub = await running.call()
     async with _watching(stub) as call:
         reading = asyncio.ensure_future(call.read())
@@ -204,6 +204,6 @@ async def test_a_stopping_server_ends_its_watches(running: Running) -> None:
 
 
 def _neighbour(tenant: str) -> str:
-    """Another tenant of the same shard."""
+    """A tenant of the same shard."""
     shard = shard_of(tenant, SHARDS)
     return next(f"t{number}" for number in range(10_000) if shard_of(f"t{number}", SHARDS) == shard)

@@ -9,7 +9,7 @@ from pseudoword.errors import PseudowordError
 from pseudoword.registry.v1 import registry_pb2 as rpc
 from pseudoword.registry.v1 import resources_pb2 as res
 
-from tests.registry.asking import pointing, publishing
+from tests.registry.requests import pointing, publishing
 from tests.robustness.history import OK
 
 ALIAS = "production"

@@ -28,6 +28,7 @@ from tests.robustness.replay import judge, replayed
 from tests.robustness.verdict import Verdict, judged, porcupine
 
 Patch = pytest.MonkeyPatch
+pytestmark = pytest.mark.process  # a checker is a Go program
 
 # So many operations show what is broken, however slow the machine is.
 _OPERATIONS = 1_000

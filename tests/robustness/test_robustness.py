@@ -8,9 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT, need_program
 from tests.robustness.history import OK
 from tests.robustness.run import run
+
+pytestmark = pytest.mark.process
 
 
 async def test_three_replicas_under_faults(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A tiny servicer on a real server: enough to see what rpc/ does around it."""
+"""A tiny servicer on a real server, to test what rpc/ does around it."""
 
 import asyncio
 import hashlib
@@ -25,7 +25,7 @@ SERVICE = "pseudoword.trainer.v1.TrainerService"
 
 
 class Toy(trainer_pb2_grpc.TrainerServiceServicer):
-    """GetPicture fails as its name says; WatchJob streams one event a `step()` until `finish`."""
+    """GetPicture fails as the requested name says; WatchJob streams an event for each true value in `steps`."""
 
     def __init__(self) -> None:
         self.steps: asyncio.Queue[bool] = asyncio.Queue()
@@ -62,13 +62,13 @@ class Toy(trainer_pb2_grpc.TrainerServiceServicer):
 
 
 async def health(channel: grpc.aio.Channel, *names: str) -> list[int]:
-    """The status of each name: 1 SERVING, 2 NOT_SERVING."""
+    """The status of each name: 1 is SERVING, 2 is NOT_SERVING."""
     stub: Any = health_pb2_grpc.HealthStub(channel)
     return [(await stub.Check(health_pb2.HealthCheckRequest(service=name))).status for name in names]
 
 
 class Running:
-    """A server with the toy, and how to call it."""
+    """A server with the toy, and its stubs."""
 
     def __init__(self, server: Server, toy: Toy, stack: AsyncExitStack) -> None:
         self.server, self.toy, self._stack = server, toy, stack
@@ -83,7 +83,7 @@ class Running:
 
 
 async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
-    """Returns once `holds()`; fails after ten seconds."""
+    """Returns when `holds()` is true; fails after ten seconds."""
     async with asyncio.timeout(10):
         while not await holds():  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""What an exception becomes on its way to a client."""
+"""Exceptions of a server as errors of its client."""
 
 from datetime import timedelta
 from typing import Any
@@ -26,7 +26,7 @@ TEXT = st.text(max_size=3_000)
     violations=st.lists(st.tuples(TEXT, TEXT), max_size=20),
     retry_s=st.none() | st.floats(-1, 1e6),
 )
-def test_any_error_fits_into_trailers(
+def test_every_error_fits_into_trailers(
     kind: type[errors.Error],
     message: str,
     metadata: dict[str, str],
@@ -42,7 +42,7 @@ def test_any_error_fits_into_trailers(
 
 
 @given(kind=st.sampled_from(KINDS), text=st.text(max_size=50), retry_s=st.none() | st.integers(0, 3600))
-def test_a_stored_status_is_the_same_error_again(kind: type[errors.Error], text: str, retry_s: int | None) -> None:
+def test_error_is_restored_from_its_status(kind: type[errors.Error], text: str, retry_s: int | None) -> None:
     retry_after = None if retry_s is None else timedelta(seconds=retry_s)
     error = kind(text, metadata={"concept": text}, violations=[(text, text)], retry_after=retry_after)
     again = errors.from_status(errors.to_status(error))
@@ -52,7 +52,7 @@ def test_a_stored_status_is_the_same_error_again(kind: type[errors.Error], text:
 
 
 class Tree:
-    """Three generations of exceptions, to be given rows at random."""
+    """Three exceptions that inherit from each other."""
 
     class A(Exception):
         pass
@@ -71,7 +71,7 @@ def test_the_most_specific_row_wins(rows: dict[Any, Any]) -> None:
     assert type(translated) is expected
 
 
-def test_every_error_of_storage_has_a_row_that_is_not_internal() -> None:
+def test_every_storage_error_is_translated_and_not_internal() -> None:
     def below(kind: type[storage.StorageError]) -> set[type[storage.StorageError]]:
         return {kind}.union(*(below(child) for child in kind.__subclasses__()))
 
@@ -81,7 +81,7 @@ def test_every_error_of_storage_has_a_row_that_is_not_internal() -> None:
         translated = storage_errors.STORAGE.translate(error)
         assert type(translated) is not errors.Internal, kind
         assert (translated.reason, translated.message, translated.metadata) == (kind.reason, "text", {"object": "o"})
-        assert (translated.retry_after is not None) == kind.retry, "what may be repeated says when"
+        assert (translated.retry_after is not None) == kind.retry, "errors that may be repeated have a delay"
 
 
 async def failure(serve: Serve, name: str) -> tuple[PseudowordError, dict[str, Any]]:
@@ -91,7 +91,7 @@ async def failure(serve: Serve, name: str) -> tuple[PseudowordError, dict[str, A
     return PseudowordError.from_call(raised.value), dict(raised.value.trailing_metadata() or ())
 
 
-async def test_violations_arrive_all_at_once(serve: Serve) -> None:
+async def test_client_gets_all_violations(serve: Serve) -> None:
     error, trailers = await failure(serve, "invalid")
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT")
     assert error.violations == (
@@ -101,7 +101,7 @@ async def test_violations_arrive_all_at_once(serve: Serve) -> None:
     assert "grpc-retry-pushback-ms" not in trailers
 
 
-async def test_retry_info_and_pushback(serve: Serve) -> None:
+async def test_client_gets_retry_delay_and_pushback(serve: Serve) -> None:
     error, trailers = await failure(serve, "later")
     assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "QUEUE_FULL")
     assert error.retry_after == timedelta(seconds=2.5)
@@ -117,7 +117,7 @@ async def test_storage_errors_keep_reason_and_metadata(serve: Serve) -> None:
     )
 
 
-async def test_a_bug_tells_an_incident_and_nothing_else(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_unexpected_exception_shows_only_an_incident_id(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
     error, _ = await failure(serve, "bug")
     assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert "secret" not in str(error)
@@ -125,7 +125,7 @@ async def test_a_bug_tells_an_incident_and_nothing_else(serve: Serve, capsys: py
     assert lines, "the log has the incident"
 
 
-async def test_what_is_not_there_is_unimplemented(serve: Serve) -> None:
+async def test_missing_rpc_is_unimplemented(serve: Serve) -> None:
     stub = await (await serve()).stub()
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await stub.ListRecipes(trainer_pb2.ListRecipesRequest())

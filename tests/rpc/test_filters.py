@@ -1,4 +1,4 @@
-"""Filters: what is read, what it means, what is refused. SQL says the same as Python does."""
+"""Filters: parsing, meaning, errors. SQL selects the same rows as Python."""
 
 import operator
 import sqlite3
@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 
 def _selects(text: str, row: Row) -> bool:
-    """What the database says."""
+    """Whether the database selects the row."""
     sql, parameters = compiled(text, FIELDS)
     db = sqlite3.connect(":memory:")
     db.execute("CREATE TABLE t (state, name, size, made_us, labels)")
@@ -43,7 +43,7 @@ def _selects(text: str, row: Row) -> bool:
 
 
 def _holds(term: Term | None, row: Row) -> bool:
-    """What Python says."""
+    """Whether the term holds in Python."""
     match term:
         case None:
             return True
@@ -115,13 +115,13 @@ _filters = st.recursive(
 
 @settings(deadline=None)
 @given(text=_filters, row=_rows)
-def test_the_database_and_python_agree(text: str, row: Row) -> None:
+def test_compiled_sql_selects_the_same_rows_as_python(text: str, row: Row) -> None:
     assert _selects(text, row) == _holds(parse(text, FIELDS), row)
 
 
 @settings(deadline=None)
 @given(st.text(st.sampled_from("size=1 ()<>!:'\"\\-ANDORTa.\n"), max_size=40))
-def test_whatever_is_sent_is_read_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_rejected(text: str) -> None:
     try:
         sql, parameters = compiled(text, FIELDS)
     except FilterInvalid:
@@ -141,7 +141,7 @@ def test_or_binds_closer_than_and() -> None:
     assert parse("NOT size=1 OR -size=2", FIELDS) == Or((Not(a), Not(b)))
 
 
-def test_values() -> None:
+def test_values_of_each_kind_are_parsed() -> None:
     assert parse("  ", FIELDS) is None
     assert parse("state = ACTIVE", FIELDS) == _is("state", "STATE_ACTIVE")
     assert parse("name = 'it\\'s \"so\"'", FIELDS) == _is("name", 'it\'s "so"')
@@ -178,7 +178,7 @@ def test_values() -> None:
         ("x" * 2001, "2001 characters"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_place(text: str, says: str) -> None:
+def test_errors_name_the_problem_and_its_position(text: str, says: str) -> None:
     with pytest.raises(FilterInvalid) as refused:
         parse(text, FIELDS)
     assert says in str(refused.value)

@@ -1,4 +1,4 @@
-"""Who may do what, over real calls."""
+"""Tokens, roles and tenants, over real calls."""
 
 import os
 from pathlib import Path
@@ -26,7 +26,7 @@ def bearer(name: str) -> tuple[tuple[str, str], ...]:
 
 
 async def outcome(stub: Any, tenant: str, metadata: Any) -> str:
-    """OK or the reason of the failure."""
+    """OK, or the reason of the error."""
     try:
         await stub.GetPicture(trainer_pb2.GetPictureRequest(name=f"tenants/{tenant}/pictures/x"), metadata=metadata)
     except grpc.aio.AioRpcError as error:
@@ -51,16 +51,18 @@ async def outcome(stub: Any, tenant: str, metadata: Any) -> str:
         ((*bearer("generation"), ("x-pseudoword-on-behalf-of", "{}")), "shop", "BAD_DELEGATION"),
     ],
 )
-async def test_matrix(serve: Serve, token_file: Path, metadata: Any, tenant: str, expected: str) -> None:
+async def test_access_by_token_tenant_role_and_delegation(
+    serve: Serve, token_file: Path, metadata: Any, tenant: str, expected: str
+) -> None:
     running = await serve(token_file=token_file)
     assert await outcome(await running.stub(), tenant, metadata) == expected
 
 
-async def test_without_tokens_everybody_is_anonymous(serve: Serve) -> None:
+async def test_server_without_tokens_serves_anonymous_callers(serve: Serve) -> None:
     assert await outcome(await (await serve()).stub(), "any", ()) == "OK"
 
 
-async def test_a_channel_to_a_peer_carries_the_token(serve: Serve, token_file: Path, tmp_path: Path) -> None:
+async def test_channel_to_a_peer_sends_the_token(serve: Serve, token_file: Path, tmp_path: Path) -> None:
     running = await serve(token_file=token_file)
     secret = tmp_path / "token"
     secret.write_text("generation-token\n")
@@ -71,19 +73,19 @@ async def test_a_channel_to_a_peer_carries_the_token(serve: Serve, token_file: P
     assert answer.name == "3 parts for customer"
 
 
-async def test_a_token_does_not_leave_the_machine_in_the_clear() -> None:
+async def test_token_is_not_sent_to_another_machine_without_tls() -> None:
     with pytest.raises(SettingsError, match="without TLS"):
         channel(Peer.model_validate({"address": "registry.example:7361", "token": "t"}))
 
 
-async def test_tls(serve: Serve, token_file: Path) -> None:
+async def test_token_is_sent_over_tls(serve: Serve, token_file: Path) -> None:
     files = Path(__file__).parent / "tls"
     running = await serve(token_file=token_file, tls_cert=files / "cert.pem", tls_key=files / "key.pem")
     peer = Peer.model_validate({"address": running.server.address, "token": "shop-token", "ca": files / "cert.pem"})
     assert await outcome(await running.stub(channel(peer)), "shop", ()) == "OK"
 
 
-async def test_health_and_reflection_want_no_token(serve: Serve, token_file: Path) -> None:
+async def test_health_and_reflection_need_no_token(serve: Serve, token_file: Path) -> None:
     running = await serve(token_file=token_file)
     opened = await running.channel()
     assert await health(opened, "liveness") == [health_pb2.HealthCheckResponse.SERVING]
@@ -94,7 +96,7 @@ async def test_health_and_reflection_want_no_token(serve: Serve, token_file: Pat
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "example.org:7361"])
-async def test_strangers_are_not_served_without_tokens(listen: str) -> None:
+async def test_server_without_tokens_listens_on_loopback_only(listen: str) -> None:
     with pytest.raises(SettingsError, match="only loopback"):
         Server(ServerSettings(listen=listen), name="toy", table=STORAGE)
 
@@ -110,19 +112,19 @@ async def test_strangers_are_not_served_without_tokens(listen: str) -> None:
         (token_entry("a", '["*"]', "[]") * 2, "the same sha256"),
     ],
 )
-def test_a_bad_token_file_stops_the_start(tmp_path: Path, text: str, expected: str) -> None:
+def test_invalid_token_file_is_a_settings_error(tmp_path: Path, text: str, expected: str) -> None:
     path = tmp_path / "tokens.toml"
     path.write_text(text)
     with pytest.raises(SettingsError, match=expected):
         Tokens(path)
 
 
-def test_a_missing_token_file_stops_the_start(tmp_path: Path) -> None:
+def test_missing_token_file_is_a_settings_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="No such file"):
         Tokens(tmp_path / "none.toml")
 
 
-async def test_tokens_are_read_again_and_a_bad_edit_changes_nothing(serve: Serve, token_file: Path) -> None:
+async def test_changed_token_file_is_read_again_unless_it_is_invalid(serve: Serve, token_file: Path) -> None:
     stub = await (await serve(token_file=token_file)).stub()
 
     def write(text: str) -> None:

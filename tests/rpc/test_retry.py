@@ -1,4 +1,4 @@
-"""Waiting that a cancel ends, in whichever moment it comes."""
+"""Waits that a cancel ends at any moment."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,14 +8,15 @@ import pytest
 from rpc.watchers import raise_if_cancelled, wait_for
 
 
-async def _asked(event: asyncio.Event) -> None:
-    # As nats-py asks.
+async def _wait_as_nats_does(event: asyncio.Event) -> None:
     await asyncio.wait_for(event.wait(), 5)  # noqa: TID251
     raise_if_cancelled()
 
 
-@pytest.mark.parametrize("wait", [wait_for, _asked])
-async def test_a_cancel_together_with_the_news_is_not_lost(wait: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+@pytest.mark.parametrize("wait", [wait_for, _wait_as_nats_does])
+async def test_cancel_at_the_same_time_as_the_event_is_not_lost(
+    wait: Callable[[asyncio.Event], Awaitable[None]],
+) -> None:
     async def wait_on() -> None:
         await wait(event)
         await asyncio.Event().wait()
@@ -32,7 +33,7 @@ async def test_a_cancel_together_with_the_news_is_not_lost(wait: Callable[[async
         assert task.cancelled(), turns
 
 
-async def test_it_ends_with_the_news_or_without() -> None:
+async def test_wait_ends_with_the_event_or_the_timeout() -> None:
     event = asyncio.Event()
     await wait_for(event, 0.01)
     event.set()

@@ -1,4 +1,4 @@
-"""A server's life, its metrics, its settings."""
+"""Start, drain, metrics and settings of a server."""
 
 import asyncio
 import json
@@ -19,6 +19,7 @@ from pseudoword.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 from pydantic import BaseModel, Field
 
 from rpc.settings import ServerSettings, Settings, SettingsError
+from tests.conftest import free_port
 from tests.rpc.conftest import SERVICE, Running, Serve, eventually, health
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -41,7 +42,7 @@ async def test_health_follows_readiness(serve: Serve, tmp_path: Path) -> None:
     }
 
 
-async def test_sigterm_lets_a_running_stream_end(serve: Serve, tmp_path: Path) -> None:
+async def test_sigterm_drains_a_running_stream(serve: Serve, tmp_path: Path) -> None:
     running = await serve(address_file=tmp_path / "address.json")
     running.server.mark_ready()
     drained: list[list[int]] = []
@@ -51,7 +52,7 @@ async def test_sigterm_lets_a_running_stream_end(serve: Serve, tmp_path: Path) -
         running.toy.steps.put_nowait(True)
         running.toy.steps.put_nowait(False)
 
-    # A health watch never ends by itself and must not hold the drain up.
+    # A health watch never ends by itself, and must not delay the drain.
     stub: Any = health_pb2_grpc.HealthStub(await running.channel())
     watch = stub.Watch(health_pb2.HealthCheckRequest(service=""))
     await watch.read()
@@ -61,13 +62,13 @@ async def test_sigterm_lets_a_running_stream_end(serve: Serve, tmp_path: Path) -
     os.kill(os.getpid(), signal.SIGTERM)
     assert len([event async for event in call]) == 1
     assert await call.code() is grpc.StatusCode.OK
-    async with asyncio.timeout(5):  # drain_s is 10: it did not wait for the watch
+    async with asyncio.timeout(5):  # drain_s is 10: the drain did not wait for the watch
         await life
     assert drained == [[NOT_SERVING, NOT_SERVING, SERVING]]
     assert not (tmp_path / "address.json").exists()
 
 
-async def test_what_does_not_end_is_cancelled(serve: Serve) -> None:
+async def test_stream_is_cancelled_after_the_drain_time(serve: Serve) -> None:
     running = await serve(drain_s=0.2)
     call = (await running.stub()).WatchJob(trainer_pb2.WatchJobRequest())
     await running.toy.watching.wait()
@@ -78,24 +79,24 @@ async def test_what_does_not_end_is_cancelled(serve: Serve) -> None:
     assert running.toy.closed.is_set()
 
 
-async def test_a_second_signal_hurries(serve: Serve) -> None:
+async def test_second_signal_ends_the_drain(serve: Serve) -> None:
     running = await serve(drain_s=1000)
-    asked = asyncio.Event()
+    draining = asyncio.Event()
 
     async def drain() -> None:
-        asked.set()
+        draining.set()
         await asyncio.Event().wait()
 
     life = asyncio.create_task(running.server.run_until_signalled(drain))
     await asyncio.sleep(0)
     os.kill(os.getpid(), signal.SIGINT)
-    await asked.wait()
+    await draining.wait()
     os.kill(os.getpid(), signal.SIGINT)
     async with asyncio.timeout(10):
         await life
 
 
-async def test_a_client_that_goes_away_frees_the_handler(serve: Serve) -> None:
+async def test_cancelled_call_ends_its_handler(serve: Serve) -> None:
     running = await serve(metrics_listen="127.0.0.1:0")
     call = (await running.stub()).WatchJob(trainer_pb2.WatchJobRequest())
     await running.toy.watching.wait()
@@ -104,7 +105,7 @@ async def test_a_client_that_goes_away_frees_the_handler(serve: Serve) -> None:
     await ended(running, "CANCELLED")
 
 
-async def test_a_deadline_is_told_from_a_cancel(serve: Serve) -> None:
+async def test_deadline_is_counted_as_deadline_exceeded(serve: Serve) -> None:
     running = await serve(metrics_listen="127.0.0.1:0")
     call = (await running.stub()).WatchJob(trainer_pb2.WatchJobRequest(), timeout=0.2)
     assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -130,7 +131,7 @@ async def ended(running: Running, code: str) -> None:
     await eventually(counted)
 
 
-async def test_metrics_have_the_names_that_dashboards_know(serve: Serve) -> None:
+async def test_metrics_have_the_names_of_the_dashboards(serve: Serve) -> None:
     running = await serve(metrics_listen="127.0.0.1:0")
     stub = await running.stub()
     await stub.UploadPicture(iter([trainer_pb2.UploadPictureRequest() for _ in range(3)]))
@@ -142,9 +143,10 @@ async def test_metrics_have_the_names_that_dashboards_know(serve: Serve) -> None
     assert await sample(running, "grpc_server_msg_sent_total", **labels) == 1
 
 
-async def test_a_plaintext_port_for_probes_serves_health_alone(serve: Serve, unused_tcp_port: int) -> None:
-    await serve(health_listen=f"127.0.0.1:{unused_tcp_port}")
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{unused_tcp_port}") as opened:
+async def test_plaintext_port_for_probes_serves_health_only(serve: Serve) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    await serve(health_listen=address)
+    async with grpc.aio.insecure_channel(address) as opened:
         assert await health(opened, "startup") == [NOT_SERVING]
         stub: Any = trainer_pb2_grpc.TrainerServiceStub(opened)
         with pytest.raises(grpc.aio.AioRpcError) as raised:
@@ -152,7 +154,7 @@ async def test_a_plaintext_port_for_probes_serves_health_alone(serve: Serve, unu
     assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_taken_addresses_are_told(serve: Serve) -> None:
+async def test_occupied_addresses_are_settings_errors(serve: Serve) -> None:
     running = await serve(metrics_listen="127.0.0.1:0")
     with pytest.raises(SettingsError, match="cannot listen on"):
         await serve(listen=running.server.address)
@@ -166,16 +168,16 @@ class _Peer(BaseModel):
 
 
 class _Toy(Settings):
-    data: Path = Field(description="where things lie")
+    data: Path = Field(description="the folder of the data")
     server: ServerSettings = ServerSettings(listen="127.0.0.1:7361")
     registry: _Peer = _Peer()
 
 
-def test_settings_command_line_over_environment_over_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_line_overrides_environment_overrides_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "PSEUDOWORD_SERVER__LOG_LEVEL": "debug",
         "PSEUDOWORD_SERVER__DRAIN_S": "5",
-        "PSEUDOWORD_REGISTRY": "127.0.0.1:9",  # as clients know it
+        "PSEUDOWORD_REGISTRY": "127.0.0.1:9",  # the variable of the clients
         "PSEUDOWORD_REGISTRY__TOKEN_FILE": "/t",
     }.items():
         monkeypatch.setenv(name, value)
@@ -192,7 +194,7 @@ def test_settings_command_line_over_environment_over_defaults(monkeypatch: pytes
         (["--data", "/d", "--server.tls-cert", "/c"], "tls_cert and tls_key must be set together"),
     ],
 )
-def test_wrong_settings_are_named(arguments: list[str], expected: str) -> None:
+def test_invalid_settings_are_named(arguments: list[str], expected: str) -> None:
     with pytest.raises(SettingsError, match=expected):
         _Toy.load("toy", arguments)
 

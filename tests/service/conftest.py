@@ -1,4 +1,4 @@
-"""A registry and a Generation server, and words in them."""
+"""A registry and a Generation server, and words in the registry."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from diffusion.checkpoint import BaseModel
 from diffusion.conversions import base_model
 from storage.signatures import sign
 from storage.tensors import tensors_digest, write_tensors
+from tests.fork_server import ForkServer
 from tests.processes import Process
 
 MAX_PICTURES = 20
@@ -24,7 +25,7 @@ SHARD_PICTURES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """Running servers and a client of them."""
+    """Running servers and a client."""
 
     registry: Process
     generation: Process
@@ -35,7 +36,7 @@ class System:
         return Client(Endpoints(registry=self.registry.address, generation=self.generation.address), tenant=tenant)
 
     def waiting(self) -> float:
-        """Pictures that wait or are being drawn, as Prometheus sees it."""
+        """The number of pictures that wait or are drawn, from the metrics."""
         return self.generation.metric("pseudoword_generation_pictures_waiting")
 
 
@@ -45,16 +46,16 @@ def model() -> BaseModel:
 
 
 @pytest.fixture(scope="session")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+def system(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     folder: Path = tmp_path_factory.mktemp("generation")
     store = ["--store.address", str(folder / "store")]
     with Process("registry", folder, *store) as registry:
         settings = ["--registry.address", registry.address, "--limits.max-pictures", str(MAX_PICTURES)]
         settings += ["--store.address", str(folder / "batches"), "--batches.max-pictures", "100"]
         settings += ["--batches.shard-pictures", str(SHARD_PICTURES), "--batches.max-active", "3"]
-        settings += ["--batches.lease", "PT3S"]  # one that is killed finds what it had claimed free again soon
+        settings += ["--batches.lease", "PT3S"]  # a killed server's claims are free again soon after
         with (
-            Process("service", folder, *settings) as generation,
+            Process("service", folder, *settings, fork_server=fork_server) as generation,
             Client(Endpoints(registry=registry.address, generation=generation.address)) as client,
         ):
             yield System(registry=registry, generation=generation, client=client, store=folder / "batches")
@@ -70,7 +71,7 @@ def publish(system: System, model: BaseModel) -> Publish:
 
 def publisher(system: System, model: BaseModel) -> Publish:
     """publish(name, seed=..., vectors=..., client=..., key=...) publishes random vectors as the word's next version,
-    signed with `key` where there is one."""
+    signed with `key` if one is given."""
 
     def make(
         name: str,

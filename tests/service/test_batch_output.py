@@ -1,4 +1,4 @@
-"""A batch's objects and claims, as several servers of one store make them: whatever one of them slept through."""
+"""Objects and claims of a batch that several servers write into one store, also after a server was suspended."""
 
 import asyncio
 import json
@@ -40,15 +40,15 @@ def file(model: BaseModel) -> "Files":
 
 
 class Files:
-    """Files that no server would draw alike: `who` is the colour."""
+    """Files that differ by server: `server` is the grey level."""
 
     def __init__(self, model: BaseModel) -> None:
         request = generation_pb2.GenerateRequest(parent="tenants/default")
         request.settings.prompt = "a dog"
         self._drawing = validate(request, model.spec, Defaults(), Limits())
 
-    def __call__(self, who: int) -> bytes:
-        data, _ = to_file(np.full((8, 8, 3), who, np.uint8), self._drawing, resources_pb2.PictureRecord())
+    def __call__(self, server: int) -> bytes:
+        data, _ = to_file(np.full((8, 8, 3), server, np.uint8), self._drawing, resources_pb2.PictureRecord())
         return data
 
 
@@ -57,7 +57,7 @@ def put(to: Output, items: Sequence[Item], data: bytes) -> None:
         to.put(item, data)
 
 
-def test_one_that_slept_finds_its_shard_done_by_another(store: ObjectStore, file: Files) -> None:
+def test_server_that_wakes_up_leaves_a_shard_of_another_server_unchanged(store: ObjectStore, file: Files) -> None:
     slow, quick = output(store), output(store)
     items = PLAN.items(0)
     put(slow, items[:1], file(1))
@@ -65,7 +65,7 @@ def test_one_that_slept_finds_its_shard_done_by_another(store: ObjectStore, file
     put(quick, items[1:], file(2))
     quick.finish(0)
     tar = store.get("batches/default/b1/shards/000000.tar")
-    # It goes on to draw what it was about to draw, which is no longer there.
+    # The slow server continues to draw pictures that have been packed and removed.
     put(slow, items[1:], file(1))
     slow.finish(0)
     assert objects(store) == {"shards/000000.tar", "parts/000000.jsonl"}
@@ -84,8 +84,9 @@ def test_one_that_slept_finds_its_shard_done_by_another(store: ObjectStore, file
     assert [(line["text"], line["seed"]) for line in lines] == [(t, s) for t in ("a dog", "a cat") for s in range(3)]
 
 
-def test_one_that_slept_while_it_packed(store: ObjectStore, file: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other one removes the pictures while this one reads them."""
+def test_packing_ends_when_another_server_removes_the_pictures(
+    store: ObjectStore, file: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slow, quick = output(store), output(store)
     put(slow, PLAN.items(0), file(1))
     get = store.get
@@ -100,7 +101,7 @@ def test_one_that_slept_while_it_packed(store: ObjectStore, file: Files, monkeyp
     assert objects(store) == {"shards/000000.tar", "parts/000000.jsonl"}
 
 
-def test_a_picture_that_was_lost_is_drawn_again(store: ObjectStore, file: Files) -> None:
+def test_lost_picture_is_missing_again(store: ObjectStore, file: Files) -> None:
     one = output(store, webdataset=False)
     items = PLAN.items(0)
     put(one, items, file(1))
@@ -110,7 +111,7 @@ def test_a_picture_that_was_lost_is_drawn_again(store: ObjectStore, file: Files)
     assert one.missing(0) == [items[2]]
 
 
-def test_a_part_that_was_lost_loses_no_other(store: ObjectStore, file: Files) -> None:
+def test_lost_part_of_the_manifest_does_not_remove_the_other_parts(store: ObjectStore, file: Files) -> None:
     one = output(store)
     for shard in range(PLAN.shards):
         put(one, PLAN.items(shard), file(1))
@@ -121,7 +122,7 @@ def test_a_part_that_was_lost_loses_no_other(store: ObjectStore, file: Files) ->
     assert "parts/000000.jsonl" in objects(store)
 
 
-async def test_a_claim_is_one_servers_until_it_is_silent(store: ObjectStore) -> None:
+async def test_claim_is_exclusive_until_its_lease_ends(store: ObjectStore) -> None:
     mine, yours = Claims(store, NAME, LEASE), Claims(store, NAME, LEASE)
     first = mine.take([0, 1])
     second = yours.take([0, 1])
@@ -130,7 +131,7 @@ async def test_a_claim_is_one_servers_until_it_is_silent(store: ObjectStore) -> 
     assert (first.shard, second.shard) == (0, 1)
     assert mine.take([0, 1]) is None
     end = time.monotonic() + 30
-    async with mine.held(first):  # the other one has fallen silent
+    async with mine.held(first):  # the other server does not renew its claim
         while (third := await asyncio.to_thread(mine.take, [0, 1])) is None:
             assert time.monotonic() < end
             await asyncio.sleep(0.2)
@@ -141,7 +142,7 @@ async def test_a_claim_is_one_servers_until_it_is_silent(store: ObjectStore) -> 
     assert again.shard == 0
 
 
-def test_of_many_that_claim_at_once_one_wins(store: ObjectStore) -> None:
+def test_concurrent_claims_of_a_shard_have_one_winner(store: ObjectStore) -> None:
     async def run() -> list[int]:
         claims = [Claims(store, NAME, LEASE) for _ in range(8)]
         found = await asyncio.gather(*(asyncio.to_thread(one.take, [0, 1, 2]) for one in claims))

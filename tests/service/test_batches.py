@@ -1,4 +1,4 @@
-"""Batches as their clients see them: real servers, real files, a server killed in the middle."""
+"""Batches over gRPC: real servers, real files, and a server that is killed while it draws."""
 
 import asyncio
 import io
@@ -26,6 +26,7 @@ from rpc.errors import FailedPrecondition
 from rpc.identity import ANONYMOUS, enter
 from service.batches.rpcs import NoBatches
 from standalone.fsck import inspect
+from tests.fork_server import ForkServer
 from tests.processes import Process
 from tests.service.conftest import Publish, System
 
@@ -40,18 +41,18 @@ def refused(call: Callable[[], object]) -> PseudowordError:
 
 
 def ended(client: Client, name: str) -> list[resources_pb2.Batch]:
-    """Everything that a watch tells until the batch has ended."""
+    """All messages of a watch until the batch has ended."""
     return list(client.watch_batch(name))
 
 
-def place(system: System, batch: resources_pb2.Batch) -> Path:
+def folder_of(system: System, batch: resources_pb2.Batch) -> Path:
     assert system.store is not None
     name = BatchName.parse(batch.name)
     return system.store / "batches" / name.tenant / name.batch
 
 
 def files(folder: Path) -> set[str]:
-    """What a folder holds; folders that are empty are no objects."""
+    """The files in a folder and below it."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
@@ -65,7 +66,7 @@ def alone(client: Client, prompt: str, seed: int, **how: Any) -> bytes:
     return picture.data
 
 
-def test_a_template_becomes_a_folder_of_the_same_files(system: System, publish: Publish) -> None:
+def test_template_draws_every_combination_with_the_version_of_its_creation(system: System, publish: Publish) -> None:
     publish("batched", seed=1)
     client = system.client
     batch = client.create_batch(
@@ -83,14 +84,14 @@ def test_a_template_becomes_a_folder_of_the_same_files(system: System, publish: 
         8,
         "tenants/default/concepts/batched/versions/1",
     )
-    # The word moves on meanwhile; the batch keeps what it meant.
+    # A new version of the word does not change the batch.
     publish("batched", seed=2)
-    told = ended(client, batch.name)
-    assert [one.state for one in told][-1] == Batch.STATE_SUCCEEDED
-    counts = [one.done for one in told]
+    seen = ended(client, batch.name)
+    assert [one.state for one in seen][-1] == Batch.STATE_SUCCEEDED
+    counts = [one.done for one in seen]
     assert counts == sorted(counts)
     assert counts[-1] == 8
-    lines = manifest(told[-1])
+    lines = manifest(seen[-1])
     prompts = [
         "a photo of <batched> in the snow",
         "a photo of <batched> in a {box}",
@@ -99,19 +100,19 @@ def test_a_template_becomes_a_folder_of_the_same_files(system: System, publish: 
     ]
     assert [(line["text"], line["seed"]) for line in lines] == [(text, seed) for text in prompts for seed in (3, 4)]
     for line in lines[::3]:
-        data = (place(system, batch) / line["file_name"]).read_bytes()
+        data = (folder_of(system, batch) / line["file_name"]).read_bytes()
         mine = alone(client, line["text"].replace("<batched>", "<batched@1>"), line["seed"], steps=3)
         assert len(data) == line["size_bytes"]
         assert pixels(data) == pixels(mine)
         assert line["record"]["words"][0]["version"].endswith("/versions/1")
-    assert files(place(system, batch)) == {"metadata.jsonl", *(f"pictures/{number:08}.png" for number in range(8))}
+    assert files(folder_of(system, batch)) == {"metadata.jsonl", *(f"pictures/{number:08}.png" for number in range(8))}
 
 
 def pixels(data: bytes) -> bytes:
     return Image.open(io.BytesIO(data)).tobytes()
 
 
-def test_killed_in_the_middle_it_goes_on_with_what_is_missing(system: System, publish: Publish) -> None:
+def test_batch_of_a_killed_server_resumes_with_the_missing_pictures(system: System, publish: Publish) -> None:
     publish("killed", seed=5, vectors=2)
     client = system.client
     prompts = [f"a photo of <killed> number {number}" for number in range(7)]
@@ -120,27 +121,27 @@ def test_killed_in_the_middle_it_goes_on_with_what_is_missing(system: System, pu
             settings=Settings(steps=12, exact=True, seed=0), prompts=prompts, seeds=2, layout=Batch.LAYOUT_WEBDATASET
         ),
     )
-    there = place(system, batch)
+    folder = folder_of(system, batch)
     end = time.monotonic() + 60
-    while len(drawn := list(there.glob("pictures/*"))) < 2 and not list(there.glob("parts/*")):
+    while len(drawn := list(folder.glob("pictures/*"))) < 2 and not list(folder.glob("parts/*")):
         assert time.monotonic() < end
         time.sleep(0.01)
     system.generation.kill()
-    drawn = sorted([*there.glob("pictures/*.png"), *there.glob("shards/*")])
+    drawn = sorted([*folder.glob("pictures/*.png"), *folder.glob("shards/*")])
     before = {path: path.stat().st_mtime_ns for path in drawn}
     assert before
-    assert len(list(there.glob("shards/*"))) < 4
+    assert len(list(folder.glob("shards/*"))) < 4
     system.generation.start()
     last = ended(client, batch.name)[-1]
     assert (last.state, last.done) == (Batch.STATE_SUCCEEDED, 14)
-    # What was there was neither drawn nor packed again.
+    # Existing files were neither drawn nor packed again.
     assert all(path.stat().st_mtime_ns == changed for path, changed in before.items() if path.exists())
 
     lines = manifest(last)
     assert [(line["text"], line["seed"]) for line in lines] == [(text, seed) for text in prompts for seed in (0, 1)]
-    assert files(there) == {"manifest.jsonl", *(f"shards/{number:06}.tar" for number in range(4))}
+    assert files(folder) == {"manifest.jsonl", *(f"shards/{number:06}.tar" for number in range(4))}
     found: dict[str, bytes] = {}
-    for shard in sorted((there / "shards").iterdir()):
+    for shard in sorted((folder / "shards").iterdir()):
         with tarfile.open(shard) as tar:
             for member in tar:
                 file = tar.extractfile(member)
@@ -154,8 +155,7 @@ def test_killed_in_the_middle_it_goes_on_with_what_is_missing(system: System, pu
         assert json.loads(found[f"{number:08}.json"]) == line["record"]
 
 
-def test_interactive_requests_go_first(system: System) -> None:
-    """A picture asked for while a batch is drawn is there long before the batch."""
+def test_interactive_request_runs_before_a_batch(system: System) -> None:
     client = system.client
     batch = client.create_batch(Batch(settings=Settings(prompt="a dog", steps=100), seeds=24))
     client.draw("a cat", steps=5, exact=False)
@@ -164,7 +164,7 @@ def test_interactive_requests_go_first(system: System) -> None:
     client.cancel_batch(batch.name)
 
 
-def test_cancelling_keeps_what_is_drawn(system: System, eventually: Callable[[Callable[[], bool]], None]) -> None:
+def test_cancelled_batch_keeps_its_pictures(system: System, eventually: Callable[[Callable[[], bool]], None]) -> None:
     client = system.client
     batch = client.create_batch(Batch(settings=Settings(prompt="a dog", steps=20), seeds=40))
     eventually(lambda: client.batch(batch.name).done >= 1)
@@ -175,7 +175,7 @@ def test_cancelling_keeps_what_is_drawn(system: System, eventually: Callable[[Ca
     assert 1 <= over.done < 40
     assert over.HasField("end_time")
     eventually(lambda: system.waiting() == 0)
-    assert len(list(place(system, batch).glob("pictures/*.png"))) >= over.done
+    assert len(list(folder_of(system, batch).glob("pictures/*.png"))) >= over.done
     assert ended(client, batch.name)[-1].etag == over.etag
     error = refused(lambda: client.cancel_batch(batch.name))
     assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "BATCH_STATE")
@@ -186,7 +186,7 @@ def cancel(client: Client, name: str, etag: str = "") -> resources_pb2.Batch:
         return client.generation.CancelBatch(generation_pb2.CancelBatchRequest(name=name, etag=etag))
 
 
-def test_a_word_that_goes_away_fails_the_batch(system: System, publish: Publish) -> None:
+def test_batch_fails_when_the_grant_of_its_word_is_withdrawn(system: System, publish: Publish) -> None:
     with system.client_of("shop") as shop, system.client_of("guest") as guest:
         publish("withdrawn", client=shop)
         update = registry_pb2.UpdateConceptRequest(
@@ -208,18 +208,18 @@ def test_a_word_that_goes_away_fails_the_batch(system: System, publish: Publish)
         assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "BATCH_NOT_FOUND")
 
 
-def test_lists_repeats_and_limits(system: System) -> None:
+def test_batches_are_listed_repeated_by_request_id_and_limited(system: System) -> None:
     with system.client_of("lists") as client:
-        asked = Batch(settings=Settings(prompt="a dog", steps=150), seeds=50)
-        first = client.create_batch(asked, request_id="one")
-        again = client.create_batch(asked, request_id="one")
+        spec = Batch(settings=Settings(prompt="a dog", steps=150), seeds=50)
+        first = client.create_batch(spec, request_id="one")
+        again = client.create_batch(spec, request_id="one")
         assert first.name == again.name
         assert first.settings.seed == again.settings.seed
         error = refused(lambda: client.create_batch(Batch(settings=Settings(prompt="a cat")), request_id="one"))
         assert error.reason == "REQUEST_ID_REUSED"
-        assert client.create_batch(asked, validate_only=True).total == 50
-        second, third = client.create_batch(asked), client.create_batch(asked)
-        error = refused(lambda: client.create_batch(asked))
+        assert client.create_batch(spec, validate_only=True).total == 50
+        second, third = client.create_batch(spec), client.create_batch(spec)
+        error = refused(lambda: client.create_batch(spec))
         assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "BATCHES_FULL")
         client.cancel_batch(second.name)
         names = [batch.name for batch in client.batches()]
@@ -264,30 +264,29 @@ def test_lists_repeats_and_limits(system: System) -> None:
         (Batch(prompts=["a dog " * 40]), {"batch.prompts[0]"}),
     ],
 )
-def test_what_is_wrong_is_named(system: System, batch: resources_pb2.Batch, fields: set[str]) -> None:
+def test_invalid_fields_of_a_batch_are_named(system: System, batch: resources_pb2.Batch, fields: set[str]) -> None:
     error = refused(lambda: system.client.create_batch(batch))
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert {field for field, _ in error.violations} == fields
 
 
-def test_an_unknown_word_is_named(system: System) -> None:
+def test_batch_with_an_unknown_word_is_rejected(system: System) -> None:
     error = refused(lambda: system.client.create_batch(Batch(prompts=["a dog", "<nobody>"])))
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "WORD_UNKNOWN")
 
 
-def test_the_store_is_sound(system: System) -> None:
-    """After all that was done to it above; its pictures are no strangers in it."""
+def test_fsck_finds_the_store_of_these_batches_sound(system: System) -> None:
+    """After all tests above: every object belongs to the store, and rejected or repeated requests left none."""
     report = inspect(str(system.store))
     assert report.sound
     why = [finding.why for finding in report.findings]
     assert not [text for text in why if "no part of a store" in text]
-    # Of what was refused, or asked for twice, nothing is left.
     assert not [text for text in why if "no entry names it" in text]
 
 
-def test_a_store_that_is_replaced_ends_the_server(system: System, tmp_path: Path) -> None:
+def test_server_ends_when_its_store_is_replaced(system: System, fork_server: ForkServer, tmp_path: Path) -> None:
     arguments = ["--registry.address", system.registry.address, "--store.address", str(tmp_path / "batches")]
-    with Process("service", tmp_path, *arguments) as generation:
+    with Process("service", tmp_path, *arguments, fork_server=fork_server) as generation:
         with Client(Endpoints(registry=system.registry.address, generation=generation.address)) as client:
             batch = Batch(settings=Settings(prompt="a cat", steps=2), seeds=1)
             client.create_batch(batch)
@@ -297,7 +296,7 @@ def test_a_store_that_is_replaced_ends_the_server(system: System, tmp_path: Path
         assert "the store was replaced" in generation.log_end()
 
 
-def test_without_a_store_there_are_no_batches() -> None:
+def test_batches_need_a_store() -> None:
     def call() -> None:
         enter(ANONYMOUS)
         asyncio.run(NoBatches().get(generation_pb2.GetBatchRequest(name="tenants/a/batches/b")))

@@ -1,4 +1,4 @@
-"""Batches on S3 (a real MinIO), drawn by two servers of one store."""
+"""Batches in S3 (a real MinIO), drawn by two servers that share a store."""
 
 import json
 import signal
@@ -14,17 +14,18 @@ from pseudoword.names import BatchName
 
 from storage.objects.base import ObjectInfo, ObjectStore, list_all
 from tests.conftest import Minio, Place
+from tests.fork_server import ForkServer
 from tests.processes import Process
 
 Batch = resources_pb2.Batch
 Settings = resources_pb2.PictureSettings
 SHARD_PICTURES = 2
-pytestmark = pytest.mark.timeout(400)  # three servers start, and a batch takes its time
+pytestmark = pytest.mark.timeout(400)  # it starts three servers
 DRAWN = "pseudoword_generation_pictures_total"
 
 
 class Pair:
-    """Two servers, a client of each, and their store."""
+    """Two servers, a client of each server, and their store."""
 
     def __init__(self, servers: tuple[Process, Process], clients: tuple[Client, Client], place: Place) -> None:
         self.servers = servers
@@ -33,7 +34,7 @@ class Pair:
         self.store: ObjectStore = place.open()
 
     def drawn(self) -> tuple[float, float]:
-        """Pictures that each server has drawn since its start."""
+        """The number of pictures that each server has drawn since its start."""
         first, second = self.servers
         return first.metric(DRAWN), second.metric(DRAWN)
 
@@ -42,7 +43,7 @@ class Pair:
         return f"batches/{name.tenant}/{name.batch}/"
 
     def objects(self, batch: resources_pb2.Batch) -> dict[str, ObjectInfo]:
-        """What there is of a batch, by its name in the batch's folder."""
+        """The objects of a batch by their names in its folder."""
         folder = self.folder(batch)
         return {info.name.removeprefix(folder): info for info in list_all(self.store, folder)}
 
@@ -50,14 +51,14 @@ class Pair:
         return {name: info for name, info in self.objects(batch).items() if name.startswith("pictures/")}
 
     def manifest(self, batch: resources_pb2.Batch) -> list[tuple[str, int]]:
-        """Sentence and seed of each line."""
+        """Prompt and seed of each line."""
         assert batch.manifest_uri.startswith(f"{self.place.address}/{self.folder(batch)}")
         lines = self.store.get(batch.manifest_uri.removeprefix(f"{self.place.address}/")).splitlines()
         return [(line["text"], line["seed"]) for line in map(json.loads, lines)]
 
 
 @pytest.fixture(scope="module")
-def pair(minio: Minio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(minio: Minio, fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     place = Place(address=f"s3://{minio.bucket}/batches-of-two", access=minio.access)
     folders: list[Path] = [tmp_path_factory.mktemp(name) for name in ("registry", "first", "second")]
     with Process("registry", folders[0], "--store.address", str(folders[0] / "store")) as registry:
@@ -67,7 +68,9 @@ def pair(minio: Minio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pai
             settings = ["--registry.address", registry.address, "--store.views", str(folder / "views")]
             settings += ["--model.threads", "1", "--batches.lease", "PT3S"]
             settings += ["--batches.shard-pictures", str(SHARD_PICTURES)]
-            servers.append(Process("service", folder, *settings, environment=place.environment))
+            servers.append(
+                Process("service", folder, *settings, environment=place.environment, fork_server=fork_server)
+            )
         with ExitStack() as stack:
             for server in servers:
                 stack.enter_context(server)
@@ -78,10 +81,10 @@ def pair(minio: Minio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pai
             made.store.close()
 
 
-def test_they_share_a_batch_and_draw_nothing_twice(pair: Pair) -> None:
+def test_two_servers_share_a_batch_and_draw_no_picture_twice(pair: Pair) -> None:
     before = pair.drawn()
     batch = pair.clients[0].create_batch(Batch(settings=Settings(prompt="a dog", steps=30, guidance_scale=1), seeds=24))
-    # The other one learns of it from the log.
+    # The other server learns of the batch from the log.
     *_, last = pair.clients[1].watch_batch(batch.name)
     assert (last.state, last.done) == (Batch.STATE_SUCCEEDED, 24)
     assert pair.manifest(last) == [("a dog", seed) for seed in range(batch.settings.seed, batch.settings.seed + 24)]
@@ -91,8 +94,10 @@ def test_they_share_a_batch_and_draw_nothing_twice(pair: Pair) -> None:
     assert min(shares) > 0
 
 
-def test_one_sleeps_through_the_end_of_a_batch(pair: Pair, eventually: Callable[[Callable[[], bool]], None]) -> None:
-    """It wakes up with pictures in hand that another one has drawn, packed and removed."""
+def test_server_suspended_until_the_batch_has_ended_leaves_no_object(
+    pair: Pair, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    """It wakes up while it draws pictures that the other server has drawn, packed and removed."""
     first, _ = pair.servers
     batch = pair.clients[1].create_batch(
         Batch(
@@ -114,7 +119,9 @@ def test_one_sleeps_through_the_end_of_a_batch(pair: Pair, eventually: Callable[
     assert pair.clients[0].batch(batch.name).state == Batch.STATE_SUCCEEDED
 
 
-def test_one_is_killed_and_the_other_goes_on(pair: Pair, eventually: Callable[[Callable[[], bool]], None]) -> None:
+def test_other_server_finishes_the_batch_of_a_killed_server(
+    pair: Pair, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
     first, _ = pair.servers
     before = pair.drawn()
     batch = pair.clients[1].create_batch(
@@ -129,12 +136,12 @@ def test_one_is_killed_and_the_other_goes_on(pair: Pair, eventually: Callable[[C
 
     eventually(both_have_drawn)
     first.kill()
-    there = pair.pictures(batch)
+    present = pair.pictures(batch)
     *_, last = pair.clients[1].watch_batch(batch.name)
     assert (last.state, last.done) == (Batch.STATE_SUCCEEDED, 30)
     assert pair.manifest(last) == [("a cat", seed) for seed in range(30)]
     after = pair.objects(batch)
     assert set(after) == {"metadata.jsonl", *(f"pictures/{number:08}.png" for number in range(30))}
-    assert {name: after[name] for name in there} == there
-    # What the dead one had kept was not drawn again.
+    assert {name: after[name] for name in present} == present
+    # Pictures that the killed server had stored were not drawn again.
     assert pair.servers[1].metric(DRAWN) - before[1] <= 30 - kept

@@ -1,4 +1,4 @@
-"""Step times and what follows from them."""
+"""StepCostModel: step times, and the numbers of rows that follow from them."""
 
 import pytest
 from hypothesis import given
@@ -16,7 +16,7 @@ def costs(**times: float) -> StepCostModel:
     return made
 
 
-def test_between_and_beyond_what_was_measured() -> None:
+def test_times_are_interpolated_and_extrapolated() -> None:
     times = costs(r1=1.0, r2=1.5, r4=2.5)
     assert [times.seconds(BASE, rows) for rows in (1, 2, 3, 4, 8)] == [1.0, 1.5, 2.0, 2.5, 5.0]
     assert times.seconds((64, 128), 2) == 3.0
@@ -25,13 +25,13 @@ def test_between_and_beyond_what_was_measured() -> None:
     assert StepCostModel(BASE).seconds(BASE, 4) == 0.0
 
 
-def test_a_newer_call_counts_a_fifth() -> None:
+def test_new_measurement_has_a_weight_of_a_fifth() -> None:
     times = costs(r1=1.0)
     times.observe(BASE, 1, 2.0)
     assert times.seconds(BASE, 1) == pytest.approx(1.2)
 
 
-def test_batches_only_as_far_as_it_gains() -> None:
+def test_useful_rows_end_where_throughput_stops_growing() -> None:
     assert costs(r1=1.0, r2=2.0, r4=4.0, r8=8.0).useful_rows(BASE, 32) == 1
     assert costs(r1=1.0, r2=1.0, r4=1.0, r8=2.0).useful_rows(BASE, 32) == 4
     assert costs(r1=1.0, r2=1.2, r4=1.6, r8=2.4).useful_rows(BASE, 32) == 8
@@ -39,8 +39,8 @@ def test_batches_only_as_far_as_it_gains() -> None:
     assert StepCostModel(BASE).useful_rows(BASE, 32) == 32
 
 
-def test_a_slow_measurement_does_not_stand_for_ever() -> None:
-    """At warm-up something else was running while eight rows were measured."""
+def test_slow_measurement_is_corrected_by_trying_the_size_again() -> None:
+    """The machine was busy while warm-up measured eight rows."""
     times = costs(r1=1.0, r2=1.2, r4=1.6, r8=9.0)
     tried = []
     for _ in range(100):
@@ -52,26 +52,26 @@ def test_a_slow_measurement_does_not_stand_for_ever() -> None:
     assert set(tried[40:]) == {8}
 
 
-def test_what_is_no_better_is_tried_seldom() -> None:
+def test_size_without_gain_is_tried_seldom() -> None:
     times = costs(r1=1.0, r2=1.2, r4=1.6, r8=3.2)
     tried = []
     for _ in range(200):
         rows = times.tried_rows(BASE, 8)
         tried.append(rows)
-        # A call that is not full tells nothing of eight rows.
+        # A call with fewer rows says nothing about eight rows.
         times.observe(BASE, 4, 1.6)
     assert 3 <= tried.count(8) <= 7
     assert times.tried_rows(BASE, 4) == 4
 
 
-def test_rows_that_cost_nothing() -> None:
+def test_free_rows_fill_a_call_up_to_the_next_slower_size() -> None:
     times = costs(r1=1.0, r2=1.0, r4=1.04, r8=2.0)
     assert [times.free_rows(BASE, rows, 32) for rows in (1, 4, 5, 8)] == [4, 4, 5, 8]
     assert times.free_rows(BASE, 1, 2) == 2
     assert StepCostModel(BASE).free_rows(BASE, 3, 32) == 3
 
 
-def test_solo_time() -> None:
+def test_solo_time_counts_calls_of_a_request_alone() -> None:
     times = costs(r1=1.0, r2=1.0, r4=1.0, r8=2.0)
     how = {"rows": 2, "calls": 10, "limit": 32}
     assert times.solo_s(BASE, pictures=1, **how) == 10
@@ -84,7 +84,7 @@ _TIMES = st.dictionaries(st.sampled_from([1, 2, 4, 8, 16]), st.floats(0.01, 10),
 
 
 @given(_TIMES, st.integers(1, 64), st.integers(1, 32))
-def test_bounds(times: dict[int, float], rows: int, limit: int) -> None:
+def test_estimates_stay_within_the_measurements(times: dict[int, float], rows: int, limit: int) -> None:
     made = StepCostModel(BASE)
     for number, seconds in times.items():
         made.observe(BASE, number, seconds)

@@ -1,4 +1,4 @@
-"""The engine by itself: places that are freed, words that stay, readers that are slow."""
+"""The engine without a server: freed places, cached prompts and words, slow readers."""
 
 import asyncio
 import time
@@ -27,8 +27,8 @@ from service.settings import Defaults, Limits
 from service.words.tensor_cache import TensorCache
 
 
-class Counting(Scheduler):
-    """A scheduler that records the calls that each picture takes part in."""
+class RecordingScheduler(Scheduler):
+    """A scheduler that records the pictures of each call."""
 
     def __init__(self) -> None:
         super().__init__(StepCostModel((64, 64)), max_pictures=50, max_rows=8)
@@ -42,8 +42,8 @@ class Counting(Scheduler):
 
 
 @pytest.fixture
-async def running(model: BaseModel) -> AsyncIterator[tuple[Engine, Counting]]:
-    scheduler = Counting()
+async def running(model: BaseModel) -> AsyncIterator[tuple[Engine, RecordingScheduler]]:
+    scheduler = RecordingScheduler()
     engine = Engine(model, scheduler, EngineMetrics(CollectorRegistry()))
     await asyncio.to_thread(engine.start)
     yield engine, scheduler
@@ -58,8 +58,8 @@ def request(model: BaseModel, steps: int, *, prompt: str = "a dog", **how: Any) 
     return Request(params=params, mailbox=Mailbox(asyncio.get_running_loop()), **how)
 
 
-async def test_who_goes_away_takes_part_in_one_more_call_at_most(
-    model: BaseModel, running: tuple[Engine, Counting]
+async def test_cancelled_picture_leaves_the_engine_within_two_calls(
+    model: BaseModel, running: tuple[Engine, RecordingScheduler]
 ) -> None:
     engine, scheduler = running
     gone, stays = request(model, 150), request(model, 30)
@@ -71,7 +71,7 @@ async def test_who_goes_away_takes_part_in_one_more_call_at_most(
             if isinstance(event, Stepped) and not gone.cancelled.is_set():
                 made = event.call
                 gone.cancelled.set()
-    # One call may have been made before the word of the last one came here, and one was under way.
+    # One call may be finished before its event arrives here, and another call may be running.
     assert gone.calls_made <= made + 2
     async for event in stays.mailbox.events():
         if isinstance(event, Drawn):
@@ -80,15 +80,15 @@ async def test_who_goes_away_takes_part_in_one_more_call_at_most(
     assert sum(0 in ids for ids in scheduler.calls) == gone.calls_made
 
 
-async def test_a_deadline_out_of_reach_is_overload(model: BaseModel) -> None:
-    """With the model for itself it would be in time; with what is before it, it would not."""
+async def test_deadline_that_only_the_queue_prevents_is_resource_exhausted(model: BaseModel) -> None:
+    """Alone the request would meet its deadline, after the requests before it it would not."""
     costs = StepCostModel((64, 64))
     costs.observe((64, 64), 2, 0.1)
     engine = Engine(model, Scheduler(costs, max_pictures=3, max_rows=2), EngineMetrics(CollectorRegistry()))
     now = time.monotonic()
     before, behind = request(model, 100, deadline=now + 60), request(model, 100, deadline=now + 61)
     engine.submit(before)
-    engine._scheduler.enter(before.work, [0])  # it is not started, so nothing is drawn
+    engine._scheduler.enter(before.work, [0])  # the engine is not started, so it draws nothing
     engine.submit(request(model, 100, deadline=now + 90))
     with pytest.raises(ResourceExhausted) as overload:
         engine.submit(request(model, 590, deadline=now + 61))
@@ -104,8 +104,10 @@ async def test_a_deadline_out_of_reach_is_overload(model: BaseModel) -> None:
     assert late.value.retry_after is None
 
 
-async def test_a_slow_reader_holds_little_and_nobody_up(model: BaseModel, running: tuple[Engine, Counting]) -> None:
-    """Nobody reads the first request's mailbox; of its steps and previews only the newest are kept."""
+async def test_mailbox_without_a_reader_keeps_the_newest_events_only(
+    model: BaseModel, running: tuple[Engine, RecordingScheduler]
+) -> None:
+    """The first mailbox has no reader: it keeps the newest step and preview only, and delays no other request."""
     engine, _ = running
     slow, quick = request(model, 10, preview=1), request(model, 10)
     engine.submit(slow)
@@ -123,8 +125,8 @@ async def test_a_slow_reader_holds_little_and_nobody_up(model: BaseModel, runnin
     assert not any(isinstance(event, Failed) for event in kept)
 
 
-async def test_a_prompt_with_the_same_words_is_encoded_once(
-    model: BaseModel, running: tuple[Engine, Counting], monkeypatch: pytest.MonkeyPatch
+async def test_encoded_prompts_are_reused_while_the_word_has_the_same_digest(
+    model: BaseModel, running: tuple[Engine, RecordingScheduler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, _ = running
     encoded: list[Prompt] = []
@@ -150,16 +152,16 @@ async def test_a_prompt_with_the_same_words_is_encoded_once(
 
     one = await drawn(1, "one")
     assert await drawn(1, "one") == one
-    assert len(encoded) == 2  # it and the empty one
+    assert len(encoded) == 2  # the prompt and the empty prompt
     assert await drawn(2, "two") != one
     assert len(encoded) == 3
-    for _ in range(2):  # of whose word nothing is known is kept for nobody
+    for _ in range(2):  # a word without a digest is not cached
         assert await drawn(2, "") != one
     assert len(encoded) == 5
 
 
-def test_ten_thousand_words_are_resident() -> None:
-    """Four vectors of 768 dimensions each, as Stable Diffusion has them, in 128 MiB; the next one drops the oldest."""
+def test_tensor_cache_holds_ten_thousand_words_and_drops_the_oldest() -> None:
+    """Words of four vectors of 768 dimensions, as in Stable Diffusion, take 128 MiB. One more word drops the oldest."""
     cache: TensorCache[str] = TensorCache(10_000 * 4 * 768 * 4)
     for number in range(10_000):
         cache.put(str(number), torch.full((4, 768), float(number)))

@@ -1,4 +1,4 @@
-"""The Generation service as its clients see it: real servers, real pictures."""
+"""The Generation service over gRPC: real servers, real pictures."""
 
 import hashlib
 import io
@@ -50,7 +50,7 @@ def refused(call: Callable[[], object]) -> PseudowordError:
     return caught.value
 
 
-def test_a_stream_tells_everything(system: System, publish: Publish) -> None:
+def test_stream_has_acceptance_progress_previews_pictures_and_end(system: System, publish: Publish) -> None:
     version = publish("story", seed=1)
     settings = Settings(prompt="a photo of <story>", seed=5, steps=6)
     events = list(system.client.generate(settings, count=2, preview_every=2))
@@ -83,7 +83,7 @@ def test_a_stream_tells_everything(system: System, publish: Publish) -> None:
     assert written == MessageToDict(record, preserving_proto_field_name=True)
 
 
-def test_equal_requests_give_equal_files_and_those_of_the_library(
+def test_equal_requests_give_equal_files_and_the_librarys_pixels(
     system: System, publish: Publish, model: BaseModel
 ) -> None:
     version = publish("exact", seed=2, vectors=2)
@@ -112,14 +112,14 @@ def test_equal_requests_give_equal_files_and_those_of_the_library(
     assert np.array_equal(pixels(first), expected)
 
 
-def test_several_pictures_are_those_of_their_seeds(system: System) -> None:
+def test_pictures_of_one_request_equal_single_pictures_of_their_seeds(system: System) -> None:
     together = system.client.draw("a photo of a dog", seed=20, steps=4, count=3)
     alone = [system.client.draw("a photo of a dog", seed=20 + i, steps=4)[0] for i in range(3)]
     assert [picture.data for picture in together] == [picture.data for picture in alone]
 
 
-def test_mixed_company_changes_one_level_at_most(system: System, publish: Publish) -> None:
-    """Different words, schedulers, steps, guidance and sizes at once; each as it is alone."""
+def test_shared_calls_change_a_pixel_by_one_level_at_most(system: System, publish: Publish) -> None:
+    """Twelve concurrent requests with different words, schedulers, steps, guidance and sizes."""
     for number in range(4):
         publish(f"mix{number}", seed=30 + number, vectors=1 + number % 3)
     asked: list[dict[str, Any]] = [
@@ -144,7 +144,7 @@ def test_mixed_company_changes_one_level_at_most(system: System, publish: Publis
 @pytest.mark.parametrize(
     ("kind", "format"), [("JPEG", resources_pb2.PICTURE_FORMAT_JPEG), ("WEBP", resources_pb2.PICTURE_FORMAT_WEBP)]
 )
-def test_other_formats_hold_the_record(
+def test_jpeg_and_webp_files_hold_the_record(
     system: System, kind: str, format: "resources_pb2.PictureFormat.ValueType"
 ) -> None:
     (picture,) = pictures(system.client.generate(Settings(prompt="a dog", seed=1, steps=2), format=format))
@@ -154,7 +154,7 @@ def test_other_formats_hold_the_record(
     assert picture.info.media_type == f"image/{kind.lower()}"
 
 
-def test_what_is_resident(system: System) -> None:
+def test_get_model_shows_model_schedulers_and_defaults(system: System) -> None:
     with errors():
         model = system.client.generation.GetModel(generation_pb2.GetModelRequest())
     assert (model.base_model.family, model.resolution, model.max_tokens) == ("miniature", 64, 32)
@@ -190,14 +190,14 @@ def test_what_is_resident(system: System) -> None:
         ({"start_picture": png(64), "mask": png(32)}, "settings.mask"),
     ],
 )
-def test_settings_out_of_range(system: System, changes: dict[str, Any], field: str) -> None:
+def test_invalid_setting_is_named(system: System, changes: dict[str, Any], field: str) -> None:
     settings = Settings(**({"prompt": "a dog"} | changes))
     error = refused(lambda: list(system.client.generate(settings)))
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert [name for name, _ in error.violations] == [field]
 
 
-def test_everything_wrong_is_told_at_once(system: System) -> None:
+def test_all_invalid_fields_are_reported_together(system: System) -> None:
     request = generation_pb2.GenerateRequest(
         parent="tenants/default",
         settings=Settings(prompt="", steps=999, width=1),
@@ -215,14 +215,14 @@ def test_everything_wrong_is_told_at_once(system: System) -> None:
     assert fields == {"settings.prompt", "settings.steps", "settings.width", "count", "quality", "priority", "format"}
 
 
-def test_an_unknown_word_is_named(system: System) -> None:
+def test_unknown_words_are_named(system: System) -> None:
     error = refused(lambda: system.client.draw("a photo of <nobody> and <no-one@3>"))
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "WORD_UNKNOWN")
     assert "<nobody>" in error.message
     assert "<no-one@3>" in error.message
 
 
-def test_a_prompt_past_the_encoder(system: System, publish: Publish) -> None:
+def test_prompt_longer_than_the_encoder_is_rejected(system: System, publish: Publish) -> None:
     publish("long", vectors=16)
     system.client.draw("a photo of <long>", steps=1)
     error = refused(lambda: system.client.draw("<long> <long>", steps=1))
@@ -230,7 +230,9 @@ def test_a_prompt_past_the_encoder(system: System, publish: Publish) -> None:
     assert error.metadata == {"needed": "34", "limit": "32"}
 
 
-def test_words_of_other_models(system: System, publish: Publish, model: BaseModel) -> None:
+def test_word_of_another_model_is_rejected_and_of_an_unknown_model_recorded(
+    system: System, publish: Publish, model: BaseModel
+) -> None:
     other = registry_resources.BaseModel(
         family="stable-diffusion-1",
         encoders=[registry_resources.EncoderSpec(name="text_encoder", dimensions=768, vocabulary_digest="0" * 64)],
@@ -249,7 +251,7 @@ def test_words_of_other_models(system: System, publish: Publish, model: BaseMode
     assert picture.info.record.words[0].match == resources_pb2.MATCH_FAMILY
 
 
-def test_aliases_move_and_numbers_stay(
+def test_moved_alias_is_used_and_pinned_version_stays(
     system: System, publish: Publish, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
     client = system.client
@@ -268,14 +270,14 @@ def test_aliases_move_and_numbers_stay(
     eventually(lambda: used("moving", None) == one.name)
 
 
-def test_a_request_in_flight_keeps_the_version_that_it_began_with(
+def test_request_in_flight_keeps_its_version_when_the_alias_moves(
     system: System, publish: Publish, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
     client = system.client
     one, two = publish("flying", seed=1), publish("flying", seed=2)
 
     def used() -> str:
-        """As clients ask who do not say how fresh a word must be."""
+        """The version that a request without `max_staleness` uses."""
         (picture,) = client.draw("<flying>", steps=1)
         return picture.info.record.words[0].version
 
@@ -283,10 +285,10 @@ def test_a_request_in_flight_keeps_the_version_that_it_began_with(
     eventually(lambda: used() == one.name)
     settings = Settings(prompt="<flying>", seed=5, steps=100, guidance_scale=1, exact=True)
     events = client.generate(settings)
-    begun = [next(events), next(events)]
+    first = [next(events), next(events)]
     client.set_alias("flying", "production", 2)
     eventually(lambda: used() == two.name)
-    (picture,) = pictures([*begun, *events])
+    (picture,) = pictures([*first, *events])
     assert picture.info.record.words[0].version == one.name
     settings.prompt = "<flying@1>"
     (pinned,) = pictures([*client.generate(settings)])
@@ -313,7 +315,7 @@ def test_another_tenants_word_needs_its_grant(system: System, publish: Publish) 
         assert refused(lambda: guest.draw("<shop/mascot>", max_staleness=timedelta(0))).reason == "WORD_UNKNOWN"
 
 
-def test_going_away_frees_the_places(system: System, eventually: Callable[[Callable[[], bool]], None]) -> None:
+def test_cancelled_request_frees_its_places(system: System, eventually: Callable[[Callable[[], bool]], None]) -> None:
     events = system.client.generate(Settings(prompt="a dog", steps=150), count=16)
     for event in events:
         if event.WhichOneof("event") == "progress":
@@ -328,14 +330,16 @@ def test_going_away_frees_the_places(system: System, eventually: Callable[[Calla
     eventually(lambda: system.waiting() == 0)
 
 
-def test_deadlines(system: System, eventually: Callable[[Callable[[], bool]], None]) -> None:
+def test_deadline_ends_the_request_and_frees_its_places(
+    system: System, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
     settings = Settings(prompt="a dog", steps=150)
     error = refused(lambda: list(system.client.generate(settings, count=16, timeout_s=0.5)))
     assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
     eventually(lambda: system.waiting() == 0)
 
 
-def test_a_full_queue_says_when_to_come_back(system: System) -> None:
+def test_full_queue_rejects_with_retry_after(system: System) -> None:
     events = system.client.generate(Settings(prompt="a dog", steps=150), count=16)
     next(iter(events))
     error = refused(lambda: system.client.draw("a cat", count=16))
@@ -345,7 +349,7 @@ def test_a_full_queue_says_when_to_come_back(system: System) -> None:
     assert error.retry_after.total_seconds() >= 1
 
 
-def test_a_start_picture_gives_size_and_colours(system: System) -> None:
+def test_start_picture_determines_size_and_colours(system: System) -> None:
     settings = Settings(prompt="a photo of a dog", seed=1, steps=10, start_picture=png(96), strength=0.2, exact=True)
     (first,), (again,) = (pictures(system.client.generate(settings)) for _ in range(2))
     assert first.data == again.data
@@ -359,7 +363,7 @@ def test_a_start_picture_gives_size_and_colours(system: System) -> None:
     assert calls[0] == 2
 
 
-def test_a_mask_keeps_what_is_black(system: System) -> None:
+def test_black_area_of_the_mask_is_kept(system: System) -> None:
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (32, 0, 64, 64))
     buffer = io.BytesIO()
@@ -383,7 +387,7 @@ def test_weights_and_clip_skip_change_the_picture(system: System) -> None:
     assert drawn("a red dog", clip_skip=1) != plain
 
 
-def test_prefetch(system: System, publish: Publish) -> None:
+def test_prefetch_resolves_words_and_names_invalid_words(system: System, publish: Publish) -> None:
     version = publish("ahead")
     request = generation_pb2.PrefetchWordsRequest(parent="tenants/default", words=["ahead", "ahead@1"])
     with errors():
@@ -398,9 +402,7 @@ def test_prefetch(system: System, publish: Publish) -> None:
     assert [field for field, _ in refused(call).violations] == ["words[2]"]
 
 
-def test_clients_share_the_server(system: System) -> None:
-    """Threads of one client, many requests: all answered, each its own picture."""
-
+def test_concurrent_requests_of_one_client_get_their_own_pictures(system: System) -> None:
     def one(seed: int) -> bytes:
         return system.client.draw("a photo of a dog", seed=seed, steps=2)[0].data
 

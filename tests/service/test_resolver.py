@@ -1,4 +1,4 @@
-"""Words from a registry that is not to be trusted, or not there."""
+"""WordResolver with a registry that sends wrong vectors, or is unavailable."""
 
 import time
 from collections.abc import AsyncIterator, Callable
@@ -29,14 +29,14 @@ REX = WordRef(None, "rex")
 
 @dataclass(kw_only=True)
 class Registry(registry_pb2_grpc.RegistryServiceServicer):
-    """Says that <rex> has the digest of `named`, and gives `given`."""
+    """Resolves <rex> to a version with the digest of `named`, and sends the vectors `given`."""
 
     base: resources_pb2.BaseModel
     named: np.ndarray
     given: np.ndarray
     address: str = ""
     server: Any = None
-    asked: list[str] = field(default_factory=list)
+    requested: list[str] = field(default_factory=list)
 
     async def ResolveWords(
         self, request: registry_pb2.ResolveWordsRequest, context: Any
@@ -53,7 +53,7 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
     async def GetEmbedding(
         self, request: registry_pb2.GetEmbeddingRequest, context: Any
     ) -> registry_pb2.GetEmbeddingResponse:
-        self.asked.append(request.name)
+        self.requested.append(request.name)
         return registry_pb2.GetEmbeddingResponse(data=write_tensors({"text_encoder": self.given}))
 
 
@@ -72,7 +72,7 @@ async def registry(model: BaseModel) -> AsyncIterator[Registry]:
 
 @pytest.fixture
 async def words(model: BaseModel, registry: Registry) -> AsyncIterator[Callable[..., WordResolver]]:
-    """words(...settings) are a Generation server's, whose watch has just spoken."""
+    """words(...settings) makes the resolver of a Generation server whose watch is fresh."""
     async with grpc.aio.insecure_channel(registry.address) as channel:
 
         def make(**settings: Any) -> WordResolver:
@@ -85,36 +85,36 @@ async def words(model: BaseModel, registry: Registry) -> AsyncIterator[Callable[
         yield make
 
 
-async def attached(resolver: WordResolver) -> float:
-    """What the vectors of <rex> are full of."""
+async def resolved(resolver: WordResolver) -> float:
+    """The value with which the vectors of <rex> are filled."""
     (word,) = await resolver.resolve("default", [REX], ANONYMOUS, field="prompt")
     return float(word.vectors[0, 0])
 
 
-async def test_vectors_that_are_not_those_of_the_digest_are_never_used(
+async def test_vectors_that_do_not_match_their_digest_are_never_used(
     registry: Registry, words: Callable[..., WordResolver]
 ) -> None:
     server = words()
-    for _ in range(2):  # and are not kept either
+    for _ in range(2):  # they are not cached either
         with pytest.raises(DataLoss) as caught:
-            await attached(server)
+            await resolved(server)
         assert caught.value.reason == "DIGEST_MISMATCH"
     registry.given = registry.named
-    assert await attached(server) == pytest.approx(0.1)
-    assert await attached(server) == pytest.approx(0.1)
-    assert len(registry.asked) == 3  # what is right is fetched once
+    assert await resolved(server) == pytest.approx(0.1)
+    assert await resolved(server) == pytest.approx(0.1)
+    assert len(registry.requested) == 3  # correct vectors are fetched once
 
 
 @pytest.mark.parametrize(("offline", "served"), [(timedelta(hours=1), True), (timedelta(0), False)])
-async def test_how_long_words_outlive_the_registry_is_the_operators_choice(
+async def test_words_are_served_without_the_registry_for_the_offline_setting(
     registry: Registry, words: Callable[..., WordResolver], offline: timedelta, served: bool
 ) -> None:
     registry.given = registry.named
     server = words(offline=offline, max_staleness=timedelta(0))
-    assert await attached(server) == pytest.approx(0.1)
+    assert await resolved(server) == pytest.approx(0.1)
     await registry.server.stop(0)
     if served:
-        assert await attached(server) == pytest.approx(0.1)
+        assert await resolved(server) == pytest.approx(0.1)
     else:
         with pytest.raises(Unavailable):
-            await attached(server)
+            await resolved(server)

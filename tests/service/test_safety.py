@@ -1,5 +1,5 @@
-"""A checkpoint's own safety checker, by policy. The checker here is a small random one with thresholds that make it
-object to everything, or to nothing."""
+"""The safety checker of a checkpoint, by policy. A small random checker here flags every picture or none, by its
+thresholds."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Make:
-    """checkpoint(threshold) is a copy of the bundled one with a checker: cosines above the threshold are bad."""
+    """checkpoint(threshold) is a copy of the bundled checkpoint with a checker that flags cosines above it."""
 
     def make(threshold: float) -> str:
         place = Path(shutil.copytree(BUNDLED, tmp_path / f"checked{threshold}"))
@@ -59,7 +59,7 @@ def checkpoint(tmp_path: Path) -> Make:
     return make
 
 
-def test_the_checkpoints_own_thresholds_decide(checkpoint: Make) -> None:
+def test_thresholds_of_the_checkpoint_decide(checkpoint: Make) -> None:
     pictures = [np.full((64, 64, 3), level, dtype=np.uint8) for level in (0, 90, 255)]
     before = [picture.copy() for picture in pictures]
     assert list(SafetyChecker.load(checkpoint(-1.5), device=CPU).check(pictures)) == [True] * 3
@@ -68,7 +68,7 @@ def test_the_checkpoints_own_thresholds_decide(checkpoint: Make) -> None:
 
 
 async def drawn(model: BaseModel, safety: Safety | None) -> tuple[Drawn, int]:
-    """A picture, and how many previews came."""
+    """A picture, and the number of its previews."""
     scheduler = Scheduler(StepCostModel((64, 64)), max_pictures=9, max_rows=2)
     metrics = EngineMetrics(CollectorRegistry())
     engine = Engine(model, scheduler, metrics, safety=safety)
@@ -89,7 +89,7 @@ async def drawn(model: BaseModel, safety: Safety | None) -> tuple[Drawn, int]:
     raise AssertionError("unreachable")
 
 
-async def test_flagged_or_withheld_or_let_through(checkpoint: Make, model: BaseModel) -> None:
+async def test_policy_flags_withholds_or_passes_pictures(checkpoint: Make, model: BaseModel) -> None:
     plain, previews = await drawn(model, None)
     assert previews >= 1
     assert not plain.flagged
@@ -112,7 +112,7 @@ async def test_flagged_or_withheld_or_let_through(checkpoint: Make, model: BaseM
     assert np.array_equal(passed.pixels, plain.pixels)
 
 
-def test_a_policy_without_a_checker_is_told_at_the_start(model: BaseModel) -> None:
+def test_policy_without_a_checker_is_a_settings_error(model: BaseModel) -> None:
     with pytest.raises(SettingsError, match="has no safety checker"):
         _safety(GenerationSettings(safety="flag"), model)  # type: ignore[arg-type]
     with pytest.raises(CheckpointInvalid):

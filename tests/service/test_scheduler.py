@@ -1,4 +1,4 @@
-"""Who is admitted and who runs next, as pure rules."""
+"""Scheduler: which requests are admitted, and which pictures make the next call."""
 
 from collections import Counter
 from math import inf
@@ -14,7 +14,7 @@ BASE = (64, 64)
 
 
 class FixedCosts(StepCostModel):
-    """Calls of `useful` rows pay, and a call may grow to `free` rows (None: not at all) for next to nothing."""
+    """Calls are useful up to `useful` rows, and may grow to `free` rows at no cost (None: not at all)."""
 
     def __init__(self, *, useful: int = 100, free: int | None = None) -> None:
         super().__init__(BASE)
@@ -33,7 +33,7 @@ def work(**fields: object) -> Work:
 
 
 def enter(scheduler: Scheduler, id: int, **fields: object) -> Work:
-    """Admits one picture and lets it enter as `id`."""
+    """Admits one picture and enters it as `id`."""
     one = work(**fields)
     scheduler.admit(one, 0.0)
     scheduler.enter(one, [id])
@@ -56,7 +56,9 @@ _WORKS: st.SearchStrategy[list[dict[str, object]]] = st.lists(
 
 
 @given(_WORKS, st.integers(1, 8))
-def test_pictures_of_a_group_can_share_a_call(fields: list[dict[str, object]], max_rows: int) -> None:
+def test_group_has_one_shape_no_exact_picture_and_at_most_max_rows(
+    fields: list[dict[str, object]], max_rows: int
+) -> None:
     scheduler = Scheduler(FixedCosts(free=100), max_pictures=100, max_rows=max_rows)
     works = {id: enter(scheduler, id, **one) for id, one in enumerate(fields)}
     for call in range(5):
@@ -71,7 +73,7 @@ def test_pictures_of_a_group_can_share_a_call(fields: list[dict[str, object]], m
 
 @given(_WORKS)
 def test_no_picture_starves(fields: list[dict[str, object]]) -> None:
-    """Every picture runs, although high priorities never end: waiting raises a picture's own."""
+    """Every picture runs although pictures of high priority never end: waiting raises the priority."""
     scheduler = Scheduler(FixedCosts(), max_pictures=100, max_rows=2, aging_s=1.0)
     for id, one in enumerate(fields):
         enter(scheduler, id, **one)
@@ -81,7 +83,7 @@ def test_no_picture_starves(fields: list[dict[str, object]]) -> None:
     assert set(ran) == set(range(len(fields)))
 
 
-def test_a_call_has_no_more_rows_than_pay() -> None:
+def test_call_has_at_most_the_useful_rows() -> None:
     costs = FixedCosts(useful=4)
     scheduler = Scheduler(costs, max_pictures=100, max_rows=32)
     for id in range(6):
@@ -93,7 +95,7 @@ def test_a_call_has_no_more_rows_than_pay() -> None:
     assert len(scheduler.next_group(0.0)) == 6
 
 
-def test_background_work_joins_where_that_is_free() -> None:
+def test_background_pictures_join_a_call_if_their_rows_are_free() -> None:
     costs = FixedCosts()
     scheduler = Scheduler(costs, max_pictures=100, max_rows=32)
     for id in range(8):
@@ -106,12 +108,12 @@ def test_background_work_joins_where_that_is_free() -> None:
     costs.free = None
     enter(scheduler, 9, tenant="b")
     assert set(scheduler.next_group(0.0)) == {8, 9}
-    # A background picture that has waited long enough leads a call, and then joins others freely.
+    # A background picture that has waited long enough leads a call, and then joins others without a limit.
     scheduler.next_group(100.0)
     assert set(scheduler.next_group(105.0)) == set(range(10))
 
 
-def test_tenants_share_by_rows() -> None:
+def test_tenants_get_equal_rows() -> None:
     scheduler = Scheduler(FixedCosts(), max_pictures=100, max_rows=4)
     works = {id: enter(scheduler, id, tenant="many") for id in range(20)}
     works |= {id: enter(scheduler, id, tenant="one") for id in (20, 21)}
@@ -121,7 +123,7 @@ def test_tenants_share_by_rows() -> None:
     assert ran["many"] == ran["one"] == 30
 
 
-def test_a_tenant_that_comes_back_has_saved_nothing_up() -> None:
+def test_idle_tenant_accumulates_no_credit() -> None:
     scheduler = Scheduler(FixedCosts(), max_pictures=100, max_rows=2)
     works = {0: enter(scheduler, 0, tenant="steady")}
     for _ in range(50):
@@ -145,7 +147,7 @@ def test_priority_goes_before_deadline() -> None:
     assert scheduler.next_group(0.0) == []
 
 
-def test_a_full_queue_has_room_again() -> None:
+def test_limits_in_total_and_for_each_tenant_refuse_and_free_places() -> None:
     scheduler = Scheduler(FixedCosts(), max_pictures=3, max_rows=2, max_pictures_a_tenant=2)
     scheduler.admit(work(), 0.0)
     scheduler.release(work())
@@ -170,19 +172,19 @@ def measured(**limits: int) -> Scheduler:
     return Scheduler(costs, **({"max_pictures": 9, "max_rows": 4} | limits))
 
 
-def test_deadlines_decide_about_admission() -> None:
+def test_admission_refuses_a_deadline_that_cannot_be_met() -> None:
     scheduler = measured()
     with pytest.raises(TooLate) as late:
         scheduler.admit(work(deadline=0.9), 0.0)
     assert (late.value.needed_s, late.value.left_s) == pytest.approx((1.0, 0.9))
     scheduler.admit(work(deadline=1.5), 0.0)
     scheduler.enter(work(deadline=1.5), [0])
-    # Each would do alone; this one comes after the first.
+    # The deadline can be met alone, but not after the first request.
     with pytest.raises(Overloaded) as overload:
         scheduler.admit(work(deadline=1.6), 0.0)
     assert overload.value.late_s == pytest.approx(0.4)
     scheduler.admit(work(deadline=2.5), 0.0)
-    scheduler.admit(work(deadline=1.6, priority=1), 0.0)  # goes before it
+    scheduler.admit(work(deadline=1.6, priority=1), 0.0)  # runs before the first request
     scheduler.admit(work(), 0.0)
     assert scheduler.work_ahead_s(0) == pytest.approx(1.0)
     for _ in range(4):
@@ -190,7 +192,7 @@ def test_deadlines_decide_about_admission() -> None:
     assert scheduler.work_ahead_s(0) == pytest.approx(0.6)
 
 
-def test_pictures_that_cannot_be_in_time_are_hopeless() -> None:
+def test_picture_that_cannot_meet_its_deadline_is_hopeless() -> None:
     scheduler = measured()
     for id, one in enumerate((work(deadline=1.5), work())):
         scheduler.admit(one, 0.0)
@@ -202,8 +204,7 @@ def test_pictures_that_cannot_be_in_time_are_hopeless() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.sampled_from("abc")), max_size=20), st.integers(1, 9))
-def test_places_are_reserved_and_freed(asked: list[tuple[int, str]], limit: int) -> None:
-    """However requests come and go, no more pictures are in flight than are allowed, and in the end none."""
+def test_reserved_places_never_exceed_the_limit_and_are_all_freed(asked: list[tuple[int, str]], limit: int) -> None:
     scheduler, ids = measured(max_pictures=limit, max_pictures_a_tenant=max(1, limit - 2)), 0
     inside: list[int] = []
     for number, (pictures, tenant) in enumerate(asked):

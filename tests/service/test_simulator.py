@@ -37,19 +37,19 @@ def work(arrived: float = 0.0, **fields: object) -> Work:
     return Work(**({"tenant": "a", "shape": BASE, "rows": 2, "calls": 10, "arrived": arrived} | fields))  # type: ignore[arg-type]
 
 
-def test_times_add_up() -> None:
+def test_latency_is_the_sum_of_encoding_calls_and_decoding() -> None:
     one = machine(costs=Costs(encode_s=0.5, decode_s=0.25))
     one.run([work(), work(100.0)])
     assert [outcome.latency_s for outcome in one.outcomes] == pytest.approx([1.75, 1.75])
     two = machine()
     two.run([work(), work(), work(0.55)])
-    # Two share every call; the third joins at the next step and makes it two calls of up to four rows each.
+    # Two pictures share every call; the third joins at the next step, which makes two calls of up to four rows each.
     assert two.outcomes[0].ended == pytest.approx(two.outcomes[1].ended, abs=0.11)
     assert two.outcomes[2].ended > two.outcomes[0].ended
     assert {call.rows for call in two.calls} == {2, 4}
 
 
-def test_refusals_are_the_engines() -> None:
+def test_simulator_refuses_as_the_engine_does() -> None:
     one = machine(max_pictures=2)
     one.run([work(deadline=0.5), work(), work(), work(), work(50.0, deadline=51.5)])
     assert [outcome.refused for outcome in one.outcomes] == ["DEADLINE_TOO_SHORT", "", "", "QUEUE_FULL", ""]
@@ -59,7 +59,7 @@ def test_refusals_are_the_engines() -> None:
     assert summary([late])["served"] >= 0.75
 
 
-def test_more_machines_serve_more() -> None:
+def test_two_machines_have_a_lower_latency_than_one() -> None:
     trace = list(poisson(rate=1.4, seconds=200.0, shape=BASE, calls=[10, 20], guided=0.5, seed=1))
     one = machine()
     one.run(trace)
@@ -69,7 +69,7 @@ def test_more_machines_serve_more() -> None:
     assert summary(halves)["p99_s"] < summary([one])["p99_s"]
 
 
-def test_the_command_teaches_and_answers(tmp_path: Path) -> None:
+def test_command_compares_numbers_of_machines_and_names_invalid_lines(tmp_path: Path) -> None:
     runner = CliRunner()
     assert "seconds_by_rows" in runner.invoke(main, ["--help"]).output
     load = ["--table", "1=0.02,8=0.05", "--rate", "20", "--seconds", "30", "--deadline", "3", "--json"]
@@ -78,7 +78,7 @@ def test_the_command_teaches_and_answers(tmp_path: Path) -> None:
     assert [line["machines"] for line in lines] == [1, 2, 8]
     assert lines[0]["served"] < lines[1]["served"] < lines[2]["served"]
     assert lines[2]["served"] > 0.99
-    # Too many requests, and still those that are let in are in time: the machine does nothing in vain.
+    # Under overload the admitted requests meet their deadlines: no call is wasted.
     assert lines[0]["pictures_a_second"] > 0.6 * 8 / 0.05 / (2 * 20)
     trace = tmp_path / "trace.jsonl"
     trace.write_text('{"at": 0, "tenant": "a", "height": 64, "width": 64, "rows": 2, "calls": 3}\n{"at": "x"}\n')
@@ -91,7 +91,7 @@ def test_the_command_teaches_and_answers(tmp_path: Path) -> None:
 
 
 class RecordingScheduler(Scheduler):
-    """A scheduler that remembers its groups."""
+    """A scheduler that records its groups."""
 
     def __init__(self, costs: StepCostModel, **limits: Any) -> None:
         super().__init__(costs, **limits)
@@ -112,9 +112,10 @@ class WarmUpOnly(StepCostModel):
             super().observe(shape, rows, seconds)
 
 
-async def test_it_foretells_the_real_engine(model: BaseModel) -> None:
-    """One trace through the real engine, and through the simulator with the table that the engine measured: the same
-    calls of the same pictures in the same order, and pictures end in that order."""
+@pytest.mark.compute
+async def test_simulated_calls_equal_those_of_the_real_engine(model: BaseModel) -> None:
+    """One trace runs through the real engine, and through the simulator with the table that the engine measured. Calls,
+    their pictures and the order in which pictures end are equal."""
     limits: dict[str, Any] = {"max_pictures": 100, "max_rows": 16, "aging_s": 1e9}
     costs = WarmUpOnly(BASE)
     scheduler = RecordingScheduler(costs, **limits)
@@ -141,13 +142,13 @@ async def test_it_foretells_the_real_engine(model: BaseModel) -> None:
         mailbox = Mailbox(asyncio.get_running_loop())
         requests.append(Request(params=params, vectors={}, mailbox=mailbox, arrived=0.0))
     for request in requests:
-        engine.submit(request)  # before it starts, so that all are there at the first call
+        engine.submit(request)  # before the engine starts, so that the first call sees all requests
     await asyncio.to_thread(engine.start)
     await asyncio.gather(*(finished(number, request.mailbox) for number, request in enumerate(requests)))
     await asyncio.to_thread(engine.stop)
 
-    foretold = Machine(Scheduler(costs, **limits), Costs())
-    foretold.run([request.work for request in requests])
-    assert [list(call.ids) for call in foretold.calls] == scheduler.groups
-    times = [outcome.ended for outcome in foretold.outcomes]
+    simulated = Machine(Scheduler(costs, **limits), Costs())
+    simulated.run([request.work for request in requests])
+    assert [list(call.ids) for call in simulated.calls] == scheduler.groups
+    times = [outcome.ended for outcome in simulated.outcomes]
     assert [times[number] for number in ended] == sorted(times)

@@ -1,4 +1,4 @@
-"""Words come, go and move while many requests run: no picture ever carries another's word."""
+"""Words are published, evicted and moved while many requests run: no picture shows another request's word."""
 
 import base64
 import io
@@ -20,11 +20,12 @@ from pseudoword.names import VersionName
 from pseudoword.picture import Picture
 
 from diffusion.checkpoint import BaseModel
+from tests.fork_server import ForkServer
 from tests.processes import Process
 from tests.service.conftest import System, publisher
 
 _WORDS, _VERSIONS, _REQUESTS = 12, 3, 64
-_CACHE_BYTES = 4096  # eight vectors of the miniature's width: every request evicts another's
+_CACHE_BYTES = 4096  # eight vectors of the miniature: requests evict each other's words
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +34,10 @@ def key() -> Ed25519PrivateKey:
 
 
 @pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory, key: Ed25519PrivateKey) -> Iterator[System]:
-    """A server with little room for words, which uses signed ones only."""
+def system(
+    fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory, key: Ed25519PrivateKey
+) -> Iterator[System]:
+    """A server with a small cache of words that accepts signed words only."""
     folder: Path = tmp_path_factory.mktemp("stress")
     public = base64.b64encode(key.public_key().public_bytes_raw()).decode()
     (folder / "keys.toml").write_text(f'[keys]\nrelease = "{public}"\n')
@@ -48,6 +51,7 @@ def system(tmp_path_factory: pytest.TempPathFactory, key: Ed25519PrivateKey) -> 
                 *("--registry.address", registry.address),
                 *("--words.cache-bytes", str(_CACHE_BYTES)),
                 *("--words.max-meanings", "5"),
+                fork_server=fork_server,
             )
         )
         endpoints = Endpoints(registry=registry.address, generation=generation.address)
@@ -59,7 +63,7 @@ def pixels(picture: Picture) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(picture.data))).astype(int)
 
 
-def test_only_signed_words_are_used(system: System, model: BaseModel, key: Ed25519PrivateKey) -> None:
+def test_unsigned_and_forged_words_are_rejected(system: System, model: BaseModel, key: Ed25519PrivateKey) -> None:
     publish = publisher(system, model)
     publish("signed", key=key)
     publish("unsigned")
@@ -73,7 +77,9 @@ def test_only_signed_words_are_used(system: System, model: BaseModel, key: Ed255
         assert caught.value.metadata["word"] == word
 
 
-def test_no_picture_carries_anothers_word(system: System, model: BaseModel, key: Ed25519PrivateKey) -> None:
+def test_pictures_have_the_words_of_their_own_request_under_load(
+    system: System, model: BaseModel, key: Ed25519PrivateKey
+) -> None:
     publish = publisher(system, model)
     for number in range(_WORDS * _VERSIONS):
         publish(f"w{number % _WORDS}", seed=number, vectors=1 + number % 2, key=key)

@@ -1,4 +1,4 @@
-"""A server computes with one thread, and with as many helpers of it as it was given."""
+"""A server computes in one thread, with as many OpenMP helpers as --model.threads allows."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +10,7 @@ from pseudoword.trainer.v1 import resources_pb2
 
 from tests.processes import Process
 
+pytestmark = pytest.mark.process
 _HELPERS = 8
 _PICTURE = Path(__file__).parents[2] / "examples" / "rex" / "1.png"
 
@@ -23,13 +24,13 @@ def _learn(client: Client) -> None:
 
 
 @pytest.mark.parametrize(("module", "work"), [("service", _draw), ("trainer", _learn)])
-def test_the_helpers_of_one_thread_are_all_there_are(
+def test_one_thread_of_a_server_computes_with_its_helpers(
     module: str, work: Callable[[Client], None], tmp_path: Path
 ) -> None:
-    """A second thread that computes and lives on has as many of its own, and then all sleep between operations."""
+    """A second computing thread that lives on would have as many helpers of its own, and all would sleep often."""
 
     def threads(computing: int) -> int:
-        """Of a server that has done some work."""
+        """The number of threads of a server that has done some work."""
         folder = tmp_path / str(computing)
         folder.mkdir()
         settings = ["--registry.address", registry.address, "--store.address", str(folder / "store")]
@@ -41,5 +42,5 @@ def test_the_helpers_of_one_thread_are_all_there_are(
 
     with Process("registry", tmp_path, "--store.address", str(tmp_path / "store")) as registry:
         helped = threads(1 + _HELPERS) - threads(1)
-    # As many again are torch's other pool, which --model.threads makes and nobody uses.
+    # The other half are torch's inter-op pool, which --model.threads creates too and no code uses.
     assert helped < 2.5 * _HELPERS

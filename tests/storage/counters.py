@@ -1,4 +1,4 @@
-"""A small book for the tests: numbers under names, which can be added to; a ledger of it, and a process that writes."""
+"""A small state machine for tests: named counters; a ledger of it, and a process that writes."""
 
 import asyncio
 import json
@@ -23,12 +23,12 @@ from storage.objects.s3 import S3Access
 
 
 class Refused(Exception):
-    """The book's own refusal."""
+    """The refusal of the state machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Add:
-    """Adds `amount`; refused where the sum would be above `limit`. Adding nothing changes nothing."""
+    """Adds `amount`; refused if the sum would exceed `limit`. An amount of 0 makes no event."""
 
     name: str
     amount: int
@@ -38,7 +38,7 @@ class Add:
 
 
 class Counters:
-    """A Book."""
+    """A StateMachine."""
 
     name = "counters"
     schema_version = 1
@@ -71,8 +71,8 @@ class Counters:
         return False
 
 
-class Counting(DiskStore):
-    """A disk that counts what is read, by the first segment of the name."""
+class CountingStore(DiskStore):
+    """A disk store that counts reads by the first part of the name."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -115,7 +115,7 @@ async def add(
 
 
 def fill(store: ObjectStore, shard: int, count: int, first: int = 1) -> None:
-    """Put `count` entries from `first` on, as busy writers of long ago would have."""
+    """Puts `count` entries from number `first` on."""
     log = Log.open(store, book="counters", shards=2)
 
     def put(number: int) -> None:
@@ -144,7 +144,7 @@ def fill(store: ObjectStore, shard: int, count: int, first: int = 1) -> None:
 
 
 async def write(address: str, access: S3Access | None, folder: Path, prefix: str, count: int) -> None:
-    """Adds 1 to "shared" under `count` request ids, 4 at a time, and says so on standard output after each."""
+    """Adds 1 to "shared" under `count` request ids, four at a time, and prints a line for each response."""
     store = open_store(address, access)
     ledger = open_ledger(store, folder)
     gate = asyncio.Semaphore(4)

@@ -1,4 +1,4 @@
-"""Segments and checkpoints: they save reading the log, and nothing is ever wrong for the want or the fault of one."""
+"""Segments and checkpoints: they replace reads of the log, and if they are missing or damaged no result changes."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from storage.ledger.snapshots import snapshots
 from storage.ledger.view import FORMAT
 from storage.objects.base import ObjectStore
 from storage.objects.disk import DiskStore
-from tests.storage.counters import Add, Counters, Counting, add, everything, fill, open_ledger, value_of
+from tests.storage.counters import Add, Counters, CountingStore, add, everything, fill, open_ledger, value_of
 
 Eventually = Callable[[Callable[[], bool]], None]
 COUNT = 2 * RUN + 300
@@ -43,8 +43,10 @@ def _flip(root: Path, name: str) -> None:
     path.write_bytes(data)
 
 
-async def test_a_new_replica_reads_few_objects(tmp_path: Path, eventually: Eventually) -> None:
-    store = Counting(tmp_path / "store")
+async def test_new_replica_reads_checkpoint_and_segments_instead_of_entries(
+    tmp_path: Path, eventually: Eventually
+) -> None:
+    store = CountingStore(tmp_path / "store")
     fill(store, 1, COUNT)
     first = open_ledger(store, tmp_path / "first")
     expected = await first.read(1, everything)
@@ -60,17 +62,17 @@ async def test_a_new_replica_reads_few_objects(tmp_path: Path, eventually: Event
     assert await _rows(store, tmp_path / "second") == expected
     assert store.read["checkpoints"] == 1
     assert store.read["log"] <= 3
-    # With segments only: all that is read one by one is what no segment has, and a few before they are looked for.
+    # With segments only: entries are read singly if no segment has them, and a few before segments are listed.
     _drop_checkpoints(store)
     store.read.clear()
     assert await _rows(store, tmp_path / "third") == expected
     assert store.read["segments"] == 2
     assert store.read["log"] < COUNT - 2 * RUN + 100
     _drop_checkpoints(store)
-    # A segment that is damaged, or lost while it is listed, is not missed.
+    # A damaged segment changes no result.
     _flip(store.root, segment_name(1, 1))
     assert await _rows(store, tmp_path / "fourth") == expected
-    # A checkpoint that is damaged neither.
+    # A damaged checkpoint changes no result.
     _drop_checkpoints(store)
     refilled = open_ledger(store, tmp_path / "fifth")
     assert await refilled.read(1, everything) == expected
@@ -80,17 +82,17 @@ async def test_a_new_replica_reads_few_objects(tmp_path: Path, eventually: Event
     assert await _rows(store, tmp_path / "sixth") == expected
 
 
-async def test_a_checkpoint_of_another_schema_is_not_used(
+async def test_checkpoint_of_another_schema_is_not_used(
     tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Counting(tmp_path / "store")
+    store = CountingStore(tmp_path / "store")
     fill(store, 1, RUN + 5)
     expected = await _rows_and_checkpoint(store, tmp_path / "first", eventually)
     monkeypatch.setattr(Counters, "schema_version", 2)
     store.read.clear()
     rows = await _rows_and_checkpoint(store, tmp_path / "second", eventually, already=1)
     assert store.read["checkpoints"] == 0
-    assert rows[:-1] == expected[:-1]  # the last row is the view's own identity
+    assert rows[:-1] == expected[:-1]  # the last row is the identity of the view
     assert {snapshot.flavour for snapshot in snapshots(store, 1)} == {f"{FORMAT}.1", f"{FORMAT}.2"}
 
 
@@ -104,12 +106,12 @@ async def _rows_and_checkpoint(
     return list(rows)
 
 
-async def test_the_writer_of_a_runs_last_entry_copies_it(
+async def test_writer_of_the_last_entry_of_a_run_writes_segment_and_checkpoint(
     store: ObjectStore, tmp_path: Path, eventually: Eventually
 ) -> None:
-    """On both stores; a replica that slept across all of it shows all of it."""
-    asleep = open_ledger(store, tmp_path / "asleep")
-    assert await asleep.read(1, lambda db: value_of(db, "n1"))
+    """A replica that was suspended during all of it shows all entries."""
+    suspended = open_ledger(store, tmp_path / "suspended")
+    assert await suspended.read(1, lambda db: value_of(db, "n1"))
     ledger = open_ledger(store, tmp_path / "view")
     fill(store, 1, RUN - 1)
     last = await add(ledger, Add(name="n1", amount=1), "last")
@@ -117,13 +119,13 @@ async def test_the_writer_of_a_runs_last_entry_copies_it(
     await asyncio.to_thread(eventually, lambda: bool(snapshots(store, 1)))
     assert segments(store, 1) == {1}
     expected = await ledger.read(1, everything)
-    assert await asleep.read(1, everything) == expected
+    assert await suspended.read(1, everything) == expected
     assert await _rows(store, tmp_path / "fresh") == expected
     await ledger.close()
-    await asleep.close()
+    await suspended.close()
 
 
-async def test_who_only_looks_copies_nothing(tmp_path: Path) -> None:
+async def test_reader_without_maintenance_writes_no_derived_object(tmp_path: Path) -> None:
     store = DiskStore(tmp_path / "store")
     fill(store, 1, RUN)
     ledger = Ledger.open(store, Counters(), shards=2, view_folder=tmp_path / "view", maintenance=False)
@@ -132,10 +134,10 @@ async def test_who_only_looks_copies_nothing(tmp_path: Path) -> None:
     assert (snapshots(store, 1), segments(store, 1)) == ([], set())
 
 
-async def test_few_entries_of_many_changes_are_copied_too(
+async def test_checkpoint_is_due_after_many_changes_in_few_entries(
     tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And where it is too soon for the next checkpoint, it is written later, though nothing more is put."""
+    """A checkpoint that is due too early is written later, without another entry."""
     monkeypatch.setattr("storage.ledger.maintenance.CHANGES", 50)
     monkeypatch.setattr("storage.ledger.writer.CHANGES", 50)
     monkeypatch.setattr("storage.ledger.maintenance._MIN_PAUSE_FACTOR", 30)
@@ -174,7 +176,7 @@ async def test_superseded_checkpoints_are_removed(tmp_path: Path, eventually: Ev
     assert len(segments(store, 1)) == 4
 
 
-async def test_a_hole_is_said_however_far_it_is(tmp_path: Path) -> None:
+async def test_missing_entry_is_an_error_at_any_place(tmp_path: Path) -> None:
     store = DiskStore(tmp_path / "store")
     fill(store, 1, 200)
     store.delete(entry_name(1, 150))
@@ -192,7 +194,7 @@ def _entry(number: int, note: str) -> Entry:
 
 
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=5), st.data())
-def test_a_segment_is_whole_or_damaged(notes: list[str], data: st.DataObject) -> None:
+def test_any_change_of_a_segment_is_detected(notes: list[str], data: st.DataObject) -> None:
     entries = [_entry(number, note) for number, note in enumerate(notes, start=1025)]
     packed = pack("0" * 20, 3, entries)
     assert unpack("name", packed, store_id="0" * 20, shard=3) == entries

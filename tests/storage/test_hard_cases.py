@@ -1,7 +1,7 @@
-"""The cases that the commit log was designed for, by name.
+"""The fault cases for which the commit log was designed.
 
-Two more need a registry: a publisher asleep across a collection (tests/registry/test_gc.py), and a store that is
-restored under running replicas (tests/registry/test_replaced.py).
+Two more cases need a registry: a publisher that is suspended during a collection (tests/registry/test_gc.py), and a
+store that is restored under running replicas (tests/registry/test_replaced.py).
 """
 
 import asyncio
@@ -24,8 +24,8 @@ from tests.storage.counters import Add, Refused, add, everything, fill, open_led
 SLEPT = 2000
 
 
-class Strange:
-    """A store through which entries of the log are put by `put`, and whose clock is `ahead` of the time."""
+class FaultyStore:
+    """A store that writes entries of the log by `put`, and whose clock is `ahead` of the time."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
@@ -42,7 +42,7 @@ class Strange:
         return self._store.now() + self.ahead
 
 
-def _opened(store: Strange, folder: Path) -> Ledger[Add]:
+def _opened(store: FaultyStore, folder: Path) -> Ledger[Add]:
     return open_ledger(cast(ObjectStore, store), folder)
 
 
@@ -51,49 +51,51 @@ async def _value(ledger: Ledger[Add], name: str = "a") -> int:
     return value
 
 
-class _Bed:
-    """Where a put sleeps, before it is made, until it is woken."""
+class _Pause:
+    """Suspends a put until `resumed` is set."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
-        self.asleep, self.awake = threading.Event(), threading.Event()
+        self.suspended, self.resumed = threading.Event(), threading.Event()
 
     def put(self, name: str, data: bytes) -> None:
-        self.asleep.set()
-        assert self.awake.wait(60)
+        self.suspended.set()
+        assert self.resumed.wait(60)
         self._store.put_if_absent(name, data)
 
 
-async def test_a_writer_asleep_across_other_commits(store: ObjectStore, tmp_path: Path) -> None:
-    """It loses its number, and decides on what the others have made of the state meanwhile; a caller that has left is
-    not served behind its back."""
-    strange, bed = Strange(store), _Bed(store)
-    sleeper, other = _opened(strange, tmp_path / "sleeper"), open_ledger(store, tmp_path / "other")
+async def test_suspended_writer_decides_again_after_commits_of_another_writer(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    """The writer loses its entry number, and decides again on the new state. The request of a caller that has timed out
+    is not committed."""
+    faulty, pause = FaultyStore(store), _Pause(store)
+    suspended, other = _opened(faulty, tmp_path / "suspended"), open_ledger(store, tmp_path / "other")
     await add(other, Add(name="a", amount=1), "first")
-    assert await _value(sleeper) == 1
-    strange.put = bed.put
-    waiting = asyncio.create_task(add(sleeper, Add(name="a", amount=5, limit=10), "waits"))
-    refused = asyncio.create_task(add(sleeper, Add(name="a", amount=8, limit=10), "refused"))
+    assert await _value(suspended) == 1
+    faulty.put = pause.put
+    waiting = asyncio.create_task(add(suspended, Add(name="a", amount=5, limit=10), "waits"))
+    refused = asyncio.create_task(add(suspended, Add(name="a", amount=8, limit=10), "refused"))
     with pytest.raises(OutcomeUnknown):
-        await add(sleeper, Add(name="a", amount=5), "left", timeout_s=0.5)
-    assert bed.asleep.is_set()
+        await add(suspended, Add(name="a", amount=5), "left", timeout_s=0.5)
+    assert pause.suspended.is_set()
     for number in range(3):
         await add(other, Add(name="a", amount=1), f"other-{number}")
-    bed.awake.set()
+    pause.resumed.set()
     assert (await waiting).value == {"value": 9}
     with pytest.raises(Refused):
         await refused
-    assert await _value(other) == await _value(sleeper) == 9
-    # Asked again, it is made once.
+    assert await _value(other) == await _value(suspended) == 9
+    # The repeated request has one effect.
     assert (await add(other, Add(name="a", amount=5), "left")).value == {"value": 14}
-    assert (await add(sleeper, Add(name="a", amount=5), "left")).value == {"value": 14}
+    assert (await add(suspended, Add(name="a", amount=5), "left")).value == {"value": 14}
     assert await _value(other) == 14
-    await sleeper.close()
+    await suspended.close()
     await other.close()
 
 
 class _Late:
-    """The first put is told to have failed, and is made when it is let go; others are made at once, or not at all."""
+    """Reports the first put as failed, and writes it in `land`. Later puts succeed (`again`) or fail."""
 
     def __init__(self, store: ObjectStore, *, again: bool) -> None:
         self._store = store
@@ -110,7 +112,7 @@ class _Late:
         raise StoreUnavailable("timed out")
 
     def land(self) -> bool:
-        """Whether the late put won its number."""
+        """Writes the first put. Whether it won its entry number."""
         try:
             self._store.put_if_absent(*self._held[0])
         except ObjectExists:
@@ -118,44 +120,46 @@ class _Late:
         return True
 
 
-async def test_a_late_put_that_lands_before_it_is_tried_again(
+async def test_late_put_that_lands_before_its_retry_has_one_effect(
     store: ObjectStore, tmp_path: Path, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
-    """The next try finds the number taken, by this very entry."""
-    strange, late = Strange(store), _Late(store, again=False)
-    ledger = _opened(strange, tmp_path / "view")
+    """The retry finds its own entry under the number."""
+    faulty, late = FaultyStore(store), _Late(store, again=False)
+    ledger = _opened(faulty, tmp_path / "view")
     assert await _value(ledger) == 0
-    strange.put = late.put
+    faulty.put = late.put
     waiting = asyncio.create_task(add(ledger, Add(name="a", amount=1), "one"))
     await asyncio.to_thread(eventually, lambda: late.tries >= 3)
     assert late.land()
-    strange.put = store.put_if_absent
+    faulty.put = store.put_if_absent
     assert (await waiting).revision.place == (1, 0)
     assert await _value(ledger) == 1
     await ledger.close()
 
 
-async def test_a_late_put_that_lands_after_its_own_second_try(store: ObjectStore, tmp_path: Path) -> None:
-    """It finds the number taken, and nobody hears of it."""
-    strange, late = Strange(store), _Late(store, again=True)
-    ledger = _opened(strange, tmp_path / "view")
-    strange.put = late.put
+async def test_late_put_that_lands_after_its_retry_has_no_effect(store: ObjectStore, tmp_path: Path) -> None:
+    """The late put finds the number taken."""
+    faulty, late = FaultyStore(store), _Late(store, again=True)
+    ledger = _opened(faulty, tmp_path / "view")
+    faulty.put = late.put
     assert (await add(ledger, Add(name="a", amount=1), "one")).value == {"value": 1}
-    strange.put = store.put_if_absent
+    faulty.put = store.put_if_absent
     assert (await add(ledger, Add(name="a", amount=1), "two")).value == {"value": 2}
     assert not late.land()
     assert await _value(ledger) == 2
     await ledger.close()
 
 
-async def test_a_late_put_that_lands_after_its_writer_has_died(store: ObjectStore, tmp_path: Path) -> None:
-    """Whoever asks again before that is served by another entry, and the late one loses; whoever asks after it gets
-    its answer."""
+async def test_late_put_of_a_dead_writer_has_one_effect_with_the_repeated_request(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    """A request that is repeated before the late put lands gets a new entry, and the late put fails. A request that is
+    repeated after it gets the response of its entry."""
     for number, lands_first in enumerate((True, False)):
-        strange, late = Strange(store), _Late(store, again=False)
-        ledger = _opened(strange, tmp_path / f"dying-{number}")
+        faulty, late = FaultyStore(store), _Late(store, again=False)
+        ledger = _opened(faulty, tmp_path / f"dead-{number}")
         before = await _value(ledger)
-        strange.put = late.put
+        faulty.put = late.put
         with pytest.raises(OutcomeUnknown):
             await add(ledger, Add(name="a", amount=1), f"request-{number}", timeout_s=0.3)
         await ledger.close()
@@ -169,47 +173,49 @@ async def test_a_late_put_that_lands_after_its_writer_has_died(store: ObjectStor
         await fresh.close()
 
 
-async def test_a_reader_asleep_across_2000_entries(tmp_path: Path) -> None:
-    """Its next strong read shows all of them, and its watch tells each once. On a disk only: to fill MinIO takes long,
-    and test_derived.py has a replica that slept across 1,024 entries there."""
+async def test_reader_suspended_for_2000_entries_sees_all_of_them(tmp_path: Path) -> None:
+    """Its next strong read shows all entries, and its watch reports each once. On disk only, because it takes long to
+    fill MinIO; test_derived.py has a replica that misses 1,024 entries there."""
     store = DiskStore(tmp_path / "store")
-    sleeper = open_ledger(store, tmp_path / "sleeper")
+    suspended = open_ledger(store, tmp_path / "suspended")
     fill(store, 1, 1)
-    after = (await sleeper.read(1, lambda db: None))[1]
+    after = (await suspended.read(1, lambda db: None))[1]
     fill(store, 1, SLEPT, first=2)
     other = open_ledger(store, tmp_path / "other")
     expected = await other.read(1, everything)
-    assert await sleeper.read(1, everything) == expected
-    told = []
-    async for change in sleeper.watch(1, after):
-        told.append(change.revision.entry)
-        if len(told) == SLEPT:
+    assert await suspended.read(1, everything) == expected
+    reported = []
+    async for change in suspended.watch(1, after):
+        reported.append(change.revision.entry)
+        if len(reported) == SLEPT:
             break
-    assert told == list(range(2, SLEPT + 2))
-    assert (await add(sleeper, Add(name="a", amount=1), "last")).revision.entry == SLEPT + 2
-    await sleeper.close()
+    assert reported == list(range(2, SLEPT + 2))
+    assert (await add(suspended, Add(name="a", amount=1), "last")).revision.entry == SLEPT + 2
+    await suspended.close()
     await other.close()
 
 
 @pytest.mark.parametrize("minutes", [-3, 3])
-async def test_a_clock_that_is_wrong_by_minutes(store: ObjectStore, tmp_path: Path, minutes: int) -> None:
-    """It writes nothing, reads on, and writes again once it is right."""
-    strange = Strange(store)
-    ledger = _opened(strange, tmp_path / "view")
+async def test_writer_with_a_wrong_clock_writes_nothing_until_it_is_set(
+    store: ObjectStore, tmp_path: Path, minutes: int
+) -> None:
+    """Reads work with a wrong clock. Writes work after the clock is set."""
+    faulty = FaultyStore(store)
+    ledger = _opened(faulty, tmp_path / "view")
     await add(ledger, Add(name="a", amount=1), "one")
-    strange.ahead = timedelta(minutes=-minutes)
+    faulty.ahead = timedelta(minutes=-minutes)
     await ledger.close()
-    ledger = _opened(strange, tmp_path / "view")
+    ledger = _opened(faulty, tmp_path / "view")
     with pytest.raises(ClockSkew, match="set it"):
         await add(ledger, Add(name="a", amount=1), "two")
     assert await _value(ledger) == 1
     assert [info.name for info in store.list("log/1/")] == [entry_name(1, 1)]
-    strange.ahead = timedelta(0)
+    faulty.ahead = timedelta(0)
     assert (await add(ledger, Add(name="a", amount=1), "two")).value == {"value": 2}
     await ledger.close()
 
 
-async def test_times_go_on_after_an_entry_of_a_clock_that_was_minutes_ahead(store: ObjectStore, tmp_path: Path) -> None:
+async def test_times_increase_after_an_entry_with_a_time_in_the_future(store: ObjectStore, tmp_path: Path) -> None:
     ledger = open_ledger(store, tmp_path / "view")
     ahead_us = (time.time_ns() // 1000) + 300 * 1_000_000
     event = RecordedEvent(

@@ -1,4 +1,4 @@
-"""An inspection finds what is wrong with a log and with all that was derived from it, and says where."""
+"""An inspection finds faults in a log and in the objects derived from it, and names the objects."""
 
 import asyncio
 import shutil
@@ -44,7 +44,7 @@ async def _make(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with a segment, a checkpoint, a server's view and some entries after them."""
+    """A store with a segment, a checkpoint, the view of a server and some entries after them."""
     root = tmp_path_factory.mktemp("made") / "store"
     asyncio.run(_make(root))
     return root
@@ -52,7 +52,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def disk(made: Path, tmp_path: Path) -> DiskStore:
-    """A copy of it, to be damaged."""
+    """A copy of the store, to be damaged."""
     shutil.copytree(made, tmp_path / "store")
     return DiskStore(tmp_path / "store")
 
@@ -75,30 +75,30 @@ def _change(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_a_sound_store(disk: DiskStore, tmp_path: Path) -> None:
+def test_sound_store_has_no_findings(disk: DiskStore, tmp_path: Path) -> None:
     report = _inspect(disk, tmp_path)
     assert (report.sound, report.findings) == (True, [])
     assert report.revisions == [0, COUNT + 5]
     assert report.counts == {"entries": COUNT + 5, "mutations": COUNT + 5, "segments": 1, "checkpoints": 1, "views": 1}
 
 
-def test_a_flipped_bit_in_an_entry(disk: DiskStore, tmp_path: Path) -> None:
+def test_flipped_bit_in_an_entry_is_damage(disk: DiskStore, tmp_path: Path) -> None:
     name = entry_name(1, COUNT + 3)
     _change(disk.root / name)
     report = _inspect(disk, tmp_path)
     assert not report.sound
     assert ("damage", name) in _found(report)
-    # What is before it is compared all the same; the server's view is beyond what can be told.
+    # Objects before the entry are compared; the view of the server is beyond it and cannot be.
     assert ("note", str(disk.root / ".views/0/shard-1.sqlite")) in _found(report)
     assert len(_found(report)) == 3
 
 
-def test_a_hole(disk: DiskStore, tmp_path: Path) -> None:
+def test_missing_entry_is_damage(disk: DiskStore, tmp_path: Path) -> None:
     disk.delete(entry_name(1, 700))
     assert ("damage", entry_name(1, 700)) in _found(_inspect(disk, tmp_path))
 
 
-def test_an_entry_that_goes_back_in_time(disk: DiskStore, tmp_path: Path) -> None:
+def test_entry_with_an_earlier_time_is_damage(disk: DiskStore, tmp_path: Path) -> None:
     name = entry_name(1, COUNT + 2)
     entry = decode(disk.get(name), store_id=Metadata.read(disk).store_id, shard=1, number=COUNT + 2)
     disk.put(name, encode(type(entry)(**{**vars(entry), "time_us": 5})))
@@ -107,7 +107,7 @@ def test_an_entry_that_goes_back_in_time(disk: DiskStore, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("how", ["flipped", "of other entries"])
-def test_a_bad_segment(disk: DiskStore, tmp_path: Path, how: str) -> None:
+def test_damaged_or_foreign_segment_is_found(disk: DiskStore, tmp_path: Path, how: str) -> None:
     name = segment_name(1, 1)
     if how == "flipped":
         _change(disk.root / name)
@@ -124,17 +124,17 @@ def test_a_bad_segment(disk: DiskStore, tmp_path: Path, how: str) -> None:
     assert (_found(report), report.sound) == ([("derived", name)], False)
 
 
-def test_a_segment_ahead_of_the_log(disk: DiskStore, tmp_path: Path) -> None:
+def test_segment_ahead_of_the_log_is_found(disk: DiskStore, tmp_path: Path) -> None:
     name = segment_name(1, 1 + 5 * RUN)
     disk.put(name, disk.get(segment_name(1, 1)))
     assert _found(_inspect(disk, tmp_path)) == [("derived", name)]
 
 
-def test_a_checkpoint_that_is_not_what_the_log_says(disk: DiskStore, tmp_path: Path) -> None:
+def test_checkpoint_that_differs_from_the_log_is_found(disk: DiskStore, tmp_path: Path) -> None:
     (snapshot,) = snapshots(disk, 1)
     _change(disk.root / snapshot.name)
     assert _found(_inspect(disk, tmp_path)) == [("derived", snapshot.name)]
-    # One that is whole, written from tables that are wrong.
+    # A valid checkpoint of wrong tables.
     disk.delete(snapshot.name)
     path = tmp_path / "wrong" / "shard-1.sqlite"
     path.parent.mkdir()
@@ -150,7 +150,7 @@ def test_a_checkpoint_that_is_not_what_the_log_says(disk: DiskStore, tmp_path: P
     assert report.findings[0].why == "its tables differ from the log: counters"
 
 
-def test_a_view_that_is_not_what_the_log_says(disk: DiskStore, tmp_path: Path) -> None:
+def test_view_that_differs_from_the_log_is_found(disk: DiskStore, tmp_path: Path) -> None:
     path = disk.root / ".views/0/shard-1.sqlite"
     with closing(sqlite3.connect(path)) as db:
         db.execute("DELETE FROM ledger_history WHERE entry = 12")
@@ -158,8 +158,8 @@ def test_a_view_that_is_not_what_the_log_says(disk: DiskStore, tmp_path: Path) -
     assert _found(_inspect(disk, tmp_path)) == [("derived", str(path))]
 
 
-def test_what_is_no_part_of_it(disk: DiskStore, tmp_path: Path) -> None:
-    orphan = Blobs(disk).put("shop", b"nobody's")
+def test_foreign_and_unneeded_objects_are_listed(disk: DiskStore, tmp_path: Path) -> None:
+    orphan = Blobs(disk).put("shop", b"unneeded")
     disk.put("probe/0/a", b"")
     disk.put("notes.txt", b"")
     disk.put("log/1/latest", b"")
@@ -175,7 +175,7 @@ def test_what_is_no_part_of_it(disk: DiskStore, tmp_path: Path) -> None:
     ]
 
 
-def test_what_is_no_store(tmp_path: Path) -> None:
+def test_missing_invalid_and_incomplete_stores_are_errors(tmp_path: Path) -> None:
     store = DiskStore(tmp_path / "store")
     with pytest.raises(ObjectMissing):
         _inspect(store, tmp_path)

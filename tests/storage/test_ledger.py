@@ -1,4 +1,4 @@
-"""The ledger in one process: what is answered is so, whatever the store does."""
+"""The ledger in one process: responses are correct, also if the store fails."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -28,7 +28,7 @@ from storage.ledger.ledger import Ledger, shard_of
 from storage.ledger.view import View
 from storage.objects.base import ObjectStore
 from storage.objects.disk import DiskStore
-from tests.storage.counters import Add, Counters, Counting, Refused, add, everything, open_ledger, value_of
+from tests.storage.counters import Add, Counters, CountingStore, Refused, add, everything, open_ledger, value_of
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ async def _value(ledger: Ledger[Add], name: str = "a") -> int:
     return value
 
 
-async def test_commit_refuse_repeat(ledger: Ledger[Add]) -> None:
+async def test_commands_are_committed_refused_and_repeated_by_request_id(ledger: Ledger[Add]) -> None:
     first = await add(ledger, Add(name="a", amount=3), "one")
     second = await add(ledger, Add(name="a", amount=4, times=2), "two")
     assert (first.value, second.value) == ({"value": 3}, {"value": 11})
@@ -60,19 +60,19 @@ async def test_commit_refuse_repeat(ledger: Ledger[Add]) -> None:
     assert (value, revision) == (11, second.revision)
 
 
-async def test_validate_only_answers_and_changes_nothing(ledger: Ledger[Add]) -> None:
+async def test_validate_only_responds_without_a_commit(ledger: Ledger[Add]) -> None:
     tried = await add(ledger, Add(name="a", amount=3), "one", validate_only=True)
     assert tried.value == {"value": 3}
     with pytest.raises(Refused):
         await add(ledger, Add(name="a", amount=3, limit=2), "two", validate_only=True)
     assert await _value(ledger) == 0
-    # Among others of one entry too.
+    # Also together with other commands in one entry.
     many = [add(ledger, Add(name="a", amount=1), f"{n}", validate_only=n % 2 == 0) for n in range(20)]
     await asyncio.gather(*many)
     assert await _value(ledger) == 10
 
 
-async def test_waiting_commands_share_entries_and_each_sees_those_before_it(ledger: Ledger[Add]) -> None:
+async def test_concurrent_commands_share_entries_in_order(ledger: Ledger[Add]) -> None:
     await add(ledger, Add(name="a", amount=1), "first")
     commands = [add(ledger, Add(name="a", amount=1, limit=200), f"r{number}") for number in range(700)]
     results = await asyncio.gather(*commands, return_exceptions=True)
@@ -84,7 +84,7 @@ async def test_waiting_commands_share_entries_and_each_sees_those_before_it(ledg
     assert await _value(ledger) == 200
 
 
-async def test_entries_hold_no_more_than_they_may(ledger: Ledger[Add], store: ObjectStore) -> None:
+async def test_entries_stay_below_the_maximum_size(ledger: Ledger[Add], store: ObjectStore) -> None:
     with pytest.raises(EntryTooLarge):
         await add(ledger, Add(name="a", amount=1, note="x" * 70_000), "huge")
     note = "x" * 10_000
@@ -95,8 +95,10 @@ async def test_entries_hold_no_more_than_they_may(ledger: Ledger[Add], store: Ob
     assert max(sizes) <= 64 * 1024
 
 
-async def test_a_lost_race_is_decided_anew(ledger: Ledger[Add], store: ObjectStore, tmp_path: Path) -> None:
-    """Two replicas with views of their own: each sees what the other has answered, none breaks the other's limit."""
+async def test_command_that_lost_a_race_is_decided_again(
+    ledger: Ledger[Add], store: ObjectStore, tmp_path: Path
+) -> None:
+    """Two replicas with separate views see each other's commits, and neither exceeds the limit."""
     other = open_ledger(store, tmp_path / "other")
     try:
         await add(ledger, Add(name="a", amount=1), "one")
@@ -106,7 +108,7 @@ async def test_a_lost_race_is_decided_anew(ledger: Ledger[Add], store: ObjectSto
         results = await asyncio.gather(*both, return_exceptions=True)
         assert sum(not isinstance(result, Refused) for result in results) == 29
         assert await _value(ledger) == await _value(other) == 30
-        # A refusal from a view that is behind would be false.
+        # A refusal from an old view would be wrong.
         await add(other, Add(name="a", amount=-30), "down")
         assert (await add(ledger, Add(name="a", amount=30, limit=30), "up")).value == {"value": 30}
     finally:
@@ -114,7 +116,7 @@ async def test_a_lost_race_is_decided_anew(ledger: Ledger[Add], store: ObjectSto
 
 
 class Overtaken(DiskStore):
-    """A disk on which another writer is first, each time an entry is put, for as long as `overtake` is set."""
+    """A disk store on which another writer wins each entry number while `overtake` is set."""
 
     overtake: Callable[[], None] | None = None
 
@@ -124,7 +126,7 @@ class Overtaken(DiskStore):
         super().put_if_absent(name, data)
 
 
-async def test_who_loses_every_race_is_told_so_and_has_written_nothing(
+async def test_losing_every_race_is_contention_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("storage.ledger.writer._MAX_ROUNDS", 6)
@@ -152,28 +154,30 @@ async def test_who_loses_every_race_is_told_so_and_has_written_nothing(
         await other.close()
 
 
-async def test_the_view_can_be_thrown_away(ledger: Ledger[Add], store: ObjectStore, tmp_path: Path) -> None:
+async def test_deleted_or_damaged_view_is_rebuilt_from_the_log(
+    ledger: Ledger[Add], store: ObjectStore, tmp_path: Path
+) -> None:
     await asyncio.gather(*(add(ledger, Add(name=f"n{n % 7}", amount=n), f"r{n}") for n in range(80)))
     kept, revision = await ledger.read(1, everything)
     fresh = open_ledger(store, tmp_path / "fresh")
     assert await fresh.read(1, everything) == (kept, revision)
-    # Request ids are remembered by a replica that never saw the request.
+    # A replica that never saw a request knows its request id.
     assert (await add(fresh, Add(name="n3", amount=10), "r10")).revision.entry <= revision.entry
     with pytest.raises(RequestIdReused):
         await add(fresh, Add(name="n4", amount=10), "r10")
     await fresh.close()
-    # Kept over a restart, made anew when it is rubbish or of another schema.
+    # A view is kept across a restart, and rebuilt if it is damaged.
     again = open_ledger(store, tmp_path / "fresh")
     assert await again.read(1, everything) == (kept, revision)
     await again.close()
     for path in (tmp_path / "fresh").glob("shard-1.sqlite*"):
-        path.write_bytes(b"rubbish" * 1000)
+        path.write_bytes(b"damaged" * 1000)
     again = open_ledger(store, tmp_path / "fresh")
     assert await again.read(1, everything) == (kept, revision)
     await again.close()
 
 
-async def test_stale_reads_only_where_allowed(ledger: Ledger[Add], store: ObjectStore, tmp_path: Path) -> None:
+async def test_reads_are_stale_only_with_max_staleness(ledger: Ledger[Add], store: ObjectStore, tmp_path: Path) -> None:
     assert await _value(ledger) == 0
     other = open_ledger(store, tmp_path / "other")
     await add(other, Add(name="a", amount=7), "one")
@@ -183,7 +187,7 @@ async def test_stale_reads_only_where_allowed(ledger: Ledger[Add], store: Object
     assert await _value(ledger) == 7
 
 
-async def test_a_watch_resumes_anywhere_and_misses_nothing(
+async def test_watch_resumes_from_any_revision_without_a_gap(
     ledger: Ledger[Add], store: ObjectStore, tmp_path: Path
 ) -> None:
     seen: list[Revision] = []
@@ -203,16 +207,18 @@ async def test_a_watch_resumes_anywhere_and_misses_nothing(
     ]
     results = await asyncio.gather(*writers)
     await watching
-    # The watch was cut off in the middle; the next one goes on from its last revision.
+    # The watch ended halfway; the next watch resumes from its last revision.
     await follow(seen[-1], 90)
     assert seen == sorted((result.revision for result in results), key=lambda revision: revision.place)
     assert sorted(amounts) == list(range(1, 91))
     await other.close()
 
 
-async def test_watches_share_their_looks_at_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many there are, and none reads the view while there is nothing new."""
-    store = Counting(tmp_path / "store")
+async def test_concurrent_watches_share_their_polls_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no watch reads the view while there is no new entry."""
+    store = CountingStore(tmp_path / "store")
     ledger, other = open_ledger(store, tmp_path / "view"), open_ledger(store, tmp_path / "other")
     await add(other, Add(name="a", amount=1), "one")
     after = (await ledger.read(1, lambda db: None))[1]
@@ -225,19 +231,19 @@ async def test_watches_share_their_looks_at_the_store(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(View, "snapshot", counted)
     store.read.clear()
-    looks = [ledger.changes(1, after, max_staleness=timedelta(0)) for _ in range(200)]
-    assert await asyncio.gather(*looks) == [((), after)] * 200
-    # Two on an idle machine: those who come while a look is made share the next one.
+    polls = [ledger.changes(1, after, max_staleness=timedelta(0)) for _ in range(200)]
+    assert await asyncio.gather(*polls) == [((), after)] * 200
+    # Two polls on an idle machine: watches that arrive during a poll share the next one.
     assert (store.read["log"] <= 20, snapshots) == (True, [])
     await add(other, Add(name="a", amount=1), "two")
-    looks = [ledger.changes(1, after, max_staleness=timedelta(0)) for _ in range(200)]
-    assert {len(found) for found, _ in await asyncio.gather(*looks)} == {1}
+    polls = [ledger.changes(1, after, max_staleness=timedelta(0)) for _ in range(200)]
+    assert {len(found) for found, _ in await asyncio.gather(*polls)} == {1}
     assert store.read["log"] <= 50
     await ledger.close()
     await other.close()
 
 
-async def test_revisions_of_elsewhere_are_refused(ledger: Ledger[Add]) -> None:
+async def test_malformed_and_foreign_revisions_are_refused(ledger: Ledger[Add]) -> None:
     result = await add(ledger, Add(name="a", amount=1), "one")
     at = result.revision
     assert Revision.parse(str(at)) == at
@@ -257,7 +263,7 @@ async def test_revisions_of_elsewhere_are_refused(ledger: Ledger[Add]) -> None:
             await ledger.changes(1, revision)
 
 
-async def test_one_process_a_view_folder_one_book_a_store(
+async def test_view_folder_of_another_process_and_store_of_another_ledger_are_refused(
     ledger: Ledger[Add], store: ObjectStore, tmp_path: Path
 ) -> None:
     with pytest.raises(ViewInUse):
@@ -275,7 +281,7 @@ async def test_one_process_a_view_folder_one_book_a_store(
         await _value(ledger)
 
 
-async def test_a_damaged_log_is_said_and_not_skipped(store: ObjectStore, tmp_path: Path) -> None:
+async def test_damaged_entry_fails_reads_and_writes(store: ObjectStore, tmp_path: Path) -> None:
     ledger = open_ledger(store, tmp_path / "view")
     for number in range(4):
         await add(ledger, Add(name="a", amount=1), f"r{number}")
@@ -297,7 +303,7 @@ async def test_a_damaged_log_is_said_and_not_skipped(store: ObjectStore, tmp_pat
 
 
 class Losing(DiskStore):
-    """A disk whose answers can be lost: before anything is done, or after it."""
+    """A disk store whose puts can fail, before or after the object is written."""
 
     lose: Callable[[str], str] = staticmethod(lambda name: "")
 
@@ -310,8 +316,8 @@ class Losing(DiskStore):
             raise StoreUnavailable("lost after")
 
 
-async def test_an_answer_that_was_lost_is_found_out(tmp_path: Path) -> None:
-    """Our own entry, put twice, is known by its write id: one effect, and the right answer."""
+async def test_lost_response_of_a_put_is_resolved_by_the_write_id(tmp_path: Path) -> None:
+    """The retry finds the ledger's own entry: one effect, and the right response."""
     store = Losing(tmp_path / "store")
     ledger = open_ledger(store, tmp_path / "view")
     lost: list[str] = []
@@ -328,17 +334,17 @@ async def test_an_answer_that_was_lost_is_found_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["before", "after"])
-async def test_an_unknown_outcome_can_be_asked_again(tmp_path: Path, how: str) -> None:
+async def test_request_with_an_unknown_outcome_can_be_repeated(tmp_path: Path, how: str) -> None:
     store = Losing(tmp_path / "store")
     ledger = open_ledger(store, tmp_path / "view")
     assert await _value(ledger) == 0
     store.lose = lambda name: how if name.startswith("log/") else ""
-    # Once put, an entry is tried until it is settled, so "after" is found out by the second try's ObjectExists.
+    # A put is repeated until it is settled, so the ObjectExists of the second put would settle "after".
     if how == "after":
         store.lose = lambda name: "before" if store.list("log/") else "after"
     with pytest.raises(OutcomeUnknown):
         await add(ledger, Add(name="a", amount=1), "one", timeout_s=0.3)
-    # Nothing else is put before that is settled.
+    # No other entry is put before that put is settled.
     with pytest.raises(NotCommitted):
         await add(ledger, Add(name="a", amount=10), "two", timeout_s=0.3)
     store.lose = lambda name: ""
@@ -348,7 +354,7 @@ async def test_an_unknown_outcome_can_be_asked_again(tmp_path: Path, how: str) -
     await ledger.close()
 
 
-async def test_closing_in_doubt_says_so(tmp_path: Path) -> None:
+async def test_closing_with_an_unsettled_put_reports_an_unknown_outcome(tmp_path: Path) -> None:
     store = Losing(tmp_path / "store")
     ledger = open_ledger(store, tmp_path / "view")
     assert await _value(ledger) == 0
@@ -364,14 +370,14 @@ async def test_closing_in_doubt_says_so(tmp_path: Path) -> None:
         await waiting
 
 
-def test_tenants_stay_in_their_shard() -> None:
-    # Written down: a change would tear every store in use apart.
+def test_shards_of_tenants_never_change() -> None:
+    # Constants: a change would make every existing store unreadable.
     assert [shard_of(tenant, 16) for tenant in ("default", "shop", "mara", "t1")] == [13, 13, 14, 10]
 
 
-async def test_no_replica_is_starved_by_one_that_always_wins(store: ObjectStore, tmp_path: Path) -> None:
-    """Three replicas, four clients each that ask again as soon as they are answered: nobody is told CONTENTION, and
-    every replica gets on. How evenly is a matter of luck and of the store."""
+async def test_contending_replicas_all_make_progress(store: ObjectStore, tmp_path: Path) -> None:
+    """Three replicas with four clients each that send without a pause: no request fails with CONTENTION, and every
+    replica commits. The shares depend on chance and on the store."""
     ledgers = [open_ledger(store, tmp_path / f"view-{number}") for number in range(3)]
     commits = [0, 0, 0]
 

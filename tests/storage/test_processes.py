@@ -1,4 +1,4 @@
-"""Several processes on one store, and their death at any moment."""
+"""Several writer processes on one store, some of them killed."""
 
 import asyncio
 import json
@@ -9,9 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from storage.ledger.ledger import Ledger
 from tests.conftest import ROOT, Place
 from tests.storage.counters import Add, add, everything, open_ledger
+
+pytestmark = pytest.mark.process
 
 
 def _start(place: Place, folder: Path, prefix: str, count: int) -> "subprocess.Popen[str]":
@@ -50,8 +54,8 @@ async def _history(ledger: Ledger[Add]) -> list[tuple[str, str]]:
         found += [(change.request_id, str(change.revision)) for change in changes]
 
 
-async def test_writers_in_several_processes_give_each_request_one_effect(place: Place, tmp_path: Path) -> None:
-    # Two of them ask for the very same requests.
+async def test_repeated_requests_of_several_processes_have_one_effect(place: Place, tmp_path: Path) -> None:
+    # Two writers send the same requests.
     prefixes = ["a", "b", "b", "c"]
     writers = [_start(place, tmp_path / f"view-{n}", prefix, 40) for n, prefix in enumerate(prefixes)]
     answers: dict[str, set[str]] = {}
@@ -63,7 +67,7 @@ async def test_writers_in_several_processes_give_each_request_one_effect(place: 
         for line in lines:
             answers.setdefault(line["id"], set()).add(line["revision"])
     assert len(answers) == 120
-    assert all(len(revisions) == 1 for revisions in answers.values()), "two answers to one request"
+    assert all(len(revisions) == 1 for revisions in answers.values()), "two responses to one request"
     store = place.open()
     ledger = open_ledger(store, tmp_path / "view")
     history = await _history(ledger)
@@ -73,7 +77,7 @@ async def test_writers_in_several_processes_give_each_request_one_effect(place: 
     store.close()
 
 
-async def test_killed_at_any_moment_the_log_stays_readable(place: Place, tmp_path: Path) -> None:
+async def test_log_stays_readable_after_writers_are_killed_at_random_times(place: Place, tmp_path: Path) -> None:
     chance = random.Random(7)
     answered: dict[str, str] = {}
     view = tmp_path / "view"
@@ -91,7 +95,7 @@ async def test_killed_at_any_moment_the_log_stays_readable(place: Place, tmp_pat
                 line = json.loads(text)
                 answered[line["id"]] = line["revision"]
     store = place.open()
-    # The view that was there when they were killed, and one made from the log alone, are the same.
+    # The view of the killed writers equals a view made from the log alone.
     kept, fresh = open_ledger(store, view), open_ledger(store, tmp_path / "fresh")
     rows = await kept.read(1, everything)
     assert rows == await fresh.read(1, everything)
@@ -99,7 +103,7 @@ async def test_killed_at_any_moment_the_log_stays_readable(place: Place, tmp_pat
     committed = dict(history)
     assert len(history) == len(committed)
     assert answered.items() <= committed.items()
-    # Whoever was not answered asks again with the same id: never twice.
+    # Requests without a response are repeated under their ids, and have one effect.
     unanswered = sorted(committed.keys() - answered.keys())
     for request_id in [*unanswered, "life0-9999"]:
         result = await add(kept, Add(name="shared", amount=1), request_id)

@@ -1,4 +1,4 @@
-"""What both stores promise, as storage/objects/base.py says it."""
+"""The guarantees of storage/objects/base.py, on both stores."""
 
 import socket
 import threading
@@ -38,7 +38,7 @@ from storage.objects.s3 import S3Access, S3Store
 from tests.conftest import Minio
 
 
-def test_a_fit_store_passes_the_probe_and_keeps_nothing_of_it(store: ObjectStore) -> None:
+def test_probe_passes_and_leaves_no_object(store: ObjectStore) -> None:
     probe(store)
     assert store.list("") == []
 
@@ -61,7 +61,7 @@ def test_put_get_stat_range_delete(store: ObjectStore) -> None:
             ask("a/b.txt")
 
 
-def test_create_if_absent_lets_exactly_one_of_many_win(store: ObjectStore) -> None:
+def test_concurrent_create_if_absent_has_one_winner(store: ObjectStore) -> None:
     def create(number: int) -> bool:
         try:
             store.put_if_absent(f"race/{number % 5}", b"%d" % number)
@@ -76,7 +76,7 @@ def test_create_if_absent_lets_exactly_one_of_many_win(store: ObjectStore) -> No
         assert store.get(f"race/{number % 5}") == b"%d" % number
 
 
-def test_lists_are_in_order_and_go_on_where_they_are_told(store: ObjectStore) -> None:
+def test_lists_are_ordered_and_continue_after_a_name(store: ObjectStore) -> None:
     others = ["log/10/x", "log/1-a", "log/1.a/z", "m", "log/1a"]
     names = sorted([f"log/1/{number:020d}" for number in range(7)] + others)
     for name in reversed(names):
@@ -92,14 +92,14 @@ def test_lists_are_in_order_and_go_on_where_they_are_told(store: ObjectStore) ->
 
 
 @pytest.mark.parametrize("name", ["", "/a", "a//b", "a/", ".tmp/x", "a/../b", "a b", "ä", "x" * 901, "-a", "a\n"])
-def test_names_that_not_every_store_can_hold_are_refused(store: ObjectStore, name: str) -> None:
+def test_names_that_are_not_portable_are_refused(store: ObjectStore, name: str) -> None:
     with pytest.raises(InvalidName):
         store.put(name, b"")
     with pytest.raises(InvalidName):
         store.get(name)
 
 
-def test_blobs_are_checked_when_read(store: ObjectStore) -> None:
+def test_damaged_blob_is_detected_when_read(store: ObjectStore) -> None:
     blobs = Blobs(store)
     first, second = blobs.put("shop", b"same"), blobs.put("shop", b"same")
     assert first.sha256 == second.sha256
@@ -112,36 +112,36 @@ def test_blobs_are_checked_when_read(store: ObjectStore) -> None:
         blobs.get("store.json")
 
 
-class _Careless(DiskStore):
-    """Ignores the condition."""
+class _IgnoresCondition(DiskStore):
+    """Overwrites existing objects."""
 
     def put_if_absent(self, name: str, data: bytes) -> None:
         self.put(name, data)
 
 
 class _Racing(DiskStore):
-    """Looks first, and writes when all have looked."""
+    """Checks and writes in two steps: all writers check before one writes."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self._looked = threading.Barrier(8)
+        self._checked = threading.Barrier(8)
 
     def put_if_absent(self, name: str, data: bytes) -> None:
         if "/race" not in name:
             return super().put_if_absent(name, data)
-        self._looked.wait()
+        self._checked.wait()
         return self.put(name, data)
 
 
 class _Lagging(DiskStore):
-    """Lists what it has stored a while later."""
+    """Does not list the last object yet."""
 
     def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> Sequence[ObjectInfo]:
         return super().list(prefix, start_after=start_after, limit=limit)[:-1]
 
 
-class _Undead(DiskStore):
-    """Keeps what was deleted."""
+class _IgnoresDelete(DiskStore):
+    """Keeps deleted objects."""
 
     def delete(self, name: str) -> None:
         pass
@@ -150,19 +150,19 @@ class _Undead(DiskStore):
 @pytest.mark.parametrize(
     ("kind", "check"),
     [
-        (_Careless, "'create if absent': an object that existed was written over: If-None-Match is ignored"),
+        (_IgnoresCondition, "'create if absent': an existing object was overwritten: the store ignores If-None-Match"),
         (_Racing, "'concurrent create if absent': 8 of 8 writers"),
         (_Lagging, "'list after write': 3 objects were written, 2 are listed"),
-        (_Undead, "'get after delete': an object that does not exist"),
+        (_IgnoresDelete, "'get after delete': a get of an object that does not exist succeeded"),
     ],
 )
-def test_a_store_that_is_unfit_is_told_why(kind: type[DiskStore], check: str, tmp_path: Path) -> None:
+def test_probe_names_the_guarantee_that_a_store_lacks(kind: type[DiskStore], check: str, tmp_path: Path) -> None:
     with pytest.raises(StoreUnfit, match=check):
         probe(kind(tmp_path))
 
 
-def test_minio_over_tls(minio_binary: Path, tmp_path: Path) -> None:
-    """With an authority of one's own, and never without it; from the servers' settings."""
+def test_minio_over_tls_needs_its_certificate_authority(minio_binary: Path, tmp_path: Path) -> None:
+    """The authority comes from the settings of the servers."""
     certificates = tmp_path / "certificates"
     _certify(certificates)
     server = Minio(minio_binary, tmp_path, certificates)
@@ -181,10 +181,10 @@ def test_minio_over_tls(minio_binary: Path, tmp_path: Path) -> None:
         store = S3Store(access, server.bucket)
         probe(store)
         store.close()
-        stranger = S3Store(replace(access, ca_file=None), server.bucket)
+        untrusted = S3Store(replace(access, ca_file=None), server.bucket)
         with pytest.raises(StoreUnavailable, match="certificate"):
-            stranger.put_if_absent("a", b"")
-        stranger.close()
+            untrusted.put_if_absent("a", b"")
+        untrusted.close()
     finally:
         server.kill()
 
@@ -192,13 +192,13 @@ def test_minio_over_tls(minio_binary: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        b"HTTP/1.1 200 OK\r\nServer: MinIO\r\n",  # within its headers: the end of the connection ends them too
+        b"HTTP/1.1 200 OK\r\nServer: MinIO\r\n",  # within its headers, which the end of the connection ends too
         b"HTTP/1.1 200 OK\r\nContent-Le",
         b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
         b"HTTP/1.1 2",
     ],
 )
-def test_an_answer_that_is_cut_off_is_no_object(answer: bytes) -> None:
+def test_truncated_response_is_store_unavailable(answer: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         access = S3Access(endpoint=f"127.0.0.1:{listener.getsockname()[1]}", secure=False)
 
@@ -218,7 +218,7 @@ def test_an_answer_that_is_cut_off_is_no_object(answer: bytes) -> None:
 
 
 def _certify(folder: Path) -> None:
-    """A certificate for 127.0.0.1, signed by itself."""
+    """Writes a self-signed certificate for 127.0.0.1."""
     folder.mkdir()
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "minio")])
@@ -240,7 +240,7 @@ def _certify(folder: Path) -> None:
     (folder / "private.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, *private))
 
 
-def test_a_disk_leaves_no_file_half_written_and_no_rubbish(tmp_path: Path) -> None:
+def test_disk_store_leaves_no_partial_file(tmp_path: Path) -> None:
     store = DiskStore(tmp_path)
     (tmp_path / ".tmp" / "123-killed").write_bytes(b"half")
     store.put_if_absent("a/b", b"whole")
@@ -252,14 +252,14 @@ def test_a_disk_leaves_no_file_half_written_and_no_rubbish(tmp_path: Path) -> No
     assert [path.name for path in (tmp_path / ".tmp").iterdir()] == ["123-killed"]
 
 
-def test_a_disk_that_several_hosts_share_is_refused(tmp_path: Path) -> None:
+def test_network_filesystem_is_refused(tmp_path: Path) -> None:
     line = f"36 35 98:0 / {tmp_path} rw,noatime shared:1 - nfs4 server:/export rw\n"
     with pytest.raises(StoreUnfit, match="nfs4"):
         refuse_network_filesystem(tmp_path / "data", "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n" + line)
     refuse_network_filesystem(tmp_path, "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n")
 
 
-def test_s3_errors_say_whether_to_try_again(minio: Minio) -> None:
+def test_s3_errors_are_refused_or_unavailable(minio: Minio) -> None:
     access = minio.access
     wrong = S3Access(endpoint=access.endpoint, access_key=access.access_key, secret_key="wrong" * 8, secure=False)
     refusals: list[tuple[S3Access, str, type[StorageError]]] = [
@@ -275,6 +275,6 @@ def test_s3_errors_say_whether_to_try_again(minio: Minio) -> None:
 
 
 @pytest.mark.parametrize("address", ["", "ftp://x", "s3://", "s3://bucket", "file://host/x", "s3://key@bucket"])
-def test_addresses_that_make_no_sense(address: str) -> None:
+def test_invalid_addresses_are_refused(address: str) -> None:
     with pytest.raises(BadAddress):
         open_store(address)

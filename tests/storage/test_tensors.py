@@ -1,4 +1,4 @@
-"""Files of vectors: what is read, what is refused one by one, and what is always the same."""
+"""Files of vectors: valid and invalid files, and digests that never change."""
 
 import json
 import struct
@@ -85,14 +85,14 @@ BAD: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_files_are_refused_with_their_reason(case: str) -> None:
+def test_invalid_files_are_rejected_with_their_reason(case: str) -> None:
     data, reason = BAD[case]
     with pytest.raises(TensorsInvalid) as refused:
         read_tensors(data)
     assert refused.value.reason == reason
 
 
-def test_halves_become_float32() -> None:
+def test_half_precision_is_read_as_float32() -> None:
     values = np.array([[1.5, -0.25, 3.0]], np.float32)
     half = read_tensors(save({"a": values.astype(np.float16)}))["a"]
     upper = (values.view(np.uint32) >> 16).astype("<u2").tobytes()
@@ -102,8 +102,8 @@ def test_halves_become_float32() -> None:
         np.testing.assert_array_equal(found, values)
 
 
-def test_the_digest_is_stable_and_of_the_tensors_alone() -> None:
-    # Written down once: digests are in logs for ever.
+def test_digest_is_stable_and_depends_on_the_tensors_only() -> None:
+    # A constant: existing logs hold digests.
     assert tensors_digest(ONE) == "cd609521778e7684d1b15ec51cf4438d1d17229655f3c1fa892923e008b81019"
     other = write_tensors(ONE, {"b": "2", "a": "1"})
     assert other != write_tensors(ONE)
@@ -123,7 +123,7 @@ _values = arrays.arrays(
     tensors=st.dictionaries(_names.filter(lambda name: name != "__metadata__"), _values, min_size=1, max_size=3),
     metadata=st.dictionaries(_names, st.text(max_size=20), max_size=4),
 )
-def test_what_is_written_is_read_by_us_and_by_the_library(
+def test_written_files_are_read_by_this_module_and_by_safetensors(
     tensors: dict[str, np.ndarray], metadata: dict[str, str]
 ) -> None:
     data = write_tensors(tensors, metadata)
@@ -137,7 +137,7 @@ def test_what_is_written_is_read_by_us_and_by_the_library(
 
 @settings(deadline=None)
 @given(st.binary(max_size=200))
-def test_noise_is_refused_and_nothing_else_happens(noise: bytes) -> None:
+def test_random_bytes_are_rejected(noise: bytes) -> None:
     with pytest.raises(TensorsInvalid):
         read_tensors(noise)
 

@@ -1,4 +1,4 @@
-"""A trainer in this process, called over gRPC, with a registry beside it in a process of its own."""
+"""A trainer in this process, called over gRPC, and a registry in a process of its own."""
 
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ Events = list[resources_pb2.JobEvent]
 
 
 class Running:
-    """A trainer that runs here, and what a client does with it."""
+    """A trainer that runs in this process, and calls of a client."""
 
     def __init__(self, trainer: Trainer, stub: Any) -> None:
         self.trainer = trainer
@@ -46,7 +46,7 @@ class Running:
         return picture
 
     async def job(self, word: str = "rex", *, steps: int = 3, pictures: int = 2, **more: Any) -> resources_pb2.Job:
-        """A request for a job of few steps on pictures that are uploaded; `more` are fields of the Job."""
+        """Uploads pictures. A request for a job of few steps on them; `more` are fields of the Job."""
         names = [(await self.upload(data)).name for data in REX[:pictures]]
         fields: dict[str, Any] = {
             "concept": f"tenants/default/concepts/{word}",
@@ -65,11 +65,11 @@ class Running:
         return job
 
     async def watch(self, name: str) -> Events:
-        """Everything that a watch tells."""
+        """All events of a watch."""
         return [message.event async for message in self.stub.WatchJob(trainer_pb2.WatchJobRequest(name=name))]
 
     async def reaches(self, name: str, state: "resources_pb2.Job.State.ValueType", *, step: int = 0) -> None:
-        """Returns when a job is in `state` and has made `step` steps in it; fails when it ends before."""
+        """Waits until a job is in `state` and has made `step` steps; fails if the watch ends earlier."""
         seen = resources_pb2.Job.STATE_UNSPECIFIED
         async for message in self.stub.WatchJob(trainer_pb2.WatchJobRequest(name=name)):
             event = message.event
@@ -78,16 +78,16 @@ class Running:
                 seen, progress = event.job.state, event.job.progress
             if seen == state and progress.step >= step:
                 return
-        raise AssertionError(f"{name} ended before it was {state}")
+        raise AssertionError(f"{name} ended and was never {state}")
 
 
 Start = Callable[..., Awaitable[Running]]
 
 
 def settings_of(folder: Path, registry: str, **more: Any) -> TrainerSettings:
-    """Settings of a trainer with its store in `folder`; `more` are others, `server` merged."""
+    """Settings of a trainer with its store in `folder`; `more` are further settings, merged into `server`."""
     server = {"listen": "127.0.0.1:0", "metrics_listen": "", "drain_s": 20, **more.pop("server", {})}
-    # Most tests learn from the same upload again and again.
+    # Several jobs of a test learn from one upload.
     pictures = {"after_success": "PT1H", **more.pop("pictures", {})}
     evaluation = {"after_publishing": False, **more.pop("evaluation", {})}
     fields = {
@@ -102,23 +102,23 @@ def settings_of(folder: Path, registry: str, **more: Any) -> TrainerSettings:
 
 
 def refusal(error: grpc.aio.AioRpcError) -> PseudowordError:
-    """What a client of ours reads in a failed call."""
+    """The error that our client reads from a failed call."""
     return PseudowordError.from_call(error)
 
 
 def fields(error: grpc.aio.AioRpcError) -> set[str]:
-    """Fields that a refused request has wrong."""
+    """The invalid fields of a rejected request."""
     return {field for field, _ in refusal(error).violations}
 
 
 @pytest.fixture(scope="session")
 def model() -> BaseModel:
-    torch.set_num_threads(1)  # several test runs may share the machine, and OpenMP's threads wait by turning
+    torch.set_num_threads(1)  # OpenMP's threads spin while they wait, and the machine is shared
     return BaseModel.load(None)
 
 
 @pytest.fixture(scope="session")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+def registry(starts_process: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     folder = tmp_path_factory.mktemp("registry")
     with Process("registry", folder, "--store.address", str(folder / "store")) as running:
         yield running
@@ -126,7 +126,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 
 @pytest.fixture
 async def start(tmp_path: Path, model: BaseModel, registry: Process) -> AsyncIterator[Start]:
-    """Starts a trainer on one and the same store each time it is called; the one before is stopped as by SIGTERM."""
+    """Each call starts a trainer on one and the same store, and stops the trainer before it as SIGTERM does."""
     async with AsyncExitStack() as last:
         current = [last]
 
@@ -154,18 +154,18 @@ async def words(registry: Process) -> AsyncIterator[Any]:
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
-    """A picture as a file."""
+    """The bytes of a picture file."""
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
 
 
 def states(events: Sequence[resources_pb2.JobEvent]) -> list[str]:
-    """The states that a watch told, in order."""
+    """The states in the events of a watch, in order."""
     jobs = [event.job for event in events if event.WhichOneof("event") == "job"]
     return [resources_pb2.Job.State.Name(job.state).removeprefix("STATE_") for job in jobs]
 
 
 def refusal_of(job: resources_pb2.Job) -> str:
-    """The reason why a job failed."""
+    """The reason of the error of a failed job."""
     return PseudowordError.from_status(job.error).reason or ""

@@ -1,4 +1,4 @@
-"""A real nats-server for the trainer's queue, and what it needs to be killed and started again."""
+"""A real nats-server for the trainer's queue, which can be killed and started again."""
 
 import socket
 import subprocess
@@ -25,7 +25,7 @@ class Nats:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Returns once it answers."""
+        """Returns when it responds."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT)
         end = time.monotonic() + _START_S
@@ -41,7 +41,7 @@ class Nats:
             time.sleep(0.05)
 
     def kill(self) -> None:
-        """SIGKILL; nothing happens where it does not run."""
+        """Sends SIGKILL; no effect if it does not run."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()

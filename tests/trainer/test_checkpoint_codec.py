@@ -1,4 +1,4 @@
-"""A job's training as bytes, and what goes on from them."""
+"""Checkpoints of training: written to bytes, and resumed from them."""
 
 import json
 from dataclasses import replace
@@ -30,11 +30,11 @@ def unbroken(model: BaseModel) -> Run:
 
 
 @pytest.mark.parametrize("broken_after", [0, 1, 3])
-def test_another_engine_goes_on_to_the_same_bits(model: BaseModel, unbroken: Run, broken_after: int) -> None:
+def test_another_engine_resumes_a_checkpoint_to_equal_bits(model: BaseModel, unbroken: Run, broken_after: int) -> None:
     engine = Engine(model)
     run = engine.prepare(TASK)
     train(engine, run, broken_after)
-    engine.tick([(run, 1)])  # a step that is not complete is begun again
+    engine.tick([(run, 1)])  # an incomplete step is repeated
     data = write_checkpoint(run.state(trained_s=1.25))
     other = Engine(model)
     state = read_checkpoint(data)
@@ -47,12 +47,12 @@ def test_another_engine_goes_on_to_the_same_bits(model: BaseModel, unbroken: Run
     assert write_checkpoint(resumed.state(0.0)) == write_checkpoint(unbroken.state(0.0))
 
 
-def test_a_start_that_was_chosen_is_kept(model: BaseModel, unbroken: Run) -> None:
+def test_checkpoint_keeps_the_chosen_initializer(model: BaseModel, unbroken: Run) -> None:
     state = read_checkpoint(write_checkpoint(unbroken.state(0.0)))
     assert np.array_equal(state.start, Engine(model).prepare(TASK).state(0.0).start)
 
 
-def test_what_is_no_checkpoint_is_refused(unbroken: Run) -> None:
+def test_invalid_checkpoints_are_rejected(unbroken: Run) -> None:
     good = write_checkpoint(unbroken.state(0.0))
     arrays = {"vectors": np.zeros((1, 2), np.float32)}
     for data in (

@@ -1,4 +1,4 @@
-"""How jobs end: cancelled, failed, retried, handed back, published late."""
+"""How jobs end: they are cancelled, fail, are retried, are handed back, or are published late."""
 
 import asyncio
 from pathlib import Path
@@ -15,13 +15,15 @@ from tests.trainer.conftest import ONE_AT_A_TIME, REX, Running, refusal, refusal
 from tests.trainer.conftest import Start as StartTrainer
 
 
-async def test_a_registry_that_is_broken_fails_the_job_after_some_attempts(start: StartTrainer, words: Any) -> None:
+async def test_internal_errors_of_the_registry_fail_the_job_after_publish_tries(
+    start: StartTrainer, words: Any
+) -> None:
     calls = 0
 
     async def broken(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         nonlocal calls
         calls += 1
-        await context.abort(grpc.StatusCode.INTERNAL, "the catalogue is upside down")
+        await context.abort(grpc.StatusCode.INTERNAL, "the catalogue is broken")
 
     server = grpc.aio.server()
     handler: Any = grpc.unary_unary_rpc_method_handler(broken)
@@ -39,7 +41,7 @@ async def test_a_registry_that_is_broken_fails_the_job_after_some_attempts(start
     assert states(await trainer.watch(job.name))[-1] == "SUCCEEDED"
 
 
-async def test_cancel_while_it_runs_and_while_it_waits(start: StartTrainer, words: Any) -> None:
+async def test_running_and_queued_jobs_can_be_cancelled(start: StartTrainer, words: Any) -> None:
     trainer = await start(engine=ONE_AT_A_TIME)
     request = await trainer.job("stopped", steps=10_000)
     running, waiting = await trainer.create(request), await trainer.create(request)
@@ -52,7 +54,7 @@ async def test_cancel_while_it_runs_and_while_it_waits(start: StartTrainer, word
     again = await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=running.name, request_id="once"))
     assert again.state == Job.STATE_CANCELLED
 
-    # The device is free for the next one, long before 10,000 steps are made.
+    # The device is free for the next job, long before 10,000 steps are done.
     after = await trainer.create(await trainer.job("stopped"))
     assert states(await trainer.watch(after.name))[-1] == "SUCCEEDED"
     listed = await words.ListVersions(registry_pb2.ListVersionsRequest(parent="tenants/default/concepts/stopped"))
@@ -66,7 +68,7 @@ async def test_cancel_while_it_runs_and_while_it_waits(start: StartTrainer, word
         )
 
 
-async def test_a_job_that_was_cancelled_can_be_retried_at_once(trainer: Running) -> None:
+async def test_cancelled_job_can_be_retried(trainer: Running) -> None:
     created = await trainer.create(await trainer.job("stopped", steps=30))
     await trainer.reaches(created.name, Job.STATE_RUNNING, step=1)
     await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=created.name))
@@ -79,7 +81,7 @@ async def test_a_job_that_was_cancelled_can_be_retried_at_once(trainer: Running)
     assert refusal(refused.value).reason == "JOB_STATE"
 
 
-async def test_etags_guard_a_cancel(trainer: Running) -> None:
+async def test_cancel_with_an_old_etag_is_aborted(trainer: Running) -> None:
     created = await trainer.create(await trainer.job(steps=10_000))
     await trainer.reaches(created.name, Job.STATE_RUNNING)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -89,9 +91,9 @@ async def test_etags_guard_a_cancel(trainer: Running) -> None:
     await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=created.name, etag=etag))
 
 
-async def test_a_job_that_fails_says_why_and_can_be_retried(start: StartTrainer, tmp_path: Path) -> None:
+async def test_failed_job_shows_its_error_and_can_be_retried(start: StartTrainer, tmp_path: Path) -> None:
     trainer = await start(engine=ONE_AT_A_TIME)
-    # Bytes that rot in the store: the blob's digest tells.
+    # Damaged bytes in the store do not match the digest of the blob.
     blocker = await trainer.create(await trainer.job(steps=10_000))
     await trainer.reaches(blocker.name, Job.STATE_RUNNING, step=1)
     created = await trainer.create(await trainer.job("retried"))
@@ -116,7 +118,7 @@ async def test_a_job_that_fails_says_why_and_can_be_retried(start: StartTrainer,
     assert (done.state, done.attempt) == (Job.STATE_SUCCEEDED, 2)
 
 
-async def test_what_the_registry_refuses_fails_the_job(trainer: Running, words: Any) -> None:
+async def test_refusal_of_the_registry_fails_the_job(trainer: Running, words: Any) -> None:
     name = "tenants/default/concepts/gone"
     await words.CreateConcept(
         registry_pb2.CreateConceptRequest(
@@ -129,7 +131,7 @@ async def test_what_the_registry_refuses_fails_the_job(trainer: Running, words: 
     assert job.error.code == grpc.StatusCode.FAILED_PRECONDITION.value[0]
 
 
-async def test_publishing_waits_for_a_registry_that_is_away_and_holds_nothing_up(
+async def test_publishing_waits_for_an_unavailable_registry_while_other_jobs_train(
     start: StartTrainer, registry: Any
 ) -> None:
     trainer = await start(registry="127.0.0.1:1")
@@ -148,13 +150,13 @@ async def test_publishing_waits_for_a_registry_that_is_away_and_holds_nothing_up
     assert [job.attempt for job in jobs] == [1, 1]
 
 
-async def test_a_server_told_to_stop_hands_its_job_back(start: StartTrainer) -> None:
+async def test_stopped_server_hands_its_job_back_without_counting_the_attempt(start: StartTrainer) -> None:
     trainer = await start()
     created = await trainer.create(await trainer.job(steps=10_000))
     await trainer.reaches(created.name, Job.STATE_RUNNING, step=1)
     trainer = await start()
     await trainer.reaches(created.name, Job.STATE_RUNNING, step=1)
-    assert (await trainer.get(created.name)).attempt == 1  # the one handed back does not count
+    assert (await trainer.get(created.name)).attempt == 1  # the attempt that was handed back does not count
 
 
 async def test_watches_end_when_the_server_stops(start: StartTrainer) -> None:

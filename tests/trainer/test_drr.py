@@ -1,4 +1,4 @@
-"""Whose rows make the next tick."""
+"""DeficitRoundRobin: which rows make the next tick."""
 
 from collections import Counter
 
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from trainer.worker.drr import DeficitRoundRobin, Entry
 
-ROWS = 8  # that each job wants for a step
+ROWS = 8  # of each job's step
 
 
 def entry(tenant: str, priority: int = 0, order: int = 0) -> Entry:
@@ -15,26 +15,26 @@ def entry(tenant: str, priority: int = 0, order: int = 0) -> Entry:
 
 
 def turns_of(tenants: str, *, quantum: int = 40) -> DeficitRoundRobin:
-    """A job for each letter, which is its tenant: `aab` makes a0, a1 and b2."""
+    """A job for each letter, of the tenant with that letter: `aab` makes a0, a1 and b2."""
     drr = DeficitRoundRobin(quantum_rows=quantum)
     for index, tenant in enumerate(tenants):
         drr.join(f"{tenant}{index}", entry(tenant, order=index))
     return drr
 
 
-def test_other_tenants_share_a_tick_before_a_tenants_own_jobs_do() -> None:
+def test_a_tick_has_one_job_of_each_tenant_before_a_tenants_second_job() -> None:
     drr = turns_of("aab")
     assert drr.grant({"a0": ROWS, "a1": ROWS, "b2": ROWS}, 16) == {"a0": ROWS, "b2": ROWS}
     assert drr.grant({"a0": ROWS, "a1": ROWS, "b2": ROWS}, 20) == {"a0": ROWS, "b2": ROWS, "a1": 4}
     assert drr.grant({"a0": ROWS, "a1": ROWS, "b2": ROWS}, 99) == dict.fromkeys(("a0", "a1", "b2"), ROWS)
 
 
-def test_the_first_job_is_never_cut() -> None:
+def test_the_first_job_of_a_tick_gets_all_its_rows() -> None:
     assert turns_of("ab").grant({"a0": 64, "b1": 64}, 8) == {"a0": 64}
 
 
-def test_jobs_end_one_after_the_other() -> None:
-    """Eight tenants with a job of ten steps each: within a quantum, the first has ended when 1/8 of all is done."""
+def test_within_a_quantum_jobs_are_finished_one_after_the_other() -> None:
+    """Eight tenants with a job of ten steps each: the first job ends when 1/8 of all rows are done."""
     drr = turns_of("abcdefgh", quantum=100)
     left = {f"{tenant}{index}": 80 for index, tenant in enumerate("abcdefgh")}
     ended = []
@@ -48,7 +48,7 @@ def test_jobs_end_one_after_the_other() -> None:
     assert ended == [(tenant, 80 * (7 - index)) for index, tenant in enumerate("abcdefgh")]
 
 
-def test_who_has_had_a_quantum_waits_for_who_comes() -> None:
+def test_tenant_that_used_its_quantum_waits_for_a_new_tenant() -> None:
     drr = turns_of("a", quantum=40)
     for _ in range(20):
         drr.grant({"a0": ROWS}, ROWS)
@@ -57,8 +57,8 @@ def test_who_has_had_a_quantum_waits_for_who_comes() -> None:
     assert granted == ["b1"] * 5 + ["a0"] * 5
 
 
-def test_nobody_is_first_again_by_leaving() -> None:
-    """A tenant whose jobs come one at a time, against one that is always there."""
+def test_tenant_gains_no_rows_by_leaving_and_joining_again() -> None:
+    """Tenant b runs its jobs one at a time; tenant a has one job all the time."""
     drr = turns_of("ab", quantum=2 * ROWS)
     rows: Counter[str] = Counter()
     name = "b1"
@@ -72,7 +72,7 @@ def test_nobody_is_first_again_by_leaving() -> None:
     assert abs(rows["a"] - rows["b"]) <= 4 * ROWS
 
 
-def test_priorities_order_a_tenants_own_jobs_and_below_zero_waits_for_all() -> None:
+def test_priority_orders_a_tenants_own_jobs_and_negative_priority_comes_last() -> None:
     drr = DeficitRoundRobin(quantum_rows=1000)
     for name, priority in (("usual", 0), ("urgent", 5), ("later", 0), ("background", -1)):
         drr.join(name, entry("a", priority, len(name)))
@@ -93,7 +93,7 @@ def test_priorities_order_a_tenants_own_jobs_and_below_zero_waits_for_all() -> N
     wanted=st.lists(st.integers(0, 20), min_size=12, max_size=12),
     limit=st.integers(1, 40),
 )
-def test_what_is_granted_is_wanted_and_no_row_is_left_out(
+def test_grants_fill_the_tick_and_never_exceed_what_a_job_asks_for(
     jobs: list[tuple[str, int]], wanted: list[int], limit: int
 ) -> None:
     drr = DeficitRoundRobin(quantum_rows=10)
@@ -102,7 +102,7 @@ def test_what_is_granted_is_wanted_and_no_row_is_left_out(
     asked = {str(index): wanted[index] for index in range(len(jobs))}
     granted = drr.grant(asked, limit)
     assert all(0 < rows <= asked[name] for name, rows in granted.items())
-    # Below 0 nothing is given while another can use it.
+    # Jobs of negative priority get rows only if no other job can use them.
     classes = {jobs[int(name)][1] >= 0 for name in granted}
     assert len(classes) <= 1
     ordinary = sum(rows for name, rows in asked.items() if jobs[int(name)][1] >= 0)
@@ -116,10 +116,10 @@ def test_what_is_granted_is_wanted_and_no_row_is_left_out(
     quantum=st.integers(1, 50),
     limit=st.integers(1, 30),
 )
-def test_tenants_that_are_always_there_get_alike_whatever_others_do(
+def test_two_permanent_tenants_get_equal_rows_while_others_join_and_leave(
     script: list[tuple[str, int]], quantum: int, limit: int
 ) -> None:
-    """Two tenants with a job each from the start, and others that come and go."""
+    """Two tenants with a job each from start to end, and others that join and leave."""
     drr = turns_of("xy", quantum=quantum)
     here: set[str] = set()
     rows = {"x": 0, "y": 0}

@@ -1,4 +1,4 @@
-"""The engine on the bundled model: what it learns, and that equal tasks give equal vectors."""
+"""Training on the bundled model: what it learns, and that equal tasks give equal vectors."""
 
 import io
 import threading
@@ -53,7 +53,7 @@ def learn(engine: Engine, **changes: Any) -> Learned:
 
 def test_equal_tasks_give_equal_vectors(engine: Engine, model: BaseModel) -> None:
     first = learn(engine)
-    # Other work in between, and another engine: nothing of either remains.
+    # Other work in between and another engine leave no trace.
     other = learn(engine, seed=1)
     again = learn(Engine(model))
     assert np.array_equal(first.vectors, again.vectors)
@@ -61,7 +61,7 @@ def test_equal_tasks_give_equal_vectors(engine: Engine, model: BaseModel) -> Non
     assert not np.array_equal(first.vectors, other.vectors)
 
 
-def test_what_comes_out(engine: Engine) -> None:
+def test_learned_vectors_and_steps_have_the_requested_shape(engine: Engine) -> None:
     seen: list[Step] = []
     learned = engine.learn(task(vectors=3), seen.append, threading.Event())
     assert learned.vectors.shape == (3, 128)
@@ -74,15 +74,16 @@ def test_what_comes_out(engine: Engine) -> None:
     assert len(np.unique(learned.vectors, axis=0)) == 3
 
 
-def test_steps_lower_the_loss_that_they_are_made_for(engine: Engine) -> None:
-    """On the very rows of the steps: the same draws at a rate of almost nothing are the measure."""
+@pytest.mark.compute
+def test_training_lowers_the_loss(engine: Engine) -> None:
+    """Compared with the loss on the same draws at a learning rate near zero."""
     recipe = replace(RECIPE, steps=12, rows=4)
     still = learn(engine, recipe=replace(recipe, learning_rate=1e-6))
     learned = learn(engine, recipe=recipe)
     assert np.mean(learned.losses[4:]) < np.mean(still.losses[4:])
 
 
-def test_the_frozen_model_stays_as_it_was(engine: Engine, model: BaseModel) -> None:
+def test_training_leaves_the_model_unchanged(engine: Engine, model: BaseModel) -> None:
     weights = [*model.unet.parameters(), *model.text_encoder.parameters(), *model.vae.parameters()]
     before = [weight.sum().item() for weight in weights]
     learn(engine)
@@ -104,19 +105,19 @@ def test_the_frozen_model_stays_as_it_was(engine: Engine, model: BaseModel) -> N
         {"last_timestep": 100},
     ],
 )
-def test_every_part_of_a_recipe_counts(engine: Engine, change: dict[str, Any]) -> None:
+def test_every_field_of_a_recipe_changes_the_result(engine: Engine, change: dict[str, Any]) -> None:
     two = replace(RECIPE, steps=2, rows=4)
     plain, changed = learn(engine, recipe=two), learn(engine, recipe=replace(two, **change))
     assert not np.array_equal(plain.vectors, changed.vectors)
 
 
-def test_the_norm_can_be_held(engine: Engine, model: BaseModel) -> None:
+def test_hold_norm_keeps_vectors_at_the_vocabularys_norm(engine: Engine, model: BaseModel) -> None:
     learned = learn(engine, recipe=replace(RECIPE, hold_norm=True), vectors=2)
     wanted = model.text_encoder.get_input_embeddings().weight.norm(dim=-1).mean().item()
     assert np.linalg.norm(learned.vectors, axis=-1) == pytest.approx([wanted, wanted], rel=1e-4)
 
 
-def test_where_vectors_start(engine: Engine, model: BaseModel) -> None:
+def test_vectors_start_at_their_words_or_at_the_mean_of_the_words(engine: Engine, model: BaseModel) -> None:
     table = model.text_encoder.get_input_embeddings().weight.detach()
     ids = engine.initializers.words.ids("red toy")
     almost_nothing = replace(RECIPE, steps=1, learning_rate=1e-9)
@@ -127,14 +128,14 @@ def test_where_vectors_start(engine: Engine, model: BaseModel) -> None:
 
 
 @pytest.mark.parametrize("word", ["xylophone", "<|endoftext|>", "toy qwertz", "🙂"])
-def test_a_start_outside_of_the_vocabulary(engine: Engine, word: str) -> None:
+def test_start_outside_of_the_vocabulary_is_rejected(engine: Engine, word: str) -> None:
     with pytest.raises(InitializerUnknown) as refused:
         engine.initializers.words.ids(word)
     assert refused.value.reason == "START_UNKNOWN"
 
 
-def test_several_words_as_the_encoder_has_them(engine: Engine, model: BaseModel) -> None:
-    """Cross Initialization: the encoder's own output at the words' places, far from the vocabulary's norm."""
+def test_encoded_words_start_at_the_encoders_output(engine: Engine, model: BaseModel) -> None:
+    """Cross Initialization: the encoder's output at the positions of the words, far from the vocabulary's norm."""
     almost_nothing = replace(RECIPE, steps=1, learning_rate=1e-9)
     learned = learn(engine, start=FromWords(words="red toy", encoded=True), vectors=2, recipe=almost_nothing)
     ids = [model.tokenizer.bos_token_id, *engine.initializers.words.ids("red toy"), model.tokenizer.eos_token_id]
@@ -146,14 +147,15 @@ def test_several_words_as_the_encoder_has_them(engine: Engine, model: BaseModel)
     assert one.vectors == pytest.approx(learned.vectors.mean(axis=0, keepdims=True), abs=1e-5)
 
 
-def test_vectors_that_exist_go_on(engine: Engine) -> None:
+def test_training_starts_from_existing_vectors(engine: Engine) -> None:
     first = learn(engine)
     still = learn(engine, start=FromVectors(vectors=first.vectors), recipe=replace(RECIPE, steps=1, learning_rate=1e-9))
     assert still.vectors == pytest.approx(first.vectors, abs=1e-6)
 
 
-def test_the_vocabularys_best_word(engine: Engine) -> None:
-    """What is chosen beats the usual start on draws that the choice has not seen; the same again for the same seed."""
+@pytest.mark.compute
+def test_best_word_has_a_lower_loss_than_the_usual_start(engine: Engine) -> None:
+    """On draws that the choice has not used. Equal seeds choose the same word."""
 
     def chosen(seed: int) -> str:
         run = engine.prepare(task(start=BestWord(usual="snow"), seed=seed))
@@ -171,14 +173,14 @@ def test_the_vocabularys_best_word(engine: Engine) -> None:
 
 
 def model_word(engine: Engine, vector: torch.Tensor) -> str:
-    """The vocabulary's word that `vector` is."""
+    """The word of the vocabulary that has this vector."""
     index = int((engine.initializers.table - vector).norm(dim=-1).argmin())
     assert torch.equal(engine.initializers.table[index], vector)
     return str(engine._model.tokenizer.convert_ids_to_tokens(index).removesuffix("</w>"))
 
 
-def test_vectors_come_one_after_the_other(engine: Engine) -> None:
-    """Three vectors in six steps: one, then two, then three of them are in the sentences, and the others stay."""
+def test_progressive_recipe_trains_one_then_two_then_three_vectors(engine: Engine) -> None:
+    """Three vectors in six steps: vectors that are not in the sentences yet do not change."""
     run = engine.prepare(task(recipe=replace(RECIPE, steps=6, progressive=True, weight_decay=0.1), vectors=3))
     start = run.learned().vectors
     moved = []
@@ -190,14 +192,14 @@ def test_vectors_come_one_after_the_other(engine: Engine) -> None:
     assert (run.learned().vectors != start).any(axis=1).all()
 
 
-def test_a_mask_says_where_the_thing_is(engine: Engine) -> None:
+def test_mask_limits_the_loss_to_the_white_area(engine: Engine) -> None:
     white, left = Image.new("L", (64, 64), 255), Image.new("L", (64, 64), 0)
     left.paste(255, (0, 0, 32, 64))
     plain = learn(engine)
     assert np.array_equal(learn(engine, masks=[white, None]).vectors, plain.vectors)
     assert not np.array_equal(learn(engine, masks=[left, left]).vectors, plain.vectors)
 
-    # What is learned knows nothing of the errors where the mask is black.
+    # Errors in the black area have no weight.
     run = engine.prepare(task(recipe=replace(RECIPE, flips=True), masks=[left, None]))
     cells = run.latents.weights.shape[-1]
     assert run.latents.weights.mean(dim=(1, 2, 3)).tolist() == pytest.approx([1, 1, 1, 1])
@@ -209,8 +211,9 @@ def test_a_mask_says_where_the_thing_is(engine: Engine) -> None:
     assert refused.value.reason == "MASK_EMPTY"
 
 
-def test_training_stops_by_itself_and_cools_down(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where every cosine is low enough, the rule fires as soon as it may."""
+@pytest.mark.compute
+def test_early_stopping_cools_down_and_ends(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If every cosine is below the threshold, the rule fires at the first step that it may."""
     monkeypatch.setattr(stopping, "THRESHOLD", 2.0)
     recipe = replace(RECIPE, steps=30, rows=1, schedule=Schedule.HOLD_THEN_COOL, early_stopping=True)
     seen: list[Step] = []
@@ -223,7 +226,7 @@ def test_training_stops_by_itself_and_cools_down(engine: Engine, monkeypatch: py
     assert rates[held:] == sorted(rates[held:], reverse=True)
     assert rates[-1] == pytest.approx(recipe.learning_rate * recipe.final_learning_rate)
     assert (seen[0].steps, seen[-1].steps) == (30, len(rates))
-    # It is the same job when it goes on from a checkpoint in between.
+    # A checkpoint in between does not change the result.
     run = engine.prepare(task(recipe=recipe))
     while run.step < held + 3:
         engine.tick([(run, 1)])
@@ -233,18 +236,18 @@ def test_training_stops_by_itself_and_cools_down(engine: Engine, monkeypatch: py
     assert np.array_equal(resumed.learned().vectors, learned.vectors)
 
 
-def test_the_first_start_that_the_vocabulary_has(engine: Engine) -> None:
+def test_first_of_is_the_first_word_in_the_vocabulary(engine: Engine) -> None:
     assert engine.initializers.words.first_of(["xylophone", "painting", "toy"]) == "painting"
 
 
-def test_a_template_must_have_room_for_its_word(model: BaseModel) -> None:
+def test_template_without_room_for_the_vectors_is_rejected(model: BaseModel) -> None:
     templates = TemplateFitter(PromptEncoder(model).tokenizer)
     templates.check_length("a photo of a {}", 16)
     with pytest.raises(PromptTooLong):
         templates.check_length("a photo of a {} " + "on the beach " * 5, 16)
 
 
-def test_stops_at_the_next_step(engine: Engine) -> None:
+def test_stop_event_stops_training_after_the_current_step(engine: Engine) -> None:
     stop = threading.Event()
     seen: list[int] = []
 
@@ -257,14 +260,14 @@ def test_stops_at_the_next_step(engine: Engine) -> None:
     assert seen == [1]
 
 
-def test_vectors_that_are_no_numbers_end_the_task(engine: Engine) -> None:
+def test_nan_vectors_fail_the_task_as_diverged(engine: Engine) -> None:
     with pytest.raises(Diverged) as refused:
         learn(engine, recipe=replace(RECIPE, learning_rate=1e38))
     assert (refused.value.reason, refused.value.metadata) == ("DIVERGED", {"step": "2"})
 
 
 @pytest.mark.parametrize("count", [1, 2, 999, 1000, 1001, 5000])
-def test_a_long_curve_is_thinned(count: int) -> None:
+def test_loss_curve_is_thinned_to_a_maximum_of_points(count: int) -> None:
     points = curve([float(index) for index in range(count)])
     assert len(points) == min(count, MAX_POINTS)
     steps = [point.step for point in points]

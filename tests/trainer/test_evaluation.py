@@ -1,9 +1,9 @@
-"""Evaluations: what they say, when they are made, and that each is written once whatever happens."""
+"""Evaluations: their figures, when they run, and that each is written exactly once."""
 
 import asyncio
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,11 @@ from diffusion.checkpoint import BaseModel
 from miniature.paint import paint
 from miniature.world import Drawing, random_colour, withheld_toy
 from rpc.settings import SettingsError
+from tests.fork_server import ForkServer
 from tests.processes import Process
 from tests.trainer.conftest import REX, Running, encoded, fields, refusal, settings_of, states
 from tests.trainer.conftest import Start as StartTrainer
-from tests.trainer.holding import Holding
-from tests.trainer.zygote import Forked, Zygote
+from tests.trainer.stalled_registry import StalledRegistry
 from trainer.app import Trainer
 
 ON = {"after_publishing": True}
@@ -40,7 +40,7 @@ async def examples(trainer: Running, pictures: Sequence[bytes]) -> list[Example]
 
 
 async def evaluate(trainer: Running, version: str, pictures: Sequence[bytes], **more: Any) -> Job:
-    """A job of ours, just created."""
+    """Creates an evaluation job."""
     return await trainer.create(Job(evaluates=version, examples=await examples(trainer, pictures), **more))
 
 
@@ -49,14 +49,14 @@ async def ended(trainer: Running, name: str) -> Job:
 
 
 async def learned(trainer: Running, word: str, **more: Any) -> Job:
-    """A job that has succeeded."""
+    """Runs a training job until it has succeeded."""
     job = await ended(trainer, (await trainer.create(await trainer.job(word, **more))).name)
     assert job.state == Job.STATE_SUCCEEDED, job.error
     return job
 
 
 async def figures(words: Any, job: Job) -> registry_resources.Evaluation:
-    """What an evaluation that has succeeded wrote, and nothing else wrote about its version."""
+    """The evaluation that a succeeded job has written."""
     assert job.state == Job.STATE_SUCCEEDED, job.error
     evaluation = await words.GetEvaluation(registry_pb2.GetEvaluationRequest(name=job.evaluation))
     assert all(math.isfinite(value) for value in evaluation.metrics.values())
@@ -65,13 +65,13 @@ async def figures(words: Any, job: Job) -> registry_resources.Evaluation:
 
 
 def another_toy(count: int) -> list[bytes]:
-    """Drawings of a toy that is not rex."""
+    """Drawings of a toy other than rex."""
     rng = np.random.default_rng(5)
     toy = withheld_toy(rng)
     return [encoded(paint(Drawing(toy=toy, background=random_colour(rng, "grey")), rng)) for _ in range(count)]
 
 
-async def test_a_published_word_is_evaluated_and_its_pictures_stay_until_then(start: StartTrainer, words: Any) -> None:
+async def test_published_word_is_evaluated_before_its_pictures_expire(start: StartTrainer, words: Any) -> None:
     trainer = await start(evaluation=ON, pictures={"after_success": "PT0S"})
     done = await learned(trainer, "followed")
     assert done.evaluation_job == f"{done.name}-evaluation"
@@ -104,7 +104,7 @@ async def test_a_published_word_is_evaluated_and_its_pictures_stay_until_then(st
 
     after = await trainer.stub.GetPicture(trainer_pb2.GetPictureRequest(name=picture))
     assert after.expire_time.ToDatetime().timestamp() <= time.time() + 1
-    trainer = await start()  # sweeps
+    trainer = await start()  # deletes expired pictures
     for _ in range(200):
         try:
             await trainer.stub.GetPicture(trainer_pb2.GetPictureRequest(name=picture))
@@ -112,17 +112,17 @@ async def test_a_published_word_is_evaluated_and_its_pictures_stay_until_then(st
             assert error.code() is grpc.StatusCode.NOT_FOUND
             return
         await asyncio.sleep(0.05)
-    raise AssertionError(f"{picture} is still there")
+    raise AssertionError(f"{picture} still exists")
 
 
-async def test_the_figures_know_what_was_learned(start: StartTrainer, words: Any) -> None:
+async def test_figures_are_better_for_the_learned_concept(start: StartTrainer, words: Any) -> None:
     trainer = await start(evaluation=ON)
     usual = await learned(
         trainer, "usual", start=Start(words="toy"), recipe=Recipe(steps=1, rows=1, learning_rate=1e-9)
     )
     rex = await learned(trainer, "known", recipe=Recipe(steps=6, rows=4))
     before, after = [await figures(words, await ended(trainer, job.evaluation_job)) for job in (usual, rex)]
-    # On the same pictures with the same draws; the learned start alone is far better than the word.
+    # Equal pictures and draws; the learned start alone is far better than the word.
     assert after.metrics["clip_i"] > before.metrics["clip_i"] + 0.1
     assert after.metrics["held_out_loss"] < before.metrics["held_out_loss"]
 
@@ -130,7 +130,7 @@ async def test_the_figures_know_what_was_learned(start: StartTrainer, words: Any
         await figures(words, await ended(trainer, (await evaluate(trainer, rex.version, pictures)).name))
         for pictures in (REX[2:], another_toy(2))
     ]
-    # Pictures that were not trained on, of the same toy and of another one.
+    # Held-out pictures of the same toy, and pictures of another toy.
     assert own.metrics["clip_i"] > other.metrics["clip_i"] + 0.1
     assert own.metrics["held_out_loss"] != after.metrics["held_out_loss"]
     listed = await words.ListEvaluations(registry_pb2.ListEvaluationsRequest(parent=rex.version))
@@ -139,7 +139,7 @@ async def test_the_figures_know_what_was_learned(start: StartTrainer, words: Any
     assert {job.name for job in (await trainer.stub.ListJobs(request)).jobs} == {usual.name, rex.name}
 
 
-async def test_a_request_is_filled_in_and_what_is_wrong_with_it_is_named(trainer: Running, words: Any) -> None:
+async def test_evaluation_request_gets_defaults_and_invalid_fields_are_named(trainer: Running, words: Any) -> None:
     style = await learned(trainer, "asked", kind=registry_resources.CONCEPT_KIND_STYLE, vectors=2)
     filled = await trainer.create(
         Job(evaluates=style.version, examples=await examples(trainer, REX[:1])), validate_only=True
@@ -183,22 +183,24 @@ async def test_a_request_is_filled_in_and_what_is_wrong_with_it_is_named(trainer
 
 
 @pytest.mark.parametrize("places", [16, 1])
-async def test_training_that_arrives_goes_first(start: StartTrainer, words: Any, places: int) -> None:
+async def test_training_job_runs_before_a_running_evaluation(start: StartTrainer, words: Any, places: int) -> None:
     trainer = await start(engine={"max_running": places})
     version = (await learned(trainer, "evaluated", steps=1)).version
     waiting = (await evaluate(trainer, version, REX[:1], seed=3)).name
     await trainer.reaches(waiting, Job.STATE_RUNNING, step=2)
     job = await learned(trainer, "urgent", steps=12)
-    # Where there is one place, it was handed back, and may have it again by now.
+    # With one place, the evaluation was handed back, and may run again by now.
     assert (await trainer.get(waiting)).state in ({Job.STATE_RUNNING} | ({Job.STATE_QUEUED} if places == 1 else set()))
     found = await ended(trainer, waiting)
-    # What made room was handed back, which is not counted.
+    # Attempts that were handed back do not count.
     assert found.attempt == 1
     assert found.end_time.ToNanoseconds() > job.end_time.ToNanoseconds()
     assert (await figures(words, found)).seed == 3
 
 
-async def test_one_that_is_cancelled_stopped_or_has_lost_its_version(start: StartTrainer, words: Any) -> None:
+async def test_evaluation_can_be_cancelled_resumes_after_a_stop_and_fails_without_its_version(
+    start: StartTrainer, words: Any
+) -> None:
     trainer = await start(engine={"max_running": 1})
     version = (await learned(trainer, "brief", steps=1)).version
     cancelled = await evaluate(trainer, version, REX[:1])
@@ -214,7 +216,7 @@ async def test_one_that_is_cancelled_stopped_or_has_lost_its_version(start: Star
     listed = await words.ListEvaluations(registry_pb2.ListEvaluationsRequest(parent=version))
     assert [one.name for one in listed.evaluations] == [job.evaluation]
 
-    # Trained on while the version goes.
+    # A training job holds the device until the version is deleted.
     long = await trainer.create(await trainer.job("long", steps=10_000))
     await trainer.reaches(long.name, Job.STATE_RUNNING, step=1)
     orphan = await evaluate(trainer, version, REX[:1])
@@ -226,7 +228,9 @@ async def test_one_that_is_cancelled_stopped_or_has_lost_its_version(start: Star
     await learned(trainer, "undisturbed", steps=1)
 
 
-async def test_dino(start: StartTrainer, words: Any, tmp_path: Path, model: BaseModel) -> None:
+async def test_dino_judge_adds_its_figure_and_needs_safetensors(
+    start: StartTrainer, words: Any, tmp_path: Path, model: BaseModel
+) -> None:
     folder = tmp_path / "tiny"
     config = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
     Dinov2Model(config).save_pretrained(folder)
@@ -247,17 +251,13 @@ async def test_dino(start: StartTrainer, words: Any, tmp_path: Path, model: Base
                 pass
 
 
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    with Zygote() as zygote:
-        yield zygote
-
-
 @pytest.mark.timeout(400)  # three starts of a trainer
-def test_killed_while_it_evaluates_and_while_it_publishes(tmp_path: Path, registry: Process, zygote: Zygote) -> None:
-    def trainer(registry: str) -> Forked:
+def test_evaluation_is_written_once_when_the_trainer_is_killed_evaluating_and_publishing(
+    tmp_path: Path, registry: Process, fork_server: ForkServer
+) -> None:
+    def trainer(registry: str) -> Process:
         settings = ["--store.address", str(tmp_path / "jobs"), "--registry.address", registry, "--model.threads", "1"]
-        return Forked(zygote, "trainer", tmp_path, *settings)
+        return Process("trainer", tmp_path, *settings, fork_server=fork_server)
 
     def get(client: Client, name: str) -> Job:
         job: Job = client.trainer.GetJob(trainer_pb2.GetJobRequest(name=name))
@@ -269,8 +269,8 @@ def test_killed_while_it_evaluates_and_while_it_publishes(tmp_path: Path, regist
             assert time.monotonic() < end, job
             time.sleep(0.02)
 
-    holding = Holding(registry.address, "CreateEvaluation")
-    first, second, third = trainer(holding.address), trainer(holding.address), trainer(registry.address)
+    stalled = StalledRegistry(registry.address, "CreateEvaluation")
+    first, second, third = (trainer(address) for address in (stalled.address, stalled.address, registry.address))
     try:
         first.start()
         with Client(Endpoints(trainer=first.address, registry=registry.address)) as client:
@@ -281,14 +281,14 @@ def test_killed_while_it_evaluates_and_while_it_publishes(tmp_path: Path, regist
         first.kill()
         second.start()
         with Client(Endpoints(trainer=second.address, registry=registry.address)) as client:
-            assert holding.arrived.wait(120)
+            assert stalled.arrived.wait(120)
             assert get(client, name).state == Job.STATE_PUBLISHING
             assert get(client, name).evaluation == ""
         second.kill()
         third.start()
         with Client(Endpoints(trainer=third.address, registry=registry.address)) as client:
             *_, last = client.watch_job(name)
-            # Nothing was computed again after the figures were fixed.
+            # The fixed figures were not computed again.
             assert (last.job.state, last.job.attempt) == (Job.STATE_SUCCEEDED, 2)
             (evaluation,) = client.evaluations(last.job.evaluates)
             assert evaluation.name == last.job.evaluation
@@ -296,4 +296,4 @@ def test_killed_while_it_evaluates_and_while_it_publishes(tmp_path: Path, regist
     finally:
         for process in (first, second, third):
             process.__exit__()
-        holding.close()
+        stalled.close()

@@ -1,4 +1,4 @@
-"""The queue in NATS piece by piece: a real nats-server, and several sides of one log in this process."""
+"""The queue in NATS: a real nats-server, and several servers and workers on one log in this process."""
 
 import asyncio
 import itertools
@@ -19,7 +19,6 @@ from rpc.errors import FailedPrecondition
 from storage.ledger.ledger import Ledger
 from storage.objects.blobs import Blobs
 from storage.objects.disk import DiskStore
-from tests.conftest import need_program
 from tests.trainer.nats import Nats
 from trainer.app import TABLE
 from trainer.jobs.commands import AddPicture, CreateJob, MoveJob
@@ -46,19 +45,19 @@ PICTURE = f"tenants/default/pictures/{'a' * 64}"
 
 
 @dataclass(kw_only=True)
-class Side:
-    """A process's part in the queue."""
+class Peer:
+    """A server or a worker: its part in the queue."""
 
     job_store: JobStore
     metrics: TrainerMetrics
     broker: Broker
     queue: JetStreamQueue
     leadership: Leadership
-    # Of the queue, or where it hands jobs out, of the dispatcher.
+    # The task of the dispatcher (a server) or of the queue (a worker).
     running: asyncio.Task[None]
 
     async def stall(self) -> None:
-        """From here on it is as if the process had been stopped."""
+        """Stops all its tasks, as if the process had stopped; NATS gets no message from it."""
         await ended(self.running)
         self.queue._leases.clear()
 
@@ -79,7 +78,7 @@ class Side:
         return State(row["state"]), row["attempt"]
 
     async def take(self, *, alone: bool = True) -> Attempt:
-        """The next job, waited for."""
+        """Waits for the next job."""
         found: list[Any] = []
 
         async def came() -> bool:
@@ -92,13 +91,13 @@ class Side:
         return Attempt(row=row)
 
     async def end(self, attempt: Attempt) -> None:
-        """As a worker that has brought a job to its end."""
+        """Ends the job as a worker does it."""
         for move in (Move.FIX, Move.FINISH):
             await self.job_store.move(attempt.move(move))
         await self.queue.release(attempt)
 
 
-MakeSide = Callable[..., Awaitable[Side]]
+StartPeer = Callable[..., Awaitable[Peer]]
 
 
 async def until(holds: Callable[[], Awaitable[bool]]) -> None:
@@ -106,28 +105,26 @@ async def until(holds: Callable[[], Awaitable[bool]]) -> None:
         if await holds():
             return
         await asyncio.sleep(0.02)
-    raise AssertionError("it did not come about within a minute")
+    raise AssertionError("the condition did not hold within a minute")
 
 
 @pytest.fixture
-def nats(tmp_path: Path) -> Iterator[Nats]:
+def nats(nats_binary: Path, tmp_path: Path) -> Iterator[Nats]:
     (tmp_path / "nats").mkdir()
-    server = Nats(
-        need_program("nats-server", "nothing was tested of the queue in NATS", target="nats"), tmp_path / "nats"
-    )
+    server = Nats(nats_binary, tmp_path / "nats")
     server.start()
     yield server
     server.kill()
 
 
 @pytest.fixture
-async def side(tmp_path: Path, nats: Nats) -> AsyncIterator[MakeSide]:
-    """Makes one more side; with `dispatches`, one that hands jobs out when it is its turn."""
+async def start_peer(tmp_path: Path, nats: Nats) -> AsyncIterator[StartPeer]:
+    """Starts a worker, or with `dispatches` a server that hands jobs out while it leads."""
     number = itertools.count()
     async with AsyncExitStack() as stack:
         channel = await stack.enter_async_context(grpc.aio.insecure_channel("127.0.0.1:1"))
 
-        async def make(*, dispatches: bool = False, max_worker_deaths: int = 3, ahead: int = 4) -> Side:
+        async def make(*, dispatches: bool = False, max_worker_deaths: int = 3, ahead: int = 4) -> Peer:
             folder = tmp_path / f"view{next(number)}"
             store = DiskStore(tmp_path / "jobs")
             ledger = Ledger.open(store, TrainerStateMachine(), shards=SHARDS, view_folder=folder)
@@ -152,7 +149,7 @@ async def side(tmp_path: Path, nats: Nats) -> AsyncIterator[MakeSide]:
                     name=PICTURE, blob="b", media_type="image/png", size_bytes=3, width=8, height=8, lifetime_us=10**12
                 )
                 await job_store.commit_own(picture, "default")
-            return Side(
+            return Peer(
                 job_store=job_store, metrics=metrics, broker=broker, queue=queue, leadership=leadership, running=running
             )
 
@@ -165,17 +162,17 @@ async def ended(task: asyncio.Task[None]) -> None:
         await task
 
 
-async def nothing_with(nats: Side) -> None:
-    """NATS has no message any more."""
+async def nats_is_empty(peer: Peer) -> None:
+    """Waits until NATS has no message of a job."""
 
     async def empty() -> bool:
-        return not await nats.broker.sent()
+        return not await peer.broker.sent()
 
     await until(empty)
 
 
-async def test_a_job_from_the_log_to_a_worker_and_back(side: MakeSide) -> None:
-    server, worker = await side(dispatches=True), await side()
+async def test_a_created_job_reaches_a_worker_and_leaves_nats_when_it_ends(start_peer: StartPeer) -> None:
+    server, worker = await start_peer(dispatches=True), await start_peer()
     name = await server.create("j1")
     attempt = await worker.take()
     assert (attempt.job.name, attempt.number) == (name, 1)
@@ -183,39 +180,39 @@ async def test_a_job_from_the_log_to_a_worker_and_back(side: MakeSide) -> None:
     await asyncio.sleep(2 * ACK_WAIT.total_seconds())  # the lease is renewed
     assert await server.broker.sent() == {name}
     await worker.end(attempt)
-    await nothing_with(server)
+    await nats_is_empty(server)
     assert await server.state(name) == (State.SUCCEEDED, 1)
 
 
-async def test_what_is_handed_back_goes_to_the_next_worker_at_once_and_counts_as_no_loss(side: MakeSide) -> None:
-    server, first = await side(dispatches=True), await side()
+async def test_handed_back_job_goes_to_the_next_worker_and_counts_no_worker_death(start_peer: StartPeer) -> None:
+    server, first = await start_peer(dispatches=True), await start_peer()
     name = await server.create("j1")
     attempt = await first.take()
     await first.job_store.move(attempt.move(Move.HAND_BACK))
     await first.queue.release(attempt)
     await first.stall()
-    second = await side()
+    second = await start_peer()
     attempt = await second.take(alone=False)
     assert (attempt.job.name, attempt.number, attempt.worker_deaths, attempt.job.attempt) == (name, 2, 0, 1)
 
 
-async def test_a_worker_that_is_not_heard_of_loses_its_job_and_can_say_nothing_more(side: MakeSide) -> None:
-    server, first = await side(dispatches=True), await side()
+async def test_silent_worker_loses_its_job_and_its_moves_are_refused(start_peer: StartPeer) -> None:
+    server, first = await start_peer(dispatches=True), await start_peer()
     name = await server.create("j1")
     stale = await first.take()
     lease = first.queue._leases[name]
     await first.stall()
-    second = await side()
+    second = await start_peer()
     attempt = await second.take()
     assert (attempt.number, attempt.worker_deaths) == (2, 1)
     for move in (Move.FIX, Move.FAIL, Move.HAND_BACK):
         with pytest.raises(FailedPrecondition) as refused:
             await first.job_store.move(stale.move(move))
         assert refused.value.reason == "ATTEMPT_OVER"
-    # It wakes up, and NATS takes its acknowledgement for the new holder's: the job is sent again, and who is given it
-    # hears that it is held.
+    # The first worker wakes up, and NATS takes its acknowledgement for the second worker's. The job is sent again, and
+    # a worker that gets the message finds that another worker holds the job.
     await lease.message.ack()
-    third = await side()
+    third = await start_peer()
 
     async def sent_again() -> bool:
         return await server.broker.sent() == {name}
@@ -227,23 +224,23 @@ async def test_a_worker_that_is_not_heard_of_loses_its_job_and_can_say_nothing_m
     assert await server.state(name) == (State.RUNNING, 2)
     await second.end(attempt)
 
-    async def gone() -> bool:
+    async def ended_everywhere() -> bool:
         row = await third.queue.take(alone=True)
-        if row is not None:  # given to the third one in the moment before the end: to be published once more
+        if row is not None:  # sent to the third worker just before the end, to be published again
             assert row["state"] == State.PUBLISHING
             await third.queue.release(attempt)
         return not await server.broker.sent()
 
-    await until(gone)
+    await until(ended_everywhere)
     assert await server.state(name) == (State.SUCCEEDED, 2)
 
 
-async def test_what_has_lost_a_worker_is_given_to_one_that_has_nothing_else(side: MakeSide) -> None:
-    server, first = await side(dispatches=True, max_worker_deaths=2), await side(max_worker_deaths=2)
+async def test_job_whose_worker_died_is_given_to_an_idle_worker_only(start_peer: StartPeer) -> None:
+    server, first = await start_peer(dispatches=True, max_worker_deaths=2), await start_peer(max_worker_deaths=2)
     name = await server.create("j1")
     await first.take()
     await first.stall()
-    second = await side(max_worker_deaths=2)
+    second = await start_peer(max_worker_deaths=2)
 
     async def lost() -> bool:
         return await server.state(name) == (State.QUEUED, 1)
@@ -253,14 +250,14 @@ async def test_what_has_lost_a_worker_is_given_to_one_that_has_nothing_else(side
     assert await second.queue.take(alone=False) is None
     attempt = await second.take(alone=True)
     assert attempt.number == 2
-    # The second worker is lost too, which is one too many.
+    # The second worker dies too, which exceeds max_worker_deaths.
     await second.stall()
-    third = await side(max_worker_deaths=2)
+    third = await start_peer(max_worker_deaths=2)
     other = await server.create("j2")
     assert (await third.take()).job.name == other
 
     async def failed() -> bool:
-        assert await third.queue.take(alone=False) is None  # a worker with a place asks again and again
+        assert await third.queue.take(alone=False) is None  # a worker with a free place keeps asking
         return await server.state(name) == (State.FAILED, 2)
 
     await until(failed)
@@ -268,8 +265,8 @@ async def test_what_has_lost_a_worker_is_given_to_one_that_has_nothing_else(side
     assert "2 workers have died" in job_of(row, "").error.message
 
 
-async def test_who_is_cancelled_while_it_waits_is_trained_by_nobody(side: MakeSide) -> None:
-    server = await side(dispatches=True)
+async def test_job_cancelled_in_the_queue_is_given_to_no_worker(start_peer: StartPeer) -> None:
+    server = await start_peer(dispatches=True)
     name = await server.create("j1")
 
     async def sent() -> bool:
@@ -277,14 +274,14 @@ async def test_who_is_cancelled_while_it_waits_is_trained_by_nobody(side: MakeSi
 
     await until(sent)
     await server.job_store.move(MoveJob(name=name, move=Move.CANCEL))
-    worker = await side()
+    worker = await start_peer()
     other = await server.create("j2")
     assert (await worker.take()).job.name == other
     assert await server.broker.sent() == {other}
 
 
-async def test_who_is_retried_before_its_worker_knows_of_the_cancel_is_trained_anew(side: MakeSide) -> None:
-    server, worker = await side(dispatches=True), await side()
+async def test_retry_after_cancel_restarts_job_before_worker_notices(start_peer: StartPeer) -> None:
+    server, worker = await start_peer(dispatches=True), await start_peer()
     name = await server.create("j1")
     attempt = await worker.take()
     for move in (Move.CANCEL, Move.RETRY):
@@ -298,8 +295,8 @@ async def test_who_is_retried_before_its_worker_knows_of_the_cancel_is_trained_a
     assert await server.state(name) == (State.SUCCEEDED, 2)
 
 
-async def test_a_side_that_is_told_to_end_ends_whatever_it_is_at(side: MakeSide) -> None:
-    server = await side(dispatches=True)
+async def test_dispatcher_can_be_cancelled_at_any_moment(start_peer: StartPeer) -> None:
+    server = await start_peer(dispatches=True)
     await server.stall()
     leadership = Leadership(server.broker, "other", LEASE)
     dispatcher = Dispatcher(server.broker, server.job_store, leadership, server.metrics, ahead=4)
@@ -312,8 +309,8 @@ async def test_a_side_that_is_told_to_end_ends_whatever_it_is_at(side: MakeSide)
         assert running.cancelled(), index
 
 
-async def test_few_jobs_are_with_nats_so_that_who_is_next_is_decided_late(side: MakeSide) -> None:
-    server = await side(dispatches=True, ahead=2)
+async def test_few_jobs_are_sent_ahead_so_that_a_new_tenant_is_served_early(start_peer: StartPeer) -> None:
+    server = await start_peer(dispatches=True, ahead=2)
     many = [await server.create(f"many{index}", "many") for index in range(6)]
 
     async def two_sent() -> bool:
@@ -321,7 +318,7 @@ async def test_few_jobs_are_with_nats_so_that_who_is_next_is_decided_late(side: 
 
     await until(two_sent)
     few = await server.create("few", "few")
-    worker = await side()
+    worker = await start_peer()
     order = []
     for _ in range(7):
         attempt = await worker.take()
@@ -331,33 +328,31 @@ async def test_few_jobs_are_with_nats_so_that_who_is_next_is_decided_late(side: 
     assert [name for name in order if name != few] == many
 
 
-async def test_nats_that_begins_anew_without_its_store_costs_nothing(
-    side: MakeSide, nats: Nats, tmp_path: Path
-) -> None:
-    server, worker = await side(dispatches=True), await side()
+async def test_nats_restart_without_its_store_loses_no_job(start_peer: StartPeer, nats: Nats, tmp_path: Path) -> None:
+    server, worker = await start_peer(dispatches=True), await start_peer()
     held = await server.create("held")
     attempt = await worker.take()
     waiting = await server.create("waiting")
     nats.kill()
     (tmp_path / "nats" / "store").rename(tmp_path / "lost")
     nats.start()
-    other = await side()
+    other = await start_peer()
     assert (await other.take()).job.name == waiting
     await asyncio.sleep(ACK_WAIT.total_seconds())
-    # Its message was sent again too, and nobody took it from the worker that has it.
+    # Its message was sent again too, and its worker has kept the job.
     assert await server.state(held) == (State.RUNNING, 1)
     await worker.end(attempt)
     assert await server.state(held) == (State.SUCCEEDED, 1)
 
 
-async def test_one_dispatcher_at_a_time_and_another_when_it_is_gone(side: MakeSide) -> None:
-    first = await side(dispatches=True)
+async def test_another_dispatcher_leads_after_the_first_has_ended(start_peer: StartPeer) -> None:
+    first = await start_peer(dispatches=True)
 
     async def first_leads() -> bool:
         return first.leadership.held
 
     await until(first_leads)
-    second = await side(dispatches=True)
+    second = await start_peer(dispatches=True)
     await asyncio.sleep(2 * LEASE.total_seconds())
     assert (first.leadership.held, second.leadership.held) == (True, False)
     await ended(first.running)
@@ -367,12 +362,12 @@ async def test_one_dispatcher_at_a_time_and_another_when_it_is_gone(side: MakeSi
 
     await until(second_leads)
     await second.create("j1")
-    worker = await side()
+    worker = await start_peer()
     assert (await worker.take()).number == 1
 
 
-async def test_progress_is_heard_of_the_attempt_that_has_the_job_only(side: MakeSide) -> None:
-    server, worker = await side(dispatches=True), await side()
+async def test_progress_of_another_attempt_is_ignored(start_peer: StartPeer) -> None:
+    server, worker = await start_peer(dispatches=True), await start_peer()
     name = await server.create("j1")
     attempt = await worker.take()
     preview = resources_pb2.JobEvent.Preview(step=1, png=b"p" * 10)
@@ -390,8 +385,8 @@ async def test_progress_is_heard_of_the_attempt_that_has_the_job_only(side: Make
     assert steps == {1}
 
 
-async def test_workers_hear_who_wants_to_see_a_job(side: MakeSide) -> None:
-    server, worker = await side(dispatches=True), await side()
+async def test_workers_learn_which_previews_are_wanted(start_peer: StartPeer) -> None:
+    server, worker = await start_peer(dispatches=True), await start_peer()
     name = await server.create("j1")
     await worker.take()
 
@@ -402,11 +397,11 @@ async def test_workers_hear_who_wants_to_see_a_job(side: MakeSide) -> None:
         await until(wanted)
 
 
-async def test_a_full_worker_is_asked_to_make_room_for_a_tenant_that_has_none(side: MakeSide) -> None:
-    server, worker = await side(dispatches=True), await side()
+async def test_a_full_worker_is_asked_to_make_room_for_a_tenant_without_a_running_job(start_peer: StartPeer) -> None:
+    server, worker = await start_peer(dispatches=True), await start_peer()
     for name in ("many1", "many2", "many3"):
         await server.create(name, "many")
-    held = [await worker.take(), await worker.take()]  # as many as it has places
+    held = [await worker.take(), await worker.take()]  # all its places
     few = await server.create("few", "few")
     asked: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The learned start: fitted from a folder, used where it is better than a word, published at once where asked."""
+"""The learned start: fitted from a folder, used if its loss is lower than a word's, published first on request."""
 
 import json
 from pathlib import Path
@@ -23,24 +23,24 @@ from trainer.training.start_network import FOLDER, StartNetwork, beside, load, s
 
 @pytest.fixture(scope="module")
 def vector(model: BaseModel) -> torch.Tensor:
-    """What is to be said of rex: a word near "toy", longer."""
+    """The vector to predict for rex: that of "toy", twice as long."""
     (row,) = model.tokenizer("toy", add_special_tokens=False).input_ids
     return model.embedding.table.weight[row].detach().float() * 2
 
 
 @pytest.fixture(scope="module")
 def fitted(vector: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A learned start that was fitted to one thing with a word; it says that word of any picture."""
+    """A learned start that was fitted to one object with a word; it predicts that word for any picture."""
     folder = tmp_path_factory.mktemp("things")
     (folder / "rex").mkdir()
     for number, picture in enumerate(REX):
         (folder / "rex" / f"{number}.png").write_bytes(picture)
     (folder / "rex" / "rex.safetensors").write_bytes(write_tensors({"<rex>": vector[None].numpy()}))
     out = folder / "out"
-    told = _fit(
+    output = _fit(
         "--objects", str(folder), "--steps", "150", "--batch", "2", "--work", str(folder / "work"), "-o", str(out)
     )
-    assert told == f"objects: 1, with a word: 1\n{out}\n"
+    assert output == f"objects: 1, with a word: 1\n{out}\n"
     assert (folder / "work" / "loss.png").exists()
     return out
 
@@ -51,24 +51,24 @@ def _fit(*arguments: str) -> str:
     return "\n".join(line for line in result.output.splitlines() if "learned start" not in line) + "\n"
 
 
-def test_fitted_to_words_it_says_them(fitted: Path, model: BaseModel, vector: torch.Tensor) -> None:
+@pytest.mark.compute
+def test_network_fitted_to_one_word_predicts_that_word(fitted: Path, model: BaseModel, vector: torch.Tensor) -> None:
     network = load(fitted, model.spec)
     rms = model.embedding.table.weight.float().square().mean().sqrt()
     with torch.no_grad():
         latents = model.vae.encode(torch.zeros(1, 3, 64, 64)).latent_dist.mean
-        said = network([latents], "object")[0] * rms
-    assert torch.nn.functional.cosine_similarity(said, vector, dim=0) > 0.9
+        predicted = network([latents], "object")[0] * rms
+    assert torch.nn.functional.cosine_similarity(predicted, vector, dim=0) > 0.9
 
 
-def test_fitted_to_pictures_alone(tmp_path: Path, model: BaseModel) -> None:
+def test_network_is_fitted_to_pictures_without_words(tmp_path: Path, model: BaseModel) -> None:
     for number, picture in enumerate(REX[:2]):
         (tmp_path / f"{number}.png").write_bytes(picture)
     out = tmp_path / "out"
     _fit("--styles", str(tmp_path), "--steps", "3", "--batch", "2", "--work", str(tmp_path / "work"), "-o", str(out))
     assert load(out, model.spec).kinds == ("style",)
-    assert not (
-        tmp_path / "work" / "checkpoint.pt"
-    ).exists()  # what a killed run goes on from is gone once it has ended
+    # A run that ends removes the checkpoint from which a killed run resumes.
+    assert not (tmp_path / "work" / "checkpoint.pt").exists()
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,9 @@ def test_fitted_to_pictures_alone(tmp_path: Path, model: BaseModel) -> None:
         ),
     ],
 )
-def test_folders_that_nothing_can_be_learned_from(files: dict[str, bytes], why: str, tmp_path: Path) -> None:
+def test_fit_start_rejects_folders_without_usable_pictures_or_words(
+    files: dict[str, bytes], why: str, tmp_path: Path
+) -> None:
     for name, data in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
@@ -92,7 +94,8 @@ def test_folders_that_nothing_can_be_learned_from(files: dict[str, bytes], why: 
     assert not (tmp_path / "out").exists()
 
 
-def test_files_that_are_no_learned_start(fitted: Path, model: BaseModel, tmp_path: Path) -> None:
+@pytest.mark.compute
+def test_invalid_files_and_files_of_another_model_are_rejected(fitted: Path, model: BaseModel, tmp_path: Path) -> None:
     with pytest.raises(CheckpointInvalid, match="not a learned start"):
         load(tmp_path, model.spec)
     (tmp_path / "start.safetensors").write_bytes(write_tensors({"a": torch.ones(1, 5).numpy()}))
@@ -108,7 +111,7 @@ def test_files_that_are_no_learned_start(fitted: Path, model: BaseModel, tmp_pat
         load(tmp_path, model.spec)
 
 
-def test_where_it_lies(tmp_path: Path, model: BaseModel) -> None:
+def test_network_is_found_beside_its_checkpoint(tmp_path: Path, model: BaseModel) -> None:
     assert beside(str(tmp_path)) is None
     save(StartNetwork(4, 128), model.spec, tmp_path / FOLDER)
     assert beside(str(tmp_path)) == tmp_path / FOLDER
@@ -126,29 +129,31 @@ async def _vector(words: Any, name: str) -> torch.Tensor:
     return torch.from_numpy(found)
 
 
-def _began(version: registry_resources.Version) -> dict[str, Any]:
-    began: dict[str, Any] = json.loads(version.provenance.recipe_json)["start"]
-    return began
+def _start_of(version: registry_resources.Version) -> dict[str, Any]:
+    start: dict[str, Any] = json.loads(version.provenance.recipe_json)["start"]
+    return start
 
 
-async def test_it_is_used_where_nobody_says_otherwise(start: StartTrainer, words: Any, fitted: Path) -> None:
+async def test_learned_start_is_the_default_for_kinds_that_it_supports(
+    start: StartTrainer, words: Any, fitted: Path
+) -> None:
     trainer = await start(engine={"learned_start": str(fitted)})
-    # A rate of almost nothing publishes the start.
+    # With a learning rate near zero the published vectors are the start.
     still = Recipe(steps=1, rows=2, learning_rate=1e-6)
-    job = await trainer.create(await trainer.job("begun", recipe=still))
+    job = await trainer.create(await trainer.job("started", recipe=still))
     assert job.start == Start(learned=True)
     ended = (await trainer.watch(job.name))[-1].job
     version = await _version(words, ended.version)
-    began = _began(version)
-    assert began["learned"] is True
-    assert began["chosen"] in ("learned", "toy")
-    # Said by somebody, or of another kind, it is not used.
-    assert (await trainer.create(await trainer.job("said", start=Start(words="toy")))).start.words == "toy"
+    used = _start_of(version)
+    assert used["learned"] is True
+    assert used["chosen"] in ("learned", "toy")
+    # A request that names a start, or a concept of another kind, does not use it.
+    assert (await trainer.create(await trainer.job("named", start=Start(words="toy")))).start.words == "toy"
     style = await trainer.job("styled", kind=registry_resources.CONCEPT_KIND_STYLE)
     assert (await trainer.create(style)).start.words == "painting"
 
 
-async def test_a_start_that_explains_the_pictures_worse_is_not_taken(
+async def test_word_is_used_if_the_learned_start_has_a_higher_loss(
     start: StartTrainer, words: Any, model: BaseModel, tmp_path: Path
 ) -> None:
     network = StartNetwork(4, 128)
@@ -160,20 +165,20 @@ async def test_a_start_that_explains_the_pictures_worse_is_not_taken(
     recipe = Recipe(steps=1, rows=2, learning_rate=1e-6)
     job = await trainer.create(await trainer.job("tame", recipe=recipe, word_at_once=True))
     ended = (await trainer.watch(job.name))[-1].job
-    assert _began(await _version(words, ended.version)) == {"learned": True, "chosen": "toy"}
+    assert _start_of(await _version(words, ended.version)) == {"learned": True, "chosen": "toy"}
     (row,) = model.tokenizer("toy", add_special_tokens=False).input_ids
     first = await _vector(words, ended.first_version)
     assert torch.equal(first[0], model.embedding.table.weight[row].detach().float())
 
 
-async def test_a_word_at_once(start: StartTrainer, words: Any, fitted: Path) -> None:
+async def test_word_at_once_publishes_the_start_before_training(start: StartTrainer, words: Any, fitted: Path) -> None:
     trainer = await start(engine={"learned_start": str(fitted)})
     job = await trainer.create(await trainer.job("quick", steps=40, word_at_once=True))
     events = await trainer.watch(job.name)
-    told = [event.job for event in events if event.WhichOneof("event") == "job"]
-    early = next(one for one in told if one.first_version)
+    seen = [event.job for event in events if event.WhichOneof("event") == "job"]
+    early = next(one for one in seen if one.first_version)
     assert early.state == Job.STATE_RUNNING
-    ended = told[-1]
+    ended = seen[-1]
     concept = "tenants/default/concepts/quick/versions"
     assert (ended.first_version, ended.version) == (f"{concept}/1", f"{concept}/2")
     first, refined = [await _version(words, name) for name in (ended.first_version, ended.version)]
@@ -191,7 +196,7 @@ async def test_a_word_at_once(start: StartTrainer, words: Any, fitted: Path) -> 
     assert first.tensors_digest != refined.tensors_digest
 
 
-async def test_both_versions_come_in_their_order_whenever_the_registry_comes(
+async def test_start_and_result_are_published_in_order_after_the_registry_was_unavailable(
     start: StartTrainer, words: Any, fitted: Path
 ) -> None:
     engine = {"learned_start": str(fitted)}
@@ -206,14 +211,16 @@ async def test_both_versions_come_in_their_order_whenever_the_registry_comes(
     assert (await _version(words, ended.first_version)).provenance.at_once
 
 
-async def test_what_cannot_start_from_it(start: StartTrainer, fitted: Path, tmp_path: Path) -> None:
+async def test_jobs_that_cannot_use_the_learned_start_are_rejected(
+    start: StartTrainer, fitted: Path, tmp_path: Path
+) -> None:
     trainer = await start(engine={"learned_start": str(fitted)})
     await _refused(
         trainer, {"job.start.learned"}, kind=registry_resources.CONCEPT_KIND_STYLE, start=Start(learned=True)
     )
     await _refused(trainer, {"job.start.learned"}, start=Start(learned=False))
     await _refused(trainer, {"job.word_at_once"}, start=Start(words="toy"), word_at_once=True)
-    # A checkpoint that has none.
+    # A checkpoint without a learned start.
     trainer = await start(model={"source": str(tmp_path)})
     assert (await trainer.create(await trainer.job("plain"))).start.words == "toy"
     await _refused(trainer, {"job.start.learned"}, start=Start(learned=True))

@@ -1,4 +1,4 @@
-"""Uploading pictures over gRPC: good ones, bad ones, and clients that go away."""
+"""Uploads of pictures over gRPC: valid and invalid pictures, and clients that cancel."""
 
 import asyncio
 import hashlib
@@ -59,13 +59,13 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
         "PICTURE_ANIMATED",
     ),
     "tiny": (lambda: encoded(noise(40, 8)), "PICTURE_TOO_SMALL"),
-    # 2.5 MB, and 100 million pixels to decode.
+    # 2.5 MB that decode to 100 million pixels.
     "huge in pixels": (lambda: encoded(Image.new("1", (10_000, 10_000))), "PICTURE_TOO_LARGE"),
 }
 
 
 @pytest.mark.parametrize("kind", GOOD)
-async def test_good_pictures(trainer: Running, kind: str) -> None:
+async def test_valid_pictures_are_stored_under_their_digest(trainer: Running, kind: str) -> None:
     make, media_type, size = GOOD[kind]
     data = make()
     picture = await trainer.upload(data, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest().upper())
@@ -78,7 +78,7 @@ async def test_good_pictures(trainer: Running, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", BAD)
-async def test_bad_pictures(trainer: Running, kind: str, tmp_path: Path) -> None:
+async def test_invalid_pictures_are_rejected_and_leave_no_blob(trainer: Running, kind: str, tmp_path: Path) -> None:
     make, reason = BAD[kind]
     data = make()
     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -87,7 +87,7 @@ async def test_bad_pictures(trainer: Running, kind: str, tmp_path: Path) -> None
     assert blobs(tmp_path) == []
 
 
-async def test_too_many_bytes_are_refused_before_they_have_all_come(start: Start, tmp_path: Path) -> None:
+async def test_upload_over_the_limit_is_rejected_before_it_is_complete(start: Start, tmp_path: Path) -> None:
     trainer = await start(pictures={"max_bytes": 100_000})
     with pytest.raises(grpc.aio.AioRpcError) as announced:
         await trainer.upload(b"", size_bytes=100_001)
@@ -118,7 +118,7 @@ async def test_too_many_bytes_are_refused_before_they_have_all_come(start: Start
         ({"tenant": "Rex"}, "header.parent"),
     ],
 )
-async def test_what_the_header_says_must_be_so(
+async def test_picture_must_match_its_header(
     trainer: Running, header: dict[str, Any], field: str, tmp_path: Path
 ) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -139,7 +139,9 @@ async def test_what_the_header_says_must_be_so(
         ([HEADER], "PICTURE_EMPTY"),
     ],
 )
-async def test_messages_out_of_order(trainer: Running, messages: list[UploadPictureRequest], reason: str) -> None:
+async def test_malformed_streams_of_messages_are_rejected(
+    trainer: Running, messages: list[UploadPictureRequest], reason: str
+) -> None:
     async def sent() -> AsyncIterator[UploadPictureRequest]:
         for message in messages:
             yield message
@@ -149,7 +151,7 @@ async def test_messages_out_of_order(trainer: Running, messages: list[UploadPict
     assert (refused.value.code(), refusal(refused.value).reason) == (grpc.StatusCode.INVALID_ARGUMENT, reason)
 
 
-async def test_a_client_that_goes_away_leaves_nothing(trainer: Running, tmp_path: Path) -> None:
+async def test_cancelled_upload_leaves_no_blob(trainer: Running, tmp_path: Path) -> None:
     arrived = asyncio.Event()
 
     async def half() -> AsyncIterator[UploadPictureRequest]:
@@ -167,7 +169,7 @@ async def test_a_client_that_goes_away_leaves_nothing(trainer: Running, tmp_path
     assert (await trainer.upload(REX[0])).size_bytes == len(REX[0])
 
 
-async def test_uploads_together_are_bounded(start: Start) -> None:
+async def test_bytes_of_concurrent_uploads_are_limited(start: Start) -> None:
     trainer = await start(pictures={"max_receiving_bytes": 2**20})
     full, leave = asyncio.Event(), asyncio.Event()
 
@@ -205,7 +207,7 @@ async def test_the_same_bytes_are_the_same_picture(trainer: Running, tmp_path: P
     assert other.name == first.name.replace("default", "shop")
 
 
-async def test_a_deleted_picture_is_gone_with_its_bytes(trainer: Running, tmp_path: Path) -> None:
+async def test_deleting_a_picture_deletes_its_blob(trainer: Running, tmp_path: Path) -> None:
     picture = await trainer.upload(REX[0])
     assert [path.read_bytes() for path in blobs(tmp_path)] == [REX[0]]
     await trainer.stub.DeletePicture(trainer_pb2.DeletePictureRequest(name=picture.name))
@@ -222,7 +224,7 @@ async def test_a_deleted_picture_is_gone_with_its_bytes(trainer: Running, tmp_pa
         )
 
 
-async def test_expired_pictures_are_swept_away(start: Start, tmp_path: Path) -> None:
+async def test_expired_pictures_are_deleted_at_the_next_start(start: Start, tmp_path: Path) -> None:
     trainer = await start(pictures={"lifetime": "PT0.05S"})
     picture = await trainer.upload(REX[0])
     await asyncio.sleep(0.1)
@@ -239,5 +241,5 @@ async def test_expired_pictures_are_swept_away(start: Start, tmp_path: Path) -> 
 
 
 def blobs(folder: Path) -> list[Path]:
-    """Files of blobs in the trainer's store."""
+    """The files of the blobs in the trainer's store."""
     return [path for path in (folder / "jobs" / "t").rglob("*") if path.is_file()]

@@ -1,4 +1,4 @@
-"""A trainer in a process of its own, killed and stopped at the worst moments."""
+"""A trainer process that is killed and stopped while it trains and publishes."""
 
 import re
 import shutil
@@ -17,23 +17,24 @@ from pseudoword.trainer.v1 import trainer_pb2
 from pseudoword.trainer.v1.resources_pb2 import Job, Recipe
 
 from storage.ledger.log import IDENTITY_FRESH_S
+from tests.fork_server import ForkServer
 from tests.processes import Process
 from tests.trainer.conftest import REX
-from tests.trainer.holding import Holding
+from tests.trainer.stalled_registry import StalledRegistry
 
 MOMENT_S = 30.0
 Serve = Callable[..., Process]
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Serve]:
-    """serve(registry address, settings...) makes a trainer on one and the same store, not started yet."""
+def serve(tmp_path: Path, fork_server: ForkServer) -> Iterator[Serve]:
+    """serve(registry address, settings...) makes a trainer that is not started yet; all share one store."""
     made: list[Process] = []
 
     def make(registry: str, *settings: str) -> Process:
         store = ["--store.address", str(tmp_path / "jobs"), "--registry.address", registry, "--model.threads", "1"]
         store.append("--no-evaluation.after-publishing")
-        made.append(Process("trainer", tmp_path, *store, *settings))
+        made.append(Process("trainer", tmp_path, *store, *settings, fork_server=fork_server))
         return made[-1]
 
     yield make
@@ -50,7 +51,7 @@ def create(client: Client, concept: str, steps: int, **more: Any) -> Job:
 
 
 def wait_for(client: Client, name: str, state: "Job.State.ValueType", *, step: int = 0) -> Job:
-    """The job once it is in `state` and has made `step` steps."""
+    """Waits until the job is in `state` and has made `step` steps."""
     end = time.monotonic() + MOMENT_S
     while time.monotonic() < end:
         job = client.trainer.GetJob(trainer_pb2.GetJobRequest(name=name))
@@ -61,13 +62,13 @@ def wait_for(client: Client, name: str, state: "Job.State.ValueType", *, step: i
 
 
 def ended(client: Client, name: str) -> Job:
-    """The job as the last event of its watch tells it."""
+    """The job as in the last event of its watch."""
     *_, last = client.watch_job(name)
     return last.job
 
 
 @pytest.mark.timeout(400)  # three starts of a trainer
-def test_a_job_that_kills_its_workers_takes_no_other_with_it(serve: Serve, registry: Process) -> None:
+def test_job_that_kills_its_workers_fails_alone(serve: Serve, registry: Process) -> None:
     trainer = serve(registry.address, "--max-losses", "2")
     trainer.start()
     with client_of(trainer, registry) as client:
@@ -79,7 +80,7 @@ def test_a_job_that_kills_its_workers_takes_no_other_with_it(serve: Serve, regis
 
     trainer.start()
     with client_of(trainer, registry) as client:
-        # What was lost with a worker is trained alone, so the second time the other one is not there.
+        # A job whose worker died is trained alone, so the other job does not run with it again.
         assert wait_for(client, doomed.name, Job.STATE_RUNNING, step=2).attempt == 2
     trainer.kill()
 
@@ -94,56 +95,54 @@ def test_a_job_that_kills_its_workers_takes_no_other_with_it(serve: Serve, regis
 
 
 def rows_trained(trainer: Process) -> float:
-    """Rows that a trainer has trained since its start."""
+    """The number of rows that a trainer has trained since its start."""
     with urllib.request.urlopen(f"http://{trainer.metrics_address}/metrics") as answer:
         (line,) = re.findall(rb"^pseudoword_trainer_rows_total (.*)$", answer.read(), re.MULTILINE)
     return float(line)
 
 
 @pytest.mark.timeout(400)  # three starts of a trainer
-def test_a_job_goes_on_where_it_was_killed_or_stopped_with_the_same_vectors(serve: Serve, registry: Process) -> None:
-    """To the last bit those of the job that was never broken off."""
+def test_killed_or_stopped_job_resumes_to_equal_vectors(serve: Serve, registry: Process) -> None:
+    """Equal to the last bit to those of an undisturbed job."""
     settings = ["--engine.checkpoint-every", "PT0.2S", "--server.metrics-listen", "127.0.0.1:0"]
     steps, first, second = 80, 30, 50
     trainer = serve(registry.address, *settings)
     trainer.start()
     with client_of(trainer, registry) as client:
-        undisturbed = ended(client, create(client, "again", steps).name)
+        undisturbed = ended(client, create(client, "resumed", steps).name)
         assert rows_trained(trainer) == steps
-        job = create(client, "again", steps)
+        job = create(client, "resumed", steps)
         wait_for(client, job.name, Job.STATE_RUNNING, step=first)
     trainer.kill()
     trainer.start()
     with client_of(trainer, registry) as client:
         wait_for(client, job.name, Job.STATE_RUNNING, step=second)
-        assert rows_trained(trainer) < second  # it did not begin anew
+        assert rows_trained(trainer) < second  # it did not start from step 0
     trainer.signal(signal.SIGINT)
     assert trainer.wait() == 0
     trainer.start()
     with client_of(trainer, registry) as client:
         job = ended(client, job.name)
-        assert (job.state, job.attempt) == (Job.STATE_SUCCEEDED, 2)  # the one handed back does not count
+        assert (job.state, job.attempt) == (Job.STATE_SUCCEEDED, 2)  # the attempt that was handed back does not count
         assert rows_trained(trainer) <= steps - second
         whole, broken = (client.version(done.version) for done in (undisturbed, job))
         assert whole.tensors_digest == broken.tensors_digest
         assert list(whole.provenance.loss_curve) == list(broken.provenance.loss_curve)
-        assert [version.number for version in client.versions("again")] == [2, 1]
+        assert [version.number for version in client.versions("resumed")] == [2, 1]
 
 
-def test_killed_after_the_registry_has_the_version_and_before_the_trainer_knows(
-    serve: Serve, registry: Process
-) -> None:
-    holding = Holding(registry.address, "PublishVersion")
+def test_trainer_killed_between_commit_and_response_publishes_once(serve: Serve, registry: Process) -> None:
+    stalled = StalledRegistry(registry.address, "PublishVersion")
     try:
-        trainer = serve(holding.address)
+        trainer = serve(stalled.address)
         trainer.start()
         with client_of(trainer, registry) as client:
             job = create(client, "once", 3)
-            assert holding.arrived.wait(MOMENT_S)
+            assert stalled.arrived.wait(MOMENT_S)
             assert wait_for(client, job.name, Job.STATE_PUBLISHING).version == ""
         trainer.kill()
     finally:
-        holding.close()
+        stalled.close()
 
     again = serve(registry.address)
     again.start()
@@ -155,7 +154,7 @@ def test_killed_after_the_registry_has_the_version_and_before_the_trainer_knows(
         assert client.version(version.name).provenance.job == job.name
 
 
-def test_killed_before_the_registry_has_heard_of_the_version(serve: Serve, registry: Process) -> None:
+def test_trainer_killed_before_publishing_publishes_without_training_again(serve: Serve, registry: Process) -> None:
     trainer = serve("127.0.0.1:1")
     trainer.start()
     with client_of(trainer, registry) as client:
@@ -167,13 +166,13 @@ def test_killed_before_the_registry_has_heard_of_the_version(serve: Serve, regis
     again.start()
     with client_of(again, registry) as client:
         job = ended(client, job.name)
-        # Nothing was trained again: the attempt and its progress are those from before.
+        # No training again: attempt and progress are unchanged.
         assert (job.state, job.attempt, job.progress.smoothed_loss) == (Job.STATE_SUCCEEDED, 1, losses)
         assert len(list(client.versions("late"))) == 1
 
 
-def test_a_store_that_is_replaced_ends_the_trainer(serve: Serve, registry: Process, tmp_path: Path) -> None:
-    """Even in the middle of a job, which is handed to nobody: its log is gone."""
+def test_trainer_ends_when_its_store_is_replaced(serve: Serve, registry: Process, tmp_path: Path) -> None:
+    """Also while a job runs. The job is not handed back: its log is lost."""
     trainer = serve(registry.address)
     trainer.start()
     with client_of(trainer, registry) as client:
@@ -181,8 +180,8 @@ def test_a_store_that_is_replaced_ends_the_trainer(serve: Serve, registry: Proce
         wait_for(client, job.name, Job.STATE_RUNNING, step=1)
         shutil.rmtree(tmp_path / "jobs" / "log")
         (tmp_path / "jobs" / "store.json").unlink()
-        time.sleep(2 * IDENTITY_FRESH_S)  # what was found out just now is not asked again
-        with pytest.raises(PseudowordError) as refused:  # or the trainer has ended before it could say why
+        time.sleep(2 * IDENTITY_FRESH_S)  # the identity of the store is checked at this interval
+        with pytest.raises(PseudowordError) as refused:  # the trainer may end before it responds
             create(client, "lost", 1)
     assert (refused.value.code.name, refused.value.reason or "STORE_REPLACED") == ("UNAVAILABLE", "STORE_REPLACED")
     assert trainer.wait() == 2

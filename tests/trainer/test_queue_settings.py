@@ -1,4 +1,4 @@
-"""How NATS is reached: what is wrong is said before anything is tried."""
+"""Settings of the connection to NATS: errors are found before the trainer connects."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from trainer.queue.settings import NatsSettings
         ({"stream": "no.dots"}, "pattern"),
     ],
 )
-def test_what_makes_no_sense_is_refused(fields: dict[str, Any], complaint: str) -> None:
+def test_invalid_nats_settings_are_rejected(fields: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         NatsSettings.model_validate(fields)
 
@@ -40,12 +40,12 @@ def test_credentials_come_from_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("field", ["token_file", "ca"])
-def test_a_file_that_is_not_there_is_named(field: str, tmp_path: Path) -> None:
+def test_missing_credential_file_is_a_settings_error(field: str, tmp_path: Path) -> None:
     settings = NatsSettings.model_validate({field: tmp_path / "absent"})
     with pytest.raises(SettingsError):
         settings.options()
 
 
-def test_a_worker_of_its_own_needs_a_queue_that_is_shared(tmp_path: Path) -> None:
+def test_separate_worker_needs_the_jetstream_queue(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"queue\.kind jetstream"):
         Trainer(settings_of(tmp_path, "127.0.0.1:1"), worker=True)

@@ -1,4 +1,4 @@
-"""Recipes: what a request leaves out is filled in, and what it cannot mean is named."""
+"""Recipes: defaults are filled in, and invalid fields are named."""
 
 import json
 from typing import Any
@@ -27,7 +27,7 @@ def filled(message: Message, kind: int = OBJECT, family: str = "miniature") -> R
     return recipe
 
 
-def test_nothing_given_is_the_recipe_of_the_kind() -> None:
+def test_empty_recipe_is_the_default_of_the_kind_and_the_family() -> None:
     assert filled(Message()) == recipes("miniature")["object"]
     assert filled(Message(), STYLE) == recipes("miniature")["style"]
     assert filled(Message(name="style")) == recipes("miniature")["style"]
@@ -48,7 +48,7 @@ def test_nothing_given_is_the_recipe_of_the_kind() -> None:
     progressive=st.booleans(),
     early_stopping=st.booleans(),
 )
-def test_what_was_filled_in_is_read_back_as_itself(first: int, last: int, **given: Any) -> None:
+def test_completed_recipe_is_read_back_unchanged(first: int, last: int, **given: Any) -> None:
     message = Message(first_timestep=min(first, last), last_timestep=max(first, last), **given)
     recipe = filled(message)
     whole = recipe.message()
@@ -61,7 +61,7 @@ def test_what_was_filled_in_is_read_back_as_itself(first: int, last: int, **give
     assert (written["rows"], written["start"]) == (given["rows"], {"words": "toy"})
 
 
-def test_zero_is_a_value_and_not_an_absence() -> None:
+def test_zero_is_a_value_and_does_not_mean_unset() -> None:
     assert filled(Message(final_learning_rate=0.0)).final_learning_rate == 0
     assert filled(Message(last_timestep=0, first_timestep=0)).last_timestep == 0
 
@@ -84,7 +84,7 @@ def test_zero_is_a_value_and_not_an_absence() -> None:
         (Message(schedule=9), "schedule"),  # type: ignore[arg-type]
     ],
 )
-def test_what_is_out_of_range_is_named(message: Message, field: str) -> None:
+def test_fields_out_of_range_are_named(message: Message, field: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
         filled(message)
     assert {name for name, _ in refused.value.violations} == {f"job.recipe.{field}"}

@@ -1,4 +1,4 @@
-"""What can be asked of the trainer, and what is refused: every field that is wrong is named."""
+"""Requests to the trainer: what is accepted, and errors that name every invalid field."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ ABSENT = f"tenants/default/pictures/{'0' * 64}"
 BAD_NAMES = ["rex", "tenants/default", "tenants/Default/jobs/j", "tenants/default/jobs/j\n"]
 
 
-async def test_a_request_repeated_is_the_same_job(trainer: Running) -> None:
+async def test_repeated_request_id_returns_the_same_job(trainer: Running) -> None:
     request = await trainer.job()
     first = await trainer.create(request, request_id="one")
     again = await trainer.create(request, request_id="one")
@@ -29,7 +29,7 @@ async def test_a_request_repeated_is_the_same_job(trainer: Running) -> None:
     assert refusal(refused.value).reason == "REQUEST_ID_REUSED"
 
 
-async def test_validate_only_changes_nothing(trainer: Running) -> None:
+async def test_validate_only_creates_no_job(trainer: Running) -> None:
     job = await trainer.create(await trainer.job(), validate_only=True)
     assert job.recipe.learning_rate > 0
     answer = await trainer.stub.ListJobs(trainer_pb2.ListJobsRequest(parent="tenants/default"))
@@ -75,7 +75,7 @@ async def test_validate_only_changes_nothing(trainer: Running) -> None:
         ({"labels": {"team": "x" * 64}}, "job.labels['team']"),
     ],
 )
-async def test_what_is_wrong_with_a_job_is_named(trainer: Running, change: dict[str, Any], field: str) -> None:
+async def test_invalid_field_of_a_job_is_named(trainer: Running, change: dict[str, Any], field: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await trainer.create(await trainer.job(**change))
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -86,7 +86,7 @@ async def test_what_is_wrong_with_a_job_is_named(trainer: Running, change: dict[
     "caption",
     ["a photo", "a {} and a {}", "a {} with <bo>", "a {} " + "on the beach " * 12, "a {}\x07", "{}" + "x" * 500],
 )
-async def test_captions_that_cannot_be_learned_from(trainer: Running, caption: str) -> None:
+async def test_invalid_captions_are_rejected(trainer: Running, caption: str) -> None:
     request = await trainer.job()
     request.examples[1].caption = caption
     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -95,7 +95,7 @@ async def test_captions_that_cannot_be_learned_from(trainer: Running, caption: s
     assert fields(refused.value) == {"job.examples[1].caption"}
 
 
-async def test_everything_that_is_wrong_is_told_at_once(trainer: Running) -> None:
+async def test_all_invalid_fields_are_reported_together(trainer: Running) -> None:
     request = await trainer.job(vectors=99, seed=-1, recipe=Recipe(rows=0), priority=50)
     request.examples[0].caption = "rex"
     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -110,7 +110,7 @@ async def test_everything_that_is_wrong_is_told_at_once(trainer: Running) -> Non
     }
 
 
-async def test_more_than_32_pictures(trainer: Running) -> None:
+async def test_a_job_takes_at_most_32_pictures(trainer: Running) -> None:
     picture = Example(picture=(await trainer.upload(REX[0])).name)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await trainer.create(await trainer.job(pictures=0, examples=[picture] * 33))
@@ -119,13 +119,13 @@ async def test_more_than_32_pictures(trainer: Running) -> None:
     assert states(await trainer.watch(job.name))[-1] == "SUCCEEDED"
 
 
-async def test_lists_are_filtered(start: StartTrainer) -> None:
+async def test_jobs_are_listed_by_filter(start: StartTrainer) -> None:
     trainer = await start(engine=ONE_AT_A_TIME)
     running = await trainer.create(await trainer.job("one", steps=10_000))
     waiting = await trainer.create(await trainer.job("two"))
-    gone = await trainer.create(await trainer.job("two"))
+    ended = await trainer.create(await trainer.job("two"))
     await trainer.reaches(running.name, Job.STATE_RUNNING)
-    await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=gone.name))
+    await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=ended.name))
 
     async def found(filter: str) -> list[str]:
         request = trainer_pb2.ListJobsRequest(parent="tenants/default", filter=filter)
@@ -133,9 +133,9 @@ async def test_lists_are_filtered(start: StartTrainer) -> None:
 
     assert await found("state = RUNNING") == [running.name]
     assert await found("concept:two AND NOT state = CANCELLED") == [waiting.name]
-    assert await found('concept = "tenants/default/concepts/two"') == [gone.name, waiting.name]
+    assert await found('concept = "tenants/default/concepts/two"') == [ended.name, waiting.name]
     assert await found("creator = anonymous AND create_time > 2026-01-01T00:00:00Z") == [
-        gone.name,
+        ended.name,
         waiting.name,
         running.name,
     ]
@@ -147,7 +147,7 @@ async def test_lists_are_filtered(start: StartTrainer) -> None:
     await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=running.name))
 
 
-async def test_there_is_room_for_so_many_jobs(start: StartTrainer) -> None:
+async def test_unfinished_jobs_are_limited_for_a_tenant_and_in_total(start: StartTrainer) -> None:
     trainer = await start(engine=ONE_AT_A_TIME, queue={"max_unfinished_per_tenant": 2})
     jobs = [await trainer.create(await trainer.job(steps=10_000)) for _ in range(2)]
     request = await trainer.job()
@@ -171,7 +171,7 @@ async def test_there_is_room_for_so_many_jobs(start: StartTrainer) -> None:
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
-async def test_names_are_checked(trainer: Running, name: str) -> None:
+async def test_malformed_names_are_rejected(trainer: Running, name: str) -> None:
     for rpc, request in (
         ("GetJob", trainer_pb2.GetJobRequest),
         ("CancelJob", trainer_pb2.CancelJobRequest),
@@ -185,7 +185,7 @@ async def test_names_are_checked(trainer: Running, name: str) -> None:
         assert fields(refused.value) == {"name"}
 
 
-async def test_jobs_that_are_not_there(trainer: Running) -> None:
+async def test_unknown_jobs_are_not_found(trainer: Running) -> None:
     name = "tenants/default/jobs/nobody"
     for call in (
         trainer.get(name),
@@ -198,7 +198,7 @@ async def test_jobs_that_are_not_there(trainer: Running) -> None:
         assert (refused.value.code(), refusal(refused.value).reason) == (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND")
 
 
-async def test_pages_of_jobs(trainer: Running) -> None:
+async def test_pages_list_every_job_once_while_jobs_are_created(trainer: Running) -> None:
     blocker = await trainer.create(await trainer.job(steps=10_000))
     made = [blocker.name] + [(await trainer.create(await trainer.job(seed=seed))).name for seed in range(4)]
     seen: list[str] = []
@@ -211,7 +211,7 @@ async def test_pages_of_jobs(trainer: Running) -> None:
         if not page.next_page_token:
             break
         request.page_token = page.next_page_token
-        await trainer.create(await trainer.job(seed=9))  # newer than where the list is: not in it
+        await trainer.create(await trainer.job(seed=9))  # newer than the first page: not listed
     assert seen == made[::-1]
     other = await trainer.stub.ListJobs(trainer_pb2.ListJobsRequest(parent="tenants/shop"))
     assert list(other.jobs) == []

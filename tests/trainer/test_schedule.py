@@ -1,4 +1,4 @@
-"""How the learning rate goes, where training ends, and when a job has learned."""
+"""The learning rate of each step, the last step, and the rule that stops training early."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -15,7 +15,7 @@ USUAL = recipes("miniature")["object"]
 
 
 def rates(recipe: Recipe, converged: int | None = None) -> list[float]:
-    """The rate of every step that is made, as it was when the step was made."""
+    """The rate of every step."""
     found = []
     for step in range(end_of(recipe, converged)):
         found.append(rate_of(recipe, step, converged if converged is not None and step >= converged else None))
@@ -23,7 +23,9 @@ def rates(recipe: Recipe, converged: int | None = None) -> list[float]:
 
 
 @given(steps=st.integers(1, 300), final=st.floats(0, 1), schedule=st.sampled_from(Schedule), fired=st.integers(1, 300))
-def test_whatever_the_recipe(steps: int, final: float, schedule: Schedule, fired: int) -> None:
+def test_rates_fall_from_the_learning_rate_to_its_final_share(
+    steps: int, final: float, schedule: Schedule, fired: int
+) -> None:
     recipe = replace(USUAL, steps=steps, final_learning_rate=final, schedule=schedule)
     for converged in (None, min(fired, steps)):
         seen = rates(recipe, converged)
@@ -33,29 +35,29 @@ def test_whatever_the_recipe(steps: int, final: float, schedule: Schedule, fired
     assert len(rates(recipe)) == steps
 
 
-def test_a_rate_that_is_held_falls_after_the_rule_has_fired() -> None:
+def test_hold_then_cool_cools_down_after_the_stop_rule_fires() -> None:
     recipe = replace(USUAL, steps=50, schedule=Schedule.HOLD_THEN_COOL)
     assert cooling_steps(recipe) == 10
     early = rates(recipe, converged=20)
     assert early.count(recipe.learning_rate) == 20
     assert len(early) == 30
     assert early[-1] == pytest.approx(recipe.learning_rate * recipe.final_learning_rate)
-    # Without it, and where it fires too late for a whole cool-down, the cool-down ends with the limit.
+    # If the rule does not fire, or fires too late for a whole cool-down, the cool-down ends at the limit of steps.
     assert rates(recipe).count(recipe.learning_rate) == 40
     assert len(rates(recipe, converged=45)) == 50
 
 
-def test_other_schedules_end_where_the_rule_fires() -> None:
+def test_other_schedules_end_where_the_stop_rule_fires() -> None:
     assert len(rates(replace(USUAL, steps=50, schedule=Schedule.CONSTANT), converged=30)) == 30
 
 
-def test_vectors_are_added_at_equal_distances() -> None:
+def test_progressive_recipe_adds_vectors_at_equal_distances() -> None:
     recipe = replace(USUAL, steps=9, progressive=True)
     assert [vectors_at(recipe, step, 3) for step in range(9)] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert vectors_at(replace(recipe, progressive=False), 0, 3) == 3
 
 
-def test_the_rule_fires_when_gradients_point_to_and_fro() -> None:
+def test_stop_rule_fires_when_successive_gradients_oppose_each_other() -> None:
     def fired(cosines: list[float]) -> int | None:
         rule = StopRule()
         return next((step for step, cosine in enumerate(cosines, 1) if rule.fires(cosine, step)), None)
@@ -67,7 +69,7 @@ def test_the_rule_fires_when_gradients_point_to_and_fro() -> None:
     assert 60 < turned <= 60 + WINDOW
 
 
-def test_the_rule_goes_on_from_what_it_remembers() -> None:
+def test_stop_rule_resumes_from_its_recent_cosines() -> None:
     cosines = [0.2] * 25 + [-0.1] * 30
     whole, first = StopRule(), StopRule()
     expected = [whole.fires(cosine, step) for step, cosine in enumerate(cosines, 1)]

@@ -1,4 +1,4 @@
-"""Words learned over gRPC, as people ask for them, and who may do what."""
+"""Words learned over gRPC, and permissions of tokens."""
 
 import asyncio
 import hashlib
@@ -24,7 +24,7 @@ from tests.trainer.conftest import Start as StartTrainer
 from trainer.app import Trainer
 
 
-async def test_pictures_in_and_a_version_out(trainer: Running, words: Any) -> None:
+async def test_job_publishes_a_version_with_its_provenance(trainer: Running, words: Any) -> None:
     request = await trainer.job("rex", description="our dog", labels={"team": "shop"}, vectors=2, seed=7)
     created = await trainer.create(request)
     assert created.state == Job.STATE_QUEUED
@@ -60,7 +60,7 @@ async def test_pictures_in_and_a_version_out(trainer: Running, words: Any) -> No
     assert read_tensors(answer.data)["text_encoder"].shape == (2, 128)
 
 
-async def test_a_store_on_minio(start: StartTrainer, minio: Minio, tmp_path: Path) -> None:
+async def test_trainer_keeps_jobs_and_pictures_on_minio(start: StartTrainer, minio: Minio, tmp_path: Path) -> None:
     access = minio.access
     store = {
         "store": {"address": f"s3://{minio.bucket}/trainer", "views": str(tmp_path / "views")},
@@ -83,7 +83,7 @@ async def test_a_store_on_minio(start: StartTrainer, minio: Minio, tmp_path: Pat
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_what_prometheus_sees(trainer: Running) -> None:
+async def test_metrics_count_jobs_steps_and_pictures(trainer: Running) -> None:
     created = await trainer.create(await trainer.job(steps=4))
     await trainer.watch(created.name)
     cancelled = await trainer.create(await trainer.job(steps=10_000))
@@ -94,7 +94,7 @@ async def test_what_prometheus_sees(trainer: Running) -> None:
     await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=cancelled.name))
     await trainer.watch((await trainer.create(await trainer.job(steps=4))).name)
     wanted = {"published": 2, "cancelled": 1, "failed": None}
-    for _ in range(200):  # a watcher may hear of the end a moment before it is counted
+    for _ in range(200):  # the watch may end just before the job is counted
         ended = {how: metrics.get_sample_value("pseudoword_trainer_jobs_ended_total", {"how": how}) for how in wanted}
         if ended == wanted:
             break
@@ -107,7 +107,7 @@ async def test_what_prometheus_sees(trainer: Running) -> None:
     assert metrics.get_sample_value("pseudoword_trainer_pictures_total", {"outcome": "taken"}) == 6
 
 
-async def test_the_same_job_gives_the_same_vectors(trainer: Running, words: Any) -> None:
+async def test_equal_jobs_give_equal_vectors(trainer: Running, words: Any) -> None:
     request = await trainer.job("twin")
     versions = []
     for seed in (0, 0, 1):
@@ -119,7 +119,7 @@ async def test_the_same_job_gives_the_same_vectors(trainer: Running, words: Any)
     assert first == again != other
 
 
-async def test_a_style(trainer: Running, words: Any) -> None:
+async def test_style_job_uses_the_style_recipe(trainer: Running, words: Any) -> None:
     request = await trainer.job("mara", kind=registry_resources.CONCEPT_KIND_STYLE)
     job = (await trainer.watch((await trainer.create(request)).name))[-1].job
     assert (job.recipe.name, job.start.learned) == ("style", True)
@@ -127,7 +127,7 @@ async def test_a_style(trainer: Running, words: Any) -> None:
     assert concept.kind == registry_resources.CONCEPT_KIND_STYLE
 
 
-async def test_a_face(trainer: Running, words: Any) -> None:
+async def test_face_job_uses_the_face_recipe_and_a_word_as_start(trainer: Running, words: Any) -> None:
     request = await trainer.job("ann", kind=registry_resources.CONCEPT_KIND_FACE)
     job = (await trainer.watch((await trainer.create(request)).name))[-1].job
     assert (job.recipe.name, job.start.words) == ("face", "toy")  # the miniature's vocabulary has no face
@@ -135,7 +135,7 @@ async def test_a_face(trainer: Running, words: Any) -> None:
     assert concept.kind == registry_resources.CONCEPT_KIND_FACE
 
 
-async def test_a_recipe_of_many_parts(trainer: Running, words: Any) -> None:
+async def test_recipe_fields_are_written_into_the_provenance(trainer: Running, words: Any) -> None:
     recipe = Recipe(
         steps=4,
         rows=2,
@@ -156,12 +156,12 @@ async def test_a_recipe_of_many_parts(trainer: Running, words: Any) -> None:
     version = await words.GetVersion(registry_pb2.GetVersionRequest(name=job.version))
     written = json.loads(version.provenance.recipe_json)
     assert written["schedule"] == "SCHEDULE_HOLD_THEN_COOL"
-    # Which word was the best one.
+    # The word that was chosen.
     assert written["start"]["best_of_vocabulary"] is True
     assert written["start"]["chosen"].isalpha()
 
 
-async def test_a_version_to_start_from(trainer: Running, words: Any) -> None:
+async def test_job_starts_from_an_existing_version(trainer: Running, words: Any) -> None:
     first = (await trainer.watch((await trainer.create(await trainer.job("old", vectors=2))).name))[-1].job
     recipe = Recipe(steps=1, rows=1, learning_rate=1e-9)
     created = await trainer.create(await trainer.job("new", start=Start(version=first.version), recipe=recipe))
@@ -185,7 +185,7 @@ async def test_a_version_to_start_from(trainer: Running, words: Any) -> None:
     assert fields(refused.value) == {"job.vectors"}
 
 
-async def test_masks(trainer: Running, words: Any) -> None:
+async def test_mask_changes_what_is_learned_and_must_fit_its_picture(trainer: Running, words: Any) -> None:
     def half(width: int, height: int) -> bytes:
         mask = Image.new("L", (width, height), 0)
         mask.paste(255, (0, 0, width // 2, height))
@@ -211,7 +211,7 @@ async def test_masks(trainer: Running, words: Any) -> None:
     assert (job.state, refusal_of(job)) == (Job.STATE_FAILED, "MASK_EMPTY")
 
 
-async def test_captions_are_what_is_learned_from(trainer: Running, words: Any) -> None:
+async def test_captions_change_what_is_learned(trainer: Running, words: Any) -> None:
     digests = []
     for caption in ("", "a photo of a {} on the grass"):
         request = await trainer.job("captioned")
@@ -223,7 +223,7 @@ async def test_captions_are_what_is_learned_from(trainer: Running, words: Any) -
     assert digests[0] != digests[1]
 
 
-async def test_a_watch_tells_every_step_and_state_that_lasts(trainer: Running) -> None:
+async def test_watch_streams_steps_and_states_in_order(trainer: Running) -> None:
     created = await trainer.create(await trainer.job(steps=6))
     events = await trainer.watch(created.name)
     steps = [event.progress.step for event in events if event.WhichOneof("event") == "progress"]
@@ -231,11 +231,11 @@ async def test_a_watch_tells_every_step_and_state_that_lasts(trainer: Running) -
     order = ["QUEUED", "RUNNING", "PUBLISHING", "SUCCEEDED"]
     assert [state for state in order if state in states(events)] == states(events)
     assert all(event.event_time.seconds for event in events)
-    # Of a job that has ended there is one message.
+    # The watch of an ended job is one message.
     assert [event.job.name for event in await trainer.watch(created.name)] == [created.name]
 
 
-async def test_a_watcher_that_goes_away_ends_nothing(trainer: Running) -> None:
+async def test_cancelled_watch_does_not_end_the_job(trainer: Running) -> None:
     created = await trainer.create(await trainer.job(steps=5))
     watch = trainer.stub.WatchJob(trainer_pb2.WatchJobRequest(name=created.name))
     await watch.read()
@@ -243,7 +243,7 @@ async def test_a_watcher_that_goes_away_ends_nothing(trainer: Running) -> None:
     assert states(await trainer.watch(created.name))[-1] == "SUCCEEDED"
 
 
-async def test_previews_of_how_far_a_word_is(trainer: Running) -> None:
+async def test_watch_streams_previews_at_the_requested_interval(trainer: Running) -> None:
     created = await trainer.create(await trainer.job("seen", steps=200))
     request = trainer_pb2.WatchJobRequest(name=created.name)
     request.preview_interval.FromSeconds(1)
@@ -267,8 +267,8 @@ async def test_previews_of_how_far_a_word_is(trainer: Running) -> None:
         assert fields(refused.value) == {"preview_interval"}
 
 
-async def test_long_jobs_of_one_tenant_do_not_keep_another_waiting(start: StartTrainer) -> None:
-    """Two places, both with jobs that take for ever: the newer one steps back, and goes on later where it was."""
+async def test_long_job_makes_room_for_another_tenant_and_resumes(start: StartTrainer) -> None:
+    """Both places hold jobs of 10,000 steps: the newer job is handed back, and resumes later from its checkpoint."""
     trainer = await start(engine={"max_running": 2})
     long = [await trainer.create(await trainer.job(steps=10_000)) for _ in range(2)]
     for job in long:
@@ -287,14 +287,14 @@ async def test_long_jobs_of_one_tenant_do_not_keep_another_waiting(start: StartT
         await trainer.stub.CancelJob(trainer_pb2.CancelJobRequest(name=job.name))
 
 
-async def test_a_second_trainer_on_a_store_is_refused(start: StartTrainer, tmp_path: Path, model: Any) -> None:
+async def test_second_trainer_on_one_store_does_not_start(start: StartTrainer, tmp_path: Path, model: Any) -> None:
     await start()
     with pytest.raises(SettingsError, match="another process uses"):
         async with Trainer(settings_of(tmp_path, "127.0.0.1:1"), model):
             pass
 
 
-async def test_what_is_offered(trainer: Running) -> None:
+async def test_recipes_and_base_model_are_listed(trainer: Running) -> None:
     answer = await trainer.stub.ListRecipes(trainer_pb2.ListRecipesRequest())
     assert [recipe.name for recipe in answer.recipes] == ["face", "object", "style"]
     for recipe in answer.recipes:
@@ -304,7 +304,7 @@ async def test_what_is_offered(trainer: Running) -> None:
     assert (model.base_model.family, model.resolution) == ("miniature", 64)
 
 
-async def test_tenants_and_roles(start: StartTrainer, tmp_path: Path) -> None:
+async def test_tokens_limit_tenants_and_roles(start: StartTrainer, tmp_path: Path) -> None:
     entries = {"ann": ("default", "writer"), "bob": ("default", "reader"), "eve": ("shop", "admin")}
     tokens = tmp_path / "tokens.toml"
     tokens.write_text(
@@ -354,7 +354,7 @@ async def test_tenants_and_roles(start: StartTrainer, tmp_path: Path) -> None:
         assert (refused.value.code(), refusal(refused.value).reason) == (grpc.StatusCode.PERMISSION_DENIED, reason)
 
 
-def test_seeds_are_told_apart_by_the_generator() -> None:
-    """Neighbouring keys of Philox give unrelated draws; the engine relies on it."""
+def test_adjacent_philox_keys_give_uncorrelated_draws() -> None:
+    """The engine relies on it."""
     draws = [np.random.Generator(np.random.Philox(key=[0, row])).standard_normal(1000) for row in range(4)]
     assert np.abs(np.corrcoef(draws) - np.eye(4)).max() < 0.15

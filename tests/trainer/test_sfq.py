@@ -1,4 +1,4 @@
-"""Whose waiting job is handed out next."""
+"""StartTimeFairQueue: which waiting job is handed out next."""
 
 from typing import Any
 
@@ -20,13 +20,13 @@ def job(name: str, tenant: str, *, steps: int = 50, rows: int = 8, priority: int
     }
 
 
-def order(line: StartTimeFairQueue, jobs: list[Any]) -> list[str]:
-    """The names in the order in which they are handed out, one after the other."""
+def order(queue: StartTimeFairQueue, jobs: list[Any]) -> list[str]:
+    """The names of the jobs in the order in which the queue hands them out."""
     found = []
     left = {one["name"]: one for one in jobs}
     while left:
-        line.wait(list(left.values()))
-        found.append(line.first())
+        queue.wait(list(left.values()))
+        found.append(queue.first())
         del left[found[-1]]
     return found
 
@@ -43,21 +43,21 @@ def test_long_jobs_cost_more_than_short_ones() -> None:
     long = [job(f"long{index}", "long", steps=1_000) for index in range(3)]
     short = [job(f"short{index:02}", "short", steps=50) for index in range(30)]
     found = order(StartTimeFairQueue(), long + short)
-    # A long one has 8,000 rows, a short one 400.
+    # A long job has 8,000 rows, a short job 400.
     between = found[found.index("long0") + 1 : found.index("long1")]
     assert len(between) in {19, 20, 21}
 
 
-def test_who_comes_is_served_before_those_that_have_had_a_turn() -> None:
-    line = StartTimeFairQueue()
+def test_new_tenant_is_served_before_tenants_that_had_a_turn() -> None:
+    queue = StartTimeFairQueue()
     waiting = [job(f"{tenant}{index}", tenant) for tenant in ("ann", "bea") for index in range(9)]
-    line.wait(waiting)
-    gone = {line.first() for _ in range(6)}
-    line.wait([one for one in waiting if one["name"] not in gone] + [job("new", "cid")])
-    assert line.first() == "new"
+    queue.wait(waiting)
+    taken = {queue.first() for _ in range(6)}
+    queue.wait([one for one in waiting if one["name"] not in taken] + [job("new", "cid")])
+    assert queue.first() == "new"
 
 
-def test_priorities_order_a_tenants_own_jobs_and_below_zero_wait_for_everybody() -> None:
+def test_priority_orders_a_tenants_own_jobs_and_negative_priority_comes_last() -> None:
     jobs = [
         job("old", "ann", created_us=1),
         job("high", "ann", priority=5, created_us=2),
@@ -85,12 +85,12 @@ jobs = st.lists(
 
 
 @given(jobs)
-def test_everybody_is_handed_out_once(waiting: list[Any]) -> None:
+def test_every_job_is_handed_out_once(waiting: list[Any]) -> None:
     found = order(StartTimeFairQueue(), waiting)
     assert sorted(found) == sorted(one["name"] for one in waiting)
 
 
-def test_who_gives_a_place_to_a_tenant_without_any() -> None:
+def test_newest_job_of_the_tenant_with_most_places_makes_room_for_a_tenant_without_one() -> None:
     def running(name: str, tenant: str, started_us: int) -> Any:
         return job(name, tenant) | {"started_us": started_us}
 
@@ -99,12 +99,12 @@ def test_who_gives_a_place_to_a_tenant_without_any() -> None:
     traded = trade(waiting, many)
     assert traded is not None
     assert [one["name"] for one in traded] == ["c1", "a2"]
-    # Nobody gives his only place, nobody gets one for less than everybody's, or after it has killed a worker.
+    # A tenant keeps its only place. A job of negative priority, or one whose worker has died, gets no place.
     assert trade(waiting, [many[0], many[3]]) is None
     assert trade([job("low", "cid", priority=-1), job("bad", "dan") | {"worker_deaths": 1}], many) is None
     assert trade(waiting[:1], many) is None
     assert trade(waiting, []) is None
-    # Below 0 gives way to anybody, its own tenant too.
+    # A running job of negative priority makes room for any job, also of its own tenant.
     low = [job(f"low{at}", "ann", priority=-9) | {"started_us": at} for at in (5, 7, 6)]
     traded = trade(waiting[:1], [*many, *low])
     assert traded is not None
@@ -112,19 +112,19 @@ def test_who_gives_a_place_to_a_tenant_without_any() -> None:
     assert trade([job("low", "cid", priority=-9)], low) is None
 
 
-def test_an_evaluation_costs_what_it_computes() -> None:
+def test_evaluations_are_charged_less_than_training() -> None:
     evaluations: list[Any] = [
         {**job(f"e{index:02}", "ann", priority=-9), "spec": {"evaluates": "v", "recipe": {"name": "object"}}}
         for index in range(9)
     ]
-    line = StartTimeFairQueue()
+    queue = StartTimeFairQueue()
     long = job("long", "bea", steps=1_000, priority=-9)
-    line.wait([*evaluations, long, job("later", "bea", priority=-9, created_us=1)])
-    found = [line.first() for _ in range(len(line))]
-    # Eight thousand rows of training weigh more than all of them.
+    queue.wait([*evaluations, long, job("later", "bea", priority=-9, created_us=1)])
+    found = [queue.first() for _ in range(len(queue))]
+    # 8,000 rows of training cost more than all evaluations.
     assert found[-1] == "later"
-    line.wait([*evaluations, job("usual", "bea")])
+    queue.wait([*evaluations, job("usual", "bea")])
     found = []
-    while line.ordinary:
-        found.append(line.first())
-    assert (found, len(line)) == (["usual"], len(evaluations))
+    while queue.ordinary:
+        found.append(queue.first())
+    assert (found, len(queue)) == (["usual"], len(evaluations))

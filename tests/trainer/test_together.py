@@ -1,4 +1,4 @@
-"""Many jobs on one model: whoever else is in the batch changes only the time."""
+"""Batches of several jobs: the other jobs of a batch change only the time that a job takes."""
 
 import threading
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ from trainer.training.losses import Part
 from trainer.training.run import Run, Step
 from trainer.worker.engine import Engine, TickResult
 
+pytestmark = pytest.mark.compute
 FOUR = replace(RECIPE, steps=4, rows=4)
 
 
@@ -29,7 +30,7 @@ def engine(model: BaseModel) -> Engine:
 
 
 def train(engine: Engine, runs: Sequence[Run], *, rows: int = 3) -> dict[int, list[TickResult]]:
-    """Trains all at once to their ends, `rows` of each in a tick; what each tick came to, by run."""
+    """Trains all runs together to their ends, `rows` of each in a tick. The results of the ticks, by run."""
     ticked: dict[int, list[TickResult]] = {id(run): [] for run in runs}
     left = list(runs)
     while left:
@@ -41,7 +42,7 @@ def train(engine: Engine, runs: Sequence[Run], *, rows: int = 3) -> dict[int, li
 
 
 def first_step(engine: Engine, runs: Sequence[Run], rows: int) -> list[np.ndarray]:
-    """The gradient of each run's first step, as SGD with a rate of one shows it."""
+    """The gradient of each run's first step: the change of the vectors by SGD with a rate of one."""
     for run in runs:
         run._optimiser = torch.optim.SGD(run.leaves, lr=1.0)
     before = [run.learned().vectors for run in runs]
@@ -54,8 +55,8 @@ def first_step(engine: Engine, runs: Sequence[Run], rows: int) -> list[np.ndarra
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4])
-def test_a_gradient_in_a_mixed_batch_is_that_of_the_job_alone(engine: Engine, rows: int) -> None:
-    """At equal vectors, within a relative L2 of 1e-4, however the rows of a step are spread over ticks."""
+def test_gradient_in_a_mixed_batch_equals_that_of_the_job_alone(engine: Engine, rows: int) -> None:
+    """Within a relative L2 of 1e-4, at equal vectors, for any split of a step's rows into ticks."""
     tasks = [
         task(recipe=FOUR, seed=1),
         task(recipe=replace(FOUR, rows=2, min_snr_gamma=5.0), seed=2, vectors=3, start=FromWords(words="red toy")),
@@ -70,7 +71,7 @@ def test_a_gradient_in_a_mixed_batch_is_that_of_the_job_alone(engine: Engine, ro
 
 @torch.no_grad()
 def held_out_loss(model: BaseModel, engine: Engine, vectors: np.ndarray) -> float:
-    """Denoising loss on equal draws that no job was trained on."""
+    """Denoising loss on fixed draws on which no job was trained."""
     word, noise = WordRef(None, "w"), DDPMScheduler.from_config(model.scheduler_config)
     latents = engine.prepare(task(recipe=FOUR)).latents.means.repeat(12, 1, 1, 1)
     drawn = torch.randn(latents.shape, generator=torch.Generator().manual_seed(11))
@@ -81,7 +82,7 @@ def held_out_loss(model: BaseModel, engine: Engine, vectors: np.ndarray) -> floa
     return float((predicted - drawn).square().mean())
 
 
-def test_words_learned_together_are_as_good_as_alone(engine: Engine, model: BaseModel) -> None:
+def test_jobs_trained_together_reach_the_held_out_loss_of_jobs_trained_alone(engine: Engine, model: BaseModel) -> None:
     recipe = replace(RECIPE, steps=12, rows=3)
     tasks = [task(recipe=recipe, seed=seed) for seed in range(2)]
     runs = [engine.prepare(one) for one in tasks]
@@ -93,7 +94,7 @@ def test_words_learned_together_are_as_good_as_alone(engine: Engine, model: Base
         )
 
 
-def test_equal_company_gives_equal_bits(engine: Engine) -> None:
+def test_equal_batches_give_equal_bits(engine: Engine) -> None:
     first, again = ([engine.prepare(task(recipe=FOUR, seed=seed)) for seed in range(3)] for _ in range(2))
     train(engine, first)
     train(engine, again)
@@ -102,8 +103,8 @@ def test_equal_company_gives_equal_bits(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("trouble", ["turns NaN", "ends", "is cancelled"])
-def test_a_job_that_leaves_disturbs_nobody(engine: Engine, trouble: str) -> None:
-    """The others' vectors stay what they are without it, but for the last bits of other shapes."""
+def test_job_that_leaves_a_batch_does_not_change_the_others(engine: Engine, trouble: str) -> None:
+    """The others' vectors are those of training alone, up to rounding in batches of other shapes."""
     others = [engine.prepare(task(recipe=FOUR, seed=seed)) for seed in range(2)]
     leaving = {
         "turns NaN": replace(FOUR, learning_rate=1e38),
@@ -127,7 +128,7 @@ def test_a_job_that_leaves_disturbs_nobody(engine: Engine, trouble: str) -> None
         assert other.losses == pytest.approx(alone.losses, rel=1e-3)
 
 
-def test_what_cannot_be_computed_is_found_alone(engine: Engine) -> None:
+def test_error_of_one_job_ends_only_that_job(engine: Engine) -> None:
     good = engine.prepare(task(recipe=FOUR))
     bad = engine.prepare(task(recipe=FOUR, templates=[["a photo of a {}" + " on the beach" * 20]] * 2))
     ticked = train(engine, [bad, good])
@@ -135,7 +136,7 @@ def test_what_cannot_be_computed_is_found_alone(engine: Engine) -> None:
     assert good.done
 
 
-def test_too_little_memory_makes_ticks_smaller(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_makes_ticks_smaller(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     small = Engine(engine._model, max_rows=8)
     real = small._losses.of
 
@@ -152,8 +153,8 @@ def test_too_little_memory_makes_ticks_smaller(engine: Engine, monkeypatch: pyte
     assert learned.losses == pytest.approx(learn(engine, recipe=FOUR).losses, rel=1e-3)
 
 
-def test_bfloat16(engine: Engine) -> None:
-    """A forward pass in half precision, vectors in fp32: nearly the same losses."""
+def test_bfloat16_gives_nearly_the_losses_of_float32(engine: Engine) -> None:
+    """The forward pass runs in half precision, the vectors stay in fp32."""
     half = Engine(BaseModel.load(None, dtype=torch.bfloat16))
     run = half.prepare(task(recipe=FOUR))
     assert all(leaf.dtype == torch.float32 for leaf in run.leaves)
@@ -162,8 +163,8 @@ def test_bfloat16(engine: Engine) -> None:
     assert run.losses == pytest.approx(learn(engine, recipe=FOUR).losses, rel=3e-2)
 
 
-def test_float16_and_a_loss_scale_that_is_too_great(engine: Engine) -> None:
-    """Gradients that overflow halve their own job's scale, and the step is made again with the same draws."""
+def test_float16_overflow_halves_the_loss_scale_of_its_own_job_only(engine: Engine) -> None:
+    """The step whose gradients overflowed is repeated with the same draws."""
     half = Engine(BaseModel.load(None, dtype=torch.float16))
     recipe = replace(FOUR, steps=2, rows=1)
     run, other = (half.prepare(task(recipe=recipe, seed=seed)) for seed in range(2))
@@ -177,7 +178,7 @@ def test_float16_and_a_loss_scale_that_is_too_great(engine: Engine) -> None:
         assert one.losses == pytest.approx(learn(engine, recipe=recipe, seed=seed).losses, rel=5e-3)
 
 
-def test_activations_computed_anew_give_the_same_gradients(engine: Engine) -> None:
+def test_activation_checkpointing_gives_the_same_gradients(engine: Engine) -> None:
     saving = Engine(BaseModel.load(None), checkpoint_activations=True)
     assert saving._model.unet.is_gradient_checkpointing
     (plain,), (saved,) = (first_step(one, [one.prepare(task(recipe=FOUR))], rows=4) for one in (engine, saving))

@@ -1,5 +1,5 @@
-"""Servers and workers of one trainer as processes of their own, with a real NATS between them; killed, stopped and cut
-off at the worst moments."""
+"""Servers and workers of one trainer as separate processes with a real NATS between them: killed, stopped and cut off
+in each state of a job."""
 
 import re
 import signal
@@ -16,36 +16,35 @@ from pseudoword.registry.v1 import resources_pb2 as registry_resources
 from pseudoword.trainer.v1 import trainer_pb2
 from pseudoword.trainer.v1.resources_pb2 import Job, Recipe, Start
 
-from tests.conftest import need_program
+from tests.fork_server import ForkServer
 from tests.processes import Process
 from tests.trainer.conftest import REX
 from tests.trainer.nats import Nats
-from tests.trainer.zygote import Forked, Zygote
 
-pytestmark = pytest.mark.timeout(400)  # on a machine that does much else
+pytestmark = pytest.mark.timeout(400)  # on a busy machine
 
 MOMENT_S = 120.0
 STEPS = 24
-NOBODY = "127.0.0.1:1"
+UNREACHABLE = "127.0.0.1:1"
 
 
 class Cluster:
     """The processes of one trainer on one store."""
 
-    def __init__(self, folder: Path, registry: Process, nats: Nats, zygote: Zygote, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, registry: Process, nats: Nats, fork_server: ForkServer, stack: ExitStack) -> None:
         self.nats = nats
         self._folder = folder
         self._registry = registry
-        self._zygote = zygote
+        self._fork_server = fork_server
         self._stack = stack
-        self._workers: list[Forked] = []
+        self._workers: list[Process] = []
         self._count = 0
 
-    def server(self) -> Forked:
-        """A new server; it trains nothing."""
+    def server(self) -> Process:
+        """A new server, without a worker in it."""
         return self._start("server", [], self._registry.address, [])
 
-    def worker(self, *settings: str, registry: str | None = None) -> Forked:
+    def worker(self, *settings: str, registry: str | None = None) -> Process:
         worker = self._start("worker", ["worker"], registry or self._registry.address, list(settings))
         self._workers.append(worker)
         return worker
@@ -55,11 +54,11 @@ class Cluster:
             worker.kill()
         self._workers.clear()
 
-    def client(self, server: Forked) -> Client:
+    def client(self, server: Process) -> Client:
         endpoints = Endpoints(trainer=server.address, registry=self._registry.address)
         return self._stack.enter_context(Client(endpoints))
 
-    def _start(self, name: str, command: list[str], registry: str, settings: list[str]) -> Forked:
+    def _start(self, name: str, command: list[str], registry: str, settings: list[str]) -> Process:
         self._count += 1
         arguments = [
             *command,
@@ -68,27 +67,25 @@ class Cluster:
             *("--queue.dispatcher-lease", "PT2S", "--engine.checkpoint-every", "PT0.2S"),
             *("--no-evaluation.after-publishing", *settings),
         ]
-        process = Forked(self._zygote, f"{name}-{self._count}", self._folder, *arguments)
+        process = Process(
+            "trainer", self._folder, *arguments, name=f"{name}-{self._count}", fork_server=self._fork_server
+        )
         self._stack.callback(process.__exit__)
         process.start()
         return process
 
 
 @pytest.fixture(scope="module")
-def nats_binary() -> Path:
-    return need_program("nats-server", "nothing was tested of the queue across machines", target="nats")
-
-
-@pytest.fixture(scope="module")
-def cluster(nats_binary: Path, registry: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(
+    nats_binary: Path, fork_server: ForkServer, registry: Process, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("cluster")
     (folder / "nats").mkdir()
     nats = Nats(nats_binary, folder / "nats")
     with ExitStack() as stack:
-        zygote = stack.enter_context(Zygote())
         stack.callback(nats.kill)
         nats.start()
-        yield Cluster(folder, registry, nats, zygote, stack)
+        yield Cluster(folder, registry, nats, fork_server, stack)
 
 
 @pytest.fixture(autouse=True)
@@ -100,18 +97,18 @@ def no_workers(cluster: Cluster) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def server(cluster: Cluster) -> Forked:
+def server(cluster: Cluster) -> Process:
     return cluster.server()
 
 
 @pytest.fixture(scope="module")
-def client(cluster: Cluster, server: Forked) -> Client:
+def client(cluster: Cluster, server: Process) -> Client:
     return cluster.client(server)
 
 
 @pytest.fixture(scope="module")
 def unbroken(cluster: Cluster, client: Client) -> registry_resources.Version:
-    """What `create` without more learns when nothing happens."""
+    """What an undisturbed job of `create` learns."""
     worker = cluster.worker()
     job = succeeded(client, create(client, "unbroken"))
     worker.kill()
@@ -135,13 +132,13 @@ def until(holds: Callable[[], bool], what: str) -> None:
 
 
 def reaches(client: Client, name: str, state: "Job.State.ValueType", *, step: int = 0, attempt: int = 0) -> None:
-    """Returns when the job is in `state`, has made `step` steps, under `attempt` or a later one."""
+    """Waits until the job is in `state` and has made `step` steps, in `attempt` or a later attempt."""
 
-    def there() -> bool:
+    def reached() -> bool:
         job = get(client, name)
         return job.state == state and job.progress.step >= step and job.attempt >= attempt
 
-    until(there, f"{name} is {Job.State.Name(state)} at step {step} of attempt {attempt}")
+    until(reached, f"{name} is {Job.State.Name(state)} at step {step} of attempt {attempt}")
 
 
 def ended(client: Client, name: str) -> Job:
@@ -150,7 +147,7 @@ def ended(client: Client, name: str) -> Job:
 
 
 def succeeded(client: Client, name: str) -> Job:
-    """The job, which has succeeded and published one version."""
+    """Waits for the job, which must succeed and publish exactly one version."""
     job = ended(client, name)
     assert job.state == Job.STATE_SUCCEEDED, job.error
     versions = [client.version(version.name) for version in client.versions(job.concept.rsplit("/", 1)[1])]
@@ -158,18 +155,18 @@ def succeeded(client: Client, name: str) -> Job:
     return job
 
 
-def ends(worker: Forked) -> dict[str, float]:
-    """How attempts of a worker have ended, as Prometheus sees it."""
+def ends(worker: Process) -> dict[str, float]:
+    """How the attempts of a worker have ended, from its metrics."""
     with urllib.request.urlopen(f"http://{worker.metrics_address}/metrics") as answer:
         found = re.findall(r'^pseudoword_trainer_jobs_ended_total\{how="(\w+)"\} (\S+)$', answer.read().decode(), re.M)
     return {how: float(count) for how, count in found}
 
 
-def test_a_worker_is_killed_with_jobs_in_every_state(
+def test_jobs_in_every_state_survive_a_killed_worker(
     cluster: Cluster, client: Client, unbroken: registry_resources.Version
 ) -> None:
-    # A registry that does not answer holds one job before its first step, and another one after its last.
-    first = cluster.worker("--engine.max-running", "2", registry=NOBODY)
+    # An unreachable registry holds one job before its first step, and another job after its last step.
+    first = cluster.worker("--engine.max-running", "2", registry=UNREACHABLE)
     publishing = create(client, "publishing", steps=3)
     reaches(client, publishing, Job.STATE_PUBLISHING)
     preparing = create(client, "preparing", steps=3, start=Start(version=unbroken.name))
@@ -189,7 +186,7 @@ def test_a_worker_is_killed_with_jobs_in_every_state(
     assert list(version.provenance.loss_curve) == list(unbroken.provenance.loss_curve)
 
 
-def test_a_worker_that_stalls_past_its_lease_and_comes_back_changes_nothing(
+def test_worker_that_wakes_up_after_its_lease_changes_nothing(
     cluster: Cluster, client: Client, unbroken: registry_resources.Version
 ) -> None:
     first = cluster.worker()
@@ -198,24 +195,24 @@ def test_a_worker_that_stalls_past_its_lease_and_comes_back_changes_nothing(
     first.signal(signal.SIGSTOP)
     second = cluster.worker()
     reaches(client, job, Job.STATE_RUNNING, attempt=2)
-    first.signal(signal.SIGCONT)  # in the middle of the other one's work
+    first.signal(signal.SIGCONT)  # while the other worker trains
     done = succeeded(client, job)
     assert done.attempt == 2
     assert client.version(done.version).tensors_digest == unbroken.tensors_digest
-    until(lambda: ends(first) == {"lost": 1}, "the first worker knows that it has lost the job")
+    until(lambda: ends(first) == {"lost": 1}, "the first worker has noticed the loss of the job")
     assert ends(second) == {"published": 1}
     second.kill()
-    # It works on.
+    # It takes jobs again.
     assert succeeded(client, create(client, "stalled", steps=3)).attempt == 1
     assert get(client, job).etag == done.etag
 
 
-def test_nats_is_killed_and_comes_back(cluster: Cluster, client: Client) -> None:
+def test_training_goes_on_while_nats_is_down(cluster: Cluster, client: Client) -> None:
     worker = cluster.worker()
     running = create(client, "outage", steps=40)
     reaches(client, running, Job.STATE_RUNNING, step=3)
     cluster.nats.kill()
-    created = create(client, "outage", steps=3)  # the log is there
+    created = create(client, "outage", steps=3)  # creating needs the log only
     step = get_step(worker)
     until(lambda: get_step(worker) > step + 2, "training goes on")
     assert get(client, created).state == Job.STATE_QUEUED
@@ -225,7 +222,7 @@ def test_nats_is_killed_and_comes_back(cluster: Cluster, client: Client) -> None
     assert ends(worker) == {"published": 2}
 
 
-def test_a_worker_told_to_stop_hands_its_job_to_another(
+def test_stopped_worker_hands_its_job_to_another_worker(
     cluster: Cluster, client: Client, unbroken: registry_resources.Version
 ) -> None:
     first, second = cluster.worker(), cluster.worker()
@@ -234,25 +231,25 @@ def test_a_worker_told_to_stop_hands_its_job_to_another(
     (trainer,) = (worker for worker in (first, second) if get_step(worker))
     trainer.signal(signal.SIGTERM)
     done = succeeded(client, job)
-    assert done.attempt == 1  # the one that was handed back does not count
+    assert done.attempt == 1  # the attempt that was handed back does not count
     assert client.version(done.version).tensors_digest == unbroken.tensors_digest
     (other,) = {first, second} - {trainer}
     assert ends(other) == {"published": 1}
 
 
-def test_a_cancelled_job_leaves_its_worker(cluster: Cluster, client: Client) -> None:
+def test_worker_stops_training_a_cancelled_job(cluster: Cluster, client: Client) -> None:
     worker = cluster.worker()
     job = create(client, "cancelled", steps=10_000)
     reaches(client, job, Job.STATE_RUNNING, step=2)
     assert client.cancel_job(job).state == Job.STATE_CANCELLED
-    until(lambda: ends(worker) == {"cancelled": 1}, "the worker lets go")
+    until(lambda: ends(worker) == {"cancelled": 1}, "the worker has detached from the job")
     step = get_step(worker)
     time.sleep(0.5)
-    assert get_step(worker) <= step + 1  # the tick that it was in
+    assert get_step(worker) <= step + 1  # the tick that was running
     assert get(client, job).version == ""
 
 
-def test_a_job_that_kills_its_workers_fails_and_the_rest_go_on(cluster: Cluster, client: Client) -> None:
+def test_job_that_kills_its_workers_fails_and_other_jobs_go_on(cluster: Cluster, client: Client) -> None:
     doomed = create(client, "poison", steps=10_000)
     other = create(client, "poison", steps=20)
     for attempt in (1, 2):
@@ -266,7 +263,7 @@ def test_a_job_that_kills_its_workers_fails_and_the_rest_go_on(cluster: Cluster,
     assert "2 workers have died" in job.error.message
 
 
-def test_an_evaluation_whose_worker_is_killed_is_made_by_another_once(
+def test_evaluation_of_a_killed_worker_is_made_once_by_another_worker(
     cluster: Cluster, client: Client, unbroken: registry_resources.Version
 ) -> None:
     first = cluster.worker()
@@ -281,8 +278,8 @@ def test_an_evaluation_whose_worker_is_killed_is_made_by_another_once(
     assert set(written.metrics) == {"held_out_loss", "clip_i", "clip_t"}
 
 
-def test_another_server_hands_the_jobs_out_when_the_one_that_did_is_killed(
-    cluster: Cluster, client: Client, server: Forked
+def test_another_server_dispatches_when_the_dispatcher_is_killed(
+    cluster: Cluster, client: Client, server: Process
 ) -> None:
     other = cluster.server()
     cluster.worker()
@@ -295,6 +292,6 @@ def test_another_server_hands_the_jobs_out_when_the_one_that_did_is_killed(
     assert other.metric("pseudoword_trainer_dispatches") == 1
 
 
-def get_step(worker: Forked) -> float:
-    """Steps that a worker has made since its start, of whatever jobs."""
+def get_step(worker: Process) -> float:
+    """The number of steps that a worker has made since its start, of all jobs."""
     return worker.metric("pseudoword_trainer_step_seconds_count")

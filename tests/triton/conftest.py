@@ -30,9 +30,9 @@ FP32, FP16, BF16 = 1e-5, 5e-3, 5e-2
 
 
 @pytest.fixture(scope="session")
-def triton_binary() -> Path:
-    """`.cache/bin/tritonserver`, $PSEUDOWORD_TRITON or one on the PATH. Without one, tests fail in CI and skip
-    elsewhere."""
+def triton_binary(starts_process: None) -> Path:
+    """`.cache/bin/tritonserver`, $PSEUDOWORD_TRITON or `tritonserver` on the PATH. If it is missing, tests fail in CI
+    and are skipped elsewhere."""
     places = [
         os.environ.get("PSEUDOWORD_TRITON"),
         str(ROOT / ".cache/bin/tritonserver"),

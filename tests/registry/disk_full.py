@@ -1,7 +1,7 @@
-"""`python -m tests.registry.full FOLDER store|views`: a registry whose disk fills up, and is given room again.
+"""`python -m tests.registry.disk_full FOLDER store|views`: a registry whose disk fills up and later has space again.
 
-To be run where a filesystem may be mounted (`unshare --user --map-root-user --mount`). The store, or the views, lie on
-a tmpfs of a few megabytes. A line of JSON on standard output for what was seen.
+It needs a mount namespace (`unshare --user --map-root-user --mount`): the store, or the views, lie on a tmpfs of a few
+megabytes. Prints the outcomes as one line of JSON.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ from pseudoword.registry.v1.registry_pb2_grpc import RegistryServiceStub
 
 from registry.app import Registry
 from tests.conftest import Place
-from tests.registry.asking import REX, publish, publishing
 from tests.registry.conftest import settings_of
+from tests.registry.requests import REX, publish, publishing
 
 _SIZE = 4 * 2**20
 

@@ -1,4 +1,4 @@
-"""Words while the registry comes and goes."""
+"""Words while the registry is stopped and started."""
 
 import time
 from collections.abc import Callable
@@ -13,16 +13,19 @@ from pseudoword.client import Client
 from pseudoword.errors import PseudowordError
 
 from diffusion.checkpoint import BaseModel
+from tests.fork_server import ForkServer
 from tests.processes import Process
 from tests.service.conftest import System, publisher
 
 
-def test_words_are_used_on_while_the_registry_is_away(
-    tmp_path: Path, model: BaseModel, eventually: Callable[[Callable[[], bool]], None]
+def test_known_words_are_used_while_the_registry_is_down(
+    tmp_path: Path, model: BaseModel, fork_server: ForkServer, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
     store = ["--store.address", str(tmp_path / "store")]
     with Process("registry", tmp_path, *store) as registry, ExitStack() as stack:
-        generation = stack.enter_context(Process("service", tmp_path, "--registry.address", registry.address))
+        generation = stack.enter_context(
+            Process("service", tmp_path, "--registry.address", registry.address, fork_server=fork_server)
+        )
         client = stack.enter_context(Client(Endpoints(registry=registry.address, generation=generation.address)))
         publish = publisher(System(registry=registry, generation=generation, client=client), model)
         publish("rex", seed=1)
@@ -33,7 +36,7 @@ def test_words_are_used_on_while_the_registry_is_away(
             (picture,) = client.draw("<rex>", steps=1)
             return int(picture.info.record.words[0].version[-1])
 
-        time.sleep(3)  # until the watch has told of the move, which makes generation forget what it knew
+        time.sleep(3)  # until the watch has reported the move, which drops the cached version
         assert used() == 1
         registry.kill()
         assert used() == 1
@@ -46,7 +49,7 @@ def test_words_are_used_on_while_the_registry_is_away(
         registry.start()
 
         def moved() -> bool:
-            # The channel tries again every few seconds; until then a call says UNAVAILABLE.
+            # The channel reconnects every few seconds; until then a call fails with UNAVAILABLE.
             try:
                 return client.set_alias("rex", "production", 2).version.endswith("/versions/2")
             except PseudowordError as error:

@@ -1,4 +1,4 @@
-"""Requests that most tests make, and what a refusal must be."""
+"""Requests that most tests make, and a check of errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ REX = f"{SHOP}/concepts/rex"
 
 
 class Refusal:
-    """A failed call's error, once the block that expects it is over."""
+    """The error of a failed call; set when the `refused` block ends."""
 
     error: PseudowordError
 
@@ -28,7 +28,7 @@ class Refusal:
 
 @contextmanager
 def refused(code: str, reason: str, **metadata: str) -> Iterator[Refusal]:
-    """The call within must fail with this code and reason, and with at least this metadata."""
+    """Asserts that the call in the block fails with this code and reason, and with at least this metadata."""
     refusal = Refusal()
     with pytest.raises(grpc.aio.AioRpcError) as failure:
         yield refusal
@@ -57,7 +57,7 @@ def publishing(value: float = 1.0, parent: str = REX, **fields: Any) -> registry
 
 
 async def publish(stub: Any, count: int = 1, parent: str = REX) -> list[resources_pb2.Version]:
-    """Publishes `count` versions, created with the concept where it is missing."""
+    """Publishes `count` versions, and creates the concept if it does not exist."""
     return [await stub.PublishVersion(publishing(number + 1.0, parent)) for number in range(count)]
 
 
@@ -67,7 +67,7 @@ def pointing(alias: str, number: int, concept: str = REX, etag: str = "", **more
 
 
 async def resolve(stub: Any, *words: str, parent: str = SHOP) -> list[Any]:
-    """For each word its version's number or its error's (code, reason)."""
+    """For each word the number of its version, or the (code, reason) of its error."""
     answer = await stub.ResolveWords(registry_pb2.ResolveWordsRequest(parent=parent, words=words))
     assert [resolved.word for resolved in answer.words] == list(words)
     found: list[Any] = []

@@ -1,7 +1,8 @@
-"""`python -m tests.registry.dying FOLDER`: a registry that is killed at its k-th write, for every k there is.
+"""`python -m tests.registry.crash_at_every_write FOLDER`: kills a registry at its k-th write, for every k.
 
-Each life is a forked process. A line of JSON on standard output for each death: at which write and on which side of it,
-what an inspection found afterwards, what the same requests asked again were answered, what an inspection found then.
+Each run is a forked process. Prints a line of JSON for each crash: the write, whether the crash came before or after
+it, what an inspection found then, the responses to the same requests sent again, and what an inspection found at the
+end.
 """
 
 import asyncio
@@ -33,14 +34,14 @@ from storage.objects.base import ObjectStore
 from storage.objects.blobs import Blobs
 from storage.objects.disk import DiskStore
 from tests.conftest import Place
-from tests.registry.asking import REX, pointing, publishing, version
 from tests.registry.conftest import settings_of
+from tests.registry.requests import REX, pointing, publishing, version
 
 PRODUCTION = f"{REX}/aliases/production"
 
 
-class Dying(DiskStore):
-    """Kills its process at write `at`, counted from 1: before it is made, or after it and before anybody knows."""
+class CrashingStore(DiskStore):
+    """Kills its process at write `at`, counted from 1: before the write, or after it and before its caller returns."""
 
     def __init__(self, root: Path, at: int, *, after: bool) -> None:
         super().__init__(root)
@@ -50,13 +51,13 @@ class Dying(DiskStore):
         self._lock = Lock()
 
     def put_if_absent(self, name: str, data: bytes) -> None:
-        self._write(name, lambda: super(Dying, self).put_if_absent(name, data))
+        self._write(name, lambda: super(CrashingStore, self).put_if_absent(name, data))
 
     def put(self, name: str, data: bytes) -> None:
-        self._write(name, lambda: super(Dying, self).put(name, data))
+        self._write(name, lambda: super(CrashingStore, self).put(name, data))
 
     def delete(self, name: str) -> None:
-        self._write(name, lambda: super(Dying, self).delete(name))
+        self._write(name, lambda: super(CrashingStore, self).delete(name))
 
     def _write(self, name: str, write: Callable[[], None]) -> None:
         if name.startswith("probe/"):
@@ -72,8 +73,8 @@ class Dying(DiskStore):
         return None
 
 
-async def _ask(stub: Any, count: int | None) -> list[Any]:
-    """One request of each kind, the first `count` of them, under request ids, so that they can be asked again."""
+async def _send(stub: Any, count: int | None) -> list[Any]:
+    """Sends the first `count` of nine requests of all kinds; each has a request id, so that it can be sent again."""
     described = version()
     described.provenance.recipe_json = "{}"
     requests = [
@@ -91,8 +92,8 @@ async def _ask(stub: Any, count: int | None) -> list[Any]:
     return [getattr(answer, "name", "") or getattr(answer, "version", "") for answer in answers]
 
 
-async def live(root: Path, store: ObjectStore, requests: int | None = None) -> list[Any]:
-    """A registry's life on `store`, and two runs of the collector; what the first `requests` (all) were answered."""
+async def run_registry(root: Path, store: ObjectStore, requests: int | None = None) -> list[Any]:
+    """Runs a registry on `store`, then the collector twice. The responses to the first `requests` requests (all)."""
 
     def opened(*_: object) -> ObjectStore:
         return store
@@ -100,15 +101,15 @@ async def live(root: Path, store: ObjectStore, requests: int | None = None) -> l
     stores.open_store = opened  # type: ignore[attr-defined, assignment]
     place = Place(address=str(root), access=None)
     async with Registry(settings_of(place)) as registry, grpc.aio.insecure_channel(registry.server.address) as channel:
-        answers = await _ask(RegistryServiceStub(channel), requests)
-    Blobs(DiskStore(root)).put("shop", b"of a publisher that died long ago")
+        answers = await _send(RegistryServiceStub(channel), requests)
+    Blobs(DiskStore(root)).put("shop", b"left by a publisher that died")
     for _ in range(2):
         await _collect(store, timedelta(0), dry_run=False)
     return answers
 
 
 def forked(work: Callable[[], Any]) -> int:
-    """The exit status of a process that does `work`; negative: the signal that killed it."""
+    """Runs `work` in a forked process. Its exit status, or minus the number of the signal that killed it."""
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
@@ -133,20 +134,20 @@ def _inspect(root: Path) -> list[list[str]]:
         return [[found.severity, found.object, found.why] for found in inspection.run().findings]
 
 
-def _death(root: Path, at: int, *, after: bool) -> dict[str, Any] | None:
-    """What came of a death; None when there is no such write."""
-    status = forked(lambda: asyncio.run(live(root, Dying(root, at, after=after))))
+def _crash(root: Path, at: int, *, after: bool) -> dict[str, Any] | None:
+    """What follows a crash at write `at`; None if there are fewer writes."""
+    status = forked(lambda: asyncio.run(run_registry(root, CrashingStore(root, at, after=after))))
     if status == 0:
         return None
-    told = root.with_suffix(".json")
+    responses = root.with_suffix(".json")
 
     def again() -> None:
-        answers = asyncio.run(live(root, DiskStore(root)))
-        told.write_text(json.dumps(answers))
+        answers = asyncio.run(run_registry(root, DiskStore(root)))
+        responses.write_text(json.dumps(answers))
 
     left = _inspect(root)
     recovered = forked(again)
-    answers = json.loads(told.read_text()) if told.exists() else None
+    answers = json.loads(responses.read_text()) if responses.exists() else None
     found = {"at": at, "after": after, "status": status, "left": left, "recovered": recovered}
     return found | {"answers": answers, "then": _inspect(root)}
 
@@ -156,7 +157,7 @@ def main(folder: Path) -> None:
         at = 1
         while True:
             root = folder / f"{at}-{'after' if after else 'before'}"
-            found = _death(root, at, after=after)
+            found = _crash(root, at, after=after)
             shutil.rmtree(root, ignore_errors=True)
             if found is None:
                 break

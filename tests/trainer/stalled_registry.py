@@ -1,4 +1,4 @@
-"""A registry that keeps an answer to itself, so that a trainer can be killed between an act and the word of it."""
+"""A registry that withholds a response, so that a trainer can be killed between a commit and its response."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +9,16 @@ import grpc
 _SERVICE = "/pseudoword.registry.v1.RegistryService/"
 
 
-class Holding(grpc.GenericRpcHandler):
-    """A registry on the way to the real one: it passes each call on, and keeps the answers to one method."""
+class StalledRegistry(grpc.GenericRpcHandler):
+    """A proxy of a real registry: it forwards every call, and withholds the responses of one method.
+
+    `arrived` is set when the first response is withheld.
+    """
 
     def __init__(self, registry: str, method: str) -> None:
         self.arrived = threading.Event()
-        self._held = _SERVICE + method
-        self._leave = threading.Event()
+        self._stalled = _SERVICE + method
+        self._closing = threading.Event()
         self._real = grpc.insecure_channel(registry)
         self._server = grpc.server(ThreadPoolExecutor(8))
         self._server.add_generic_rpc_handlers((self,))
@@ -24,14 +27,14 @@ class Holding(grpc.GenericRpcHandler):
         self._server.start()
 
     def close(self) -> None:
-        self._leave.set()
+        self._closing.set()
         self._server.stop(0).wait()
         self._real.close()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         method = handler_call_details.method
 
-        def pass_on(request: bytes, context: grpc.ServicerContext) -> bytes:
+        def forward(request: bytes, context: grpc.ServicerContext) -> bytes:
             metadata = tuple(item for item in context.invocation_metadata() if item[0].startswith("x-pseudoword"))
             call: Any = self._real.unary_unary(method)
             try:
@@ -39,10 +42,10 @@ class Holding(grpc.GenericRpcHandler):
             except grpc.RpcError as error:
                 context.abort(error.code(), error.details() or "")
                 raise AssertionError("unreachable: abort raises") from error
-            if method == self._held:
+            if method == self._stalled:
                 self.arrived.set()
-                self._leave.wait()
+                self._closing.wait()
                 context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
             return answer
 
-        return grpc.unary_unary_rpc_method_handler(pass_on)
+        return grpc.unary_unary_rpc_method_handler(forward)

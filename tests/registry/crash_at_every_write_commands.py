@@ -1,8 +1,8 @@
-"""`python -m tests.registry.dying_commands FOLDER`: what an operator runs, killed at its k-th write, for every k.
+"""`python -m tests.registry.crash_at_every_write_commands FOLDER`: kills an operator's commands at their k-th write.
 
-A line of JSON on standard output for each death: of which command, at which write and on which side of it, what an
-inspection of what it was writing said then, how the same command ended that was run again, and once more after the
-place was emptied if it was refused, and what an inspection said at the end.
+For every k. Prints a line of JSON for each crash: the command, the write, whether the crash came before or after it,
+what an inspection of the target found then, the outcome of the same command run again (and once more on an empty target
+if that was refused), and what an inspection found at the end.
 """
 
 import asyncio
@@ -30,10 +30,10 @@ from storage.ledger import segments, writer
 from storage.ledger.snapshots import snapshots, superseded
 from storage.objects.base import ObjectStore
 from storage.objects.disk import DiskStore
-from tests.registry.dying import Dying, forked, live
+from tests.registry.crash_at_every_write import CrashingStore, forked, run_registry
 from tests.storage.counters import Counters, fill, open_ledger
 
-# Instead of 1,024: as many entries as a segment's writer reads at once.
+# Entries that the writer of a segment reads together; 1,024 outside tests.
 _RUN = 32
 _ENTRIES = 3 * _RUN + 1
 
@@ -43,7 +43,7 @@ Work = Callable[[Path, Open], None]
 
 @dataclass(frozen=True, kw_only=True)
 class _Case:
-    """`begin` makes what there is before; `work` writes into the folder `target`, and into nothing else."""
+    """`begin` prepares the folders; `work` writes into the folder `target` only."""
 
     name: str
     begin: Callable[[Path], None]
@@ -52,12 +52,12 @@ class _Case:
 
 
 def _use(opened: Open) -> None:
-    """What commands open their folders with, from now on."""
+    """Makes the commands of this process open their folders with `opened`."""
     stores.open_store = lambda address, s3=None: opened(Path(address))  # type: ignore[attr-defined]
 
 
 def _command(command: click.Command, *arguments: str) -> Work:
-    """`command`, its arguments being folders."""
+    """Runs `command` with folders below the root as its arguments."""
 
     def work(root: Path, opened: Open) -> None:
         _use(opened)
@@ -72,8 +72,8 @@ def _wait(store: ObjectStore, last: int) -> None:
         time.sleep(0.01)
 
 
-def _keep_up(root: Path, opened: Open) -> None:
-    """A replica that finds segments and a checkpoint to write."""
+def _run_maintenance(root: Path, opened: Open) -> None:
+    """Runs a replica until it has written the segments and the checkpoint that are due."""
     store = opened(root / "store")
 
     async def work() -> None:
@@ -86,59 +86,59 @@ def _keep_up(root: Path, opened: Open) -> None:
     shutil.rmtree(root / "views")
 
 
-def _live(root: Path, requests: int | None = None) -> None:
-    """In a process of its own: one that has used grpc is not forked."""
-    assert forked(lambda: asyncio.run(live(root, DiskStore(root), requests))) == 0
+def _fill(root: Path, requests: int | None = None) -> None:
+    """In a forked process: a process that has used grpc cannot fork."""
+    assert forked(lambda: asyncio.run(run_registry(root, DiskStore(root), requests))) == 0
 
 
-def _links(source: Path, target: Path) -> None:
+def _link_tree(source: Path, target: Path) -> None:
     shutil.copytree(source, target, copy_function=os.link, ignore=shutil.ignore_patterns(".*"))
 
 
 def _cases(folder: Path) -> Iterator[_Case]:
     older, newer = folder / "older", folder / "newer"
-    _live(folder / "young", 3)
-    _links(folder / "young", folder / "store")
+    _fill(folder / "young", 3)
+    _link_tree(folder / "young", folder / "store")
     _command(backup, "store", "older")(folder, DiskStore)
-    _live(folder / "store")
-    _links(older, newer)
+    _fill(folder / "store")
+    _link_tree(older, newer)
     _command(backup, "store", "newer")(folder, DiskStore)
 
     def begin(root: Path) -> None:
-        _links(folder / "store", root / "store")
+        _link_tree(folder / "store", root / "store")
 
     def begin_again(root: Path) -> None:
         begin(root)
-        _links(older, root / "backup")
+        _link_tree(older, root / "backup")
 
     work = _command(backup, "store", "backup")
     yield _Case(name="backup", begin=begin, work=work, target="backup")
     yield _Case(name="backup again", begin=begin_again, work=work, target="backup")
     yield _Case(
         name="restore",
-        begin=lambda root: _links(newer, root / "backup"),
+        begin=lambda root: _link_tree(newer, root / "backup"),
         work=_command(restore, "backup", "new"),
         target="new",
     )
     yield _Case(name="fold", begin=begin, work=_command(fold.folded, "store", "new"), target="new")
 
-    # Two checkpoints, of which the one that is due supersedes the first; the segments are lost.
+    # Two checkpoints and no segment: the checkpoint that is due supersedes the first.
     busy = DiskStore(folder / "busy" / "store")
     for first in range(1, _ENTRIES + 1, _RUN):
         fill(busy, 1, min(_RUN, _ENTRIES + 1 - first), first)
         if first <= _RUN + 1:
-            _keep_up(folder / "busy", DiskStore)
+            _run_maintenance(folder / "busy", DiskStore)
     shutil.rmtree(folder / "busy" / "store" / "segments")
     yield _Case(
         name="upkeep",
-        begin=lambda root: _links(folder / "busy" / "store", root / "store"),
-        work=_keep_up,
+        begin=lambda root: _link_tree(folder / "busy" / "store", root / "store"),
+        work=_run_maintenance,
         target="store",
     )
 
 
-def _said(root: Path, case: _Case) -> Any:
-    """What an inspection finds; of a backup, one of what is restored from it."""
+def _inspect(root: Path, case: _Case) -> Any:
+    """What an inspection of the target finds; a backup is restored first, and the restored store inspected."""
     try:
         place = root / case.target
         if case.target == "backup":
@@ -154,50 +154,50 @@ def _said(root: Path, case: _Case) -> Any:
 
 
 def _again(root: Path, case: _Case) -> str:
-    """Runs the command once more in a process of its own; what it was refused with, if it was."""
-    told = root / "told"
+    """Runs the command again in a forked process. The error message, or "" if the command succeeds."""
+    message = root / "message"
 
     def work() -> None:
         try:
             case.work(root, DiskStore)
         except click.ClickException as error:
-            told.write_text(error.message)
+            message.write_text(error.message)
 
     status = forked(work)
     assert status == 0, status
-    return told.read_text() if told.exists() else ""
+    return message.read_text() if message.exists() else ""
 
 
-def _death(root: Path, case: _Case, at: int, *, after: bool) -> dict[str, Any] | None:
-    """What came of a death; None when there is no such write."""
+def _crash(root: Path, case: _Case, at: int, *, after: bool) -> dict[str, Any] | None:
+    """What follows a crash at write `at`; None if there are fewer writes."""
     root.mkdir()
     case.begin(root)
     target = root / case.target
 
     def opened(path: Path) -> ObjectStore:
-        return Dying(path, at, after=after) if path == target else DiskStore(path)
+        return CrashingStore(path, at, after=after) if path == target else DiskStore(path)
 
     status = forked(lambda: case.work(root, opened))
     if status == 0:
         return None
-    found = {"command": case.name, "at": at, "after": after, "status": status, "left": _said(root, case)}
+    found = {"command": case.name, "at": at, "after": after, "status": status, "left": _inspect(root, case)}
     found["again"] = _again(root, case)
     if found["again"]:
         shutil.rmtree(target)
-        (root / "told").unlink()
+        (root / "message").unlink()
         found["emptied"] = _again(root, case)
-    return found | {"then": _said(root, case)}
+    return found | {"then": _inspect(root, case)}
 
 
-def _deaths(folder: Path, case: _Case) -> Iterator[dict[str, Any]]:
-    """Before each write, which is after the one before it; and after the last."""
-    root, at = folder / "death", 1
-    while found := _death(root, case, at, after=False):
+def _crashes(folder: Path, case: _Case) -> Iterator[dict[str, Any]]:
+    """A crash before each write (which is also after the write before it), and a crash after the last write."""
+    root, at = folder / "crash", 1
+    while found := _crash(root, case, at, after=False):
         shutil.rmtree(root)
         yield found
         at += 1
     shutil.rmtree(root)
-    last = _death(root, case, at - 1, after=True)
+    last = _crash(root, case, at - 1, after=True)
     shutil.rmtree(root)
     assert last is not None
     yield last
@@ -207,15 +207,15 @@ def main(folder: Path) -> None:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     for module in (segments, maintenance, writer, shards, copies, fold):
         module.RUN = _RUN  # type: ignore[attr-defined]
-    # The fewer there are, the less is written that is about nothing.
+    # Fewer shards, fewer writes for empty shards.
     server.SHARDS = 2  # type: ignore[attr-defined]
     known = {**stores.state_machines(), Counters.name: Counters()}
     fsck.state_machines = lambda: known  # type: ignore[attr-defined]
-    # No server uses these places, so none has to find out.
+    # No server uses these stores, so there is none to wait for.
     copies.IDENTITY_FRESH_S = 0.0  # type: ignore[attr-defined]
     for case in _cases(folder):
-        for death in _deaths(folder, case):
-            sys.stdout.write(json.dumps(death) + "\n")
+        for crash in _crashes(folder, case):
+            sys.stdout.write(json.dumps(crash) + "\n")
             sys.stdout.flush()
 
 
