@@ -1,4 +1,4 @@
-"""Colours as their profile says, converted to sRGB, the space that diffusion models are trained in."""
+"""Converts pictures by their colour profile to sRGB, the colour space that diffusion models are trained in."""
 
 import io
 
@@ -6,14 +6,14 @@ import structlog
 from PIL import Image, ImageCms
 
 _MAX_PROFILE_BYTES = 4 * 2**20
-# Pillow's modes, and the colour space that a profile for each must be of.
+# By Pillow's mode: the colour space that a profile must have.
 _SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}
 _logger = structlog.get_logger(__name__)
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
-    """`image` (RGB, RGBA, L, LA, CMYK, palette) converted by its ICC profile; unchanged without one, with one that is
-    sRGB, and with one that is broken or of another colour space, which is logged. Transparency is kept."""
+    """`image` (RGB, RGBA, L, LA, CMYK, palette) converted by its ICC profile. Unchanged without a profile and with an
+    sRGB profile; a damaged profile, or one for another colour space, is logged and ignored. Transparency is kept."""
     profile = image.info.get("icc_profile")
     if not profile or len(profile) > _MAX_PROFILE_BYTES:
         return image
@@ -27,12 +27,12 @@ def to_srgb(image: Image.Image) -> Image.Image:
         if "sRGB" in (source.profile.profile_description or ""):
             return image
         if space != _SPACES.get(colours.mode):
-            raise ImageCms.PyCMSError(f"it is for {space}, and the picture is {colours.mode}")
+            raise ImageCms.PyCMSError(f"the profile is for {space}, and the picture is {colours.mode}")
         converted = ImageCms.profileToProfile(colours, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
-        _logger.warning("a picture's colour profile is ignored", error=str(error)[:200])
+        _logger.warning("colour profile ignored", error=str(error)[:200])
         return image
-    if converted is None:  # only when converted in place
+    if converted is None:  # for mypy: only a conversion in place returns None
         return image
     if alpha is not None:
         converted.putalpha(alpha)

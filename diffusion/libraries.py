@@ -1,4 +1,4 @@
-"""What diffusers and transformers log belongs into the server's log. Importing this module loads neither."""
+"""Log settings of diffusers and transformers. Importing this module imports neither of them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Keeps transformers from printing, while it is imported, which optional image processors it lacks."""
+    """Suppress transformers' messages, during its import, about missing optional image processors."""
     import transformers.utils.logging as transformers_logging
 
     before = transformers_logging.get_verbosity()
@@ -18,7 +18,7 @@ def quiet_imports() -> Iterator[None]:
 
 
 def log_through_ours() -> None:
-    """Sends the two libraries' log lines to this process's log, without their progress bars."""
+    """Send the two libraries' log lines to this process's log, and disable their progress bars."""
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
 

@@ -1,4 +1,4 @@
-"""Pictures from outside: checked before they are decoded, then brought to upright sRGB."""
+"""Uploaded pictures: checked before they are decoded, then converted to upright sRGB."""
 
 import io
 import re
@@ -16,7 +16,7 @@ from diffusion import png_chunks
 from diffusion.colour import to_srgb
 from diffusion.errors import PictureInvalid
 
-# Pillow's formats. MPO is a JPEG with further pictures behind the first: a preview, a depth map, a gain map.
+# By Pillow's format. MPO is a JPEG with further pictures after the first: a preview, a depth map, a gain map.
 _MEDIA_TYPES = {
     "PNG": "image/png",
     "JPEG": "image/jpeg",
@@ -25,13 +25,13 @@ _MEDIA_TYPES = {
     "AVIF": "image/avif",
     "HEIF": "image/heic",
 }
-# What Pillow is asked to open; an MPO is opened as a JPEG.
+# The formats that Pillow may open; an MPO is opened as a JPEG.
 _FORMATS = [name for name in _MEDIA_TYPES if name != "MPO"]
-# How files of these formats begin.
+# The first bytes of files of these formats.
 _SIGNATURES = re.compile(
     rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP|....ftyp(avi[fs]|hei[cxms]|hev[cx]|mif1)", re.DOTALL
 )
-# Formats in which further pictures belong to the first and are no animation.
+# Formats in which further pictures belong to the first one and are not an animation.
 _STILL = {"MPO", "HEIF"}
 _SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
 _ORIENTATION = 0x0112
@@ -41,7 +41,7 @@ pillow_heif.register_heif_opener(thumbnails=False)
 
 @dataclass(frozen=True, kw_only=True)
 class PictureLimits:
-    """Which pictures are accepted."""
+    """The limits of an acceptable picture."""
 
     max_bytes: int = 20 * 2**20
     max_pixels: int = 50_000_000
@@ -50,7 +50,7 @@ class PictureLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureInfo:
-    """What a picture is; width and height in pixels, upright."""
+    """Media type of a picture, and its width and height in pixels when upright."""
 
     media_type: str
     width: int
@@ -58,7 +58,7 @@ class PictureInfo:
 
 
 def picture_info(data: bytes, limits: PictureLimits) -> PictureInfo:
-    """What the header of `data` says; no pixel is decoded. Raises PictureInvalid."""
+    """The information in the header of `data`; no pixel is decoded. Raises PictureInvalid."""
     with _opened(data, limits) as image:
         width, height = image.size
         if _orientation(image) in _SIDEWAYS:
@@ -67,8 +67,8 @@ def picture_info(data: bytes, limits: PictureLimits) -> PictureInfo:
 
 
 def read_picture(data: bytes, limits: PictureLimits) -> Image.Image:
-    """The picture as upright sRGB of 8 bits: rotated as its EXIF says, converted by its colour profile, transparency
-    laid on white. Of several pictures in a file, the first. Raises PictureInvalid, also for a truncated file."""
+    """The picture as upright 8-bit sRGB: rotated by its EXIF orientation, converted by its colour profile, transparency
+    on white. Of several pictures in a file, the first. Raises PictureInvalid, also for a truncated file."""
     with _opened(data, limits) as image:
         upright = to_srgb(_upright(image))
         if upright.has_transparency_data:
@@ -79,8 +79,8 @@ def read_picture(data: bytes, limits: PictureLimits) -> Image.Image:
 
 
 def read_mask(data: bytes, limits: PictureLimits) -> Image.Image:
-    """A mask as upright greys (mode L): its luminance times its alpha, so that white and opaque is selected and
-    transparent is not. Raises PictureInvalid."""
+    """A mask as upright grey levels (mode L): its luminance times its alpha, so that white, opaque areas are selected
+    and transparent ones are not. Raises PictureInvalid."""
     with _opened(data, limits) as image:
         upright = _upright(image)
         if not upright.has_transparency_data:
@@ -90,7 +90,7 @@ def read_mask(data: bytes, limits: PictureLimits) -> Image.Image:
 
 
 def square(image: Image.Image, size_px: int) -> Image.Image:
-    """The middle square of a picture, `size_px` wide."""
+    """The central square of a picture, scaled to `size_px` by `size_px`."""
     return ImageOps.fit(image, (size_px, size_px), Image.Resampling.LANCZOS)
 
 
@@ -102,7 +102,7 @@ def to_png(pixels: np.ndarray) -> bytes:
 
 
 def _upright(image: Any) -> Image.Image:
-    """The decoded picture, rotated as its EXIF says, its colours in 8 bits."""
+    """The decoded picture, rotated by its EXIF orientation, with 8 bits per channel."""
     image.load()
     upright = ImageOps.exif_transpose(image)
     if upright.mode in ("I;16", "I;16B", "I;16L", "I"):
@@ -114,7 +114,7 @@ def _upright(image: Any) -> Image.Image:
 
 def _orientation(image: Any) -> int | None:
     if image.format == "PNG":
-        # Pillow's getexif() decodes a PNG that has none in front of its pixels.
+        # Pillow's getexif() would decode the pixels of a PNG whose EXIF does not come before them.
         exif = Image.Exif()
         exif.load(image.info.get("exif", b""))
         return exif.get(_ORIENTATION)
@@ -133,7 +133,7 @@ def _opened(data: bytes, limits: PictureLimits) -> Iterator[Any]:
     if data.startswith(png_chunks.SIGNATURE):
         data = png_chunks.without_metadata(data)
     try:
-        # The limits above and below are the ones that count: Pillow's warnings about size and metadata add nothing.
+        # Our own limits apply, so Pillow's warnings about size and metadata add nothing.
         with (
             warnings.catch_warnings(action="ignore"),
             Image.open(io.BytesIO(data), formats=_FORMATS) as image,
@@ -143,7 +143,9 @@ def _opened(data: bytes, limits: PictureLimits) -> Iterator[Any]:
     except PictureInvalid:
         raise
     except Image.DecompressionBombError:
-        raise PictureInvalid("the picture has too many pixels", reason="PICTURE_TOO_LARGE") from None
+        raise PictureInvalid(
+            f"the picture has too many pixels; at most {limits.max_pixels} are allowed", reason="PICTURE_TOO_LARGE"
+        ) from None
     except UnidentifiedImageError:
         if _SIGNATURES.match(data):
             raise PictureInvalid(

@@ -1,11 +1,11 @@
-"""The chunks of a PNG file (RFC 2083). Metadata is left out before Pillow unpacks it, and costs are bounded."""
+"""Removes metadata chunks from a PNG file (RFC 2083) before Pillow decompresses them, which bounds the cost."""
 
 import zlib
 
 from diffusion.errors import PictureInvalid
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# A picture of 20 MiB in the usual chunks of 8 KiB has 2,560.
+# For comparison: a picture of 20 MiB in the usual chunks of 8 KiB has 2,560 chunks.
 _MAX_CHUNKS = 50_000
 _MAX_PROFILE_BYTES = 4 * 2**20
 _TEXT = {b"tEXt", b"zTXt", b"iTXt"}
@@ -15,10 +15,11 @@ _HEADER = b"IHDR"
 
 
 def without_metadata(data: bytes) -> bytes:
-    """`data` without its texts (XMP, workflows, comments) and without a colour profile that unpacks to more than 4 MiB.
+    """`data` without its texts (XMP, workflows, comments), and without a colour profile of 4 MiB or more when
+    decompressed.
 
-    EXIF is moved to the front, where its orientation is found without decoding a pixel. Raises PictureInvalid for more
-    chunks than a picture needs. What is wrong with the file otherwise is left for its decoder to find.
+    EXIF is moved to the front, so that its orientation can be read without decoding a pixel. Raises PictureInvalid for
+    too many chunks. Other faults of the file are left to its decoder.
     """
     front, rest = [SIGNATURE], []
     at, count = len(SIGNATURE), 0
@@ -40,11 +41,11 @@ def without_metadata(data: bytes) -> bytes:
 
 
 def _is_large(profile: bytes) -> bool:
-    """Whether the content of an iCCP chunk (a name, 0, a method, compressed bytes) unpacks to more than is allowed."""
+    """Whether the content of an iCCP chunk (a name, 0, a method, compressed bytes) is too large when decompressed."""
     packed = profile[profile.find(b"\0") + 2 :]
     unpacker = zlib.decompressobj()
     try:
         unpacked = unpacker.decompress(packed, _MAX_PROFILE_BYTES)
     except zlib.error:
-        return True  # of no use either way
+        return True  # a damaged profile is unusable: drop it as well
     return len(unpacked) == _MAX_PROFILE_BYTES and not unpacker.eof

@@ -47,7 +47,7 @@ class Vocabulary:
                 scheduler=dict(DDPMScheduler.load_config(place, subfolder="scheduler", **at)),
             )
             table = _table(place, revision)
-            if not len(table) / 2 <= len(tokenizer) <= len(table):  # transformers makes an empty one of missing files
+            if not len(table) / 2 <= len(tokenizer) <= len(table):  # for missing files transformers makes an empty one
                 raise CheckpointInvalid(
                     f"the tokenizer of {place} has {len(tokenizer)} entries, and its text encoder {len(table)}",
                     source=place,

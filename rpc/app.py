@@ -115,7 +115,7 @@ def run(name: str, make: Callable[[S], App], load: Callable[[], S]) -> None:
     except (SettingsError, StoreReplaced) as error:
         sys.stderr.write(f"{name}: {error}\n")
         raise SystemExit(2) from None
-    except KeyboardInterrupt:  # before the server handles signals: nothing is open yet that must be drained
+    except KeyboardInterrupt:  # raised before the server handles signals: there is nothing to drain yet
         raise SystemExit(130) from None
 
 

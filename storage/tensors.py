@@ -21,12 +21,12 @@ from storage.errors import TensorsInvalid
 
 Vectors = npt.NDArray[np.float32]
 
-# Of the tensors. Metadata comes on top: a thumbnail, or the workflow that made the file.
+# The size of the tensors alone, without the header: its metadata may hold a thumbnail or the workflow of the file.
 MAX_FILE_BYTES = 2 * 2**20
 MAX_HEADER_BYTES = 8 * 2**20
 MAX_VECTORS = 75
 MAX_DIMENSIONS = 16_384
-# Of the header's keys, counted before it is parsed: each costs many times its bytes.
+# The number of the header's keys, counted before it is parsed: a parsed key takes many times its bytes.
 _MAX_KEYS = 250_000
 _MAX_TENSORS = 8
 _MAX_NAME = 100
@@ -39,8 +39,8 @@ _PICKLE = re.compile(rb"PK\x03\x04|\x80[\x02-\x05]")
 def is_pickle(data: bytes) -> bool:
     """Whether `data` is a file of torch.save.
 
-    The first bytes alone do not tell: a safetensors file begins with the length of its header, and a length of 640
-    looks like a pickle. What has a header of JSON is a safetensors file.
+    The first bytes are ambiguous: a safetensors file begins with the length of its header, and a length of 640 looks
+    like a pickle. A file with a JSON header is a safetensors file.
     """
     return _PICKLE.match(data) is not None and not _begins_with_header(data)
 
@@ -94,13 +94,13 @@ def tensors_digest(tensors: Mapping[str, npt.ArrayLike]) -> str:
 
 
 def _header_length(data: bytes) -> int | None:
-    """Bytes of the header; None where `data` does not hold as many."""
+    """The size of the header in bytes; None when `data` is shorter."""
     length = int.from_bytes(data[:8], "little")
     return length if len(data) >= 8 and length <= len(data) - 8 else None
 
 
 def _begins_with_header(data: bytes) -> bool:
-    """Whether a JSON object stands where a safetensors header is."""
+    """Whether `data` has a JSON object in the place of a safetensors header."""
     length = _header_length(data)
     return length is not None and length >= 2 and data[8:9] == b"{" and data[8 : 8 + length].rstrip(b" ")[-1:] == b"}"
 

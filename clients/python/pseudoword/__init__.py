@@ -1,3 +1,3 @@
-"""The client of pseudoword. `__version__` is the version of everything that is released together."""
+"""The Python client of pseudoword. `__version__` is the version of all distributions and servers."""
 
 __version__ = "0.1.0"

@@ -11,10 +11,10 @@ from pseudoword.client import published
 from pseudoword.registry.v1 import resources_pb2 as registry_resources
 
 _MEANINGS = {
-    "held_out_loss": "loss on the pictures with new noise; lower is better",
-    "clip_i": "CLIP similarity of drawn pictures to the pictures; at most 1",
-    "clip_t": "CLIP similarity of drawn pictures to their prompts; at most 1",
-    "dino": "DINO similarity of drawn pictures to the pictures; at most 1",
+    "held_out_loss": "loss on the pictures, new noise; lower is better",
+    "clip_i": "CLIP, drawn and given pictures; higher is better",
+    "clip_t": "CLIP, drawn pictures and prompts; higher is better",
+    "dino": "DINO, drawn and given pictures; higher is better",
 }
 
 
