@@ -72,8 +72,8 @@ async def test_folded_store_gives_the_same_responses(place: Place, start: Start,
     other = _second(place, tmp_path, "folded")
     ran = await run(folded, place, place.address, other.address, "--keep", "0", "--moves", "3")
     assert ran.status == 0, ran.errors
-    kept, changes = re.search(r"(\d+) of (\d+) events", ran.output).groups()  # type: ignore[union-attr]
-    assert int(kept) < int(changes) - 30
+    kept, events = re.search(r"(\d+) of (\d+) events", ran.output).groups()  # type: ignore[union-attr]
+    assert int(kept) < int(events) - 30
     assert await garbage(other) == []
     stub = await (await start(store={"address": other.address})).call()
     assert await _state(stub) == state
