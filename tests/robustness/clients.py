@@ -21,7 +21,7 @@ from registry.catalogue.state_machine import SHARDS
 from storage.ledger.entry import Revision
 from storage.ledger.ledger import shard_of
 from tests.robustness import requests
-from tests.robustness.history import NOTHING, OK, UNKNOWN, History, Operation, Told, Watched
+from tests.robustness.history import NOTHING, OK, UNKNOWN, History, Operation, Watched, WatchMessage
 
 TENANTS = ("tenants/shop", "tenants/mara")
 # Limits of a partition: operations, and operations without a known outcome, before a new concept replaces it.
@@ -193,17 +193,17 @@ class Watcher:
     def _note(self, message: rpc.WatchEventsResponse) -> None:
         self._token = message.resume_token
         if message.WhichOneof("message") != "event":
-            self.watched.messages.append(Told(token=self._token))
+            self.watched.messages.append(WatchMessage(token=self._token))
             return
         event = message.event
-        told = Told(
+        recorded = WatchMessage(
             token=self._token,
             revision=event.revision,
             type=res.Event.Type.Name(event.type),
             resource=event.resource,
             version=event.version,
         )
-        self.watched.messages.append(told)
+        self.watched.messages.append(recorded)
 
     def _has_reached(self, upto: "asyncio.Future[Sequence[Revision]]") -> bool:
         return upto.done() and all(self._at[goal.shard].place >= goal.place for goal in self._goals(upto))

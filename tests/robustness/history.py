@@ -36,7 +36,7 @@ class Operation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class WatchMessage:
     """One message of a watch: an event, or (`revision` empty) a bookmark; `token` is its resume token."""
 
     token: str
@@ -53,7 +53,7 @@ class Watched:
 
     parent: str
     token: str
-    messages: list[Told] = field(default_factory=list)
+    messages: list[WatchMessage] = field(default_factory=list)
     lives: int = 0
     upto: list[str] = field(default_factory=list)
 

@@ -190,34 +190,34 @@ def _watch(watched: Watched, log: Replayed) -> Iterator[str]:
         changes = [change for change in log.changes[shard] if change[0].place > start.place or start.entry == 0]
         expected[shard] = iter([change for change in changes if _is_told(watched.parent, change[1])])
     following = {shard: next(changes, None) for shard, changes in expected.items()}
-    for told in watched.messages:
-        token = _token(told.token)
-        if told.revision:
-            revision = Revision.parse(told.revision)
+    for message in watched.messages:
+        token = _token(message.token)
+        if message.revision:
+            revision = Revision.parse(message.revision)
             wanted = following[revision.shard]
             if wanted is None or wanted[0] != revision:
-                yield f"{told} came instead of {wanted and wanted[0]}"
+                yield f"{message} came instead of {wanted and wanted[0]}"
                 return
             event = wanted[1]
             kind = "TYPE_" + event.kind.upper().replace("-", "_")
             version = event.body.get("version", "")
-            if (told.type, told.resource, told.version) != (kind, event.body["name"], version):
-                yield f"{told} is not {event}"
+            if (message.type, message.resource, message.version) != (kind, event.body["name"], version):
+                yield f"{message} is not {event}"
             if token[revision.shard] != revision:
-                yield f"the token of {told} is another revision's"
+                yield f"the token of {message} is another revision's"
             following[revision.shard] = next(expected[revision.shard], None)
         for shard, revision in token.items():
             late = following[shard]
             if late is not None and late[0].place <= revision.place:
-                yield f"the token {told.token} is past {late[0]}, which was not told"
+                yield f"the token {message.token} is past {late[0]}, which was not reported"
                 return
             if revision.place < at[shard].place:
-                yield f"the token {told.token} is before the one that came before it"
+                yield f"the token {message.token} is before the one that came before it"
         at = token
     for goal in map(Revision.parse, watched.upto):
         late = following[goal.shard]
         if late is not None and late[0].place <= goal.place:
-            yield f"{late[0]} was never told"
+            yield f"{late[0]} was never reported"
 
 
 def _is_told(parent: str, event: RecordedEvent) -> bool:

@@ -23,7 +23,7 @@ from storage.ledger.view import View
 from tests.conftest import Place
 from tests.registry.conftest import settings_of
 from tests.robustness.clients import Replicas, use
-from tests.robustness.history import History, Told
+from tests.robustness.history import History, WatchMessage
 from tests.robustness.replay import judge, replayed
 from tests.robustness.verdict import Verdict, judged, porcupine
 
@@ -68,14 +68,14 @@ async def test_sound_registry_passes_and_altered_watches_fail(tmp_path: Path) ->
     metadata = Metadata.read(store)
     log = replayed(Log(store, metadata.store_id, metadata.shards, Backoff()))
     watched = max(history.watches, key=lambda watched: len(watched.messages))
-    told = [message for message in watched.messages if message.revision]
-    assert len(told) > 20
-    at = _followed(told)
+    events = [message for message in watched.messages if message.revision]
+    assert len(events) > 20
+    at = _followed(events)
     for change, why in _WATCHES:
-        watched.messages = list(told)
+        watched.messages = list(events)
         change(watched.messages, at)
         assert any(why in found for found in judge(history, log)), change.__name__
-    watched.messages = told
+    watched.messages = events
     assert judge(history, log) == []
 
 
@@ -140,45 +140,45 @@ async def test_checkers_find_each_fault_of_a_registry(
         assert any(why in found for found in verdict.replay), str(verdict)
 
 
-def _followed(told: list[Told]) -> int:
+def _followed(events: list[WatchMessage]) -> int:
     """The index of the first message that is followed by a message of its shard. Shards have no order among each other,
     and only a later message of the shard shows that an earlier message is missing."""
-    shards = [Revision.parse(message.revision).shard for message in told]
+    shards = [Revision.parse(message.revision).shard for message in events]
     return next(at for at in range(1, len(shards)) if shards[at] == shards[at + 1])
 
 
-def _lose(messages: list[Told], at: int) -> None:
+def _lose(messages: list[WatchMessage], at: int) -> None:
     del messages[at]
 
 
-def _repeat(messages: list[Told], at: int) -> None:
+def _repeat(messages: list[WatchMessage], at: int) -> None:
     messages.insert(at, messages[at])
 
 
-def _swap(messages: list[Told], at: int) -> None:
+def _swap(messages: list[WatchMessage], at: int) -> None:
     messages[at : at + 2] = reversed(messages[at : at + 2])
 
 
-def _lie(messages: list[Told], at: int) -> None:
+def _lie(messages: list[WatchMessage], at: int) -> None:
     messages[at] = replace(messages[at], resource=f"{messages[at].resource}0")
 
 
-def _hurry(messages: list[Told], at: int) -> None:
+def _hurry(messages: list[WatchMessage], at: int) -> None:
     """A bookmark ahead of the reported events."""
-    messages.insert(at, Told(token=messages[at + 1].token))
+    messages.insert(at, WatchMessage(token=messages[at + 1].token))
 
 
-def _end_early(messages: list[Told], at: int) -> None:
+def _end_early(messages: list[WatchMessage], at: int) -> None:
     del messages[at:]
 
 
-_WATCHES: list[tuple[Callable[[list[Told], int], None], str]] = [
+_WATCHES: list[tuple[Callable[[list[WatchMessage], int], None], str]] = [
     (_lose, "came instead of"),
     (_repeat, "came instead of"),
     (_swap, "came instead of"),
     (_lie, "is not RecordedEvent"),
-    (_hurry, "which was not told"),
-    (_end_early, "was never told"),
+    (_hurry, "which was not reported"),
+    (_end_early, "was never reported"),
 ]
 
 
@@ -190,6 +190,6 @@ def test_history_that_cannot_be_checked_in_time_fails(tmp_path: Path) -> None:
     read["output"] = {"state": "active", "count": 99, "version": 0}
     path = tmp_path / "history.json"
     path.write_text(json.dumps({"operations": [*[operation | {"client": n} for n in range(40)], read]}))
-    status, said = porcupine(path, tmp_path, "-timeout", "1ms")
-    assert (status, "could not be checked in 1ms" in said) == (2, True), said
+    status, output = porcupine(path, tmp_path, "-timeout", "1ms")
+    assert (status, "could not be checked in 1ms" in output) == (2, True), output
     assert porcupine(tmp_path / "none.json", tmp_path)[0] == 2
