@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 MINIO_VERSION := v0.0.0-20260212201848-7aac2a2c5b7c
 NATS_VERSION := v2.12.15
 TOXIPROXY_VERSION := v2.5.0
+STATICCHECK_VERSION := v0.8.2
 UV_VERSION := 0.13.9
 OUTPUT ?= demo
 
@@ -39,6 +40,9 @@ nats: setup ## build the pinned nats-server that the tests of the trainer's queu
 toxiproxy: setup ## build the pinned toxiproxy that the test of robustness needs (once)
 	@scripts/go-tool github.com/Shopify/toxiproxy/v2/cmd/server@$(TOXIPROXY_VERSION) toxiproxy
 
+staticcheck: setup ## build the pinned staticcheck that `make check` needs (once)
+	@scripts/go-tool honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK_VERSION)
+
 triton: setup ## install the pinned Triton Inference Server that its tests need (once, 60 MB)
 	@scripts/triton
 
@@ -48,7 +52,7 @@ up: setup ## start the three servers on loopback
 demo: setup ## learn a word from four pictures and draw it in six sentences
 	@$(BIN)/pseudoword demo -o $(OUTPUT)
 
-check: setup ## formatting, lint, types, protos, generated code, manifests, Go vet
+check: setup staticcheck ## formatting, lint, types, layers, protos, generated code, documentation, Go
 	@scripts/check
 
 unit: setup ## the fast tests: no server process, no MinIO, no NATS, no Triton (under two minutes; ARGS="-k name")
@@ -75,4 +79,4 @@ generate: setup ## make the stubs again from protos/
 clean: ## remove everything that was set up or made
 	rm -rf $(CACHE) demo .mypy_cache .ruff_cache .pytest_cache
 
-.PHONY: help setup minio nats toxiproxy triton up demo check unit test miniature slow robustness docs generate clean
+.PHONY: help setup minio nats toxiproxy staticcheck triton up demo check unit test miniature slow robustness docs generate clean

@@ -13,14 +13,12 @@ from rpc.settings import ServerSettings, Settings
 class QuotaSettings(BaseModel, frozen=True, extra="forbid"):
     """Default quotas of a tenant."""
 
-    concepts: int = Field(
-        default=10_000, ge=1, description="Largest number of concepts of a tenant, soft-deleted ones included"
-    )
+    concepts: int = Field(default=10_000, ge=1, description="Maximum concepts of a tenant, soft-deleted ones included")
     versions_per_concept: int = Field(
-        default=10_000, ge=1, description="Largest number of versions of a concept, yanked ones included"
+        default=10_000, ge=1, description="Maximum versions of a concept, yanked ones included"
     )
     embedding_bytes: int = Field(
-        default=10 * 2**30, ge=1, description="Largest total size of a tenant's embeddings, in bytes"
+        default=10 * 2**30, ge=1, description="Maximum total size of a tenant's embeddings, in bytes"
     )
 
 

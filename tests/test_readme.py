@@ -1,4 +1,4 @@
-"""The README is true: the tree that it shows, the files that it links; and nothing of the contract is missing."""
+"""The tree and the links of the README are right, and every part of the contract is implemented."""
 
 import re
 import subprocess
@@ -13,20 +13,20 @@ def section(title: str) -> str:
     return README.split(f"## {title}\n", 1)[1].split("\n## ", 1)[0]
 
 
-def test_the_tree_has_every_folder_and_no_other() -> None:
+def test_tree_shows_exactly_the_tracked_folders() -> None:
     shown = set(re.findall(r"^([a-z_]+)/ ", section("What is where"), re.MULTILINE))
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     folders = {file.split("/")[0] for file in files if "/" in file and not file.startswith(".")}
     assert shown == folders
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_lead_to_existing_files() -> None:
     targets = re.findall(r"\]\((?!https?://)([^)#]+)", README)
     assert targets
     assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
-def test_no_part_answers_that_it_is_not_built() -> None:
+def test_no_part_is_unimplemented() -> None:
     """Parts are the quoted keys of `unbuilt` tables and the `part` of every Unimplemented in the code."""
     found: set[str] = set()
     for package in _PACKAGES:

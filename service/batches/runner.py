@@ -8,6 +8,7 @@ import asyncio
 import random
 import time
 from collections import Counter
+from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -196,7 +197,7 @@ class Runner:
     async def _draw_item(self, work: Work, shard: int, item: Item) -> None:
         async with self._places:
             data = await self._draw_picture(work, item)
-            await _in_store(work.output.put, item, data)
+            await retry_while_unavailable(lambda: _to_its_end(asyncio.to_thread(work.output.put, item, data)))
         self._drawn[str(work.name), shard] += 1
         self._batch_store.watchers.notify(str(work.name))
 
@@ -277,3 +278,13 @@ def _shard_count(row: Row) -> int:
 async def _in_store(work: Any, *arguments: Any) -> Any:
     """Runs `work` in a thread, and retries while the store is unavailable; `work` must be idempotent."""
     return await retry_while_unavailable(lambda: asyncio.to_thread(work, *arguments))
+
+
+async def _to_its_end(write: Awaitable[None]) -> None:
+    """Waits for `write` even when cancelled, so that no object lands after the clean-up that follows."""
+    task = asyncio.ensure_future(write)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

@@ -1,4 +1,4 @@
-"""The parts of the client that need no server, and what it does without one."""
+"""The parts of the client that need no server, and its errors without a server."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ def status(*details: object) -> status_pb2.Status:
     return made
 
 
-def test_a_status_is_read_whole() -> None:
+def test_error_has_all_details_of_a_status() -> None:
     retry = error_details_pb2.RetryInfo()
     retry.retry_delay.FromTimedelta(timedelta(seconds=2.5))
     violation = error_details_pb2.BadRequest.FieldViolation(field="a.b", description="is wrong")
@@ -57,19 +57,19 @@ def test_an_error_passes_through_context_managers() -> None:
     assert caught.value is error
 
 
-def test_nobody_listens() -> None:
+def test_unreachable_server_is_unavailable() -> None:
     with Client(Endpoints(registry="127.0.0.1:1")) as client, pytest.raises(PseudowordError) as caught:
         list(client.words())
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.UNAVAILABLE, "")
 
 
-def test_a_token_does_not_cross_the_network_in_the_clear() -> None:
+def test_token_is_not_sent_to_another_machine_without_tls() -> None:
     with pytest.raises(ValueError, match="without TLS"):
         connect("10.0.0.1:7361", Endpoints(token="secret"))  # noqa: S106
     connect("127.0.0.1:1", Endpoints(token="secret")).close()  # noqa: S106
 
 
-def test_bad_names_never_leave_the_client() -> None:
+def test_client_rejects_malformed_names_without_a_call() -> None:
     with pytest.raises(InvalidName):
         Client(tenant="Shop")
     with Client() as client, pytest.raises(InvalidName):
@@ -91,7 +91,7 @@ def test_chunks_become_pictures_in_order() -> None:
     assert [(picture.index, picture.data) for picture in pictures(events)] == [(0, b"ab"), (1, b"c")]
 
 
-def test_what_an_ended_job_published() -> None:
+def test_published_is_the_result_of_an_ended_job_or_its_error() -> None:
     job = resources_pb2.Job(name="tenants/a/jobs/b", state=resources_pb2.Job.STATE_SUCCEEDED, version="v")
     assert published(job) == "v"
     written = resources_pb2.Job(state=job.state, evaluates="v", evaluation="e")

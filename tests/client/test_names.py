@@ -1,4 +1,4 @@
-"""Resource names and words: what is written is read again, and nothing else is."""
+"""Resource names and words: valid names round-trip, others are rejected."""
 
 import pytest
 from hypothesis import given
@@ -37,17 +37,17 @@ _words = st.one_of(
 
 
 @given(_names)
-def test_names_are_read_as_written(name: TenantName) -> None:
+def test_names_round_trip(name: TenantName) -> None:
     assert type(name).parse(str(name)) == name
 
 
 @given(_words)
-def test_words_are_read_as_written(ref: WordRef) -> None:
+def test_words_round_trip(ref: WordRef) -> None:
     assert WordRef.parse(str(ref)) == ref
 
 
 @given(st.text(max_size=40))
-def test_what_is_read_is_written_the_same(text: str) -> None:
+def test_any_valid_word_is_written_unchanged(text: str) -> None:
     try:
         ref = WordRef.parse(text)
     except InvalidName:
@@ -68,19 +68,19 @@ def test_what_is_read_is_written_the_same(text: str) -> None:
         "tenants/a/concepts/rex/versions/1",
     ],
 )
-def test_other_forms_are_refused(text: str) -> None:
+def test_malformed_concept_names_are_rejected(text: str) -> None:
     with pytest.raises(InvalidName) as caught:
         ConceptName.parse(text)
     assert "tenants/{tenant}/concepts/{concept}" in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["0", "01", "-1", "1.0", "x", ""])
-def test_version_numbers(text: str) -> None:
+def test_malformed_version_numbers_are_rejected(text: str) -> None:
     with pytest.raises(InvalidName):
         VersionName.parse(f"tenants/a/concepts/b/versions/{text}")
 
 
 @pytest.mark.parametrize("text", ["rex@0", "rex@", "@1", "a/b/c", "rex@1@2", "Rex", "rex ", "rex@01"])
-def test_no_words(text: str) -> None:
+def test_malformed_words_are_rejected(text: str) -> None:
     with pytest.raises(InvalidName):
         WordRef.parse(text)

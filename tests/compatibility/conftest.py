@@ -1,4 +1,4 @@
-"""What version 0.1.0 wrote, unpacked: three stores of servers that were killed in mid-work, and a backup of two."""
+"""Data of version 0.1.0: the stores of three servers that were killed at work, and a backup of two stores."""
 
 import tarfile
 from collections.abc import Iterator

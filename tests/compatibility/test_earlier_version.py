@@ -42,7 +42,7 @@ def client(endpoints: Endpoints) -> Iterator[Client]:
         yield client
 
 
-def test_words_aliases_and_evaluations_are_as_they_were(client: Client) -> None:
+def test_words_aliases_and_evaluations_are_unchanged(client: Client) -> None:
     rex = {version.number: version for version in client.versions("rex")}
     assert sorted(rex) == [1, 2]
     assert [encoder.vectors for encoder in rex[2].base_model.encoders] == [2]
@@ -57,7 +57,7 @@ def test_words_aliases_and_evaluations_are_as_they_were(client: Client) -> None:
     assert evaluation.metrics["held_out_loss"] == pytest.approx(0.031850, abs=1e-6)
 
 
-def test_jobs_go_on_where_they_were_killed(client: Client, data: Path) -> None:
+def test_killed_jobs_resume_from_their_checkpoints(client: Client, data: Path) -> None:
     began = {
         job.name: job for job in client.jobs() if job.concept.endswith(("/mia", "/q0", "/q1")) and not job.evaluates
     }
@@ -72,19 +72,19 @@ def test_jobs_go_on_where_they_were_killed(client: Client, data: Path) -> None:
     assert "resumed from a checkpoint" in log
 
 
-def test_a_batch_is_as_it_was(client: Client) -> None:
+def test_batch_is_unchanged(client: Client) -> None:
     (batch,) = client.batches()
     assert (batch.state, batch.done) == (Batch.STATE_SUCCEEDED, 2)
     assert list(client.batch(batch.name).prompts) == ["a photo of <rex>", "a sketch of <rex@2>"]
 
 
-def test_the_stores_are_sound(data: Path, client: Client) -> None:
+def test_fsck_finds_the_stores_sound(data: Path, client: Client) -> None:
     for name in ("store", "jobs", "batches"):
         found = subprocess.run([_PSEUDOWORD, "fsck", str(data / name)], capture_output=True, text=True, check=False)
         assert found.returncode == 0, found.stdout + found.stderr
 
 
-def test_a_backup_is_restored_and_served(tmp_path: Path) -> None:
+def test_backup_is_restored_and_served(tmp_path: Path) -> None:
     unpack("backup.tar.gz", tmp_path / "backup")
     for name in ("store", "jobs"):
         restore = [_PSEUDOWORD, "restore", str(tmp_path / "backup" / name), str(tmp_path / name)]
@@ -99,7 +99,7 @@ def test_a_backup_is_restored_and_served(tmp_path: Path) -> None:
     assert found.returncode == 0, found.stdout + found.stderr
 
 
-def test_the_earlier_client_learns_and_draws(endpoints: Endpoints) -> None:
+def test_client_of_the_earlier_version_learns_and_draws(endpoints: Endpoints) -> None:
     environment = os.environ | {"PYTHONPATH": str(DATA / "pseudoword-0.1.0-py3-none-any.whl")}
     pictures = [str(path) for path in sorted((ROOT / "examples" / "rex").glob("*.png"))]
     addresses = [endpoints.registry, endpoints.trainer, endpoints.generation]

@@ -1,4 +1,4 @@
-"""Manifests as a cluster would get them, and ways to read them."""
+"""Manifests as a cluster gets them, and helpers to read them."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ def of_kind(objects: tuple[Object, ...], *kinds: str) -> list[Object]:
 
 @dataclass(frozen=True, kw_only=True)
 class Container:
-    """One container of a workload, with its pod."""
+    """A container of a workload, and its pod."""
 
     where: str
     workload: Object
@@ -48,7 +48,7 @@ class Container:
 
     @property
     def server(self) -> bool:
-        """Whether it is one of our servers, or a worker, which serves health and metrics."""
+        """Whether it is a server or a worker of ours: both serve health and metrics."""
         return not self.init and self.spec["name"] in ("registry", "trainer", "worker", "generation")
 
 
@@ -57,7 +57,7 @@ def workloads(objects: tuple[Object, ...]) -> list[Object]:
 
 
 def template(workload: Object) -> Object:
-    """The pods that a workload makes."""
+    """The template of the pods of a workload."""
     spec: Object = workload["spec"]
     made: Object = (spec["jobTemplate"]["spec"] if workload["kind"] == "CronJob" else spec)["template"]
     return made
@@ -73,7 +73,7 @@ def containers(folder: str) -> Iterator[Container]:
 
 
 def environment(folder: str, container: Object) -> dict[str, str]:
-    """The container's variables; a secret's value reads `secret:NAME/KEY`."""
+    """The variables of the container; the value of a secret is written `secret:NAME/KEY`."""
     maps = {item["metadata"]["name"]: item.get("data", {}) for item in of_kind(render(folder), "ConfigMap")}
     found: dict[str, str] = {}
     for source in container.get("envFrom", ()):
@@ -88,7 +88,7 @@ def environment(folder: str, container: Object) -> dict[str, str]:
 
 
 def files(pod: Object, container: Object) -> dict[str, tuple[str, str]]:
-    """What a container finds in mounted secrets: path -> (secret, key). Without items, any key is there: `PATH/*`."""
+    """The files of mounted secrets in a container: path -> (secret, key). Without items, all keys: `PATH/*`."""
     secrets = {volume["name"]: volume["secret"] for volume in pod.get("volumes", ()) if "secret" in volume}
     found = {}
     for mount in container.get("volumeMounts", ()):

@@ -1,4 +1,4 @@
-"""Every combination renders, is valid by Kubernetes' own schemas, and keeps the rules that schemas cannot say."""
+"""Every combination renders, matches the schemas of Kubernetes, and keeps rules that schemas cannot express."""
 
 import json
 import re
@@ -10,15 +10,15 @@ from pseudoword import __version__
 
 from tests.deploy.rendering import DEPLOY, FOLDERS, ROOT, Object, containers, of_kind, render, template, workloads
 
-# The oldest that knows every field used (preStop's sleep, matchLabelKeys), and the newest.
+# The oldest version that knows every field used (preStop's sleep, matchLabelKeys), and the newest.
 KUBERNETES = ("1.30", "1.37")
-# Kinds that only a custom resource definition brings, and that we mean to use: none yet.
+# Kinds of custom resource definitions that the manifests use: none yet.
 CUSTOM_KINDS: frozenset[str] = frozenset()
 
 every_folder = pytest.mark.parametrize("folder", FOLDERS)
 
 
-def test_everything_is_rendered() -> None:
+def test_every_component_is_part_of_a_rendered_folder() -> None:
     assert {"base", "overlays/dev", "overlays/prod"} <= set(FOLDERS)
     components = {path.name for path in (DEPLOY / "components").iterdir()}
     rendered = " ".join((DEPLOY / folder / "kustomization.yaml").read_text() for folder in FOLDERS)
@@ -27,7 +27,7 @@ def test_everything_is_rendered() -> None:
 
 @every_folder
 @pytest.mark.parametrize("version", KUBERNETES)
-def test_schemas(folder: str, version: str) -> None:
+def test_objects_match_the_schemas_of_kubernetes(folder: str, version: str) -> None:
     for item in render(folder):
         if item["kind"] not in CUSTOM_KINDS:
             check(json.dumps(item), version)
@@ -35,11 +35,11 @@ def test_schemas(folder: str, version: str) -> None:
 
 @cache
 def check(item: str, version: str) -> None:
-    # An unknown kind raises SchemaNotFoundError here; the command line would only warn.
+    # An unknown kind raises SchemaNotFoundError; the command line only warns.
     assert kubernetes_validate.validate(json.loads(item), version, strict=True).startswith(version)
 
 
-def test_a_wrong_field_is_found() -> None:
+def test_validator_finds_wrong_fields_and_kinds() -> None:
     service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}, "spec": {"prots": []}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(service, KUBERNETES[0], strict=True)
@@ -48,7 +48,7 @@ def test_a_wrong_field_is_found() -> None:
 
 
 @every_folder
-def test_everything_is_in_one_namespace(folder: str) -> None:
+def test_all_objects_are_in_one_restricted_namespace(folder: str) -> None:
     (namespace,) = of_kind(render(folder), "Namespace")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     for item in render(folder):
@@ -74,7 +74,7 @@ def test_pod_security_is_restricted(folder: str) -> None:
 
 
 @every_folder
-def test_resources_are_bounded(folder: str) -> None:
+def test_containers_have_requests_and_memory_limits(folder: str) -> None:
     for found in containers(folder):
         resources = found.spec["resources"]
         assert {"cpu", "memory"} <= set(resources["requests"]), found.where
@@ -108,7 +108,7 @@ def test_servers_are_probed_by_name_and_have_time_to_drain(folder: str) -> None:
 
 
 @every_folder
-def test_names_that_are_referred_to_exist(folder: str) -> None:
+def test_config_maps_and_volumes_exist_and_are_used(folder: str) -> None:
     objects = render(folder)
     maps = {item["metadata"]["name"] for item in of_kind(objects, "ConfigMap")}
     for found in containers(folder):
@@ -131,7 +131,7 @@ def test_names_that_are_referred_to_exist(folder: str) -> None:
 
 
 @every_folder
-def test_selectors_select(folder: str) -> None:
+def test_selectors_match_pods(folder: str) -> None:
     objects = render(folder)
     labels = [template(item)["metadata"]["labels"] for item in workloads(objects)]
     for item in of_kind(objects, "Service"):
@@ -148,7 +148,7 @@ def test_selectors_select(folder: str) -> None:
 
 
 @every_folder
-def test_every_server_has_a_budget_and_is_spread(folder: str) -> None:
+def test_every_server_has_a_disruption_budget_and_is_spread(folder: str) -> None:
     budgets = {item["metadata"]["name"] for item in of_kind(render(folder), "PodDisruptionBudget")}
     for item in of_kind(render(folder), "Deployment"):
         assert item["metadata"]["name"] in budgets
@@ -163,7 +163,7 @@ def test_every_server_has_a_budget_and_is_spread(folder: str) -> None:
         ("tests/workers+gpu+monitoring+network-policies", {"worker", "generation"}),
     ],
 )
-def test_gpus_are_asked_for_by_those_that_use_them(folder: str, users: set[str]) -> None:
+def test_only_servers_that_use_gpus_request_them(folder: str, users: set[str]) -> None:
     for found in containers(folder):
         wants = found.spec["resources"]["limits"].get("nvidia.com/gpu")
         assert wants == ("1" if found.spec["name"] in users else None), found.where
@@ -173,7 +173,7 @@ def test_gpus_are_asked_for_by_those_that_use_them(folder: str, users: set[str])
             assert "nodeAffinity" in found.pod["affinity"]
 
 
-def test_network_policies_let_through_what_is_needed_and_no_more() -> None:
+def test_network_policies_allow_only_the_needed_connections() -> None:
     policies = {
         item["metadata"]["name"]: item["spec"] for item in of_kind(render("tests/network-policies"), "NetworkPolicy")
     }
@@ -194,7 +194,7 @@ def test_network_policies_let_through_what_is_needed_and_no_more() -> None:
         "generation": {"client"},
         "minio": {"registry", "trainer", "worker", "generation", "garbage-collection"},
     }
-    # What one may send, the other may receive.
+    # Egress of each server matches the ingress of its peers.
     peers_of_both = {"registry", "minio"}
     assert out == {
         "registry": {"minio"},
@@ -222,7 +222,7 @@ def test_workers_and_nats_reach_what_they_need() -> None:
     assert "egress" not in policies["nats"]
 
 
-def test_servers_of_the_trainer_are_several_where_workers_train() -> None:
+def test_trainer_has_several_servers_only_with_separate_workers() -> None:
     (trainer,) = (item for item in workloads(render("tests/workers")) if item["metadata"]["name"] == "trainer")
     assert (trainer["spec"]["replicas"], trainer["spec"]["strategy"]["type"]) == (2, "RollingUpdate")
     (alone,) = (item for item in workloads(render("base")) if item["metadata"]["name"] == "trainer")

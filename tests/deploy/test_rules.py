@@ -1,4 +1,4 @@
-"""Prometheus' rules: valid, true to their own unit tests, and about metrics that the servers export."""
+"""Rules of Prometheus: they are valid, pass their unit tests, and use metrics that the servers export."""
 
 import re
 import subprocess
@@ -28,7 +28,7 @@ def rules() -> Iterator[dict[str, Any]]:
 
 
 def exported() -> dict[str, frozenset[str]]:
-    """Series that our servers export, with the labels that they set themselves."""
+    """The series that the servers export, with their labels."""
     registry = CollectorRegistry()
     tables = (Metrics(registry), EngineMetrics(registry), TrainerMetrics(registry))
     labels = {
@@ -45,7 +45,7 @@ def exported() -> dict[str, frozenset[str]]:
 
 
 def series_in(expression: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Names of series that an expression reads, each with its matchers (label, value)."""
+    """The names of the series in an expression, each with its matchers (label, value)."""
     text = re.sub(r"#.*", "", expression)
     text = re.sub(r"\b(by|without|on|ignoring)\s*\([^)]*\)", "", text)
     text = re.sub(r"\[[^\]]*\]", "", text)
@@ -60,14 +60,14 @@ def _inside_braces(text: str, position: int) -> bool:
     return text.count("{", 0, position) > text.count("}", 0, position)
 
 
-def test_the_reader_of_expressions_finds_every_series() -> None:
+def test_series_in_finds_every_series_of_an_expression() -> None:
     found = list(
         series_in('histogram_quantile(0.9, sum by (le, job) (rate(a_bucket{x=~"p|q", y!="z"}[5m]))) > 3 and b:c:d == 0')
     )
     assert found == [("a_bucket", [("x", "p|q"), ("y", "z")]), ("b:c:d", [])]
 
 
-def test_every_series_of_the_rules_is_exported_or_recorded() -> None:
+def test_every_series_of_a_rule_is_exported_or_recorded() -> None:
     known = exported()
     recorded = {rule["record"] for rule in rules() if "record" in rule}
     seen = set()
@@ -77,11 +77,11 @@ def test_every_series_of_the_rules_is_exported_or_recorded() -> None:
             assert name in known or name in recorded or name == "up", f"{name} is neither exported nor recorded"
             for label, _ in matchers:
                 assert label in known.get(name, frozenset()) or label in {"job", "namespace", "pod"}, (name, label)
-    # What no alert reads is for dashboards.
+    # Recorded series without an alert are for dashboards.
     assert {name for name in recorded - seen if not name.startswith("namespace:pseudoword_generation_")} == set()
 
 
-def test_status_codes_are_written_as_the_servers_write_them() -> None:
+def test_rules_use_status_codes_as_the_servers_write_them() -> None:
     codes = {code.name for code in grpc.StatusCode}
     used = {
         code
@@ -94,7 +94,7 @@ def test_status_codes_are_written_as_the_servers_write_them() -> None:
     assert used and used <= codes
 
 
-def test_alerts_say_what_they_are_and_records_are_named_by_level() -> None:
+def test_alerts_have_severity_and_texts_and_records_are_named_by_level() -> None:
     names = set()
     for rule in rules():
         if "record" in rule:
@@ -112,7 +112,7 @@ def test_alerts_say_what_they_are_and_records_are_named_by_level() -> None:
     assert {"PseudowordFaultBudgetBurns", "PseudowordServerDown", "PseudowordGenerationStuck"} <= tested <= names
 
 
-def test_prometheus_scrapes_the_port_that_pods_have() -> None:
+def test_prometheus_scrapes_the_metrics_port_of_pods() -> None:
     (job,) = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())["scrape_configs"]
     (keep,) = (rule for rule in job["relabel_configs"] if rule.get("action") == "keep")
     assert keep == {
@@ -125,7 +125,7 @@ def test_prometheus_scrapes_the_port_that_pods_have() -> None:
 @pytest.mark.parametrize(
     "command", [["check", "rules", "--lint-fatal", "rules.yaml"], ["test", "rules", "rules.test.yaml"]]
 )
-def test_promtool(promtool: Path, command: list[str]) -> None:
+def test_promtool_accepts_the_rules_and_their_tests(promtool: Path, command: list[str]) -> None:
     done = subprocess.run([promtool, *command], cwd=MONITORING, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SUCCESS" in done.stdout

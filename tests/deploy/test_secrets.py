@@ -1,4 +1,4 @@
-"""make-secrets gives everything that the manifests refer to; with it, MinIO and the registry run as they say."""
+"""make-secrets makes every secret of the manifests; MinIO, NATS and the servers run with them."""
 
 import asyncio
 import base64
@@ -49,7 +49,7 @@ def secrets() -> Secrets:
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_every_secret_that_is_referred_to_is_made(folder: str, secrets: Secrets) -> None:
+def test_make_secrets_makes_every_referenced_secret(folder: str, secrets: Secrets) -> None:
     assert of_kind(render(folder), "Secret") == [], "no secret is ever part of the manifests"
     for found in containers(folder):
         for value in environment(folder, found.spec).values():
@@ -61,7 +61,7 @@ def test_every_secret_that_is_referred_to_is_made(folder: str, secrets: Secrets)
             assert name in secrets, f"{found.where}: {name}"
 
 
-def test_tokens_say_who_may_what(secrets: Secrets, tmp_path: Path) -> None:
+def test_tokens_have_their_tenants_and_roles(secrets: Secrets, tmp_path: Path) -> None:
     file = tmp_path / "tokens.toml"
     file.write_bytes(secrets["tokens"]["tokens.toml"])
     tokens = Tokens(file)
@@ -74,7 +74,7 @@ def test_tokens_say_who_may_what(secrets: Secrets, tmp_path: Path) -> None:
 
 
 class Pod:
-    """A container's view of the world, in a folder: its mounted secrets and its variables with paths in that folder."""
+    """The mounted secrets of a container in a folder, and its variables with paths in that folder."""
 
     def __init__(self, found: Container, secrets: Secrets, folder: Path) -> None:
         self.folder = folder
@@ -105,7 +105,7 @@ def pods(secrets: Secrets, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 @pytest.fixture(scope="module")
 def store_port(pods: dict[str, Pod], minio_binary: Path) -> Iterator[int]:
-    """MinIO as base/minio.yaml starts it, but for the port and the places."""
+    """MinIO as base/minio.yaml starts it, except for port and folders."""
     pod, port = pods["minio"], free_port()
     (spec,) = (found.spec for found in containers("base") if found.spec["name"] == "minio")
     places = {":9000": f"127.0.0.1:{port}", "/data": str(pod.folder / "data")}
@@ -124,12 +124,12 @@ def store_port(pods: dict[str, Pod], minio_binary: Path) -> Iterator[int]:
         server.wait()
 
 
-def test_the_bucket_is_made_and_the_registry_serves(
+def test_bucket_is_made_and_registry_serves_with_these_secrets(
     pods: dict[str, Pod], store_port: int, secrets: Secrets, tmp_path: Path
 ) -> None:
     bucket, registry = pods["make-bucket"], pods["registry"]
     endpoint = {"PSEUDOWORD_S3__ENDPOINT": f"localhost:{store_port}"}
-    for _ in range(2):  # a second pod finds it there
+    for _ in range(2):  # the second time the bucket exists
         done = make_bucket(bucket.environment | endpoint)
         assert done.returncode == 0, done.stderr
 
@@ -165,7 +165,7 @@ def test_the_bucket_is_made_and_the_registry_serves(
 
 @pytest.fixture
 def nats_address(nats_binary: Path, secrets: Secrets, tmp_path: Path) -> Iterator[str]:
-    """NATS as components/workers starts it, but for the ports and the places."""
+    """NATS as components/workers starts it, except for ports and folders."""
     (found,) = (one for one in containers("tests/workers") if one.spec["name"] == "nats")
     pod, address = Pod(found, secrets, tmp_path / "nats"), f"localhost:{free_port()}"
     (config,) = (
@@ -189,38 +189,38 @@ def nats_address(nats_binary: Path, secrets: Secrets, tmp_path: Path) -> Iterato
         server.wait()
 
 
-async def test_nats_lets_the_worker_in_and_nobody_else(secrets: Secrets, tmp_path: Path, nats_address: str) -> None:
+async def test_nats_accepts_only_the_token_of_the_worker(secrets: Secrets, tmp_path: Path, nats_address: str) -> None:
     (found,) = (one for one in containers("tests/workers") if one.spec["name"] == "worker")
     worker = Pod(found, secrets, tmp_path / "worker")
     ca, token = (Path(worker.environment[f"PSEUDOWORD_NATS__{name}"]) for name in ("CA", "TOKEN_FILE"))
     stranger = tmp_path / "token"
     stranger.write_text("stranger")
-    for file, comes_in in ((token, True), (stranger, False)):
+    for file, accepted in ((token, True), (stranger, False)):
         settings = NatsSettings(servers=f"tls://{nats_address}", ca=ca, token_file=file)
         broker = Broker(settings, ack_wait=timedelta(seconds=1))
         broker.open()
         try:
-            async with asyncio.timeout(30 if comes_in else 2):
+            async with asyncio.timeout(30 if accepted else 2):
                 await broker.connected()
-            assert comes_in
+            assert accepted
             assert await broker.sent() == set()
         except TimeoutError:
-            assert not comes_in, (tmp_path / "nats.log").read_text()
+            assert not accepted, (tmp_path / "nats.log").read_text()
         finally:
             await broker.close()
 
 
 @pytest.mark.slow
-def test_a_word_is_learned_and_drawn_as_the_manifests_say(
+def test_word_is_learned_and_drawn_with_the_settings_of_the_manifests(
     pods: dict[str, Pod], store_port: int, secrets: Secrets, tmp_path: Path
 ) -> None:
-    """TLS everywhere, tokens, delegates, one bucket: all three servers with the base's own settings."""
+    """TLS everywhere, tokens, delegates, one bucket: all three servers with the settings of base/."""
     endpoint = {"PSEUDOWORD_S3__ENDPOINT": f"localhost:{store_port}"}
     assert make_bucket(pods["make-bucket"].environment | endpoint).returncode == 0
     here = endpoint | {
         "PSEUDOWORD_SERVER__HEALTH_LISTEN": "127.0.0.1:0",
         "PSEUDOWORD_SERVER__METRICS_LISTEN": "127.0.0.1:0",
-        "GOMP_SPINCOUNT": "10000",  # as the images have it: without, threads that wait keep a busy machine busier
+        "GOMP_SPINCOUNT": "10000",  # as in the images: waiting threads of OpenMP spin for a short time only
     }
     ca = tmp_path / "ca.crt"
     ca.write_bytes(secrets["client"]["ca.crt"])
@@ -248,7 +248,7 @@ def test_a_word_is_learned_and_drawn_as_the_manifests_say(
                 assert batch.manifest_uri.startswith("s3://pseudoword/batches/batches/shop/")
 
 
-def test_a_bucket_that_is_refused_is_said(pods: dict[str, Pod], store_port: int) -> None:
+def test_make_bucket_reports_a_refusal_without_the_secret(pods: dict[str, Pod], store_port: int) -> None:
     wrong = {"PSEUDOWORD_S3__ENDPOINT": f"localhost:{store_port}", "PSEUDOWORD_S3__SECRET_KEY": "not-the-secret"}
     done = make_bucket(pods["make-bucket"].environment | wrong)
     assert done.returncode == 1

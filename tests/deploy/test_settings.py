@@ -1,4 +1,4 @@
-"""What the manifests set is what the servers read."""
+"""The variables of the manifests are settings of the servers."""
 
 import importlib.util
 import re
@@ -45,7 +45,7 @@ def servers(folder: str) -> list[Container]:
 
 
 def loaded(folder: str, found: Container, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """The settings as the container's server would read them."""
+    """The settings as the server of the container reads them."""
     with monkeypatch.context() as patch:
         for name, value in environment(folder, found.spec).items():
             patch.setenv(name, value)
@@ -63,7 +63,7 @@ def test_every_variable_is_a_setting_of_its_server(folder: str) -> None:
 
 
 @every_folder
-def test_the_servers_accept_the_values(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_servers_accept_the_values(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for found in servers(folder):
         settings = loaded(folder, found, monkeypatch)
         ports = {port["name"]: str(port["containerPort"]) for port in found.spec["ports"]}
@@ -100,14 +100,14 @@ def test_peers_and_stores_are_services_of_this_kustomization(folder: str) -> Non
         endpoint = values.get("PSEUDOWORD_S3__ENDPOINT", "")
         assert endpoint in ("", "minio:9000", "s3.example.com"), found.where
         assert ("minio" in names) or not endpoint.startswith("minio"), found.where
-    # Each keeps a log of its own, but for the workers, which share the trainer's: no others share a place.
+    # Each server has a store of its own; workers share that of the trainer.
     places = {values["PSEUDOWORD_STORE__ADDRESS"] for values in (environment(folder, f.spec) for f in servers(folder))}
     assert len(places) == 3
     assert len({place.rpartition("/")[0] for place in places}) == 1, "make-bucket makes one bucket"
 
 
 @pytest.mark.parametrize("file", sorted((DEPLOY / "containers").glob("*.Containerfile")), ids=lambda file: file.stem)
-def test_containerfiles(file: Path) -> None:
+def test_containerfiles_pin_versions_user_and_ports(file: Path) -> None:
     text = file.read_text()
     instructions = re.findall(r"^([A-Z]+) (.+)$", text.replace("\\\n", " "), re.MULTILINE)
     last = dict(instructions)
@@ -132,7 +132,7 @@ def test_containerfiles(file: Path) -> None:
     assert last["EXPOSE"].split() == [port, "8081", "9464"]
 
 
-def test_the_registrys_image_has_all_that_the_registry_imports() -> None:
+def test_image_of_the_registry_has_all_imported_packages() -> None:
     code = "import sys, registry.__main__; print(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     of_module = packages_distributions()
@@ -145,7 +145,7 @@ def test_the_registrys_image_has_all_that_the_registry_imports() -> None:
 
 
 def installed_by(distribution: str) -> set[str]:
-    """What pip installs for a distribution without its extras, itself included."""
+    """The packages that pip installs for a distribution without extras, including the distribution."""
     found, waiting = set(), [distribution]
     while waiting:
         name = canonicalize_name(waiting.pop())

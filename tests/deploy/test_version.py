@@ -1,4 +1,4 @@
-"""One version: what cannot read it from the client's package names the same one."""
+"""One version: files that cannot read it from the client's package name the same version."""
 
 import re
 from importlib.metadata import version

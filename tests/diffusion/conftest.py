@@ -1,4 +1,4 @@
-"""The bundled model, loaded once, and words to use in it."""
+"""The bundled model, loaded once, and vectors of two words."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ def model() -> BaseModel:
 
 @pytest.fixture(scope="session")
 def vectors(model: BaseModel) -> Mapping[WordRef, torch.Tensor]:
-    """`rex` of one vector and `mia` of three, about as long as the vocabulary's."""
+    """`rex` of one vector and `mia` of three, with about the norm of the vocabulary."""
     generator = torch.Generator().manual_seed(7)
     dims = model.spec.encoders[0].dims
     return {

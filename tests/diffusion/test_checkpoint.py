@@ -1,4 +1,4 @@
-"""Loading checkpoints, good and bad, and what is said of them."""
+"""Loading of valid and invalid checkpoints, and the spec of a model."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(BUNDLED, tmp_path / "my-model"))
 
 
-def test_what_the_bundled_model_is(model: BaseModel) -> None:
+def test_bundled_model_has_its_documented_shape(model: BaseModel) -> None:
     spec = model.spec
     assert (spec.family, spec.checkpoint) == ("miniature", "miniature")
     assert (spec.sample_size_px, spec.size_multiple_px, spec.vae_scale) == (64, 8, 4)
@@ -40,13 +40,13 @@ def test_what_the_bundled_model_is(model: BaseModel) -> None:
     assert sum(file.stat().st_size for file in BUNDLED.rglob("*") if file.is_file()) < 25e6
 
 
-def test_digests_do_not_depend_on_the_precision(model: BaseModel) -> None:
+def test_spec_does_not_depend_on_the_precision(model: BaseModel) -> None:
     half = BaseModel.load(None, dtype=torch.float16)
     assert half.unet.dtype == torch.float16
     assert half.spec == model.spec
 
 
-def test_another_name_and_other_weights(copy: Path, model: BaseModel) -> None:
+def test_checkpoint_without_a_family_is_named_after_its_encoder_and_folder(copy: Path, model: BaseModel) -> None:
     index = json.loads((copy / "model_index.json").read_text())
     del index["_pseudoword_family"]
     (copy / "model_index.json").write_text(json.dumps(index))
@@ -57,7 +57,7 @@ def test_another_name_and_other_weights(copy: Path, model: BaseModel) -> None:
     assert other.spec.digest == model.spec.digest
 
 
-def test_vocabulary_alone_says_what_the_whole_checkpoint_says(copy: Path, model: BaseModel) -> None:
+def test_vocabulary_alone_has_the_spec_and_tokenizer_of_the_checkpoint(copy: Path, model: BaseModel) -> None:
     """A server that only reads prompts needs no UNet and no VAE, and calls the model the same."""
     vocabulary = Vocabulary.load(None)
     assert vocabulary.spec == replace(model.spec, digest="")
@@ -71,17 +71,17 @@ def test_vocabulary_alone_says_what_the_whole_checkpoint_says(copy: Path, model:
         Vocabulary.load(str(copy))
 
 
-def test_an_attention_mask_is_used_where_the_checkpoint_wants_it(copy: Path, model: BaseModel) -> None:
+def test_attention_mask_is_used_if_the_checkpoint_has_one(copy: Path, model: BaseModel) -> None:
     change(copy / "text_encoder/config.json", use_attention_mask=True)
     masked = PromptEncoder(BaseModel.load(str(copy))).encode([parse("a dog")], {})
     plain = PromptEncoder(model).encode([parse("a dog")], {})
-    # CLIP reads from left to right, so only what comes after the text sees the padding.
+    # CLIP's attention is causal, so only positions after the text see the padding.
     assert torch.equal(masked[:, :4], plain[:, :4])
     assert not torch.equal(masked[:, 5:], plain[:, 5:])
 
 
 @pytest.mark.parametrize("what", ["missing", "no index", "no weights", "pickle only", "other kind"])
-def test_bad_checkpoints_are_named(copy: Path, what: str) -> None:
+def test_invalid_checkpoint_is_an_error_with_its_path(copy: Path, what: str) -> None:
     if what == "missing":
         shutil.rmtree(copy)
     elif what == "no index":
@@ -99,7 +99,7 @@ def test_bad_checkpoints_are_named(copy: Path, what: str) -> None:
     assert str(copy) in caught.value.message
 
 
-def test_match(model: BaseModel) -> None:
+def test_word_matches_a_model_exactly_by_family_or_not(model: BaseModel) -> None:
     encoder = model.spec.encoders[0]
     same = {"family": "miniature", "dims": 128, "vocabulary_digest": encoder.vocabulary_digest}
     for change_of, expected in (
@@ -113,7 +113,7 @@ def test_match(model: BaseModel) -> None:
 
 
 @torch.inference_mode()
-def test_a_preview_shows_the_colours(model: BaseModel) -> None:
+def test_preview_shows_the_colours_of_the_picture(model: BaseModel) -> None:
     colours = np.asarray([[(220, 40, 40), (40, 40, 220)], [(40, 200, 60), (240, 230, 120)]], dtype=np.uint8)
     picture = colours.repeat(32, 0).repeat(32, 1)
     pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -128,7 +128,7 @@ def test_a_preview_shows_the_colours(model: BaseModel) -> None:
     assert np.abs(exact - picture).mean() < 20
 
 
-def test_gradients_reach_the_word_and_nothing_else(model: BaseModel, vectors: Mapping[WordRef, torch.Tensor]) -> None:
+def test_only_the_used_word_gets_a_gradient(model: BaseModel, vectors: Mapping[WordRef, torch.Tensor]) -> None:
     leaves = {ref: tensor.clone().requires_grad_(True) for ref, tensor in vectors.items()}
     rex, mia = leaves.values()
     PromptEncoder(model).encode([parse("a photo of <rex>")], leaves).square().sum().backward()  # type: ignore[no-untyped-call]

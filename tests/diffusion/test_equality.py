@@ -1,4 +1,4 @@
-"""The same pictures as diffusers' own pipeline with load_textual_inversion, to the last bit."""
+"""Pictures are bit-identical to those of diffusers' own pipeline with load_textual_inversion."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ _SEED = 3
 
 @pytest.fixture(scope="module")
 def pipeline(vectors: Vectors, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """diffusers' pipeline on the bundled checkpoint, our words loaded from the files that it reads."""
+    """The pipeline of diffusers on the bundled checkpoint, with our words loaded from files."""
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
         str(BUNDLED), dtype=torch.float32, safety_checker=None, requires_safety_checker=False
     )
@@ -75,7 +75,7 @@ def theirs(pipeline: Any, model: BaseModel, prompt: str, scheduler: str, **how: 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @torch.inference_mode()
-def test_every_scheduler_draws_what_diffusers_draws(
+def test_every_scheduler_draws_the_pixels_of_diffusers(
     model: BaseModel, vectors: Vectors, pipeline: Any, scheduler: str
 ) -> None:
     prompt, negative = "a photo of <rex> beside <mia> on the beach", "a sketch of <mia>"
@@ -98,7 +98,7 @@ def test_every_scheduler_draws_what_diffusers_draws(
     ],
 )
 @torch.inference_mode()
-def test_prompts_guidance_and_sizes(
+def test_prompts_guidance_and_sizes_give_the_pixels_of_diffusers(
     model: BaseModel, vectors: Vectors, pipeline: Any, prompt: str, guidance: float, size: tuple[int, int]
 ) -> None:
     width, height = size
@@ -112,7 +112,7 @@ def test_prompts_guidance_and_sizes(
 
 @pytest.fixture(scope="module")
 def pictures() -> tuple[Image.Image, Image.Image]:
-    """A start picture and a mask whose edge lies between latent cells."""
+    """A start picture, and a mask with an edge between latent cells."""
     ramp = np.linspace(0, 255, 64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8)
     mask = np.zeros((64, 64), dtype=np.uint8)
     mask[13:51, 22:] = 255
@@ -123,7 +123,7 @@ def pictures() -> tuple[Image.Image, Image.Image]:
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 @pytest.mark.parametrize("masked", [False, True], ids=["image", "inpaint"])
 @torch.inference_mode()
-def test_a_start_picture(
+def test_start_picture_and_mask_give_the_pixels_of_diffusers(
     model: BaseModel,
     vectors: Vectors,
     pipeline: Any,
@@ -153,7 +153,9 @@ _PARTS = st.lists(st.one_of(_TEXT, st.sampled_from(["<rex>", "<mia>"])), max_siz
 @given(_PARTS)
 @settings(max_examples=60, deadline=None)
 @torch.inference_mode()
-def test_hidden_states_are_equal(model: BaseModel, vectors: Vectors, pipeline: Any, parts: Sequence[str]) -> None:
+def test_hidden_states_equal_those_of_diffusers(
+    model: BaseModel, vectors: Vectors, pipeline: Any, parts: Sequence[str]
+) -> None:
     text = "".join(parts)
     expected, _ = pipeline.encode_prompt(text, "cpu", 1, False)
     hidden = PromptEncoder(model).encode([parse(text)], vectors)
@@ -161,7 +163,7 @@ def test_hidden_states_are_equal(model: BaseModel, vectors: Vectors, pipeline: A
 
 
 @torch.inference_mode()
-def test_nothing_remains_of_a_word(model: BaseModel, vectors: Vectors) -> None:
+def test_encoding_a_word_leaves_the_vocabulary_unchanged(model: BaseModel, vectors: Vectors) -> None:
     encoder = PromptEncoder(model)
     table = encoder.vocabulary.clone()
     before = encoder.encode([parse("a photo of a dog")], {})
@@ -171,8 +173,8 @@ def test_nothing_remains_of_a_word(model: BaseModel, vectors: Vectors) -> None:
 
 
 @torch.inference_mode()
-def test_any_mix_shares_a_call(model: BaseModel, vectors: Vectors) -> None:
-    """Within 1e-3 of the value range of what each gives alone, before rounding; one level of 255 after."""
+def test_mixed_schedulers_share_calls_within_one_level_of_255(model: BaseModel, vectors: Vectors) -> None:
+    """Latents are within 1e-3 of the value range of each picture alone."""
     names = list(SCHEDULERS)
     how: list[dict[str, Any]] = [
         {"prompt": "a photo of <rex>", "scheduler": name, "steps": 3 + i % 4, "guidance": (1.0, 4.0, 7.5)[i % 3]}
@@ -183,7 +185,7 @@ def test_any_mix_shares_a_call(model: BaseModel, vectors: Vectors) -> None:
         drawn(model, one)
     waiting, flying = together[::-1], [together[-1]]
     waiting = waiting[1:]
-    while flying:  # one joins at every call
+    while flying:  # a picture joins at every call
         denoise.step(model, flying)
         flying = [one for one in flying if not one.done] + waiting[:1]
         waiting = waiting[1:]
@@ -195,7 +197,7 @@ def test_any_mix_shares_a_call(model: BaseModel, vectors: Vectors) -> None:
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_the_number_of_calls_is_known_before(model: BaseModel, name: str) -> None:
+def test_number_of_model_calls_is_known_in_advance(model: BaseModel, name: str) -> None:
     for steps in (1, 2, 3, 20, 50, 150):
         if steps > SCHEDULERS[name].max_steps:
             continue
@@ -207,7 +209,7 @@ def test_the_number_of_calls_is_known_before(model: BaseModel, name: str) -> Non
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("steps", [1, 2])
 @torch.inference_mode()
-def test_few_steps_work(model: BaseModel, name: str, steps: int) -> None:
+def test_one_and_two_steps_give_finite_latents(model: BaseModel, name: str, steps: int) -> None:
     denoising = ours(model, {}, "a photo of a dog", scheduler=name, steps=steps)
     drawn(model, denoising)
     assert torch.isfinite(denoising.latents).all()

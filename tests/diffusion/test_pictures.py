@@ -1,4 +1,4 @@
-"""Every kind of bad or odd picture that people upload."""
+"""Invalid and unusual pictures that clients upload."""
 
 import io
 import zlib
@@ -30,7 +30,7 @@ def halves(width: int = 40, height: int = 30) -> Image.Image:
 
 
 def huge_png(width: int, height: int) -> bytes:
-    """A few kilobytes that say they are a very large picture."""
+    """A PNG of a few kilobytes whose header claims a very large picture."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
@@ -60,7 +60,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_refused_before_decoding(name: str) -> None:
+def test_invalid_pictures_are_rejected_before_decoding(name: str) -> None:
     data, reason = BAD[name]
     with pytest.raises(PictureInvalid) as caught:
         picture_info(data, LIMITS)
@@ -68,7 +68,7 @@ def test_refused_before_decoding(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "HEIF", "AVIF"])
-def test_cut_off(kind: str) -> None:
+def test_truncated_picture_is_damaged(kind: str) -> None:
     noise = np.random.default_rng(1).integers(0, 255, (60, 60, 3), dtype=np.uint8)
     data = encoded(Image.fromarray(noise), kind)
     with pytest.raises(PictureInvalid) as caught:
@@ -76,7 +76,7 @@ def test_cut_off(kind: str) -> None:
     assert caught.value.reason == "PICTURE_DAMAGED"
 
 
-def test_corrupt() -> None:
+def test_corrupt_picture_is_damaged() -> None:
     data = bytearray(encoded(halves()))
     data[60:80] = bytes(20)
     with pytest.raises(PictureInvalid) as caught:
@@ -105,19 +105,19 @@ def colours(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     ],
     ids=["png", "jpeg", "webp", "cmyk", "palette", "16 bits", "transparent", "one bit"],
 )
-def test_becomes_upright_rgb(data: bytes, left: tuple[int, ...], right: tuple[int, ...]) -> None:
+def test_every_mode_becomes_rgb(data: bytes, left: tuple[int, ...], right: tuple[int, ...]) -> None:
     image = read_picture(data, LIMITS)
     assert (image.mode, image.size) == ("RGB", (40, 30))
     for found, wanted in zip(colours(image), (left, right), strict=True):
         assert np.abs(found - wanted).max() < 16
 
 
-def test_half_transparent_is_laid_on_white() -> None:
+def test_transparent_pixels_are_blended_with_white() -> None:
     image = read_picture(encoded(Image.new("RGBA", (40, 30), (0, 0, 0, 128))), LIMITS)
     assert abs(image.getpixel((5, 5))[0] - 127) <= 1  # type: ignore[index]
 
 
-def test_exif_turns_it() -> None:
+def test_exif_orientation_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned a quarter clockwise
     data = encoded(halves(), "JPEG", exif=exif, quality=95)
@@ -245,7 +245,7 @@ def test_a_mask_selects_by_luminance_times_alpha() -> None:
     assert read_mask(half, LIMITS).getpixel((5, 5)) == 128
 
 
-def test_square_is_the_middle() -> None:
+def test_square_is_cropped_from_the_middle() -> None:
     image = square(halves(60, 20), 16)
     assert image.size == (16, 16)
     assert image.getpixel((0, 8)) == RED

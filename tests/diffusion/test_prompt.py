@@ -1,4 +1,4 @@
-"""How a prompt is read."""
+"""Parsing of prompts."""
 
 import itertools
 
@@ -32,12 +32,12 @@ REX = WordRef(None, "rex")
         ("<|endoftext|>", ("<|endoftext|>",)),
     ],
 )
-def test_parse(text: str, parts: tuple[object, ...]) -> None:
+def test_prompt_is_parsed_into_texts_and_words(text: str, parts: tuple[object, ...]) -> None:
     assert parse(text).parts == parts
 
 
 @given(st.text(alphabet="<>\\/@ab1- ", max_size=60))
-def test_texts_and_words_alternate_and_nothing_is_lost(text: str) -> None:
+def test_parts_alternate_and_reproduce_the_prompt(text: str) -> None:
     parts = parse(text).parts
     assert all(part != "" for part in parts)
     assert not any(isinstance(a, str) and isinstance(b, str) for a, b in itertools.pairwise(parts))
@@ -45,11 +45,11 @@ def test_texts_and_words_alternate_and_nothing_is_lost(text: str) -> None:
     assert written == text.replace("\\<", "<")
 
 
-def test_words_are_told_once_in_order() -> None:
+def test_words_are_listed_once_in_order() -> None:
     assert [str(ref) for ref in parse("<b> <a> <b> <a@2>").words] == ["b", "a", "a@2"]
 
 
-def test_a_prompt_past_the_encoder_is_refused_with_the_count(model: BaseModel) -> None:
+def test_prompt_longer_than_the_encoder_is_rejected_with_its_length(model: BaseModel) -> None:
     encoder = PromptEncoder(model)
     limit = model.spec.encoders[0].length
     fits = encoder.tokenizer.tokenize(parse("<rex>"), {REX: limit - 2})

@@ -1,4 +1,4 @@
-"""Pictures that step together: the same bits as their schedulers give alone, and nothing that a device waits for."""
+"""Pictures that step together: bit-identical to their schedulers alone, and without a wait for the device."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,7 +26,7 @@ TOGETHER = ("ddim", "euler", "dpm++-2m", "dpm++-2m-karras")
 
 
 class Elementwise:
-    """A denoiser whose rows do not depend on their company, so that only the steps can differ."""
+    """A denoiser whose rows do not depend on the other rows, so that only the steps can differ."""
 
     def predict(
         self, inputs: torch.Tensor, timesteps: torch.Tensor, hidden: torch.Tensor, *, alone: bool = False
@@ -36,7 +36,7 @@ class Elementwise:
 
 
 class Stub:
-    """As much of a BaseModel as a step needs."""
+    """The part of a BaseModel that a step needs."""
 
     def __init__(self, model: BaseModel, prediction: str) -> None:
         self.spec, self.device, self.dtype = model.spec, model.device, model.dtype
@@ -44,7 +44,7 @@ class Stub:
         self.denoiser = Elementwise()
 
 
-def begun(model: Any, scheduler: str, steps: int, guidance: float, seed: int) -> Denoising:
+def started(model: Any, scheduler: str, steps: int, guidance: float, seed: int) -> Denoising:
     hidden = torch.randn(2, 32, model.spec.encoders[0].dims, generator=torch.Generator().manual_seed(seed))
     hidden = hidden.to(model.device)
     return Denoising(
@@ -61,8 +61,8 @@ def begun(model: Any, scheduler: str, steps: int, guidance: float, seed: int) ->
 
 
 def by_the_library(model: Any, scheduler: str, steps: int, guidance: float, seed: int) -> torch.Tensor:
-    """diffusers' own loop."""
-    start = begun(model, scheduler, steps, guidance, seed)
+    """The latents of diffusers' own loop."""
+    start = started(model, scheduler, steps, guidance, seed)
     latents, own = start.latents, make_scheduler(scheduler, model.scheduler_config, seed=seed)
     own.set_timesteps(steps)
     for timestep in own.timesteps:
@@ -79,25 +79,27 @@ def by_the_library(model: Any, scheduler: str, steps: int, guidance: float, seed
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("scheduler", TOGETHER)
 @torch.inference_mode()
-def test_equal_to_the_last_bit(model: BaseModel, scheduler: str, prediction: str) -> None:
-    """Pictures of other lengths and guidance join at every call, some of another scheduler among them."""
+def test_pictures_stepped_together_are_bit_identical_to_diffusers(
+    model: BaseModel, scheduler: str, prediction: str
+) -> None:
+    """Pictures with other numbers of steps, guidance and schedulers join at every call."""
     stub: Any = Stub(model, prediction)
     how = [(scheduler, 1 + seed * 3 % 17, (1.0, 4.3, 7.5)[seed % 3], seed) for seed in range(12)]
     how += [("euler-a", 5, 4.0, 50), ("heun", 3, 1.0, 51)]
-    waiting = [begun(stub, *one) for one in how]
+    waiting = [started(stub, *one) for one in how]
     flying: list[Denoising] = []
-    everybody = list(waiting)
+    pictures = list(waiting)
     while waiting or flying:
         flying += waiting[:2]
         waiting = waiting[2:]
         denoise.step(stub, flying)
         flying = [one for one in flying if not one.done]
-    for one, picture in zip(how[:12], everybody[:12], strict=True):
+    for one, picture in zip(how[:12], pictures[:12], strict=True):
         assert torch.equal(picture.latents, by_the_library(stub, *one)), one
         assert picture.latents.std() > 0
 
 
-def test_which_schedulers_step_together(model: BaseModel) -> None:
+def test_schedulers_with_a_solver_are_those_that_step_together(model: BaseModel) -> None:
     made = {}
     for name in SCHEDULERS:
         scheduler = make_scheduler(name, model.scheduler_config, seed=0)
@@ -110,7 +112,7 @@ def test_which_schedulers_step_together(model: BaseModel) -> None:
 
 
 class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Operations that hand a number of a tensor to the host, for which a GPU's queue has to run dry."""
+    """Records operations that copy a number of a tensor to the host, for which the queue of a GPU must drain."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -122,23 +124,23 @@ class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def test_nothing_in_a_tick_waits_for_the_device(model: BaseModel) -> None:
+def test_steps_never_wait_for_the_device(model: BaseModel) -> None:
     pictures = [
-        begun(model, name, 3, guidance, 1) for name, guidance in zip(TOGETHER, (1.0, 4.0, 4.0, 1.0), strict=True)
+        started(model, name, 3, guidance, 1) for name, guidance in zip(TOGETHER, (1.0, 4.0, 4.0, 1.0), strict=True)
     ]
     with torch.no_grad(), Waits() as waits:
         while not pictures[0].done:
             denoise.step(model, pictures)
     assert waits.found == []
-    alone = [begun(model, "euler-a", 3, 4.0, 1)]
+    alone = [started(model, "euler-a", 3, 4.0, 1)]
     with torch.no_grad(), Waits() as waits:
         denoise.step(model, alone)
-    assert waits.found  # so it would be seen
+    assert waits.found  # the recorder works
 
 
 @torch.inference_mode()
-def test_rows_are_filled_up_to_a_bucket(model: BaseModel) -> None:
-    """The device sees the bucket's shape; who is in it gets what a call of just that shape gives, to the last bit."""
+def test_rows_are_padded_to_a_bucket(model: BaseModel) -> None:
+    """The device sees the shape of the bucket, and rows get the bits of a call of that shape."""
     seen: list[torch.Size] = []
 
     def unet(inputs: torch.Tensor, *arguments: Any, **named: Any) -> Any:
@@ -162,8 +164,8 @@ def test_rows_are_filled_up_to_a_bucket(model: BaseModel) -> None:
 
 
 @torch.inference_mode()
-def test_recorded_runs_give_the_same_bits(model: BaseModel) -> None:
-    """All of what CUDA graphs need but the capture itself: tensors of a run's own, copied into and out of."""
+def test_recorded_calls_give_equal_bits(model: BaseModel) -> None:
+    """Tests all that CUDA graphs need except the capture: static tensors that are copied into and out of."""
     plain, recorded = LocalDenoiser(model.unet, (2, 4)), LocalDenoiser(model.unet, (2, 4), called)
     generator = torch.Generator().manual_seed(1)
 
@@ -174,12 +176,12 @@ def test_recorded_runs_give_the_same_bits(model: BaseModel) -> None:
 
     asked = [drawn(rows, cells) for rows, cells in ((2, 16), (3, 16), (2, 24), (2, 16), (4, 16))]
     found = [recorded.predict(*one) for one in asked]
-    # Compared after all were made: no result is written over by a later run.
+    # Compared after the last call: no call overwrites an earlier result.
     for one, result in zip(asked, found, strict=True):
         assert torch.equal(result, plain.predict(*one))
 
 
-def test_runs_are_recorded_once_and_only_of_a_buckets_size(model: BaseModel) -> None:
+def test_calls_are_recorded_once_for_each_bucket_and_size(model: BaseModel) -> None:
     made, played = 0, 0
 
     def record(run: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
@@ -202,7 +204,7 @@ def test_runs_are_recorded_once_and_only_of_a_buckets_size(model: BaseModel) -> 
         tensors = torch.zeros(rows, 4, 8, 8), torch.zeros(rows), torch.zeros(rows, 32, 128)
         assert torch.equal(denoiser.predict(*tensors, alone=alone), tensors[0] + 1)
     assert (made, played) == (2, 4)
-    for cells in range(1, 40):  # sizes of pictures without an end
+    for cells in range(1, 40):  # more sizes than are kept
         denoiser.predict(torch.zeros(2, 4, 8, cells), torch.zeros(2), torch.zeros(2, 32, 128))
     before = made
     denoiser.predict(torch.zeros(2, 4, 8, 39), torch.zeros(2), torch.zeros(2, 32, 128))
@@ -211,7 +213,7 @@ def test_runs_are_recorded_once_and_only_of_a_buckets_size(model: BaseModel) -> 
     assert made == before + 1
 
 
-def test_graphs_are_for_cuda() -> None:
+def test_graphs_need_row_buckets_and_a_cuda_device() -> None:
     with pytest.raises(ValidationError, match="needs row_buckets"):
         ModelSettings(graphs=True)
     with pytest.raises(SettingsError, match="needs a CUDA device"):
@@ -219,13 +221,13 @@ def test_graphs_are_for_cuda() -> None:
 
 
 @pytest.mark.gpu
-def test_cuda_graphs_draw_what_calls_draw() -> None:
+def test_cuda_graphs_draw_the_same_pictures_as_calls() -> None:
     graphs = BaseModel.load(None, device="cuda", row_buckets=(2, 4), graphs=True)
     calls = BaseModel.load(None, device="cuda", row_buckets=(2, 4))
     for rows in (3, 4, 3):
         both = []
         for one in (graphs, calls):
-            pictures = [begun(one, "euler", 4, 1.0, seed) for seed in range(rows)]
+            pictures = [started(one, "euler", 4, 1.0, seed) for seed in range(rows)]
             with torch.inference_mode():
                 while not pictures[0].done:
                     denoise.step(one, pictures)

@@ -1,4 +1,4 @@
-"""The notation of weights, and what a weight does."""
+"""The notation of weights, and the effect of a weight."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -35,25 +35,25 @@ from diffusion.weighting import read_weights
         ("(<rex>:1.5)", [("<rex>", 1.5)]),
     ],
 )
-def test_the_notation(text: str, expected: list[tuple[str, float]]) -> None:
+def test_weights_are_read_from_the_notation(text: str, expected: list[tuple[str, float]]) -> None:
     found = read_weights(text)
     assert [one.text for one in found] == [one for one, _ in expected]
     assert [one.weight for one in found] == pytest.approx([number for _, number in expected])
 
 
 @given(st.text(alphabet="ab ()[]:.1\\", max_size=30))
-def test_any_text_is_read(text: str) -> None:
+def test_any_text_can_be_read(text: str) -> None:
     found = read_weights(text)
     assert all(one.text for one in found)
     assert all(a.weight != b.weight for a, b in pairwise(found))
 
 
 @given(st.text(alphabet="ab :.1", max_size=30))
-def test_text_without_signs_stays(text: str) -> None:
+def test_text_without_brackets_is_unchanged(text: str) -> None:
     assert "".join(one.text for one in read_weights(text)) == text
 
 
-def test_words_keep_their_weight() -> None:
+def test_words_have_the_weight_of_their_brackets() -> None:
     prompt = parse("a (photo of <rex>:1.4) now", weights=True)
     assert prompt.parts == ("a ", "photo of ", WordRef(None, "rex"), " now")
     assert prompt.weights == (1.0, 1.4, 1.4, 1.0)
@@ -61,9 +61,7 @@ def test_words_keep_their_weight() -> None:
 
 
 @torch.inference_mode()
-def test_a_weight_goes_from_the_empty_prompt_through_the_whole(
-    model: BaseModel, vectors: Mapping[WordRef, torch.Tensor]
-) -> None:
+def test_weight_interpolates_from_the_empty_prompt(model: BaseModel, vectors: Mapping[WordRef, torch.Tensor]) -> None:
     encoder = PromptEncoder(model)
 
     def hidden(text: str) -> torch.Tensor:
@@ -79,7 +77,7 @@ def test_a_weight_goes_from_the_empty_prompt_through_the_whole(
 
 
 @torch.inference_mode()
-def test_clip_skip_leaves_layers_off(model: BaseModel) -> None:
+def test_clip_skip_omits_the_last_layers(model: BaseModel) -> None:
     encoder = PromptEncoder(model)
     prompts = [parse("a photo of a dog")]
     kept = [encoder.encode(prompts, {}, clip_skip=skip) for skip in range(model.spec.encoders[0].layers)]

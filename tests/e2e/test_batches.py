@@ -1,4 +1,4 @@
-"""`pseudoword batch` as people call it."""
+"""`pseudoword batch` on the command line."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.e2e.conftest import Run
 
 
-def test_a_batch_by_the_command_line(run: Run, tmp_path: Path) -> None:
+def test_batch_is_created_watched_listed_and_cancelled(run: Run, tmp_path: Path) -> None:
     (tmp_path / "sentences.txt").write_text("a photo of a dog\n\na sketch of a cat\n")
     how = ["--prompts", "sentences.txt", "--seeds", "2", "--steps", "2"]
     dry = run("batch", "create", *how, "--dry-run")
@@ -29,7 +29,7 @@ def test_a_batch_by_the_command_line(run: Run, tmp_path: Path) -> None:
     assert "is SUCCEEDED" in again.stderr
 
 
-def test_a_batch_with_blanks_and_what_is_wrong(run: Run) -> None:
+def test_batch_with_blanks_and_errors_of_the_command(run: Run) -> None:
     filled = run("batch", "create", "a {a} {b}", "--fill", "a=red|blue", "--fill", "b=dog|cat|toy", "--dry-run")
     assert filled.stdout == "6 pictures\n"
     wrong = run("batch", "create", "a {a} dog", "--fill", "b=dog")

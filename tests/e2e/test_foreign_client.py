@@ -1,4 +1,4 @@
-"""A client that has nothing of ours but the servers' own reflection: it walks the whole job."""
+"""A client without our code: it learns the API from the servers' reflection."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from tests.e2e.conftest import REX
 
 
 class Foreign:
-    """Calls methods by name with messages made from reflection."""
+    """Calls methods by name, with messages made from reflection."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel
@@ -53,7 +53,7 @@ def foreign(address: str) -> Iterator[Foreign]:
         yield Foreign(channel)
 
 
-def test_the_whole_job(endpoints: Endpoints) -> None:
+def test_client_made_from_reflection_learns_and_draws(endpoints: Endpoints) -> None:
     package = "pseudoword.trainer.v1"
     service = f"{package}.TrainerService"
     with foreign(endpoints.trainer) as trainer:
@@ -102,7 +102,7 @@ def test_the_whole_job(endpoints: Endpoints) -> None:
     assert events[-1].HasField("done")
 
 
-def test_errors_are_google_rpc_ones(endpoints: Endpoints) -> None:
+def test_errors_have_google_rpc_details(endpoints: Endpoints) -> None:
     package = "pseudoword.generation.v1"
     with foreign(endpoints.generation) as generation:
         request = generation.message(

@@ -1,4 +1,4 @@
-"""The main job by the command line: four pictures in, a word out, pictures of it back; and diffusers agrees."""
+"""The command line: it learns a word from four pictures and draws it; diffusers draws equal pictures."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_four_pictures_in_and_pictures_back(run: Run, tmp_path: Path) -> None:
+def test_word_is_learned_drawn_exported_and_drawn_equally_by_diffusers(run: Run, tmp_path: Path) -> None:
     learned = run("learn", "rex", *_PICTURES, "--init", "toy", "--steps", "12")
     assert learned.returncode == 0, learned.stderr
     assert learned.stdout.startswith("tenants/default/concepts/rex/versions/1")
@@ -61,7 +61,7 @@ def test_four_pictures_in_and_pictures_back(run: Run, tmp_path: Path) -> None:
     assert one["provenance"]["job"].startswith("tenants/default/jobs/")
 
 
-def test_aliases_by_the_command_line(run: Run) -> None:
+def test_alias_commands_set_roll_back_and_list(run: Run) -> None:
     for seed in ("1", "2"):
         done = run("learn", "ball", *_PICTURES[:3], "--steps", "1", "--seed", seed, "--json")
         assert done.returncode == 0, done.stderr
@@ -80,7 +80,7 @@ def test_aliases_by_the_command_line(run: Run) -> None:
     assert "seed 1" in shown.stdout
 
 
-def test_jobs_by_the_command_line(run: Run, tmp_path: Path) -> None:
+def test_job_commands_list_watch_and_reject(run: Run, tmp_path: Path) -> None:
     begun = ("learn", "cube", *_PICTURES[:2], "--init-best", "--steps", "4", "--early-stop", "--json")
     first = run(*begun)
     assert first.returncode == 0, first.stderr
@@ -100,19 +100,19 @@ def test_jobs_by_the_command_line(run: Run, tmp_path: Path) -> None:
     assert "2 masks for 1 pictures" in wrong.stderr
 
 
-def test_a_style_is_said_as_a_style(run: Run) -> None:
+def test_learned_style_is_suggested_as_a_style(run: Run) -> None:
     learned = run("learn", "mara", *_PICTURES[:2], "--style", "--steps", "1")
     assert "pseudoword draw 'a cat in the style of <mara>'" in learned.stdout
 
 
-def test_how_good_a_word_is_by_the_command_line(run: Run) -> None:
+def test_evaluate_command_prints_figures_and_lists_evaluations(run: Run) -> None:
     learned = run("learn", "ella", *_PICTURES[:2], "--steps", "1")
     assert learned.stdout.splitlines()[-1] == "its evaluation follows: pseudoword show ella@1"
     evaluated = run("evaluate", "ella", *_PICTURES[2:])
     assert evaluated.returncode == 0, evaluated.stderr
     *table, name = evaluated.stdout.splitlines()
     assert {line.split()[0] for line in table} == {"FIGURE", "clip_i", "clip_t", "held_out_loss"}
-    # The trainer's own comes after the one that somebody waits for.
+    # The requested evaluation runs before the automatic one.
     version, *evaluations = lines(run("show", "ella@1", "--json").stdout)
     assert name in {evaluation["name"] for evaluation in evaluations}
     assert "held_out_loss 0.0" in run("show", "ella").stdout
@@ -125,7 +125,7 @@ def test_how_good_a_word_is_by_the_command_line(run: Run) -> None:
     assert "no version 7" in refused.stderr
 
 
-def test_a_contact_sheet_and_single_files(run: Run, tmp_path: Path) -> None:
+def test_draw_count_writes_single_files_and_a_contact_sheet(run: Run, tmp_path: Path) -> None:
     done = run("draw", "a dog", "-o", "dog.png", "--count", "3", "--steps", "2", "--fast")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["dog-1.png", "dog-2.png", "dog-3.png", "dog.png"]
@@ -134,7 +134,7 @@ def test_a_contact_sheet_and_single_files(run: Run, tmp_path: Path) -> None:
         assert sheet.width > 3 * 64
 
 
-def test_redrawing_with_a_start_picture(run: Run, tmp_path: Path) -> None:
+def test_redraw_compares_with_the_record_of_the_picture(run: Run, tmp_path: Path) -> None:
     start = ("--from", _PICTURES[0])
     drawn = run("draw", "a (red:1.3) dog", "-o", "a.png", *start, "--strength", "0.5", "--steps", "4", "--weights")
     assert drawn.returncode == 0, drawn.stderr
@@ -169,7 +169,7 @@ def test_redrawing_with_a_start_picture(run: Run, tmp_path: Path) -> None:
         (("words", "--registry", "127.0.0.1:1"), "pseudoword up"),
     ],
 )
-def test_failures_say_what_is_wrong(run: Run, tmp_path: Path, arguments: tuple[str, ...], text: str) -> None:
+def test_failing_command_names_the_problem(run: Run, tmp_path: Path, arguments: tuple[str, ...], text: str) -> None:
     done = run(*arguments)
     assert done.returncode != 0
     assert text in done.stderr
@@ -177,7 +177,7 @@ def test_failures_say_what_is_wrong(run: Run, tmp_path: Path, arguments: tuple[s
     assert not (tmp_path / "x.png").exists()
 
 
-def test_failures_as_json(run: Run) -> None:
+def test_failure_is_printed_as_json(run: Run) -> None:
     done = run("draw", "<nothing>", "-o", "x.png", "--json")
     assert done.returncode == 1
     assert done.stdout == ""
@@ -187,7 +187,7 @@ def test_failures_as_json(run: Run) -> None:
 @pytest.mark.parametrize(
     "command", ["", "learn", "evaluate", "draw", "words", "watch", "alias", "import", "up", "demo"]
 )
-def test_help_teaches(run: Run, command: str) -> None:
+def test_help_shows_the_usage(run: Run, command: str) -> None:
     done = run(*command.split(), "--help")
     assert done.returncode == 0
     assert "Usage: pseudoword" in done.stdout

@@ -1,4 +1,4 @@
-"""Captions say what is there, and take a word in the noun's place."""
+"""Captions describe their drawing, and take a word in the place of the noun."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from miniature.style import random_style
 from miniature.world import COLOURS, KINDS, Drawing, Relation, Toy, random_colour, random_toy
 from tests.miniature.worlds import drawings, seeds
 
-# The grammar of a caption's middle, read independently of how it is written.
+# The grammar of a caption's noun, written independently of the code.
 _COLOUR = "|".join(COLOURS)
 _NOUN = re.compile(
     rf"^(?:(?P<colour>{_COLOUR}) |(?P<pattern>striped|dotted|checkered|banded) )*"
@@ -45,7 +45,7 @@ _STYLE_OF = {"sketch": "sketch", "pencil": "sketch", "pixel art": "pixel art", "
 
 @settings(max_examples=300, deadline=None)
 @given(drawings(), seeds)
-def test_a_caption_says_only_what_is_there(drawing: Drawing, seed: int) -> None:
+def test_caption_describes_only_what_the_drawing_shows(drawing: Drawing, seed: int) -> None:
     made = caption(drawing, np.random.default_rng(seed))
     assert_names(made.noun, drawing.toy)
     if drawing.other is None:
@@ -68,22 +68,22 @@ def test_a_caption_says_only_what_is_there(drawing: Drawing, seed: int) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(drawings(), seeds)
-def test_words_take_the_places_of_toys_and_style_and_nothing_else_changes(drawing: Drawing, seed: int) -> None:
+def test_words_replace_toys_and_style_only(drawing: Drawing, seed: int) -> None:
     made = caption(drawing, np.random.default_rng(seed))
     other = "<mia>" if drawing.other else None
-    said = made.with_words(toy="<rex>", other=other, style="<mara>")
-    assert not re.search(r"[{}*]|  |^ | $", said)
-    assert said.count("<mara>") == 1
+    sentence = made.with_words(toy="<rex>", other=other, style="<mara>")
+    assert not re.search(r"[{}*]|  |^ | $", sentence)
+    assert sentence.count("<mara>") == 1
     if "{}" not in made.styled:
-        assert said == made.styled.replace("*", "<mara>")
+        assert sentence == made.styled.replace("*", "<mara>")
         return
-    assert said.count("<rex>") == 1
-    assert said.count("<mia>") == (drawing.other is not None)
+    assert sentence.count("<rex>") == 1
+    assert sentence.count("<mia>") == (drawing.other is not None)
     if drawing.style.name is not None:
         assert made.with_word("<rex>").replace("<rex>", made.noun) == made.plain
 
 
-def test_a_style_without_a_name_needs_a_word() -> None:
+def test_unnamed_style_needs_a_word() -> None:
     rng = np.random.default_rng(0)
     made = caption(Drawing(toy=random_toy(rng), background=random_colour(rng, "red"), style=random_style(rng)), rng)
     with pytest.raises(ValueError, match="only a word"):
@@ -94,8 +94,8 @@ def test_a_style_without_a_name_needs_a_word() -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(drawings(), seeds)
-def test_a_sentence_is_short_enough_to_be_read(drawing: Drawing, seed: int) -> None:
-    """32 tokens with start and end; each word is one in the bundled model's vocabulary."""
+def test_captions_fit_into_the_text_encoder(drawing: Drawing, seed: int) -> None:
+    """It has 32 tokens with start and end; each word is one token of the bundled vocabulary."""
     made = caption(drawing, np.random.default_rng(seed))
     assert len(made.with_words(style=None if made.form else "it").split()) <= 28
 
@@ -107,7 +107,7 @@ def test_equal_generators_give_equal_captions(drawing: Drawing, seed: int) -> No
 
 
 def assert_names(noun: str, toy: Toy) -> None:
-    """A noun says of a toy what is true, or nothing."""
+    """Asserts that a noun says nothing wrong about a toy."""
     found = _NOUN.match(noun)
     assert found is not None, noun
     assert found["kind"] in (toy.kind, "toy")

@@ -1,4 +1,4 @@
-"""What is drawn into files: the command, and the example pictures."""
+"""The command that draws files, and the example pictures."""
 
 import runpy
 from pathlib import Path
@@ -18,17 +18,17 @@ def pixels(file: Path) -> npt.NDArray[np.int16]:
         return np.asarray(image, np.int16)
 
 
-def test_the_example_pictures_are_what_their_script_draws(tmp_path: Path) -> None:
+def test_example_pictures_equal_those_of_their_script(tmp_path: Path) -> None:
     drawn = runpy.run_path(str(ROOT / "examples" / "draw_rex.py"))["draw"](tmp_path)
     assert [file.name for file in drawn] == ["1.png", "2.png", "3.png", "4.png"]
     for file in drawn:
         committed = pixels(ROOT / "examples" / "rex" / file.name)
         assert committed.shape == (64, 64, 3)
-        # Another version of Pillow may round otherwise.
+        # Another version of Pillow may round differently.
         assert np.abs(pixels(file) - committed).max() <= 2
 
 
-def test_draw_makes_the_same_file_again_and_says_what_it_shows(tmp_path: Path) -> None:
+def test_draw_is_determined_by_its_seed_and_prints_a_caption(tmp_path: Path) -> None:
     options = ["draw", "--kind", "owl", "--colour", "pink", "--pattern", "dotted", "--scene", "beach", "--seed", "3"]
     files = [tmp_path / name for name in ("one.png", "two.png", "other.png")]
     for file, seed in zip(files, ("3", "3", "4"), strict=True):
@@ -40,7 +40,7 @@ def test_draw_makes_the_same_file_again_and_says_what_it_shows(tmp_path: Path) -
     assert pixels(files[0]).shape == (64, 64, 3)
 
 
-def test_draw_refuses_what_cannot_be_drawn(tmp_path: Path) -> None:
+def test_draw_rejects_impossible_options(tmp_path: Path) -> None:
     for options, text in (
         (["--kind", "dog"], "'dog' is not one of"),
         (["--count", "4"], "not in the range"),

@@ -1,4 +1,4 @@
-"""Drawings: the same again, and nothing that is asked for goes unseen."""
+"""Drawings: determined by their seed, and every choice is visible."""
 
 import subprocess
 import sys
@@ -55,14 +55,14 @@ def assert_all_differ(variants: dict[str, Drawing], *, least: float = 0.005) -> 
 
 @settings(max_examples=60, deadline=None)
 @given(drawings(), seeds)
-def test_any_drawing_is_an_rgb_image_and_the_same_again(drawing: Drawing, seed: int) -> None:
+def test_any_drawing_is_an_rgb_image_determined_by_its_seed(drawing: Drawing, seed: int) -> None:
     image = paint(drawing, np.random.default_rng(seed))
     assert (image.mode, image.size) == ("RGB", (SIZE, SIZE))
     assert np.asarray(image).dtype == np.uint8
     assert image.tobytes() == paint(drawing, np.random.default_rng(seed)).tobytes()
 
 
-def test_another_seed_moves_the_toy() -> None:
+def test_another_seed_gives_another_picture() -> None:
     assert (pixels(DRAWING, 1) != pixels(DRAWING, 2)).any()
 
 
@@ -94,7 +94,7 @@ def test_every_style_looks_different() -> None:
     ],
     ids="-".join,
 )
-def test_every_number_of_a_style_is_seen_and_told(one: dict[str, float], other: dict[str, float]) -> None:
+def test_every_number_of_a_style_changes_picture_and_numbers(one: dict[str, float], other: dict[str, float]) -> None:
     styles = {name: Style(**ways) for name, ways in (("one", one), ("other", other))}  # type: ignore[arg-type]
     assert styles["one"].numbers != styles["other"].numbers
     on_grass = replace(DRAWING, scene="grass")
@@ -106,8 +106,8 @@ def test_poses_look_different() -> None:
     assert_all_differ({str(pose): replace(fish, pose=pose) for pose in (None, *POSES)}, least=0.02)
 
 
-def test_a_fish_looks_where_it_is_turned() -> None:
-    """Its tail is far from the eye's white."""
+def test_fish_looks_in_the_direction_of_its_pose() -> None:
+    """The tail is far from the white of the eye."""
     for pose, side in (("turned left", -1), ("turned right", 1)):
         fish = replace(DRAWING, toy=replace(CAT, kind="fish"), pose=next(p for p in POSES if p == pose))
         shown = pixels(fish)
@@ -116,7 +116,7 @@ def test_a_fish_looks_where_it_is_turned() -> None:
         assert np.sign(eye - body) == side
 
 
-def test_relations_look_different_and_both_toys_are_seen() -> None:
+def test_relations_look_different_and_show_both_toys() -> None:
     ball = replace(CAT, kind="ball", colour=Colour(name="purple", rgb=(130, 40, 200)))
     pairs = {relation: replace(DRAWING, other=ball, relation=relation) for relation in RELATIONS}
     assert_all_differ({"behind": pairs["behind"], "left of": pairs["left of"]}, least=0.05)
@@ -135,7 +135,7 @@ def test_every_scene_and_none_look_different() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_accessory_is_seen_on_every_kind(kind: str) -> None:
+def test_every_accessory_is_visible_on_every_kind(kind: str) -> None:
     toy = next(random_toy(np.random.default_rng(2), kind=known, colour="yellow") for known in KINDS if known == kind)
     assert_all_differ(
         {
@@ -152,7 +152,7 @@ def test_counts_and_sides_look_different() -> None:
 
 
 @pytest.mark.parametrize("proportion", ["eye", "ear", "squash", "period"])
-def test_proportions_are_seen(proportion: str) -> None:
+def test_proportions_are_visible(proportion: str) -> None:
     dotted = replace(CAT, pattern="dotted")
     small, large = ({proportion: value} for value in (0.85, 1.15))
     assert_all_differ(
@@ -169,7 +169,7 @@ def test_a_toy_has_its_colour() -> None:
     assert red > 180 and 80 < green < 180 and blue < 80
 
 
-def test_a_shade_is_nearest_to_others_of_its_name() -> None:
+def test_nearest_shade_has_the_same_name() -> None:
     known = [random_colour(np.random.default_rng(seed), name) for name in COLOURS for seed in range(60)]
     table = np.array([colour.rgb for colour in known])
     for name in COLOURS:
@@ -179,7 +179,7 @@ def test_a_shade_is_nearest_to_others_of_its_name() -> None:
             assert nearest.name == name, shade
 
 
-def test_random_drawings_show_everything_that_there_is() -> None:
+def test_random_drawings_cover_every_choice() -> None:
     rng = np.random.default_rng(0)
     seen = [random_drawing(rng) for _ in range(1500)]
     assert {drawing.toy.kind for drawing in seen} == set(KINDS)
@@ -194,7 +194,7 @@ def test_random_drawings_show_everything_that_there_is() -> None:
     assert all(drawing.background.name != toy.colour.name for drawing in seen for toy in drawing.toys)
 
 
-def test_what_is_withheld_is_never_in_training() -> None:
+def test_withheld_toys_and_styles_are_never_in_training() -> None:
     rng = np.random.default_rng(0)
     seen = [random_drawing(rng) for _ in range(3000)]
     assert not any(is_withheld(toy) for drawing in seen for toy in drawing.toys)
@@ -206,7 +206,7 @@ def test_what_is_withheld_is_never_in_training() -> None:
     assert all(random_style(rng, withheld=True).is_withheld for _ in range(50))
 
 
-def test_what_cannot_be_drawn_is_refused() -> None:
+def test_impossible_drawings_are_rejected() -> None:
     with pytest.raises(ValueError, match="1 to 3 toys, not 4"):
         replace(DRAWING, count=4)
     with pytest.raises(ValueError, match="only a single toy"):
@@ -219,6 +219,6 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         replace(DRAWING, side="left", pose="close")
 
 
-def test_needs_no_torch() -> None:
+def test_drawing_imports_no_torch() -> None:
     code = "import sys, miniature.__main__; sys.exit(any(name in sys.modules for name in ('torch', 'diffusion')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Training: may be killed at any step, goes through all stages, and goes on from weights that others read."""
+"""Training of the bundled model: it can be killed at any step, and runs through all stages."""
 
 import shutil
 from pathlib import Path
@@ -37,7 +37,7 @@ class Killed(Exception):
 
 
 class Regression:
-    """A linear layer learns a fixed one; at step `until` the process is killed."""
+    """A linear layer learns a fixed layer; at step `until` the process is killed."""
 
     def __init__(self, module: nn.Module, until: int | None = None) -> None:
         self._module = module
@@ -59,7 +59,7 @@ def untrained() -> nn.Linear:
 
 
 @pytest.mark.compute
-def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_run_resumes_to_equal_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan(steps=30, batch=16, rate=0.2, warmup=3, averaging=0.6)
     whole = untrained()
     train("whole", whole, plan, Regression(whole), tmp_path / "whole")
@@ -76,7 +76,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path: Path, monkeypa
     assert (tmp_path / "broken" / "loss.png").stat().st_size > 1000
 
 
-def test_the_rate_rises_then_falls_to_its_floor() -> None:
+def test_rate_rises_then_falls_to_its_floor() -> None:
     plan = Plan(steps=1000, batch=1, rate=2.0, warmup=100, floor=0.1)
     rates = [plan.rate_at(step) for step in range(1000)]
     assert rates.index(max(rates)) in range(95, 105)
@@ -92,7 +92,8 @@ def painted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_drawings_are_the_same_whoever_paints_them_and_splits_differ(painted: Path) -> None:
+@pytest.mark.compute
+def test_drawings_depend_on_number_and_split_only(painted: Path) -> None:
     training = Drawings(painted, 1000, TRAINING)
     assert list(training.paint()) == [1000]
     rng = np.random.default_rng((TRAINING, 7, 1))
@@ -100,8 +101,8 @@ def test_drawings_are_the_same_whoever_paints_them_and_splits_differ(painted: Pa
     assert training.drawing(7) != Drawings(painted, 1000, HELD_OUT).drawing(7)
 
 
-def test_a_new_vocabulary_reads_old_sentences_as_before(tmp_path: Path) -> None:
-    """Each token of the old one has its place in the new one, so the hidden states are the same."""
+def test_new_vocabulary_keeps_the_hidden_states_of_old_sentences(tmp_path: Path) -> None:
+    """Each token of the old vocabulary has a place in the new vocabulary."""
     known = ["a photo of a red cat on the beach", "a sketch of two owls", "a photo of a blue ball wearing a hat"]
     old = layout.load_tokenizer(BUNDLED)
     train_tokenizer([*known * 3, "a zebra beside a quokka"] * 5, tmp_path / "tokenizer")
@@ -117,7 +118,7 @@ def test_a_new_vocabulary_reads_old_sentences_as_before(tmp_path: Path) -> None:
         assert torch.allclose(before[:, :8], after[:, :8], atol=1e-5)
 
 
-def test_attention_that_is_added_adds_nothing_yet() -> None:
+def test_added_attention_does_not_change_the_output() -> None:
     torch.manual_seed(0)
     before = layout.new_unet().eval()
     after = layout.carry_unet(before, layout.new_unet(fine_attention=True)).eval()
@@ -131,7 +132,7 @@ def test_attention_that_is_added_adds_nothing_yet() -> None:
 
 
 @pytest.mark.compute
-def test_all_stages_make_what_the_servers_and_the_measurements_load(painted: Path) -> None:
+def test_all_stages_make_a_model_and_judges_that_can_be_loaded(painted: Path) -> None:
     work = painted.parent
     options = ["train", "--work", str(work), "--from-committed", "--share", "0.0005", "--threads", "1"]
     result = CliRunner().invoke(main, options, catch_exceptions=False)
@@ -154,11 +155,11 @@ def test_all_stages_make_what_the_servers_and_the_measurements_load(painted: Pat
     before = (finished / "model" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
     assert CliRunner().invoke(main, options, catch_exceptions=False).exit_code == 0
     after = (finished / "model" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
-    assert before == after  # nothing is done twice
+    assert before == after  # a finished stage is not repeated
 
 
 @pytest.mark.compute
-def test_a_model_of_eight_channels_is_made_from_nothing(painted: Path, tmp_path: Path) -> None:
+def test_model_with_eight_latent_channels_is_trained_from_scratch(painted: Path, tmp_path: Path) -> None:
     shutil.copytree(painted, tmp_path / "drawings")
     options = ["--work", str(tmp_path), "--latent-channels", "8", "--share", "0.0001", "--threads", "1"]
     stages = ["drawings", "tokenizer", "vae", "diffusion", "start"]
@@ -175,13 +176,13 @@ def test_a_model_of_eight_channels_is_made_from_nothing(painted: Path, tmp_path:
     assert (refused.exit_code, "leave out --latent-channels" in refused.output) == (2, True)
 
 
-def test_the_command_names_the_stages_in_their_order() -> None:
+def test_train_command_lists_the_stages_in_order() -> None:
     arguments = main.commands["train"].params[0].type
     assert tuple(arguments.choices) == tuple(STAGES)  # type: ignore[attr-defined]
 
 
 @given(drawings())
-def test_a_mirror_shows_the_same_but_for_left_and_right(drawing: Drawing) -> None:
+def test_mirrored_drawing_differs_in_left_and_right_only(drawing: Drawing) -> None:
     seen = mirrored(drawing)
     if seen is None:
         assert drawing.other is not None and drawing.relation == "left of"
@@ -197,12 +198,15 @@ def test_a_mirror_shows_the_same_but_for_left_and_right(drawing: Drawing) -> Non
     ]
 
 
-def test_judges_learn_from_drawings_that_are_moved_and_mirrored(painted: Path) -> None:
+@pytest.mark.compute
+def test_judges_are_trained_on_moved_and_mirrored_drawings(painted: Path) -> None:
     training = Drawings(painted, 1000)
     shown, pixels = Batches(training, 64, torch.device("cpu")).draw(torch.Generator().manual_seed(0))
     as_painted = {training.drawing(number) for number in range(1000)}
     assert pixels.shape == (64, 3, 64, 64)
-    assert 0 < sum(drawing not in as_painted for drawing in shown) < 32  # only what has a side looks different
+    assert (
+        0 < sum(drawing not in as_painted for drawing in shown) < 32
+    )  # a mirrored drawing differs only if it has a side
     clean, exact = Batches(training, 64, torch.device("cpu"), clean=True).draw(torch.Generator().manual_seed(0))
     assert set(clean) <= as_painted
     assert torch.equal(
@@ -218,7 +222,7 @@ def _number(training: Drawings, drawing: Drawing) -> int:
     ("pattern", "answers"),
     [("plain", ("red",)), ("dotted", ("red",)), ("striped", ("red", "blue")), ("checkered", ("red", "blue"))],
 )
-def test_which_colours_a_toy_is_said_to_have(pattern: Pattern, answers: tuple[str, ...]) -> None:
+def test_colours_of_a_toy_depend_on_its_pattern(pattern: Pattern, answers: tuple[str, ...]) -> None:
     toy = random_toy(np.random.default_rng(0), colour="red", second="blue", pattern=pattern)
     drawing = Drawing(toy=toy, background=random_colour(np.random.default_rng(1), "white"))
     assert ATTRIBUTES["colour"].truth(drawing) == answers

@@ -1,4 +1,4 @@
-"""Strategies: any toy, any drawing."""
+"""Hypothesis strategies for toys and drawings."""
 
 from hypothesis import strategies as st
 

@@ -1,4 +1,4 @@
-"""Clients that use a few concepts at once, and watchers that are told of it, on any of several replicas."""
+"""Clients that use a few concepts concurrently, and watchers of their changes, on several replicas."""
 
 import asyncio
 import random
@@ -21,16 +21,16 @@ from registry.catalogue.state_machine import SHARDS
 from storage.ledger.entry import Revision
 from storage.ledger.ledger import shard_of
 from tests.robustness import requests
-from tests.robustness.history import NOTHING, OK, UNKNOWN, History, Operation, Told, Watched
+from tests.robustness.history import NOTHING, OK, UNKNOWN, History, Operation, Watched, WatchMessage
 
 TENANTS = ("tenants/shop", "tenants/mara")
-# What bounds a partition: so many operations, and so many of them without a known outcome, before a new concept.
-_MOST_OPERATIONS = 120
-_MOST_UNKNOWN = 4
-_AT_ONCE = 2
-# Certain that nothing was changed, by this attempt.
+# Limits of a partition: operations, and operations without a known outcome, before a new concept replaces it.
+_MAX_OPERATIONS = 120
+_MAX_UNKNOWN = 4
+_CONCURRENT = 2
+# This attempt certainly changed nothing.
 _NOT_DONE = {"NOT_COMMITTED", "CONTENTION"}
-_NO_ANSWER = {
+_NO_RESPONSE = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED,
@@ -39,7 +39,7 @@ _NO_ANSWER = {
 
 
 class Words:
-    """Which concepts are worked on now. Each is replaced after so many operations."""
+    """The concepts that are in use. Each is replaced after so many operations."""
 
     def __init__(self) -> None:
         self._made = 0
@@ -49,24 +49,24 @@ class Words:
 
     def pick(self, chance: random.Random) -> str:
         """A concept for one more operation."""
-        place = (chance.choice(TENANTS), chance.randrange(_AT_ONCE))
+        place = (chance.choice(TENANTS), chance.randrange(_CONCURRENT))
         name = self._now.get(place)
-        if name is None or self._begun[name] >= _MOST_OPERATIONS:
+        if name is None or self._begun[name] >= _MAX_OPERATIONS:
             self._made += 1
             name = self._now[place] = f"{place[0]}/concepts/word-{self._made}"
         self._begun[name] += 1
         return name
 
     def may_give_up(self, concept: str) -> bool:
-        """Whether one more operation on it may stay without a known outcome; counted if so."""
-        if self._unknown[concept] >= _MOST_UNKNOWN:
+        """Whether one more operation on it may stay without a known outcome; if so, it is counted."""
+        if self._unknown[concept] >= _MAX_UNKNOWN:
             return False
         self._unknown[concept] += 1
         return True
 
 
 class Replicas:
-    """Channels to the replicas, which may die and come back at their addresses."""
+    """Channels to the replicas, which may be killed and restarted at their addresses."""
 
     def __init__(self, addresses: Sequence[str]) -> None:
         options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
@@ -82,7 +82,7 @@ class Replicas:
 
 
 class Client:
-    """One client, which has one operation at a time under way."""
+    """A client with one operation at a time."""
 
     def __init__(
         self, number: int, replicas: Replicas, words: Words, history: History, chance: random.Random, longest_s: float
@@ -97,7 +97,7 @@ class Client:
         self._known: dict[str, requests.Known] = defaultdict(requests.Known)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop` is set, and what is under way then has come to an end."""
+        """Runs until `stop` is set and the current operation has ended."""
         while not stop.is_set():
             concept = self._words.pick(self._chance)
             known = self._known[concept]
@@ -120,17 +120,17 @@ class Client:
         doubt = False
         while True:
             try:
-                found = await self._ask(operation.kind, message)
+                found = await self._call(operation.kind, message)
             except grpc.aio.AioRpcError as failure:
                 error = PseudowordError.from_call(failure)
                 refused = error.reason in requests.REFUSALS
-                if not refused and error.code not in _NO_ANSWER and error.reason not in _NOT_DONE:
+                if not refused and error.code not in _NO_RESPONSE and error.reason not in _NOT_DONE:
                     raise AssertionError(f"{operation}: {error.code.name} {error.reason} {error.message}") from failure
                 if operation.kind in requests.READS and not refused:
-                    return  # a read that failed says nothing
+                    return  # a failed read says nothing
                 doubt = doubt or not (refused or error.reason in _NOT_DONE)
                 if refused:
-                    # After a doubtful attempt, that one may still be on its way: see docs/registry.md.
+                    # An earlier attempt without a response may still take effect: see docs/registry.md.
                     operation.result = UNKNOWN if doubt else error.reason
                     requests.learn(known, operation.kind, requests.Answer(result=error.reason, output={}, revision=""))
                     break
@@ -145,17 +145,17 @@ class Client:
         operation.end = time.monotonic_ns()
         if operation.request_id and operation.result == OK and self._chance.random() < 0.1:
             with suppress(grpc.aio.AioRpcError):
-                found = await self._ask(operation.kind, message)
+                found = await self._call(operation.kind, message)
                 operation.again = {**found.output, "revision": found.revision}
 
-    async def _ask(self, kind: str, message: Any) -> requests.Answer:
+    async def _call(self, kind: str, message: Any) -> requests.Answer:
         call = getattr(self._replicas.any(self._chance), requests.method(kind))
         answered = await call(message, timeout=self._chance.uniform(1.0, self._longest_s))
         return requests.answer(kind, answered)
 
 
 class Watcher:
-    """Follows `parent` from its beginning, cut off and moved to another replica again and again."""
+    """Watches `parent` from its beginning; each watch ends after a short time and is resumed on another replica."""
 
     def __init__(self, parent: str, token: str, replicas: Replicas, history: History, chance: random.Random) -> None:
         self._replicas = replicas
@@ -165,7 +165,7 @@ class Watcher:
         history.watches.append(self.watched)
 
     async def run(self, upto: "asyncio.Future[Sequence[Revision]]") -> None:
-        """Until it has come to the revisions that `upto` is set to, each the last one of its shard."""
+        """Runs until it has reached the revisions of `upto`, the last revision of each shard."""
         while not self._has_reached(upto):
             self.watched.lives += 1
             request = rpc.WatchEventsRequest(
@@ -184,7 +184,7 @@ class Watcher:
                         break
                     self._note(message)
             except grpc.aio.AioRpcError as failure:
-                assert failure.code() in _NO_ANSWER, failure
+                assert failure.code() in _NO_RESPONSE, failure
                 await asyncio.sleep(0.1)
             finally:
                 call.cancel()
@@ -193,17 +193,17 @@ class Watcher:
     def _note(self, message: rpc.WatchEventsResponse) -> None:
         self._token = message.resume_token
         if message.WhichOneof("message") != "event":
-            self.watched.messages.append(Told(token=self._token))
+            self.watched.messages.append(WatchMessage(token=self._token))
             return
         event = message.event
-        told = Told(
+        recorded = WatchMessage(
             token=self._token,
             revision=event.revision,
             type=res.Event.Type.Name(event.type),
             resource=event.resource,
             version=event.version,
         )
-        self.watched.messages.append(told)
+        self.watched.messages.append(recorded)
 
     def _has_reached(self, upto: "asyncio.Future[Sequence[Revision]]") -> bool:
         return upto.done() and all(self._at[goal.shard].place >= goal.place for goal in self._goals(upto))
@@ -219,13 +219,13 @@ class Watcher:
 async def use(
     replicas: Replicas, history: History, stop: asyncio.Event, *, clients: int, longest_s: float = 4.0
 ) -> None:
-    """`clients` clients, two watchers of each tenant and one of all, until `stop` is set and all is told."""
+    """Runs `clients` clients, two watchers of each tenant and one of all, until `stop` is set and watches end."""
     chance = random.Random(history.seed)
     upto: asyncio.Future[Sequence[Revision]] = asyncio.get_running_loop().create_future()
     words = Words()
     (end, *_) = await _ends(replicas, chance)
-    init_image = [Revision(store_id=end.store_id, shard=shard, entry=0, index=0) for shard in range(SHARDS)]
-    tenants = {tenant: init_image[shard_of(tenant.removeprefix("tenants/"), SHARDS)] for tenant in TENANTS}
+    beginnings = [Revision(store_id=end.store_id, shard=shard, entry=0, index=0) for shard in range(SHARDS)]
+    tenants = {tenant: beginnings[shard_of(tenant.removeprefix("tenants/"), SHARDS)] for tenant in TENANTS}
 
     def watcher(parent: str, *token: Revision) -> Watcher:
         joined = ".".join(str(revision) for revision in token)
@@ -234,26 +234,26 @@ async def use(
     async with asyncio.TaskGroup() as following:
         for tenant in (*TENANTS, *TENANTS):
             following.create_task(watcher(tenant, tenants[tenant]).run(upto))
-        following.create_task(watcher("tenants/-", *init_image).run(upto))
+        following.create_task(watcher("tenants/-", *beginnings).run(upto))
         async with asyncio.TaskGroup() as working:
             for number in range(clients):
                 client = Client(number, replicas, words, history, random.Random(chance.random()), longest_s)
                 working.create_task(client.run(stop))
         upto.set_result(await _ends(replicas, chance))
         for tenant in TENANTS:
-            # One that has slept through everything, and reads all of it at once.
+            # A watcher that starts at the end and reads all changes together.
             following.create_task(watcher(tenant, tenants[tenant]).run(upto))
 
 
 async def _ends(replicas: Replicas, chance: random.Random) -> list[Revision]:
-    """The tenants' shards' last revisions now."""
+    """The last revision of each tenant's shard."""
     ends = []
     for tenant in TENANTS:
         while True:
             try:
                 listed = await replicas.any(chance).ListConcepts(rpc.ListConceptsRequest(parent=tenant), timeout=20)
             except grpc.aio.AioRpcError as failure:
-                assert failure.code() in _NO_ANSWER, failure
+                assert failure.code() in _NO_RESPONSE, failure
                 await asyncio.sleep(0.2)
             else:
                 ends.append(Revision.parse(listed.revision))

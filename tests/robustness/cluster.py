@@ -1,5 +1,5 @@
-"""Three registries on one MinIO, each behind two relays of its own that can do harm: toxiproxy, and one that loses
-answers."""
+"""Three registries on one MinIO, each behind two relays that cause faults: toxiproxy, and a relay that loses
+responses."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ _START_S = 20
 
 
 class Toxiproxy:
-    """The program of that name, told what to do over its HTTP interface."""
+    """The program toxiproxy, controlled over its HTTP interface."""
 
     def __init__(self, binary: Path, folder: Path) -> None:
         port = free_port()
@@ -34,13 +34,13 @@ class Toxiproxy:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Returns once it answers."""
+        """Returns when it responds."""
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
         end = time.monotonic() + _START_S
         while True:
             try:
-                self.ask("GET", "/version")
+                self.call("GET", "/version")
                 return
             except urllib3.exceptions.HTTPError:
                 assert time.monotonic() < end, self._log.read_text()
@@ -49,11 +49,11 @@ class Toxiproxy:
     def relay(self, name: str, target: str) -> str:
         """The address of a new relay to `target`."""
         address = f"127.0.0.1:{free_port()}"
-        self.ask("POST", "/proxies", {"name": name, "listen": address, "upstream": target, "enabled": True})
+        self.call("POST", "/proxies", {"name": name, "listen": address, "upstream": target, "enabled": True})
         return address
 
-    def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> None:
-        """One call of its interface, which must succeed."""
+    def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> None:
+        """Calls its interface; the call must succeed."""
         answer = self._pool.request(method, self._url + path, body=None if body is None else json.dumps(body))
         assert answer.status < 300, f"{method} {path} {body}: {answer.status} {answer.data!r}"
 
@@ -75,7 +75,7 @@ class Cluster:
         self.toxiproxy = Toxiproxy(toxiproxy, folder)
         self.relays: list[Dropping] = []
         self.replicas: list[Process] = []
-        # The store, past all relays.
+        # The store without the relays.
         self.place = Place(address=f"s3://{self.minio.bucket}", access=self.minio.access)
 
     async def __aenter__(self) -> Self:
@@ -117,7 +117,7 @@ class Cluster:
         return Process("registry", folder, *arguments, environment=environment)
 
     async def restart(self, number: int, *, lose_views: bool) -> None:
-        """Kill a replica and start it again at its address, with or without its views. Returns once it serves."""
+        """Kills a replica and starts it again at its address, with or without its views. Returns when it serves."""
         replica = self.replicas[number]
         replica.kill()
         if lose_views:
@@ -125,7 +125,7 @@ class Cluster:
         await asyncio.to_thread(replica.start)
 
     async def pause(self, number: int, seconds: float) -> None:
-        """Let a replica sleep."""
+        """Suspends a replica."""
         self.replicas[number].signal(signal.SIGSTOP)
         try:
             await asyncio.sleep(seconds)
@@ -133,7 +133,7 @@ class Cluster:
             self.replicas[number].signal(signal.SIGCONT)
 
     async def restart_store(self, seconds: float) -> None:
-        """Kill MinIO, and start it again after a while."""
+        """Kills MinIO, and starts it again after `seconds`."""
         self.minio.kill()
         await asyncio.sleep(seconds)
         await asyncio.to_thread(self.minio.start)

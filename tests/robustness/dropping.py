@@ -1,4 +1,4 @@
-"""A relay to an object store that loses answers: the store has done what was asked, and nobody hears of it."""
+"""A relay to an object store that loses responses to requests that the store has done."""
 
 import asyncio
 import random
@@ -10,10 +10,10 @@ _REQUEST = re.compile(rb"(GET|HEAD|PUT|POST|DELETE) (\S+) HTTP/1\.1\r\n")
 
 
 class Dropping:
-    """Passes on what clients of HTTP/1.1 ask of HOST:PORT and what they are answered.
+    """Forwards requests of HTTP/1.1 to HOST:PORT, and their responses.
 
-    While `share` is above 0, so many of the answers to puts of log entries are dropped, each with its connection.
-    Needs clients that ask one thing at a time on a connection, as urllib3 does.
+    While `share` is above 0, that share of the responses to puts of log entries is dropped, each with its connection.
+    Needs clients that send one request at a time on a connection, as urllib3 does.
     """
 
     def __init__(self, target: str, chance: random.Random) -> None:
@@ -31,7 +31,7 @@ class Dropping:
         self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def close(self) -> None:
-        """Cuts everything."""
+        """Closes all connections."""
         self._server.close()
         for connection in self._connections:
             connection.cancel()
@@ -70,7 +70,7 @@ class Dropping:
             ways = [asyncio.create_task(ask()), asyncio.create_task(answer())]
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         except OSError:
-            pass  # nobody listens there now
+            pass  # the store does not listen now
         finally:
             for way in ways:
                 way.cancel()

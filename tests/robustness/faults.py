@@ -1,4 +1,4 @@
-"""Random faults, one after another: of the ways to the store, and of the processes."""
+"""Random faults, one after another: of the connections to the store, and of the processes."""
 
 import asyncio
 import random
@@ -10,11 +10,11 @@ from tests.robustness.cluster import REPLICAS, Cluster, relay_name
 
 Held = Callable[[], Awaitable[None]]
 
-# By toxiproxy's names. `timeout` 0 swallows everything until it is taken away, and then cuts the connection.
+# By their names in toxiproxy. `timeout` 0 drops all data until it is removed, and then closes the connection.
 _TOXICS: Mapping[str, Callable[[random.Random], dict[str, Any]]] = {
     "bandwidth": lambda chance: {"rate": chance.randint(1, 16)},  # KB/s
     "latency": lambda chance: {"latency": chance.randint(20, 400), "jitter": chance.randint(0, 200)},  # ms
-    "limit_data": lambda chance: {"bytes": chance.randint(100, 20_000)},  # then it is cut
+    "limit_data": lambda chance: {"bytes": chance.randint(100, 20_000)},  # then the connection is closed
     "reset_peer": lambda chance: {"timeout": chance.randint(0, 200)},
     "slicer": lambda chance: {"average_size": 64, "size_variation": 32, "delay": 500},
     "timeout": lambda chance: {"timeout": 0},
@@ -22,22 +22,22 @@ _TOXICS: Mapping[str, Callable[[random.Random], dict[str, Any]]] = {
 
 
 class Faults:
-    """Faults on a cluster until told to stop; whole again afterwards. `done` counts them by kind."""
+    """Causes faults on a cluster until it is stopped; then all faults are removed. `done` counts them by kind."""
 
     def __init__(self, cluster: Cluster, chance: random.Random, *, longest_s: float) -> None:
-        """`longest_s`: how long a fault lasts at most."""
+        """`longest_s`: the maximum duration of a fault."""
         self._cluster = cluster
         self._chance = chance
         self._longest_s = longest_s
         self.done: Counter[str] = Counter()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Two at a time: one of the network, one of the processes. Each kind comes once before any comes again."""
+        """Two at a time: a fault of the network and a fault of a process. Each kind comes once in each round."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._each(stop, {"cut": self._cut, "drop": self._drop, **self._toxics()}))
             processes = {"kill": self._kill, "forget": self._forget, "pause": self._pause, "store": self._store}
             group.create_task(self._each(stop, processes))
-        self._cluster.toxiproxy.ask("POST", "/reset")
+        self._cluster.toxiproxy.call("POST", "/reset")
 
     async def _each(self, stop: asyncio.Event, kinds: Mapping[str, Held]) -> None:
         order = list(kinds)
@@ -60,24 +60,24 @@ class Faults:
         await asyncio.sleep(self._chance.uniform(0.2, self._longest_s))
 
     def _some(self) -> list[int]:
-        """Replicas: one, two or all."""
+        """One, two or all replicas."""
         return self._chance.sample(range(REPLICAS), self._chance.randint(1, REPLICAS))
 
     async def _toxic(self, kind: str) -> None:
-        ask, hit = self._cluster.toxiproxy.ask, self._some()
+        call, hit = self._cluster.toxiproxy.call, self._some()
         for number in hit:
             stream = self._chance.choice(["upstream", "downstream"])
             toxic = {"name": kind, "type": kind, "stream": stream, "attributes": _TOXICS[kind](self._chance)}
-            await asyncio.to_thread(ask, "POST", f"/proxies/{relay_name(number)}/toxics", toxic)
+            await asyncio.to_thread(call, "POST", f"/proxies/{relay_name(number)}/toxics", toxic)
         await self._hold()
         for number in hit:
-            await asyncio.to_thread(ask, "DELETE", f"/proxies/{relay_name(number)}/toxics/{kind}")
+            await asyncio.to_thread(call, "DELETE", f"/proxies/{relay_name(number)}/toxics/{kind}")
 
     async def _cut(self) -> None:
-        ask, hit = self._cluster.toxiproxy.ask, self._some()
+        call, hit = self._cluster.toxiproxy.call, self._some()
         for enabled in (False, True):
             for number in hit:
-                await asyncio.to_thread(ask, "POST", f"/proxies/{relay_name(number)}", {"enabled": enabled})
+                await asyncio.to_thread(call, "POST", f"/proxies/{relay_name(number)}", {"enabled": enabled})
             if not enabled:
                 await self._hold()
 

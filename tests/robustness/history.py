@@ -1,4 +1,4 @@
-"""What clients of a registry asked and were answered, and what watchers were told: the evidence that is judged."""
+"""The history of a run: requests of clients with their responses, and messages to watchers."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 OK = "OK"
-# It may have been done, or be done later, or never.
+# The operation may have been done, may be done later, or never.
 UNKNOWN = "UNKNOWN"
-# It was certainly not done.
+# The operation was certainly not done.
 NOTHING = "NOTHING"
 
 
 @dataclass(kw_only=True)
 class Operation:
-    """One thing that one client wanted, however often it asked.
+    """One operation of one client, with all its attempts.
 
-    `call` and `end` in nanoseconds of one monotonic clock, around the first question and the last answer. `result` is
-    OK, a refusal's reason, UNKNOWN or NOTHING. `stale`: an old answer was allowed. `again`: what the same request was
-    answered when it was asked once more, after its answer.
+    `call` and `end` are nanoseconds of one monotonic clock, before the first attempt and after the last response.
+    `result` is OK, the reason of a refusal, UNKNOWN or NOTHING. `stale`: an old response was allowed. `again`: the
+    response to the same request sent once more after its response.
     """
 
     client: int
@@ -36,8 +36,8 @@ class Operation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
-    """One message of a watch: an event, or (`revision` empty) a bookmark; `token` is the one that came with it."""
+class WatchMessage:
+    """One message of a watch: an event, or (`revision` empty) a bookmark; `token` is its resume token."""
 
     token: str
     revision: str = ""
@@ -48,12 +48,12 @@ class Told:
 
 @dataclass(kw_only=True)
 class Watched:
-    """All that one watcher was told over its whole life, in order; `token` is where it began, `parent` what it watched.
-    `upto` holds the revisions that it had to reach."""
+    """All messages of one watcher, in order. `token`: where it started; `parent`: what it watched; `lives`: the number
+    of its watches; `upto`: the revisions that it had to reach."""
 
     parent: str
     token: str
-    messages: list[Told] = field(default_factory=list)
+    messages: list[WatchMessage] = field(default_factory=list)
     lives: int = 0
     upto: list[str] = field(default_factory=list)
 
@@ -71,5 +71,5 @@ class History:
         path.write_text(json.dumps(asdict(self)))
 
     def count(self, result: str) -> int:
-        """How many operations ended so."""
+        """The number of operations with this result."""
         return sum(operation.result == result for operation in self.operations)

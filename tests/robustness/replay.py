@@ -1,8 +1,8 @@
-"""The second judge: replays the log by rules of its own, and compares with it all that clients and watchers were told.
+"""The second checker: replays the log by its own rules, and compares it with all responses and watches.
 
-Each answer must be what the state was at its revision; no strong answer may be older than one that was given before it
-was asked for; what was refused or not done must be nowhere in the log; and a watch must keep etcd's guarantees:
-ordered, unique, without a gap, resumable, its bookmarks true.
+Each response must be the state at its revision; no strong response may be older than a response that ended before its
+request; requests that were refused or not done must not be in the log; and a watch must keep the guarantees of etcd:
+ordered, unique, without a gap, resumable, with true bookmarks.
 """
 
 from bisect import bisect_right
@@ -30,7 +30,7 @@ _KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Concept:
-    """A concept as clients see it. `version`: what the alias points at, 0: it does not exist; `etag`: the alias's."""
+    """A concept as clients see it. `version`: the target of the alias, 0 if it does not exist; `etag`: of the alias."""
 
     state: str = "absent"
     count: int = 0
@@ -38,7 +38,7 @@ class Concept:
     etag: str = ""
 
     def after(self, event: RecordedEvent, revision: Revision) -> "Concept":
-        """What it is after a change of it."""
+        """The state after a change."""
         body = event.body
         match event.kind:
             case "concept-created" | "concept-undeleted":
@@ -56,25 +56,25 @@ class Concept:
 
 @dataclass(kw_only=True)
 class Replayed:
-    """A log: all its changes, each concept's state from each change of it on, the changes of each request."""
+    """A log: all changes, the states of each concept, the changes of each request."""
 
     changes: dict[int, list[tuple[Revision, RecordedEvent]]] = field(default_factory=lambda: defaultdict(list))
     concepts: dict[str, list[tuple[Place, Concept]]] = field(default_factory=lambda: defaultdict(list))
     requests: dict[str, list[tuple[Revision, RecordedEvent]]] = field(default_factory=lambda: defaultdict(list))
 
     def at(self, concept: str, place: Place) -> Concept:
-        """What a concept was at a place of its shard's history."""
+        """The state of a concept at a place in the history of its shard."""
         known = self.concepts.get(concept, [])
         found = bisect_right(known, place, key=lambda item: item[0])
         return known[found - 1][1] if found else Concept()
 
     def before(self, concept: str, revision: Revision) -> Concept:
-        """What a concept was before the change at `revision`."""
+        """The state of a concept before the change at `revision`."""
         return self.at(concept, (revision.entry, revision.index - 1))
 
 
 def replayed(log: Log) -> Replayed:
-    """Read a whole log."""
+    """Reads a whole log."""
     found = Replayed()
     for shard in range(log.shards):
         for entry in entries_after(log, shard, 0):
@@ -90,7 +90,7 @@ def replayed(log: Log) -> Replayed:
 
 
 def judge(history: History, log: Replayed) -> list[str]:
-    """What is wrong; empty when nothing is."""
+    """The faults; empty if there are none."""
     found: list[str] = []
     for operation in history.operations:
         found += (f"{why}: {operation}" for why in _operation(operation, log))
@@ -165,7 +165,7 @@ def _meaning(state: Concept) -> tuple[str, Mapping[str, Any]]:
 
 
 def _time(operations: Sequence[Operation]) -> Iterator[str]:
-    """No strong answer may be older than one that had been given before it was asked for, on any replica."""
+    """No strong response may be older than a response that ended before its request, on any replica."""
     shards: dict[int, list[tuple[int, bool, Place, Operation]]] = defaultdict(list)
     for operation in operations:
         if operation.revision:
@@ -175,7 +175,7 @@ def _time(operations: Sequence[Operation]) -> Iterator[str]:
                 shards[revision.shard].append((operation.call, True, revision.place, operation))
     for events in shards.values():
         newest: Place = (0, 0)
-        # What was answered in the very moment of a call is not before it.
+        # A response at the time of a call does not precede it.
         for _, called, place, operation in sorted(events, key=lambda event: (event[0], not event[1])):
             if not called:
                 newest = max(newest, place)
@@ -190,34 +190,34 @@ def _watch(watched: Watched, log: Replayed) -> Iterator[str]:
         changes = [change for change in log.changes[shard] if change[0].place > start.place or start.entry == 0]
         expected[shard] = iter([change for change in changes if _is_told(watched.parent, change[1])])
     following = {shard: next(changes, None) for shard, changes in expected.items()}
-    for told in watched.messages:
-        token = _token(told.token)
-        if told.revision:
-            revision = Revision.parse(told.revision)
+    for message in watched.messages:
+        token = _token(message.token)
+        if message.revision:
+            revision = Revision.parse(message.revision)
             wanted = following[revision.shard]
             if wanted is None or wanted[0] != revision:
-                yield f"{told} came instead of {wanted and wanted[0]}"
+                yield f"{message} came instead of {wanted and wanted[0]}"
                 return
             event = wanted[1]
             kind = "TYPE_" + event.kind.upper().replace("-", "_")
             version = event.body.get("version", "")
-            if (told.type, told.resource, told.version) != (kind, event.body["name"], version):
-                yield f"{told} is not {event}"
+            if (message.type, message.resource, message.version) != (kind, event.body["name"], version):
+                yield f"{message} is not {event}"
             if token[revision.shard] != revision:
-                yield f"the token of {told} is another revision's"
+                yield f"the token of {message} is another revision's"
             following[revision.shard] = next(expected[revision.shard], None)
         for shard, revision in token.items():
             late = following[shard]
             if late is not None and late[0].place <= revision.place:
-                yield f"the token {told.token} is past {late[0]}, which was not told"
+                yield f"the token {message.token} is past {late[0]}, which was not reported"
                 return
             if revision.place < at[shard].place:
-                yield f"the token {told.token} is before the one that came before it"
+                yield f"the token {message.token} is before the one that came before it"
         at = token
     for goal in map(Revision.parse, watched.upto):
         late = following[goal.shard]
         if late is not None and late[0].place <= goal.place:
-            yield f"{late[0]} was never told"
+            yield f"{late[0]} was never reported"
 
 
 def _is_told(parent: str, event: RecordedEvent) -> bool:

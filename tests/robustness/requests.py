@@ -1,4 +1,4 @@
-"""What clients ask, and how an answer is written down: one entry for each kind of operation."""
+"""Requests of clients, and the recorded form of their responses: one entry for each kind of operation."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from tests.robustness.history import OK
 
 ALIAS = "production"
 READS = ("get", "alias", "resolve")
-# What a registry may refuse with; everything else is no answer.
+# Reasons with which a registry may refuse; any other error is no response.
 REFUSALS = {
     "ALIAS_EXISTS",
     "ALIAS_NOT_FOUND",
@@ -28,7 +28,7 @@ REFUSALS = {
 
 @dataclass(kw_only=True)
 class Known:
-    """What a client has last heard of a concept."""
+    """What a client knows of a concept from the last response."""
 
     count: int = 0
     etag: str = ""
@@ -58,7 +58,7 @@ def choose(chance: random.Random, known: Known) -> tuple[str, dict[str, Any]]:
 
 
 def method(kind: str) -> str:
-    """The rpc that asks for it."""
+    """The name of the rpc."""
     return {
         "publish": "PublishVersion",
         "set": "SetAlias",
@@ -72,7 +72,7 @@ def method(kind: str) -> str:
 
 
 def request(kind: str, concept: str, given: Mapping[str, Any], request_id: str) -> Any:
-    """What is sent."""
+    """The message to send."""
     alias = f"{concept}/aliases/{ALIAS}"
     match kind:
         case "publish":
@@ -97,12 +97,12 @@ def request(kind: str, concept: str, given: Mapping[str, Any], request_id: str) 
 
 
 def answer(kind: str, message: Any) -> Answer:
-    """What was answered."""
+    """The recorded form of a response."""
     return _READ[kind](message)
 
 
 def learn(known: Known, kind: str, found: Answer) -> None:
-    """Remember what an answer tells."""
+    """Updates `known` from a response."""
     known.count = max(known.count, found.output.get("count", 0))
     if kind == "publish" and found.result == OK:
         known.count = max(known.count, found.output["version"])

@@ -1,4 +1,4 @@
-"""One run: clients and watchers on three replicas over one MinIO, under random faults, and what the judges say of it.
+"""One run: clients and watchers on three replicas over one MinIO, under random faults, and the verdict of the checkers.
 
 python -m tests.robustness.run --minutes 10 [--seed N]
 """
@@ -24,7 +24,7 @@ _CLIENTS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What has happened, and the verdict on it. `faults`: how many of each kind; `dropped`: answers that were lost."""
+    """The history and its verdict. `faults`: how many of each kind; `dropped`: how many responses were lost."""
 
     history: History
     verdict: Verdict
@@ -33,19 +33,19 @@ class Run:
 
     def __str__(self) -> str:
         history = self.history
-        told = sum(len(watched.messages) for watched in history.watches)
+        messages = sum(len(watched.messages) for watched in history.watches)
         return (
             f"seed {history.seed}: {len(history.operations)} operations, {history.count(OK)} done, "
-            f"{history.count(UNKNOWN)} unknown; {told} messages to {len(history.watches)} watchers; faults: "
+            f"{history.count(UNKNOWN)} unknown; {messages} messages to {len(history.watches)} watchers; faults: "
             f"{', '.join(f'{count} {kind}' for kind, count in sorted(self.faults.items()))}; "
-            f"{self.dropped} answers dropped"
+            f"{self.dropped} responses dropped"
         )
 
 
 async def run(seed: int, seconds: float, folder: Path, out: Path, *, longest_s: float = 1.0) -> Run:
-    """Use a cluster for so many seconds. `folder` is for data, `out` for the history and drawings of what is wrong.
+    """Uses a cluster for so many seconds. `folder` is for data, `out` for the history and drawings of faults.
 
-    `longest_s`: how long a fault lasts at most. The seed decides what is tried, not what comes of it.
+    `longest_s`: the maximum duration of a fault. The seed determines the attempts, not their outcomes.
     """
     history = History(seed=seed)
     chance = random.Random(seed)
@@ -76,7 +76,7 @@ async def run(seed: int, seconds: float, folder: Path, out: Path, *, longest_s: 
 
 
 def main() -> int:
-    """Says the seed first, and ends with status 1 where something is wrong."""
+    """Prints the seed first; ends with status 1 if the history is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 2**32)

@@ -1,6 +1,6 @@
-"""The judges themselves: a registry that is sound passes, and each way to break one is found out.
+"""Tests of the two checkers: a sound registry passes, and each fault of a registry is found.
 
-Two registries in this process share a folder; what is broken, is broken in both, by a patch of this test.
+Two registries in this process share a folder; a patch breaks both.
 """
 
 import asyncio
@@ -23,14 +23,14 @@ from storage.ledger.view import View
 from tests.conftest import Place
 from tests.registry.conftest import settings_of
 from tests.robustness.clients import Replicas, use
-from tests.robustness.history import History, Told
+from tests.robustness.history import History, WatchMessage
 from tests.robustness.replay import judge, replayed
 from tests.robustness.verdict import Verdict, judged, porcupine
 
 Patch = pytest.MonkeyPatch
 pytestmark = pytest.mark.process  # a checker is a Go program
 
-# So many operations show what is broken, however slow the machine is.
+# So many operations show each fault, on a slow machine too.
 _OPERATIONS = 1_000
 _LONG_AGO = timedelta(hours=1)
 
@@ -43,13 +43,13 @@ def _stop_when_used(history: History, stop: asyncio.Event) -> None:
 
 
 async def _run(folder: Path) -> tuple[History, Verdict]:
-    """What two registries on one folder answered, and what the judges say of it."""
+    """The history of two registries on one folder, and the verdict of the checkers."""
     place = Place(address=str(folder / "store"), access=None)
     history, stop = History(seed=7), asyncio.Event()
     async with AsyncExitStack() as stack:
         registries = [await stack.enter_async_context(Registry(settings_of(place))) for _ in range(2)]
         replicas = Replicas([registry.server.address for registry in registries])
-        # Watchers that wait for what never comes would wait for ever.
+        # Watchers of a broken registry may wait without end.
         _stop_when_used(history, stop)
         async with asyncio.timeout(60):
             await use(replicas, history, stop, clients=6)
@@ -60,7 +60,7 @@ async def _run(folder: Path) -> tuple[History, Verdict]:
     return history, verdict
 
 
-async def test_a_registry_that_is_sound_passes_and_a_watch_that_tells_wrongly_does_not(tmp_path: Path) -> None:
+async def test_sound_registry_passes_and_altered_watches_fail(tmp_path: Path) -> None:
     history, verdict = await _run(tmp_path)
     assert verdict.sound, str(verdict)
     assert not list((tmp_path / "out").glob("*.html"))
@@ -68,19 +68,19 @@ async def test_a_registry_that_is_sound_passes_and_a_watch_that_tells_wrongly_do
     metadata = Metadata.read(store)
     log = replayed(Log(store, metadata.store_id, metadata.shards, Backoff()))
     watched = max(history.watches, key=lambda watched: len(watched.messages))
-    told = [message for message in watched.messages if message.revision]
-    assert len(told) > 20
-    at = _followed(told)
+    events = [message for message in watched.messages if message.revision]
+    assert len(events) > 20
+    at = _followed(events)
     for change, why in _WATCHES:
-        watched.messages = list(told)
+        watched.messages = list(events)
         change(watched.messages, at)
         assert any(why in found for found in judge(history, log)), change.__name__
-    watched.messages = told
+    watched.messages = events
     assert judge(history, log) == []
 
 
 def _stale(patch: Patch) -> None:
-    """Strong reads are answered from a view as it is; watches are sound."""
+    """Strong reads are served from an old view; watches are sound."""
     read, still_at = CatalogueStore.read, CatalogueStore.still_at
 
     async def old_read(self: CatalogueStore, tenant: str, fn: Any, max_staleness: Any = None) -> Any:
@@ -94,17 +94,17 @@ def _stale(patch: Patch) -> None:
 
 
 def _no_etags(patch: Patch) -> None:
-    """Conditional moves are made whatever the etag is."""
+    """Conditional moves ignore the etag."""
     patch.setattr(aliases, "_check_etag", lambda given, row, name: None)
 
 
 def _forgetful(patch: Patch) -> None:
-    """A request that is asked again is done again."""
+    """A repeated request is done again."""
     patch.setattr(View, "remembered", lambda *_: None)
 
 
 def _undead(patch: Patch) -> None:
-    """A word that was deleted can still be resolved."""
+    """A deleted word can be resolved."""
     find = concepts.find
 
     def undeleted(db: Any, name: Any) -> Any:
@@ -124,7 +124,7 @@ def _undead(patch: Patch) -> None:
     ],
     ids=["stale", "no-etags", "forgetful", "undead"],
 )
-async def test_a_broken_registry_is_found_out(
+async def test_checkers_find_each_fault_of_a_registry(
     broken: Callable[[Patch], None],
     porcupine_finds: bool,
     replay_finds: Sequence[str],
@@ -140,56 +140,56 @@ async def test_a_broken_registry_is_found_out(
         assert any(why in found for found in verdict.replay), str(verdict)
 
 
-def _followed(told: list[Told]) -> int:
-    """The first message whose next one is of its shard: shards have no order among each other, and nothing but what a
-    shard tells later shows that something is missing before it."""
-    shards = [Revision.parse(message.revision).shard for message in told]
+def _followed(events: list[WatchMessage]) -> int:
+    """The index of the first message that is followed by a message of its shard. Shards have no order among each other,
+    and only a later message of the shard shows that an earlier message is missing."""
+    shards = [Revision.parse(message.revision).shard for message in events]
     return next(at for at in range(1, len(shards)) if shards[at] == shards[at + 1])
 
 
-def _lose(messages: list[Told], at: int) -> None:
+def _lose(messages: list[WatchMessage], at: int) -> None:
     del messages[at]
 
 
-def _repeat(messages: list[Told], at: int) -> None:
+def _repeat(messages: list[WatchMessage], at: int) -> None:
     messages.insert(at, messages[at])
 
 
-def _swap(messages: list[Told], at: int) -> None:
+def _swap(messages: list[WatchMessage], at: int) -> None:
     messages[at : at + 2] = reversed(messages[at : at + 2])
 
 
-def _lie(messages: list[Told], at: int) -> None:
+def _lie(messages: list[WatchMessage], at: int) -> None:
     messages[at] = replace(messages[at], resource=f"{messages[at].resource}0")
 
 
-def _hurry(messages: list[Told], at: int) -> None:
-    """A bookmark that is ahead of what was told."""
-    messages.insert(at, Told(token=messages[at + 1].token))
+def _hurry(messages: list[WatchMessage], at: int) -> None:
+    """A bookmark ahead of the reported events."""
+    messages.insert(at, WatchMessage(token=messages[at + 1].token))
 
 
-def _end_early(messages: list[Told], at: int) -> None:
+def _end_early(messages: list[WatchMessage], at: int) -> None:
     del messages[at:]
 
 
-_WATCHES: list[tuple[Callable[[list[Told], int], None], str]] = [
+_WATCHES: list[tuple[Callable[[list[WatchMessage], int], None], str]] = [
     (_lose, "came instead of"),
     (_repeat, "came instead of"),
     (_swap, "came instead of"),
     (_lie, "is not RecordedEvent"),
-    (_hurry, "which was not told"),
-    (_end_early, "was never told"),
+    (_hurry, "which was not reported"),
+    (_end_early, "was never reported"),
 ]
 
 
-def test_what_could_not_be_checked_in_time_fails(tmp_path: Path) -> None:
-    """Many operations at once, none with a known outcome: far too many orders."""
+def test_history_that_cannot_be_checked_in_time_fails(tmp_path: Path) -> None:
+    """Many concurrent operations without a known outcome have too many orders."""
     operation = {"client": 0, "concept": "tenants/shop/concepts/rex", "kind": "publish", "call": 1, "end": 2}
     operation |= {"result": "UNKNOWN", "input": {}, "output": {}}
     read = operation | {"kind": "get", "call": 3, "end": 4, "result": "OK"}
     read["output"] = {"state": "active", "count": 99, "version": 0}
     path = tmp_path / "history.json"
     path.write_text(json.dumps({"operations": [*[operation | {"client": n} for n in range(40)], read]}))
-    status, said = porcupine(path, tmp_path, "-timeout", "1ms")
-    assert (status, "could not be checked in 1ms" in said) == (2, True), said
+    status, output = porcupine(path, tmp_path, "-timeout", "1ms")
+    assert (status, "could not be checked in 1ms" in output) == (2, True), output
     assert porcupine(tmp_path / "none.json", tmp_path)[0] == 2

@@ -1,4 +1,4 @@
-"""What both judges say of a run: porcupine of each concept's history, the replayed log of all that was told."""
+"""The verdicts of both checkers on a run: porcupine checks each concept's history, the replay checks all responses."""
 
 import subprocess
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ CHECKER = ROOT / "tests/robustness/checker"
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """`porcupine`: exit status of the checker, 0 where all is linearizable, and what it says; `replay`: what is wrong,
-    and nothing where all is well."""
+    """`status`: exit status of porcupine, 0 if the history is linearizable; `porcupine`: its output; `replay`: the
+    faults that the replay finds."""
 
     status: int
     porcupine: str
@@ -32,18 +32,18 @@ class Verdict:
 
 
 def judged(history: History, store: ObjectStore, folder: Path) -> Verdict:
-    """Both verdicts; the history, and the drawing of each concept that is wrong, are left in `folder`."""
+    """Both verdicts; the history, and a drawing of each wrong concept, are left in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "history.json"
     history.save(path)
-    status, said = porcupine(path, folder)
+    status, output = porcupine(path, folder)
     metadata = Metadata.read(store)
     log = Log(store, metadata.store_id, metadata.shards, Backoff())
-    return Verdict(status=status, porcupine=said, replay=judge(history, replayed(log)))
+    return Verdict(status=status, porcupine=output, replay=judge(history, replayed(log)))
 
 
 def porcupine(path: Path, folder: Path, *arguments: str) -> tuple[int, str]:
-    """The checker's exit status and what it says of the history at `path`."""
+    """The exit status of porcupine for the history at `path`, and its output."""
     program = folder / "checker"
     subprocess.run(["go", "build", "-o", program, "."], cwd=CHECKER, check=True, capture_output=True)
     ended = subprocess.run([program, *arguments, path, folder], capture_output=True, text=True, check=False)

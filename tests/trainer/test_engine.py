@@ -192,7 +192,7 @@ def test_progressive_recipe_trains_one_then_two_then_three_vectors(engine: Engin
     assert (run.learned().vectors != start).any(axis=1).all()
 
 
-def test_mask_limits_the_loss_to_the_white_area(engine: Engine) -> None:
+def test_masks_limit_the_loss_to_their_white_area(engine: Engine) -> None:
     white, left = Image.new("L", (64, 64), 255), Image.new("L", (64, 64), 0)
     left.paste(255, (0, 0, 32, 64))
     plain = learn(engine)

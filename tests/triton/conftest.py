@@ -1,4 +1,4 @@
-"""A Triton server with what `pseudoword export-triton` wrote, and models that denoise there."""
+"""A Triton server with exports of `pseudoword export-triton`, and models that denoise on it."""
 
 import os
 import shutil
@@ -19,13 +19,13 @@ from diffusion.spec import ModelSpec
 from tests.conftest import ROOT
 from tests.triton.servers import Triton
 
-# Name on Triton: options of the export. The delay lets calls meet that were sent at one time.
+# Name on Triton: options of the export. The delay lets concurrent calls be merged.
 MODELS: Mapping[str, tuple[str, ...]] = {
     "denoiser": ("--queue-delay", "20"),
     "narrow": ("--precision", "fp16", "--max-batch", "2", "--max-queue", "4"),
 }
 
-# How far a call's answer may be from the one in fp32 here, as distance() has it.
+# The allowed distance() between a call's result and the local result in fp32.
 FP32, FP16, BF16 = 1e-5, 5e-3, 5e-2
 
 
@@ -57,7 +57,7 @@ def repository(triton_binary: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def export(folder: Path, name: str, *options: str) -> None:
-    """As an operator would."""
+    """Exports as an operator does."""
     result = CliRunner().invoke(main, ["export-triton", str(folder), "--name", name, *options])
     assert result.exit_code == 0, result.output
 
@@ -79,7 +79,7 @@ Connect = Callable[..., Any]
 
 @pytest.fixture
 def connect(triton: Triton, local: BaseModel) -> Iterator[Connect]:
-    """connect(...settings) gives a TritonDenoiser of the bundled model; all are closed in the end."""
+    """connect(...settings) makes a TritonDenoiser of the bundled model; all are closed at the end."""
     from diffusion.triton import TritonDenoiser
 
     made: list[TritonDenoiser] = []
@@ -102,7 +102,7 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 @pytest.fixture(scope="session")
 def vectors(local: BaseModel) -> Mapping[WordRef, torch.Tensor]:
-    """A word of two vectors, about as long as the vocabulary's."""
+    """A word of two vectors with about the norm of the vocabulary."""
     generator = torch.Generator().manual_seed(7)
     return {WordRef(None, "rex"): torch.randn(2, local.spec.encoders[0].dims, generator=generator) * 0.05}
 
@@ -112,7 +112,7 @@ Batch = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 @pytest.fixture(scope="session")
 def batch(local: BaseModel) -> Batch:
-    """batch(rows=..., cells=..., seed=...) makes what predict takes: inputs, timesteps, hidden."""
+    """batch(rows=..., cells=..., seed=...) makes the arguments of predict: inputs, timesteps, hidden."""
     return partial(_batch, local)
 
 

@@ -1,4 +1,4 @@
-"""A way to Triton that can be cut."""
+"""A relay to Triton that can be cut."""
 
 import contextlib
 import socket

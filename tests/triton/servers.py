@@ -18,16 +18,16 @@ TLS = Path(__file__).parents[1] / "rpc" / "tls"
 
 
 class Triton:
-    """`tritonserver` on loopback over a model repository, on one port however often it is started.
+    """`tritonserver` on loopback with a model repository; it keeps its port across restarts.
 
-    With `tls` it shows the tests' certificate, and wants it shown.
+    With `tls` it uses the certificate of the tests, and requires it from clients.
     """
 
     def __init__(self, binary: Path, repository: Path, folder: Path, *, tls: bool = False) -> None:
         self.log = folder / "triton.log"
         self._port, self._metrics_port = free_port(), free_port()
         self._tls = tls
-        # Its shared memory outlives a SIGKILL, so it gets a name to remove it by.
+        # Its shared memory outlives a SIGKILL, so it gets a name by which it is removed.
         self._region = f"pseudoword-test-{secrets.token_hex(4)}-"
         self._command = [
             str(binary),
@@ -57,19 +57,19 @@ class Triton:
             left.unlink(missing_ok=True)
 
     def start(self) -> None:
-        """Returns once the models are loaded."""
+        """Returns when the models are loaded."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True
             )
         end = time.monotonic() + _START_S
-        # Triton opens its port when all models are loaded, and ends when one cannot be.
+        # Triton opens its port when all models are loaded, and ends if a model cannot be loaded.
         while not self._listens():
             assert self._process.poll() is None, f"Triton ended:\n{self.log_end()}"
             assert time.monotonic() < end, f"Triton is not ready:\n{self.log_end()}"
 
     def kill(self) -> None:
-        """SIGKILL, to its backend too."""
+        """Sends SIGKILL, to its backend too."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

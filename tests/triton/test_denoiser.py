@@ -1,4 +1,4 @@
-"""Denoising on a real Triton server: the same pictures, merged calls, and every way in which it fails."""
+"""Denoising on a real Triton server: equal pictures, merged calls, and its errors."""
 
 import shutil
 import sys
@@ -34,7 +34,7 @@ from tests.triton.conftest import FP16, FP32, Batch, Connect, distance
 from tests.triton.relay import Relay
 from tests.triton.servers import Triton
 
-pytestmark = pytest.mark.timeout(400)  # a server's start, with all cores busy, is in the first test's time
+pytestmark = pytest.mark.timeout(400)  # the first test starts the server
 _ANSWER_S = 100
 
 
@@ -69,7 +69,7 @@ def assert_alike(here: Sequence[Denoising], there: Sequence[Denoising], model: B
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler-a", "dpm++-2m-karras", "heun"])
 @torch.inference_mode()
-def test_the_same_pictures(
+def test_triton_draws_the_same_pictures(
     local: BaseModel, remote: BaseModel, vectors: Mapping[WordRef, torch.Tensor], scheduler: str
 ) -> None:
     drawn = []
@@ -101,7 +101,7 @@ def test_rows_of_a_call_are_at_different_steps(
     [("denoiser", "fp32", "fp16", FP32), ("narrow", "fp16", "bf16", FP16)],
 )
 @torch.inference_mode()
-def test_precisions(
+def test_precision_of_model_and_client_must_agree(
     local: BaseModel, connect: Connect, batch: Batch, name: str, precision: str, other: str, limit: float
 ) -> None:
     asked = batch(rows=2)
@@ -114,7 +114,7 @@ def test_precisions(
 
 
 @torch.inference_mode()
-def test_more_rows_than_triton_takes(local: BaseModel, connect: Connect, batch: Batch) -> None:
+def test_call_with_more_rows_than_max_batch_is_split(local: BaseModel, connect: Connect, batch: Batch) -> None:
     asked = batch(rows=5)
     there = connect(model="narrow").predict(*asked)
     assert distance(local.denoiser.predict(*asked), there) < FP16
@@ -144,15 +144,17 @@ def test_calls_of_two_callers_are_merged(
     with ThreadPoolExecutor(len(asked)) as threads:
         answers = list(threads.map(replica, range(len(asked))))
     requests = rounds * len(asked)
-    eventually(lambda: answered() - before[1] == requests)  # Triton counts after it has answered
+    eventually(lambda: answered() - before[1] == requests)  # Triton counts after its response
     executions = executed() - before[0]
-    assert rounds <= executions < requests - 1, "nothing was merged"
+    assert rounds <= executions < requests - 1, "no calls were merged"
     for right, given in zip(expected, answers, strict=True):
         assert all(distance(right, one) < FP32 for one in given)
 
 
 @torch.inference_mode()
-def test_sizes_that_differ_are_not_mixed(local: BaseModel, connect: Connect, batch: Batch) -> None:
+def test_concurrent_calls_of_other_sizes_get_their_own_results(
+    local: BaseModel, connect: Connect, batch: Batch
+) -> None:
     asked = [batch(rows=2, cells=(8, 16, 24)[number % 3], seed=number) for number in range(9)]
     with ThreadPoolExecutor(len(asked)) as threads:
         answers = list(threads.map(lambda one: connect().predict(*one), asked))
@@ -161,7 +163,7 @@ def test_sizes_that_differ_are_not_mixed(local: BaseModel, connect: Connect, bat
 
 
 @torch.inference_mode()
-def test_alone_is_equal_in_any_company(connect: Connect, batch: Batch) -> None:
+def test_exact_call_is_bit_identical_beside_other_calls(connect: Connect, batch: Batch) -> None:
     asked, stop = batch(rows=2, seed=1), threading.Event()
     denoiser = connect()
     solo = denoiser.predict(*asked, alone=True)
@@ -181,7 +183,7 @@ def test_alone_is_equal_in_any_company(connect: Connect, batch: Batch) -> None:
 
 
 @pytest.mark.parametrize(("place", "shape"), [(0, (2, 3, 16, 16)), (1, (1,)), (2, (2, 32, 64)), (2, (3, 32, 128))])
-def test_wrong_shapes_are_refused(connect: Connect, batch: Batch, place: int, shape: Sequence[int]) -> None:
+def test_tensors_of_wrong_shape_are_refused(connect: Connect, batch: Batch, place: int, shape: Sequence[int]) -> None:
     denoiser = connect()
     wrong = list(batch(rows=2))
     wrong[place] = torch.zeros(*shape)
@@ -191,8 +193,8 @@ def test_wrong_shapes_are_refused(connect: Connect, batch: Batch, place: int, sh
     denoiser.predict(*batch(rows=2))
 
 
-def test_a_full_queue_is_overload(local: BaseModel, connect: Connect, batch: Batch) -> None:
-    """Twelve at once, of whom four may wait: some are refused, with the advice to come again; the others are right."""
+def test_full_queue_is_denoiser_overloaded(local: BaseModel, connect: Connect, batch: Batch) -> None:
+    """Twelve concurrent calls on a queue of four: some are refused, the others are correct."""
     asked, callers = batch(rows=2, cells=24), 12
     denoisers = [connect(model="narrow", timeout_s=_ANSWER_S) for _ in range(callers)]
     together = threading.Barrier(callers)
@@ -215,7 +217,7 @@ def test_a_full_queue_is_overload(local: BaseModel, connect: Connect, batch: Bat
     assert all(distance(right, one) < FP16 for one in given)
 
 
-def test_a_call_that_takes_too_long(connect: Connect, batch: Batch) -> None:
+def test_slow_call_is_denoiser_timeout(connect: Connect, batch: Batch) -> None:
     denoiser = connect(timeout_s=0.02)
     with pytest.raises(DenoiserUnavailable) as caught:
         denoiser.predict(*batch(rows=8, cells=64))
@@ -224,18 +226,18 @@ def test_a_call_that_takes_too_long(connect: Connect, batch: Batch) -> None:
 
 
 @torch.inference_mode()
-def test_the_first_endpoint_that_answers_is_used(
-    local: BaseModel, triton: Triton, connect: Connect, batch: Batch
-) -> None:
-    nobody = f"127.0.0.1:{free_port()}"
-    denoiser = connect(endpoints=f"{nobody}, {triton.address}")
+def test_unreachable_endpoint_is_skipped(local: BaseModel, triton: Triton, connect: Connect, batch: Batch) -> None:
+    unreachable = f"127.0.0.1:{free_port()}"
+    denoiser = connect(endpoints=f"{unreachable}, {triton.address}")
     asked = batch()
     assert distance(local.denoiser.predict(*asked), denoiser.predict(*asked)) < FP32
 
 
 @torch.inference_mode()
-def test_a_server_that_goes_and_comes_back(local: BaseModel, triton: Triton, connect: Connect, batch: Batch) -> None:
-    """A connection that broke between two calls is not noticed; a server that is away is, and so is its return."""
+def test_calls_fail_while_the_server_is_down_and_work_after(
+    local: BaseModel, triton: Triton, connect: Connect, batch: Batch
+) -> None:
+    """A connection that broke between two calls is not noticed."""
     asked = batch()
     right = local.denoiser.predict(*asked)
     with Relay(triton.address) as relay:
@@ -254,7 +256,7 @@ def test_a_server_that_goes_and_comes_back(local: BaseModel, triton: Triton, con
 
 
 @torch.inference_mode()
-def test_one_that_fails_is_asked_last_for_a_while(
+def test_failed_endpoint_is_tried_last_for_rest_s(
     local: BaseModel, triton: Triton, connect: Connect, batch: Batch
 ) -> None:
     asked = batch()
@@ -271,18 +273,18 @@ def test_one_that_fails_is_asked_last_for_a_while(
             denoiser.predict(*asked)
 
 
-def test_nobody_answers_at_the_start(connect: Connect) -> None:
-    nobody = f"127.0.0.1:{free_port()}"
-    with pytest.raises(SettingsError, match=f"no Triton server answers at {nobody}"):
-        connect(endpoints=nobody, start_s=0.2)
+def test_unreachable_server_at_the_start_is_a_settings_error(connect: Connect) -> None:
+    unreachable = f"127.0.0.1:{free_port()}"
+    with pytest.raises(SettingsError, match=f"no Triton server answers at {unreachable}"):
+        connect(endpoints=unreachable, start_s=0.2)
 
 
-def test_no_such_model(connect: Connect) -> None:
+def test_missing_model_is_a_settings_error(connect: Connect) -> None:
     with pytest.raises(SettingsError, match="'painter' is not found"):
         connect(model="painter")
 
 
-def test_another_checkpoint_is_refused_at_the_start(connect: Connect, tmp_path: Path, local: BaseModel) -> None:
+def test_model_of_another_checkpoint_is_a_settings_error(connect: Connect, tmp_path: Path, local: BaseModel) -> None:
     copy = Path(shutil.copytree(BUNDLED, tmp_path / "other"))
     file = copy / "unet" / "diffusion_pytorch_model.safetensors"
     weights = load_file(file)
@@ -294,8 +296,8 @@ def test_another_checkpoint_is_refused_at_the_start(connect: Connect, tmp_path: 
     assert local.spec.digest in str(caught.value)
 
 
-def test_another_checkpoint_is_refused_at_a_call(triton: Triton, local: BaseModel, batch: Batch) -> None:
-    """A server started again with other weights while we ran: the digest travels with each call."""
+def test_call_to_a_model_of_another_checkpoint_is_refused(triton: Triton, local: BaseModel, batch: Batch) -> None:
+    """The server may restart with other weights: each call sends the digest."""
     from diffusion.triton import TritonDenoiser
 
     settings = DenoiserSettings(kind="triton", endpoints=triton.address)
@@ -320,12 +322,12 @@ def test_another_checkpoint_is_refused_at_a_call(triton: Triton, local: BaseMode
         {"endpoint": "a:1"},
     ],
 )
-def test_settings_that_make_no_sense(settings: dict[str, Any]) -> None:
+def test_invalid_settings_are_rejected(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         DenoiserSettings(**settings)
 
 
-def test_without_the_extra_only_triton_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_needs_its_extra_and_local_denoising_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "diffusion.triton", raising=False)
     monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
     with pytest.raises(SettingsError, match=r"pseudoword-server\[triton\]"):
@@ -333,12 +335,12 @@ def test_without_the_extra_only_triton_is_missing(monkeypatch: pytest.MonkeyPatc
     assert load_model(ModelSettings(device="cpu"), DenoiserSettings()).unet is not None
 
 
-def test_a_certificate_that_cannot_be_read(connect: Connect, tmp_path: Path) -> None:
+def test_unreadable_certificate_is_a_settings_error(connect: Connect, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"absent\.pem"):
         connect(ca=tmp_path / "absent.pem")
 
 
-def test_an_export_overwrites_nothing(repository: Path) -> None:
+def test_export_overwrites_no_file(repository: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in repository.rglob("*")}
     result = CliRunner().invoke(main, ["export-triton", str(repository)])
     assert result.exit_code == 1
@@ -346,7 +348,7 @@ def test_an_export_overwrites_nothing(repository: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in repository.rglob("*")} == before
 
 
-def test_an_export_of_nothing(tmp_path: Path) -> None:
+def test_export_of_a_missing_model_writes_no_file(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["export-triton", str(tmp_path), "--model", str(tmp_path / "absent")])
     assert result.exit_code == 1
     assert str(tmp_path / "absent") in result.output

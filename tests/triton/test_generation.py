@@ -1,4 +1,4 @@
-"""The Generation server draws through Triton, and lives on when Triton is killed."""
+"""A Generation server draws through Triton, and survives when Triton is killed."""
 
 import io
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def drawn_here(model: BaseModel) -> np.ndarray:
     return decode.decode(model, picture.latents)[0].astype(int)
 
 
-def test_generation_draws_on_triton_and_survives_it(
+def test_generation_draws_on_triton_before_and_after_its_restart(
     triton: Triton, local: BaseModel, tmp_path: Path, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
     settings = ["--denoiser.kind", "triton", "--denoiser.endpoints", triton.address]

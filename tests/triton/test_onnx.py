@@ -1,4 +1,4 @@
-"""`export-triton --backend onnx`: a file of which ONNX Runtime makes what torch makes, rows at steps of their own.
+"""`export-triton --backend onnx`: ONNX Runtime predicts from the file as torch does, each row at its own step.
 
 The Triton that the tests run has no ONNX Runtime backend, so its file is run here, as that backend would.
 """
@@ -25,7 +25,7 @@ KINDS = {"fp32": ("TYPE_FP32", "tensor(float)"), "fp16": ("TYPE_FP16", "tensor(f
 @pytest.mark.timeout(600)  # the exporter traces the whole UNet
 @pytest.mark.parametrize(("precision", "limit"), [("fp32", FP32), ("fp16", FP16)])
 @torch.inference_mode()
-def test_onnx_runtime_makes_what_torch_makes(
+def test_onnx_runtime_predicts_as_torch_does(
     local: BaseModel, batch: Batch, tmp_path: Path, precision: str, limit: float
 ) -> None:
     with torch.inference_mode(False):
@@ -45,7 +45,7 @@ def test_onnx_runtime_makes_what_torch_makes(
         narrow = one.name == "timesteps"
         assert one.data_type == DataType.Value("TYPE_FP32" if narrow else kind), one.name
         assert given[one.name].type == ("tensor(float)" if narrow else wire), one.name
-        # Triton adds the rows before the sizes that the configuration tells.
+        # Triton adds the number of rows before the sizes of the configuration.
         sizes = [-1 if isinstance(size, str) else size for size in given[one.name].shape]
         assert sizes == [-1, *one.dims], one.name
 
@@ -61,7 +61,7 @@ def test_onnx_runtime_makes_what_torch_makes(
         assert distance(local.denoiser.predict(*asked), torch.from_numpy(predicted).float()) < limit
 
 
-def test_what_onnx_cannot_hold_is_told(tmp_path: Path) -> None:
+def test_export_rejects_a_precision_that_onnx_lacks(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["export-triton", str(tmp_path), "--backend", "onnx", "--precision", "bf16"])
     assert result.exit_code == 2
     assert "--precision" in result.output

@@ -29,7 +29,7 @@ def settings(server: Triton, **tls: Path) -> DenoiserSettings:
 
 
 @torch.inference_mode()
-def test_both_show_certificates(guarded: Triton, local: BaseModel, batch: Batch) -> None:
+def test_mutual_tls_with_a_bfloat16_model(guarded: Triton, local: BaseModel, batch: Batch) -> None:
     cert, key = TLS / "cert.pem", TLS / "key.pem"
     denoiser = TritonDenoiser(local.spec, settings(guarded, ca=cert, cert=cert, key=key))
     asked = batch(rows=3)
@@ -37,7 +37,7 @@ def test_both_show_certificates(guarded: Triton, local: BaseModel, batch: Batch)
     denoiser.close()
 
 
-def test_plaintext_and_no_certificate_are_turned_away(guarded: Triton, local: BaseModel) -> None:
+def test_connections_without_a_certificate_are_refused(guarded: Triton, local: BaseModel) -> None:
     for tls in ({}, {"ca": TLS / "cert.pem"}):
         with pytest.raises(SettingsError, match="no Triton server answers"):
             TritonDenoiser(local.spec, settings(guarded, **tls))

@@ -69,7 +69,7 @@ class Client:
     # Learning
 
     def upload(self, picture: Path | bytes) -> trainer_resources.Picture:
-        """Upload one picture (PNG, JPEG or WebP). The same bytes give the same resource."""
+        """Upload one picture (PNG, JPEG, WebP, HEIC or AVIF). The same bytes give the same resource."""
         data = picture if isinstance(picture, bytes) else picture.read_bytes()
         header = trainer_pb2.UploadPictureRequest.Header(
             parent=str(self.tenant), size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest()

@@ -79,7 +79,7 @@ def learn(
 ) -> None:
     """Learn <CONCEPT> from three to five pictures and publish it as the concept's next version.
 
-    Pictures are PNG, JPEG or WebP. Ctrl-C cancels the job.
+    Pictures are PNG, JPEG, WebP, HEIC or AVIF. Ctrl-C cancels the job.
     """
     if style and face:
         raise click.UsageError("--style and --face exclude each other: give one of them")
