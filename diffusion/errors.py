@@ -3,6 +3,7 @@
     DiffusionError
     ├── CheckpointInvalid    a checkpoint is missing, or its kind is not supported
     ├── PromptTooLong        a prompt takes more positions than the text encoder has
+    ├── WeightInvalid        what looks like a weight in a prompt is not one
     ├── SchedulerUnknown     no scheduler of that name
     ├── PictureInvalid       an upload is not a usable picture
     ├── DenoiserUnavailable  the remote denoiser is unavailable, overloaded or too slow: retry later
@@ -38,6 +39,16 @@ class PromptTooLong(DiffusionError):
             f"{limit}: shorten the prompt, or use words with fewer vectors",
             needed=str(needed),
             limit=str(limit),
+        )
+
+
+class WeightInvalid(DiffusionError):
+    reason = "WEIGHT_INVALID"
+
+    def __init__(self, position: int, text: str, cause: str) -> None:
+        super().__init__(
+            f"has {text[:40]!r} at character {position}: {cause}; a bracket that is no weight is written \\( or \\)",
+            position=str(position),
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pseudoword.generation.v1 import generation_pb2, resources_pb2
 from pseudoword.names import TenantName
 
+from diffusion.errors import WeightInvalid
 from diffusion.prompt import Prompt, parse
 from diffusion.schedulers import SCHEDULERS
 from diffusion.spec import ModelSpec
@@ -111,9 +112,13 @@ def validate(
     wrong.number("settings.clip_skip", settings.clip_skip, 0, spec.encoders[0].layers - 1)
     prompts = {}
     for field in ("prompt", "negative_prompt"):
-        prompts[field] = parse(getattr(settings, field), weights=settings.prompt_weights)
-        if any(weight > _MAX_WEIGHT for weight in prompts[field].weights):
-            wrong.add(f"settings.{field}", f"contains a weight above the limit of {_MAX_WEIGHT:g}")
+        try:
+            prompts[field] = parse(getattr(settings, field), weights=settings.prompt_weights)
+        except WeightInvalid as error:
+            wrong.add(f"settings.{field}", error.message)
+            continue
+        if not all(abs(weight) <= _MAX_WEIGHT for weight in prompts[field].weights):  # NaN is not within limits
+            wrong.add(f"settings.{field}", f"contains a weight outside of -{_MAX_WEIGHT:g} to {_MAX_WEIGHT:g}")
     init_image, info = validate_init_image(settings, defaults.strength, wrong)
     if init_image is not None and 0 < init_image.strength <= 1 <= steps and not int(steps * init_image.strength):
         wrong.add(

@@ -11,6 +11,7 @@ from pseudoword.names import WordRef
 
 from diffusion.checkpoint import BaseModel
 from diffusion.encoder import PromptEncoder
+from diffusion.errors import WeightInvalid
 from diffusion.prompt import parse
 from diffusion.weighting import read_weights
 
@@ -29,9 +30,18 @@ from diffusion.weighting import read_weights
         (r"\(dog\) \[x\] \\", [("(dog) [x] \\", 1.0)]),
         ("(dog", [("(dog", 1.0)]),
         ("dog)", [("dog)", 1.0)]),
-        ("a:2) b", [("a:2) b", 1.0)]),
+        ("(dog:-1) b", [("dog", -1.0), (" b", 1.0)]),
+        ("(dog:+1.3)", [("dog", 1.3)]),
+        ("(dog:1,3)", [("dog", 1.3)]),
+        ("(dog: -,5 )", [("dog", -0.5)]),
+        ("(dog:−2)", [("dog", -2.0)]),
+        ("((dog:-1):2)", [("dog", -2.0)]),
+        ("(dog:0)", [("dog", 0.0)]),
+        ("(16:9:2)", [("16:9", 2.0)]),
+        (r"\(at 12:30\)", [("(at 12:30)", 1.0)]),
+        ("a clock at 12:30", [("a clock at 12:30", 1.0)]),
+        ("happy :-)", [("happy :-)", 1.0)]),
         ("(a: b)", [("a: b", 1.1)]),
-        ("[a:2)]", [("a:2)", 1 / 1.1)]),
         ("(<rex>:1.5)", [("<rex>", 1.5)]),
     ],
 )
@@ -41,9 +51,43 @@ def test_weights_are_read_from_the_notation(text: str, expected: list[tuple[str,
     assert [one.weight for one in found] == pytest.approx([number for _, number in expected])
 
 
-@given(st.text(alphabet="ab ()[]:.1\\", max_size=30))
-def test_any_text_can_be_read(text: str) -> None:
-    found = read_weights(text)
+@pytest.mark.parametrize(
+    ("text", "position"),
+    [
+        ("a (blue:1.3.4) toy", 8),
+        ("(blue:--1)", 6),
+        ("(blue:1e3)", 6),
+        ("(blue:1.3x)", 6),
+        ("(blue:- )(red:- 1)", 14),
+        ("(blue:nan)", 6),
+        ("(blue:-inf)", 6),
+        ("[blue:0.5]", 6),
+        ("[blue:red:0.5]", 10),
+        ("[blue:0.5)", 6),
+        ("blue:1.3)", 5),
+        ("(blue:1.3", 6),
+    ],
+)
+def test_what_looks_like_a_weight_and_is_none_is_refused_with_its_position(text: str, position: int) -> None:
+    with pytest.raises(WeightInvalid, match=f"at character {position}:") as refused:
+        read_weights(text)
+    assert refused.value.metadata == {"position": str(position)}
+
+
+@pytest.mark.timeout(5)
+@pytest.mark.parametrize("text", ["(a:" * 2000 + "1)" * 2000, "(a" * 2700 + ")" * 2700, ":" + " " * 8000, "(:" * 4000])
+def test_the_longest_prompt_is_read_at_once(text: str) -> None:
+    """The event loop reads prompts: time that grows with the square of a prompt's length would hold all requests."""
+    assert read_weights(text)
+
+
+@given(st.text(alphabet="ab ()[]:.,-1\\", max_size=30))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    try:
+        found = read_weights(text)
+    except WeightInvalid as error:
+        assert text[int(error.metadata["position"]) - 1] == ":"
+        return
     assert all(one.text for one in found)
     assert all(a.weight != b.weight for a, b in pairwise(found))
 

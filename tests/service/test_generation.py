@@ -182,6 +182,8 @@ def test_get_model_shows_model_schedulers_and_defaults(system: System) -> None:
         ({"scheduler": "lcm", "steps": 51}, "settings.steps"),
         ({"clip_skip": 3}, "settings.clip_skip"),
         ({"prompt": "(a dog:99)", "prompt_weights": True}, "settings.prompt"),
+        ({"prompt": "(a dog:-99)", "prompt_weights": True}, "settings.prompt"),
+        ({"negative_prompt": "(a dog:1.2.3)", "prompt_weights": True}, "settings.negative_prompt"),
         ({"strength": 0.5}, "settings.strength"),
         ({"mask": png(64)}, "settings.mask"),
         ({"start_picture": b"no picture"}, "settings.start_picture"),
@@ -383,6 +385,7 @@ def test_weights_and_clip_skip_change_the_picture(system: System) -> None:
     plain = drawn("a red dog")
     assert drawn("a (red:1.0) dog", prompt_weights=True) == plain
     assert drawn("a (red:1.6) dog", prompt_weights=True) != plain
+    assert drawn("a (red:-1) dog", prompt_weights=True) not in (plain, drawn("a (red:1.1) dog", prompt_weights=True))
     assert drawn("a (red:1.6) dog") not in (plain, drawn("a (red:1.6) dog", prompt_weights=True))
     assert drawn("a red dog", clip_skip=1) != plain
 

@@ -51,7 +51,7 @@ _FORMATS = {
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="With --from: picture of the same shape, white where it is redrawn (inpainting).",
 )
-@click.option("--weights", is_flag=True, help="Parse (text:1.3) and [text] in the prompts as weights.")
+@click.option("--weights", is_flag=True, help="Parse (text:1.3), (text:-0.5) and [text] in the prompts as weights.")
 @click.option("--clip-skip", type=click.IntRange(0), default=0, help="Number of last text encoder layers to skip.")
 @click.option(
     "--fast", is_flag=True, help="Share forward passes with other requests; pixels may differ by one level of 255."
