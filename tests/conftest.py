@@ -218,17 +218,19 @@ def store(place: Place) -> Iterator[ObjectStore]:
     opened.close()
 
 
-@pytest.fixture
-def eventually() -> Callable[[Callable[[], bool]], None]:
-    """Waits until a condition holds; fails after 30 seconds."""
+class Eventually:
+    """eventually(condition) waits until the condition holds, and fails after 30 seconds: with what `found` returns."""
 
-    def wait(condition: Callable[[], bool]) -> None:
+    def __call__(self, condition: Callable[[], bool], found: Callable[[], object] = lambda: "") -> None:
         end = time.monotonic() + 30
         while not condition():
-            assert time.monotonic() < end, "the condition did not hold within 30 s"
+            assert time.monotonic() < end, f"the condition did not hold within 30 s: {found()}"
             time.sleep(0.02)
 
-    return wait
+
+@pytest.fixture
+def eventually() -> Eventually:
+    return Eventually()
 
 
 def free_port() -> int:

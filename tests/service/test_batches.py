@@ -26,6 +26,7 @@ from rpc.errors import FailedPrecondition
 from rpc.identity import ANONYMOUS, enter
 from service.batches.rpcs import NoBatches
 from standalone.fsck import inspect
+from tests.conftest import Eventually
 from tests.fork_server import ForkServer
 from tests.processes import Process
 from tests.service.conftest import Publish, System
@@ -164,7 +165,7 @@ def test_interactive_request_runs_before_a_batch(system: System) -> None:
     client.cancel_batch(batch.name)
 
 
-def test_cancelled_batch_keeps_its_pictures(system: System, eventually: Callable[[Callable[[], bool]], None]) -> None:
+def test_cancelled_batch_keeps_its_pictures(system: System, eventually: Eventually) -> None:
     client = system.client
     batch = client.create_batch(Batch(settings=Settings(prompt="a dog", steps=20), seeds=40))
     eventually(lambda: client.batch(batch.name).done >= 1)

@@ -29,6 +29,7 @@ from diffusion.denoise import Denoising
 from diffusion.encoder import PromptEncoder
 from diffusion.prompt import parse
 from storage.tensors import read_tensors
+from tests.conftest import Eventually
 from tests.service.conftest import Publish, System
 
 Settings = resources_pb2.PictureSettings
@@ -253,9 +254,7 @@ def test_word_of_another_model_is_rejected_and_of_an_unknown_model_recorded(
     assert picture.info.record.words[0].match == resources_pb2.MATCH_FAMILY
 
 
-def test_moved_alias_is_used_and_pinned_version_stays(
-    system: System, publish: Publish, eventually: Callable[[Callable[[], bool]], None]
-) -> None:
+def test_moved_alias_is_used_and_pinned_version_stays(system: System, publish: Publish, eventually: Eventually) -> None:
     client = system.client
     one, two = publish("moving", seed=1), publish("moving", seed=2)
 
@@ -273,7 +272,7 @@ def test_moved_alias_is_used_and_pinned_version_stays(
 
 
 def test_request_in_flight_keeps_its_version_when_the_alias_moves(
-    system: System, publish: Publish, eventually: Callable[[Callable[[], bool]], None]
+    system: System, publish: Publish, eventually: Eventually
 ) -> None:
     client = system.client
     one, two = publish("flying", seed=1), publish("flying", seed=2)
@@ -317,7 +316,7 @@ def test_another_tenants_word_needs_its_grant(system: System, publish: Publish) 
         assert refused(lambda: guest.draw("<shop/mascot>", max_staleness=timedelta(0))).reason == "WORD_UNKNOWN"
 
 
-def test_cancelled_request_frees_its_places(system: System, eventually: Callable[[Callable[[], bool]], None]) -> None:
+def test_cancelled_request_frees_its_places(system: System, eventually: Eventually) -> None:
     events = system.client.generate(Settings(prompt="a dog", steps=150), count=16)
     for event in events:
         if event.WhichOneof("event") == "progress":
@@ -332,9 +331,7 @@ def test_cancelled_request_frees_its_places(system: System, eventually: Callable
     eventually(lambda: system.waiting() == 0)
 
 
-def test_deadline_ends_the_request_and_frees_its_places(
-    system: System, eventually: Callable[[Callable[[], bool]], None]
-) -> None:
+def test_deadline_ends_the_request_and_frees_its_places(system: System, eventually: Eventually) -> None:
     settings = Settings(prompt="a dog", steps=150)
     error = refused(lambda: list(system.client.generate(settings, count=16, timeout_s=0.5)))
     assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -1,7 +1,6 @@
 """Words while the registry is stopped and started."""
 
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -13,13 +12,14 @@ from pseudoword.client import Client
 from pseudoword.errors import PseudowordError
 
 from diffusion.checkpoint import BaseModel
+from tests.conftest import Eventually
 from tests.fork_server import ForkServer
 from tests.processes import Process
 from tests.service.conftest import System, publisher
 
 
 def test_known_words_are_used_while_the_registry_is_down(
-    tmp_path: Path, model: BaseModel, fork_server: ForkServer, eventually: Callable[[Callable[[], bool]], None]
+    tmp_path: Path, model: BaseModel, fork_server: ForkServer, eventually: Eventually
 ) -> None:
     store = ["--store.address", str(tmp_path / "store")]
     with Process("registry", tmp_path, *store) as registry, ExitStack() as stack:

@@ -1,7 +1,6 @@
 """Segments and checkpoints: they replace reads of the log, and if they are missing or damaged no result changes."""
 
 import asyncio
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from storage.ledger.snapshots import snapshots
 from storage.ledger.view import FORMAT
 from storage.objects.base import ObjectStore
 from storage.objects.disk import DiskStore
+from tests.conftest import Eventually
 from tests.storage.counters import Add, Counters, CountingStore, add, everything, fill, open_ledger, value_of
 
-Eventually = Callable[[Callable[[], bool]], None]
 COUNT = 2 * RUN + 300
 
 

@@ -19,6 +19,7 @@ from storage.ledger.entry import Entry, RecordedEvent, encode, entry_name
 from storage.ledger.ledger import Ledger
 from storage.objects.base import ObjectStore
 from storage.objects.disk import DiskStore
+from tests.conftest import Eventually
 from tests.storage.counters import Add, Refused, add, everything, fill, open_ledger, value_of
 
 SLEPT = 2000
@@ -121,7 +122,7 @@ class _Late:
 
 
 async def test_late_put_that_lands_before_its_retry_has_one_effect(
-    store: ObjectStore, tmp_path: Path, eventually: Callable[[Callable[[], bool]], None]
+    store: ObjectStore, tmp_path: Path, eventually: Eventually
 ) -> None:
     """The retry finds its own entry under the number."""
     faulty, late = FaultyStore(store), _Late(store, again=False)

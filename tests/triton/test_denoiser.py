@@ -3,7 +3,7 @@
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -29,7 +29,7 @@ from diffusion.prompt import parse
 from diffusion.settings import DenoiserSettings, ModelSettings
 from diffusion.spec import BUNDLED
 from rpc.settings import SettingsError
-from tests.conftest import free_port
+from tests.conftest import Eventually, free_port
 from tests.triton.conftest import FP16, FP32, Batch, Connect, distance
 from tests.triton.relay import Relay
 from tests.triton.servers import Triton
@@ -122,7 +122,7 @@ def test_call_with_more_rows_than_max_batch_is_split(local: BaseModel, connect: 
 
 @torch.inference_mode()
 def test_calls_of_two_callers_are_merged(
-    local: BaseModel, triton: Triton, connect: Connect, batch: Batch, eventually: Callable[[Callable[[], bool]], None]
+    local: BaseModel, triton: Triton, connect: Connect, batch: Batch, eventually: Eventually
 ) -> None:
     executed = partial(triton.counter, "nv_inference_exec_count", "denoiser")
     answered = partial(triton.counter, "nv_inference_request_success", "denoiser")

@@ -1,7 +1,6 @@
 """A Generation server draws through Triton, and survives when Triton is killed."""
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -20,6 +19,7 @@ from diffusion.checkpoint import BaseModel
 from diffusion.denoise import Denoising
 from diffusion.encoder import PromptEncoder
 from diffusion.prompt import parse
+from tests.conftest import Eventually
 from tests.processes import Process
 from tests.triton.servers import Triton
 
@@ -51,7 +51,7 @@ def drawn_here(model: BaseModel) -> np.ndarray:
 
 
 def test_generation_draws_on_triton_before_and_after_its_restart(
-    triton: Triton, local: BaseModel, tmp_path: Path, eventually: Callable[[Callable[[], bool]], None]
+    triton: Triton, local: BaseModel, tmp_path: Path, eventually: Eventually
 ) -> None:
     settings = ["--denoiser.kind", "triton", "--denoiser.endpoints", triton.address]
     with (
