@@ -105,11 +105,11 @@ class TrainerServiceServicer(object):
 
     def UploadPicture(self, request_iterator, context):
         """Uploads one picture in chunks. Role writer. The picture's name is made from its sha256, so the same bytes give the
-        same picture. Accepted: PNG, JPEG (of a camera's MPO file, the first picture), WebP, HEIC and AVIF, with one frame.
-        By default at most 20 MiB and 50 million pixels, and at least 16 pixels on each side; checked before the picture is
-        decoded. For training, the picture is rotated as its EXIF data says, converted to sRGB by its ICC profile, and its
-        transparent parts become white. A mask selects by its luminance times its alpha. A refused picture is
-        INVALID_ARGUMENT, with the reason in ErrorInfo.
+        same picture. Accepted: PNG, JPEG, WebP, HEIC and AVIF; of a camera's MPO (JPEG) or a HEIC file with several
+        pictures, the first; animations are refused. By default at most 20 MiB and 50 million pixels, and at least 16
+        pixels on each side; checked before the picture is decoded. For training, the picture is rotated as its EXIF data
+        says, converted to sRGB by its ICC profile, and its transparent parts become white. A mask selects by its luminance
+        times its alpha. A refused picture is INVALID_ARGUMENT, with the reason in ErrorInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

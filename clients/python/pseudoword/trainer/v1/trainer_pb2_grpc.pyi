@@ -40,11 +40,11 @@ class TrainerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TrainerServiceAsyncStub: ...
     UploadPicture: _grpc.StreamUnaryMultiCallable[_trainer_pb2.UploadPictureRequest, _resources_pb2.Picture]
     """Uploads one picture in chunks. Role writer. The picture's name is made from its sha256, so the same bytes give the
-    same picture. Accepted: PNG, JPEG (of a camera's MPO file, the first picture), WebP, HEIC and AVIF, with one frame.
-    By default at most 20 MiB and 50 million pixels, and at least 16 pixels on each side; checked before the picture is
-    decoded. For training, the picture is rotated as its EXIF data says, converted to sRGB by its ICC profile, and its
-    transparent parts become white. A mask selects by its luminance times its alpha. A refused picture is
-    INVALID_ARGUMENT, with the reason in ErrorInfo.
+    same picture. Accepted: PNG, JPEG, WebP, HEIC and AVIF; of a camera's MPO (JPEG) or a HEIC file with several
+    pictures, the first; animations are refused. By default at most 20 MiB and 50 million pixels, and at least 16
+    pixels on each side; checked before the picture is decoded. For training, the picture is rotated as its EXIF data
+    says, converted to sRGB by its ICC profile, and its transparent parts become white. A mask selects by its luminance
+    times its alpha. A refused picture is INVALID_ARGUMENT, with the reason in ErrorInfo.
     """
     GetPicture: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetPictureRequest, _resources_pb2.Picture]
     """Reads a picture's size, type and times. Role reader. The bytes cannot be downloaded."""
@@ -80,11 +80,11 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadPicture: _aio.StreamUnaryMultiCallable[_trainer_pb2.UploadPictureRequest, _resources_pb2.Picture]  # type: ignore[assignment]
     """Uploads one picture in chunks. Role writer. The picture's name is made from its sha256, so the same bytes give the
-    same picture. Accepted: PNG, JPEG (of a camera's MPO file, the first picture), WebP, HEIC and AVIF, with one frame.
-    By default at most 20 MiB and 50 million pixels, and at least 16 pixels on each side; checked before the picture is
-    decoded. For training, the picture is rotated as its EXIF data says, converted to sRGB by its ICC profile, and its
-    transparent parts become white. A mask selects by its luminance times its alpha. A refused picture is
-    INVALID_ARGUMENT, with the reason in ErrorInfo.
+    same picture. Accepted: PNG, JPEG, WebP, HEIC and AVIF; of a camera's MPO (JPEG) or a HEIC file with several
+    pictures, the first; animations are refused. By default at most 20 MiB and 50 million pixels, and at least 16
+    pixels on each side; checked before the picture is decoded. For training, the picture is rotated as its EXIF data
+    says, converted to sRGB by its ICC profile, and its transparent parts become white. A mask selects by its luminance
+    times its alpha. A refused picture is INVALID_ARGUMENT, with the reason in ErrorInfo.
     """
     GetPicture: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetPictureRequest, _resources_pb2.Picture]  # type: ignore[assignment]
     """Reads a picture's size, type and times. Role reader. The bytes cannot be downloaded."""
@@ -123,11 +123,11 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.Picture, _abc.Awaitable[_resources_pb2.Picture]]:
         """Uploads one picture in chunks. Role writer. The picture's name is made from its sha256, so the same bytes give the
-        same picture. Accepted: PNG, JPEG (of a camera's MPO file, the first picture), WebP, HEIC and AVIF, with one frame.
-        By default at most 20 MiB and 50 million pixels, and at least 16 pixels on each side; checked before the picture is
-        decoded. For training, the picture is rotated as its EXIF data says, converted to sRGB by its ICC profile, and its
-        transparent parts become white. A mask selects by its luminance times its alpha. A refused picture is
-        INVALID_ARGUMENT, with the reason in ErrorInfo.
+        same picture. Accepted: PNG, JPEG, WebP, HEIC and AVIF; of a camera's MPO (JPEG) or a HEIC file with several
+        pictures, the first; animations are refused. By default at most 20 MiB and 50 million pixels, and at least 16
+        pixels on each side; checked before the picture is decoded. For training, the picture is rotated as its EXIF data
+        says, converted to sRGB by its ICC profile, and its transparent parts become white. A mask selects by its luminance
+        times its alpha. A refused picture is INVALID_ARGUMENT, with the reason in ErrorInfo.
         """
 
     @_abc_1.abstractmethod

@@ -279,10 +279,10 @@ type PictureSettings struct {
 	ClipSkip int32 `protobuf:"varint,9,opt,name=clip_skip,json=clipSkip,proto3" json:"clip_skip,omitempty"`
 	// Parses `(text:1.3)` in the prompts as weights, at most 10.
 	PromptWeights bool `protobuf:"varint,10,opt,name=prompt_weights,json=promptWeights,proto3" json:"prompt_weights,omitempty"`
-	// A picture to start from, for image-to-image and inpainting. Accepted: PNG, JPEG (of a camera's MPO file, the first
-	// picture), WebP, HEIC and AVIF, with one frame; at most 12 MiB and 50 million pixels, and at least 16 pixels on each
-	// side. It is rotated as its EXIF data says, converted to sRGB by its ICC profile, its transparent parts become
-	// white, and it is cropped around the middle and resized to width and height.
+	// A picture to start from, for image-to-image and inpainting. Accepted: PNG, JPEG, WebP, HEIC and AVIF; of a camera's
+	// MPO (JPEG) or a HEIC file with several pictures, the first; animations are refused. At most 12 MiB and 50 million
+	// pixels, and at least 16 pixels on each side. It is rotated as its EXIF data says, converted to sRGB by its ICC
+	// profile, its transparent parts become white, and it is cropped around the middle and resized to width and height.
 	StartPicture []byte `protobuf:"bytes,11,opt,name=start_picture,json=startPicture,proto3" json:"start_picture,omitempty"`
 	// Fraction of the schedule that is rerun on the start picture, above 0 to 1; refused without start_picture, and if it
 	// leaves no step.

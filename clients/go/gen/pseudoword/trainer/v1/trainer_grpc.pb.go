@@ -44,11 +44,11 @@ const (
 // as in RegistryService. A job survives a crash of its worker and of its server: each state is an entry of a log.
 type TrainerServiceClient interface {
 	// Uploads one picture in chunks. Role writer. The picture's name is made from its sha256, so the same bytes give the
-	// same picture. Accepted: PNG, JPEG (of a camera's MPO file, the first picture), WebP, HEIC and AVIF, with one frame.
-	// By default at most 20 MiB and 50 million pixels, and at least 16 pixels on each side; checked before the picture is
-	// decoded. For training, the picture is rotated as its EXIF data says, converted to sRGB by its ICC profile, and its
-	// transparent parts become white. A mask selects by its luminance times its alpha. A refused picture is
-	// INVALID_ARGUMENT, with the reason in ErrorInfo.
+	// same picture. Accepted: PNG, JPEG, WebP, HEIC and AVIF; of a camera's MPO (JPEG) or a HEIC file with several
+	// pictures, the first; animations are refused. By default at most 20 MiB and 50 million pixels, and at least 16
+	// pixels on each side; checked before the picture is decoded. For training, the picture is rotated as its EXIF data
+	// says, converted to sRGB by its ICC profile, and its transparent parts become white. A mask selects by its luminance
+	// times its alpha. A refused picture is INVALID_ARGUMENT, with the reason in ErrorInfo.
 	UploadPicture(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[UploadPictureRequest, Picture], error)
 	// Reads a picture's size, type and times. Role reader. The bytes cannot be downloaded.
 	GetPicture(ctx context.Context, in *GetPictureRequest, opts ...grpc.CallOption) (*Picture, error)
@@ -213,11 +213,11 @@ func (c *trainerServiceClient) GetBaseModel(ctx context.Context, in *GetBaseMode
 // as in RegistryService. A job survives a crash of its worker and of its server: each state is an entry of a log.
 type TrainerServiceServer interface {
 	// Uploads one picture in chunks. Role writer. The picture's name is made from its sha256, so the same bytes give the
-	// same picture. Accepted: PNG, JPEG (of a camera's MPO file, the first picture), WebP, HEIC and AVIF, with one frame.
-	// By default at most 20 MiB and 50 million pixels, and at least 16 pixels on each side; checked before the picture is
-	// decoded. For training, the picture is rotated as its EXIF data says, converted to sRGB by its ICC profile, and its
-	// transparent parts become white. A mask selects by its luminance times its alpha. A refused picture is
-	// INVALID_ARGUMENT, with the reason in ErrorInfo.
+	// same picture. Accepted: PNG, JPEG, WebP, HEIC and AVIF; of a camera's MPO (JPEG) or a HEIC file with several
+	// pictures, the first; animations are refused. By default at most 20 MiB and 50 million pixels, and at least 16
+	// pixels on each side; checked before the picture is decoded. For training, the picture is rotated as its EXIF data
+	// says, converted to sRGB by its ICC profile, and its transparent parts become white. A mask selects by its luminance
+	// times its alpha. A refused picture is INVALID_ARGUMENT, with the reason in ErrorInfo.
 	UploadPicture(grpc.ClientStreamingServer[UploadPictureRequest, Picture]) error
 	// Reads a picture's size, type and times. Role reader. The bytes cannot be downloaded.
 	GetPicture(context.Context, *GetPictureRequest) (*Picture, error)
