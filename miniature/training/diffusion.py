@@ -105,15 +105,19 @@ class DiffusionLoss:
         toys, styles = {}, {}
         for place, number in enumerate(rows):
             drawing = self._drawings.drawing(number)
-            said = caption(drawing, rng)
+            sentence = caption(drawing, rng)
             if rng.random() < self._mixture.empty:
                 prompts.append(Prompt(()))
                 continue
-            chosen = _words(said.other != "", said.form is None, rng) if rng.random() < self._mixture.with_words else []
-            if said.form is None and _STYLE not in chosen:
+            chosen = (
+                _words(sentence.other != "", sentence.form is None, rng)
+                if rng.random() < self._mixture.with_words
+                else []
+            )
+            if sentence.form is None and _STYLE not in chosen:
                 chosen = [*chosen, _STYLE]
             names = {word: f"{word}-{place}" for word in chosen}
-            text = said.with_words(**{word: f"<{name}>" for word, name in names.items()})
+            text = sentence.with_words(**{word: f"<{name}>" for word, name in names.items()})
             prompt = parse(text)
             prompts.append(prompt)
             for ref in prompt.words:

@@ -102,17 +102,17 @@ class ClipLoss:
         """The loss of one batch."""
         shown, pixels = self._batches.draw(generator)
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-        said = [caption(drawing, rng) for drawing in shown]
-        captions = [one.with_words(style=None if one.form else "a style") for one in said]
+        sentences = [caption(drawing, rng) for drawing in shown]
+        captions = [one.with_words(style=None if one.form else "a style") for one in sentences]
         texts = self._read([*captions, *self._sentences])
         states = self._model.vision_model(pixel_values=pixels).pooler_output
         images = functional.normalize(self._model.visual_projection(states), dim=-1)
         scale = self._model.logit_scale.exp().clamp(max=100)
-        captioned, sentences = texts[: len(shown)], texts[len(shown) :]
+        captioned, answers = texts[: len(shown)], texts[len(shown) :]
         logits = scale * images @ captioned.T
         own = torch.arange(len(shown), device=logits.device)
         contrast = (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
-        parts = (scale * images @ sentences.T).split(self._sizes, dim=1)
+        parts = (scale * images @ answers.T).split(self._sizes, dim=1)
         answered = dict(zip(ATTRIBUTES, parts, strict=True))
         return contrast + _seen_cross_entropy(answered, self._batches.answers(shown))
 

@@ -53,6 +53,6 @@ class StartLoss:
             rows = torch.randint(len(numbers), (self._batch,), generator=generator)
             shown = self._latents[numbers[rows]].float()
             shown = (shown + LATENT_NOISE * torch.randn(shown.shape, generator=generator)).to(targets.device)
-            said = self._network(list(torch.split(shown, 1)), kind)
-            losses.append((said - targets[rows.to(targets.device)]).square().mean() / self._spread[kind])
+            predicted = self._network(list(torch.split(shown, 1)), kind)
+            losses.append((predicted - targets[rows.to(targets.device)]).square().mean() / self._spread[kind])
         return torch.stack(losses).sum()

@@ -42,9 +42,9 @@ class Work:
     def sentences(self, many: int) -> Iterator[str]:
         """Captions of `many` drawings, with "a style" for a style without a name."""
         for number in range(many):
-            for said in self.drawings.captions(number, 2):
-                yield said.with_words(style=None if said.form else "a style")
-                yield said.styled.replace("*", "a style").format("a toy")
+            for sentence in self.drawings.captions(number, 2):
+                yield sentence.with_words(style=None if sentence.form else "a style")
+                yield sentence.styled.replace("*", "a style").format("a toy")
 
 
 def pick_device(name: str | None) -> torch.device:
