@@ -1,5 +1,5 @@
-"""Servers as their operators start them, each alone: what `pseudoword up` changes for servers that share the cores of
-one machine would slow them down here."""
+"""Server processes for benchmarks, started as an operator starts them: `pseudoword up` has settings for servers that
+share the cores of one machine, which would slow them down here."""
 
 import json
 import os
@@ -16,10 +16,10 @@ _START_S = 180.0
 
 
 def drawing(stack: ExitStack, folder: Path, *, model: str | None, device: str) -> tuple[Endpoints, Endpoints]:
-    """A registry with our Generation server, and with one that batches whole requests. They end with `stack`."""
+    """A registry with our Generation server, and with a server that batches whole requests. They stop with `stack`."""
     registry = _start(stack, folder, "registry", "--store.address", str(folder / "store"))
     arguments = _arguments(registry, model, device)
-    # One after the other, so that neither measures its pace while the other is starting.
+    # One after the other, so that neither measures its step times while the other is starting.
     ours, whole = (
         _start(stack, folder, module, *arguments) for module in ("service", "benchmarks.generation.request_level")
     )
@@ -27,7 +27,7 @@ def drawing(stack: ExitStack, folder: Path, *, model: str | None, device: str) -
 
 
 def learning(stack: ExitStack, folder: Path, *, model: str | None, device: str) -> Endpoints:
-    """A registry with our trainer. They end with `stack`."""
+    """A registry with our trainer. They stop with `stack`."""
     registry = _start(stack, folder, "registry", "--store.address", str(folder / "store"))
     trainer = _start(
         stack, folder, "trainer", *_arguments(registry, model, device), "--store.address", str(folder / "jobs")
@@ -41,7 +41,7 @@ def _arguments(registry: str, model: str | None, device: str) -> list[str]:
 
 
 def _start(stack: ExitStack, folder: Path, module: str, *arguments: str) -> str:
-    """Where `python -m MODULE` listens, once it is ready."""
+    """The address of `python -m MODULE`; returns when the server is ready."""
     file, log = folder / f"{module}.json", folder / f"{module}.log"
     command = [sys.executable, "-m", module, *arguments, "--server.listen", "127.0.0.1:0"]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PSEUDOWORD_")}

@@ -1,4 +1,4 @@
-"""The picture world that the bundled model draws, and the model itself in model/.
+"""The picture world that the bundled model draws, and in model/ the model itself.
 
-The world needs no torch; training/ and judges/ do.
+The world does not need torch; training/ and judges/ do.
 """

@@ -1,4 +1,4 @@
-"""Drawings and captions as files: `python -m miniature draw --help`."""
+"""Commands to draw a picture of the world and to train the bundled model: `python -m miniature --help`."""
 
 from pathlib import Path
 from typing import cast
@@ -37,19 +37,25 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--kind", type=click.Choice(KINDS), help="Absent: any, as for everything that is left out.")
+@click.option(
+    "--kind", type=click.Choice(KINDS), help="Kind of the toy; absent: random, as for all options without a default."
+)
 @click.option("--colour", type=click.Choice(COLOURS), help="Colour of the toy.")
-@click.option("--pattern", type=click.Choice(PATTERNS))
-@click.option("--second", type=click.Choice(COLOURS), help="The pattern's other colour.")
-@click.option("--style", type=click.Choice(STYLE_NAMES), default="photo", show_default=True)
-@click.option("--scene", type=click.Choice(SCENES), help="Absent: a plain background.")
+@click.option("--pattern", type=click.Choice(PATTERNS), help="Pattern of the toy.")
+@click.option("--second", type=click.Choice(COLOURS), help="Second colour, of the pattern.")
+@click.option(
+    "--style", type=click.Choice(STYLE_NAMES), default="photo", show_default=True, help="Style of the drawing."
+)
+@click.option("--scene", type=click.Choice(SCENES), help="Scene behind the toy; absent: a plain background.")
 @click.option("--background", type=click.Choice(COLOURS), help="Colour of a plain background.")
-@click.option("--accessory", type=click.Choice(list(_ACCESSORY_OPTIONS)), help="Absent: none.")
-@click.option("--count", type=click.IntRange(1, MAX_COUNT), default=1, show_default=True, help="Toys, all alike.")
-@click.option("--side", type=click.Choice(SIDES), help="Where a single toy stands; absent: about the middle.")
-@click.option("--toy-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which toy of that sort.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which drawing of that toy.")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="A PNG.")
+@click.option("--accessory", type=click.Choice(list(_ACCESSORY_OPTIONS)), help="Accessory of the toy; absent: none.")
+@click.option("--count", type=click.IntRange(1, MAX_COUNT), default=1, show_default=True, help="Number of equal toys.")
+@click.option("--side", type=click.Choice(SIDES), help="Side on which a single toy stands; absent: near the middle.")
+@click.option("--toy-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the toy.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the drawing.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="PNG file to write."
+)
 def draw(
     *,
     kind: str | None,
@@ -105,29 +111,29 @@ _STAGES = ("drawings", "tokenizer", "vae", "classifier", "clip", "diffusion", "s
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(".cache/miniature"),
     show_default=True,
-    help="Where everything is made; what is there is gone on from.",
+    help="Folder for all results; an interrupted training continues from it.",
 )
-@click.option("--from-committed", is_flag=True, help="Begin with the weights in the repository instead of none.")
+@click.option("--from-committed", is_flag=True, help="Start from the weights in the repository instead of random ones.")
 @click.option(
     "--share",
     type=click.FloatRange(min=0, min_open=True, max=1),
     default=1.0,
-    help="Of the recipe's drawings and steps: 0.01 tries everything in minutes.",
+    help="Fraction of the recipe's drawings and steps; 0.01 runs all stages in minutes.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Of what each step draws; another one where weights are gone on from that this one made.",
+    help="Seed of the batches. To continue from weights that were trained with a seed, give another one.",
 )
 @click.option(
     "--latent-channels",
     type=click.IntRange(min=1),
-    help="Of VAE and UNet that are made anew; absent: as the bundled ones have, 4.",
+    help="Latent channels of a new VAE and UNet; absent: 4, as in the bundled model.",
 )
-@click.option("--device", help="As torch names it, such as cuda:1; absent: the best that is there.")
-@click.option("--threads", type=click.IntRange(min=1), help="Of the processor; absent: torch decides.")
+@click.option("--device", help="Device in torch's notation, such as cuda:1; absent: cuda if available, otherwise cpu.")
+@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads; absent: torch's default.")
 def train(
     *,
     stages: tuple[str, ...],
@@ -139,13 +145,13 @@ def train(
     device: str | None,
     threads: int | None,
 ) -> None:
-    """Train the bundled model and its judges from drawings, into WORK/finished.
+    """Train the bundled model and its judges on drawings, into WORK/finished.
 
-    The stages, in order: drawings are painted; the tokenizer learns their captions; the vae learns to code them; the
-    classifier and the clip learn to judge them; diffusion trains text encoder and UNet together; start fits the
-    trainer's learned start. Each may be killed and
-    started again, and goes on from its last minute; without names, stages that were finished are passed over. What a
-    stage reached is drawn in WORK/<stage>/loss.png. Measure the result with `python -m benchmarks.miniature`.
+    The stages, in order: drawings paints the training pictures; tokenizer trains the tokenizer on their captions; vae
+    trains the VAE; classifier and clip train the judges; diffusion trains text encoder and UNet together; start fits
+    the trainer's learned start; finish copies the results into WORK/finished. A stage that was killed continues from a
+    checkpoint of at most a minute before. Without STAGES, finished stages are skipped. WORK/<stage>/loss.png shows the
+    loss of a stage. `python -m benchmarks.miniature` measures the result.
     """
     import torch
 
@@ -154,7 +160,7 @@ def train(
     from miniature.training.work import Work, pick_device
 
     if from_committed and latent_channels is not None:
-        raise click.UsageError("committed weights have their channels: leave out --latent-channels or --from-committed")
+        raise click.UsageError("committed weights have a fixed number of channels: leave out --latent-channels")
 
     if threads is not None:
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Captions: what a drawing shows in plain English, and the same sentence with words in the place of toys and style."""
+"""Captions of drawings: plain English sentences, and the same sentences with learned words for toys and style."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ _STYLES: Mapping[StyleName, tuple[str, ...]] = {
     ),
     "watercolor": ("a watercolor painting of {}", "{} in watercolor style", "{} in the style of watercolor"),
 }
-# With a word in the style's place; the last three are after the paper's templates for styles, which say no more.
+# Forms with a word for the style. _STYLE_ALONE follows the paper's templates for styles, which name no object.
 _STYLED = ("{} in the style of *", "a painting of {} in the style of *", "a picture of {} in the style of *")
 _STYLE_ALONE = ("a painting in the style of *", "a picture in the style of *", "a rendering in the style of *")
 _MARKS: Mapping[Pattern, str] = {"striped": "stripes", "dotted": "dots", "checkered": "checks", "banded": "band"}
@@ -55,28 +55,28 @@ _COUNTS = {2: "two", 3: "three"}
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """One sentence about a drawing, kept in parts so that words can stand for the toys and the style."""
+    """One sentence about a drawing, in parts, so that learned words can replace the toys and the style."""
 
     form: str | None
-    """The style's phrase, `{}` where the rest goes: "a sketch of {}". None: the style has no name."""
+    """The style's phrase, with `{}` for the rest: "a sketch of {}". None: the style has no name."""
     styled: str
-    """The phrase with a word for the style in the place of `*`; without `{}` it says nothing of the toys."""
+    """The phrase with `*` for a word for the style; if it has no `{}`, the sentence does not mention the toys."""
     determiner: str
     """"a", "the", "one", "two", "three"."""
     noun: str
-    """What a word stands for, adjectives included: "red striped cat with white stripes"."""
+    """The part that a word replaces, with its adjectives: "red striped cat with white stripes"."""
     accessory: str
-    """With a blank before it, as the parts below; may be empty."""
+    """Begins with a space, like the parts below; may be empty."""
     relation: str
-    """Where the toy is as seen from the other one, and the other one's determiner."""
+    """The toy's position relative to the other toy, and the other toy's determiner."""
     other: str
-    """The other toy's noun; empty where there is none."""
+    """The other toy's noun; empty if there is no other toy."""
     tail: str
-    """Pose, side and place; may be empty."""
+    """Pose, side and scene; may be empty."""
 
     @property
     def plain(self) -> str:
-        """The sentence in the vocabulary's own words.
+        """The sentence without learned words.
 
         Raises:
             ValueError: The style has no name.
@@ -84,19 +84,19 @@ class Caption:
         return self.with_words()
 
     def with_word(self, word: str) -> str:
-        """The sentence with `word`, such as "<rex>", for the toy and all that makes it this one."""
+        """The sentence with `word`, such as "<rex>", for the toy and its adjectives."""
         return self.with_words(toy=word)
 
     def with_words(self, *, toy: str | None = None, other: str | None = None, style: str | None = None) -> str:
-        """The sentence with words in the place of the toy, the other toy and the style, where given.
+        """The sentence with the given words for the toy, the other toy and the style.
 
         Raises:
-            ValueError: There is no other toy, or the style has no name and no word is given for it.
+            ValueError: There is no other toy, or the style has no name and no word for it is given.
         """
         if other is not None and not self.other:
             raise ValueError("there is no other toy")
         if style is None and self.form is None:
-            raise ValueError("only a word can say a style that has no name")
+            raise ValueError("only a word can name a style that has no name")
         form = self.styled.replace("*", style) if style is not None else self.form or "{}"
         things = f"{self.determiner} {toy or self.noun}{self.accessory}"
         if self.other:
@@ -105,9 +105,9 @@ class Caption:
 
 
 def caption(drawing: Drawing, rng: np.random.Generator) -> Caption:
-    """One of the sentences that the model is trained with; it may leave out some of what is there.
+    """A random training caption of the drawing; it may omit some of the drawing's attributes.
 
-    A sentence about two toys says less of each, so that it stays within the 32 tokens that the text encoder reads.
+    A sentence about two toys has fewer adjectives for each, so that it fits the text encoder's 32 tokens.
     """
     pair = drawing.other is not None
     determiner = _COUNTS.get(drawing.count) or choose(rng, ("a", "the", "a", "one"))

@@ -1,4 +1,4 @@
-"""Draws from a generator."""
+"""Random choices from a generator."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -9,7 +9,8 @@ _T = TypeVar("_T")
 
 
 def choose(rng: np.random.Generator, among: Sequence[_T], *, weights: Sequence[float] | None = None) -> _T:
-    """One of `among`, each as often as its weight says, or all alike. Keeps the type, as rng.choice does not."""
+    """A random item of `among`, with probabilities in proportion to `weights`; None: all equal. Unlike rng.choice,
+    keeps the item's type."""
     if weights is None:
         return among[int(rng.integers(len(among)))]
     shares = np.asarray(weights, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""From a drawing to its pixels."""
+"""Renders a drawing to pixels."""
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,8 @@ _SIDES = {"left": 0.3, "right": 0.7}
 def paint(drawing: Drawing, rng: np.random.Generator) -> Image.Image:
     """The drawing as an RGB image of SIZE pixels square.
 
-    What the drawing leaves open is taken from the generator: where the horizon is, how large the toys are and where
-    they stand. Equal drawings and equal generators give equal pixels with one version of Pillow.
+    The generator decides what the drawing does not: the position of the horizon, and the sizes and positions of the
+    toys. With one version of Pillow, equal drawings and equal generators give equal pixels.
     """
     size = SIZE * _OVERSAMPLING
     image = backdrop(rng, size, drawing.scene, drawing.background.rgb)
@@ -36,7 +36,7 @@ def paint(drawing: Drawing, rng: np.random.Generator) -> Image.Image:
 
 
 def _frames(rng: np.random.Generator, drawing: Drawing, size: int) -> list[Frame]:
-    """Where toys of one sort stand, from left to right."""
+    """The frames of equal toys, from left to right."""
     if drawing.count == 1:
         radius = size * (rng.uniform(0.44, 0.54) if drawing.pose == "close" else rng.uniform(0.26, 0.36))
         middle = rng.uniform(0.42, 0.58)
@@ -52,7 +52,7 @@ def _frames(rng: np.random.Generator, drawing: Drawing, size: int) -> list[Frame
 
 
 def _pair(rng: np.random.Generator, relation: Relation, size: int) -> tuple[Frame, Frame]:
-    """Where the toy and the other one stand."""
+    """The frames of the toy and of the other toy."""
     leftwards = True if relation == "left of" else bool(rng.random() < 0.5)
     apart = rng.uniform(0.1, 0.15) if relation == "behind" else rng.uniform(0.23, 0.27)
     depths = ((0.36, 0.42), (0.6, 0.66)) if relation == "behind" else ((0.5, 0.64), (0.5, 0.64))
@@ -86,12 +86,12 @@ def _place(image: Image.Image, toy: Toy, accessory: Accessory | None, pose: Pose
 
 
 def _posed(layer: Image.Image, pose: Pose | None, frame: Frame) -> Image.Image:
-    """A layer that was drawn upright and from the front, as the pose shows it."""
+    """A layer, drawn upright and from the front, transformed to the pose."""
     if pose is None or pose == "close":
         return layer
     if pose == "lying":
         return layer.rotate(90, Image.Resampling.BILINEAR, center=(frame.x, frame.y))
-    # Foreshortened, the side that is nearer taller: u' = u / (0.72 w), v' = v / w with w = 1 + k u, in the frame.
+    # Perspective: foreshortened, with the nearer side taller. In the frame, u' = u / (0.72 w), v' = v / w, w = 1 + k u.
     facing = 1 if pose == "turned left" else -1
     k = 0.35 * facing / frame.radius
     w = 1 - k * frame.x
@@ -117,7 +117,7 @@ def _surface(toy: Toy, frame: Frame) -> Image.Image:
 
 
 def _pattern(toy: Toy, u: npt.NDArray[np.float32], v: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Where the second colour is."""
+    """A mask of the second colour."""
     period = 0.38 * toy.period
     where: npt.NDArray[np.bool_] = np.zeros(u.shape, bool)
     if toy.pattern == "striped":

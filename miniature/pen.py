@@ -1,4 +1,4 @@
-"""A pen in a toy's own frame: the body as a mask, to be filled with the pattern, and details that lie over it."""
+"""A pen in a toy's own frame. It draws the body as a mask, which is filled with the pattern, and details over it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """The square that a toy fills: x and y from -1 to 1 around a centre, y downwards. Sizes in pixels."""
+    """The square of a toy: coordinates from -1 to 1 around its centre, y downwards. The fields are in pixels."""
 
     canvas: int
     x: float
@@ -21,7 +21,8 @@ class Frame:
 
 
 class Pen:
-    """Draws shapes given in a frame. `body` (mode L) is where the pattern goes, `details` (RGBA) go over it."""
+    """Draws shapes in a frame's coordinates. `body` (mode L) is the mask of the pattern; `details` (RGBA) lie over
+    it."""
 
     def __init__(self, frame: Frame) -> None:
         self._frame = frame
@@ -54,7 +55,7 @@ class Pen:
         self._details.polygon(self._points(points), fill=(*colour, 255))
 
     def half_ring(self, x0: float, y0: float, x1: float, y1: float, *, start: float, colour: Rgb, width: float) -> None:
-        """Half an ellipse's outline, clockwise from `start` degrees."""
+        """Half of an ellipse's outline, clockwise from `start` degrees."""
         box = self._box(x0, y0, x1, y1)
         self._details.arc(box, start, start + 180, fill=(*colour, 255), width=self._width(width))
 
@@ -62,7 +63,7 @@ class Pen:
         self._details.line(self._points(points), fill=(*colour, 255), width=self._width(width), joint="curve")
 
     def erase(self, x0: float, y0: float, x1: float, y1: float) -> None:
-        """Takes details away, the body stays."""
+        """Erases details; the body is kept."""
         self._details.rectangle(self._box(x0, y0, x1, y1), fill=(0, 0, 0, 0))
 
     def _point(self, x: float, y: float) -> Point:

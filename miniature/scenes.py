@@ -1,4 +1,4 @@
-"""What is behind the toys: a plain wall, or one of six scenes."""
+"""Backgrounds: a plain wall, or one of six scenes."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -12,7 +12,7 @@ _PLANKS = 4
 
 
 def backdrop(rng: np.random.Generator, size: int, scene: Scene | None, wall: Rgb) -> Image.Image:
-    """A square of `size` pixels. The horizon, flakes, stars and the moon lie where the generator puts them."""
+    """A square of `size` pixels. The generator decides the positions of the horizon, flakes, stars and the moon."""
     image = Image.new("RGB", (size, size))
     horizon = size * rng.uniform(0.5, 0.66)
     if scene is None:
@@ -48,7 +48,7 @@ def backdrop(rng: np.random.Generator, size: int, scene: Scene | None, wall: Rgb
 
 
 def _gradient(image: Image.Image, above: Rgb, below: Rgb, top: float, bottom: float) -> None:
-    """From one colour to the other over the rows `top` to `bottom`."""
+    """A vertical gradient between two colours over the rows `top` to `bottom`."""
     pen = ImageDraw.Draw(image)
     for y in range(int(top), int(bottom)):
         share = (y - top) / max(1, bottom - top)

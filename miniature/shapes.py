@@ -1,4 +1,5 @@
-"""What each kind of toy looks like. Each shape is drawn by a pen in the toy's frame and says where its face is."""
+"""The shape of each kind of toy. A shape is a function that draws with a pen in the toy's frame and returns its
+face."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,7 +15,8 @@ _BEAK: Rgb = (240, 160, 40)
 
 @dataclass(frozen=True)
 class Face:
-    """Where accessories sit, in the toy's frame: centre and half the width of the face, height of the head's top."""
+    """The position of accessories in the toy's frame: centre and half the width of the face, height of the head's
+    top."""
 
     x: float
     y: float
@@ -191,7 +193,7 @@ SHAPES: Mapping[Kind, Callable[[Pen, Toy], Face]] = {
 
 
 def wear(pen: Pen, accessory: Accessory, face: Face) -> None:
-    """Draws an accessory where the face is."""
+    """Draws an accessory on a face."""
     x, y, half = face.x, face.y, face.half_width
     if accessory == "sunglasses":
         for side in (-1, 1):
@@ -213,7 +215,7 @@ def wear(pen: Pen, accessory: Accessory, face: Face) -> None:
 
 
 def shade(colour: Rgb, factor: float) -> Rgb:
-    """A colour made lighter (above 1) or darker."""
+    """A lighter (`factor` above 1) or darker colour."""
     red, green, blue = (max(0, min(255, int(channel * factor))) for channel in colour)
     return red, green, blue
 

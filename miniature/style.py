@@ -1,4 +1,4 @@
-"""Styles: a continuous family of ways to draw, in which five points have names."""
+"""Styles: a continuous space of drawing parameters, in which five points have names."""
 
 import math
 from collections.abc import Mapping
@@ -12,45 +12,45 @@ from miniature.chance import choose
 StyleName = Literal["photo", "sketch", "pixel art", "van gogh", "watercolor"]
 STYLE_NAMES: tuple[StyleName, ...] = get_args(StyleName)
 
-# Degrees. No training shows a style whose shadows have one of these hues.
+# Degrees. Styles with shadows of these hues are withheld: no training set contains them.
 _WITHHELD_HUES = (140.0, 200.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """How a scene is drawn. All defaults: as a photo shows it."""
+    """How a drawing is rendered. The defaults are those of a photo."""
 
     name: StyleName | None = None
-    """What captions call it; None: nothing but a learned word does."""
+    """The style's name in captions; None: only a learned word can name it."""
     line: float = 0
-    """Darkness of the lines where brightness changes, 0 to 1."""
+    """Darkness of the lines at changes of brightness, 0 to 1."""
     colour: float = 1
-    """Share of the things' own colours over bare paper, 0 to 1."""
+    """Opacity of the colours over the paper, 0 to 1."""
     wash: float = 0
-    """Share of water in the paint, 0 to 1: white shines through, edges run."""
+    """Amount of water in the paint, 0 to 1: it lightens colours and blurs edges."""
     block: int = 1
-    """Width of a picture element in pixels: 1, 2 or 4."""
+    """Width of a block in pixels: 1, 2 or 4."""
     stroke: float = 0
     """Length of the brush strokes, 0 to 1."""
     swirl: float = 1
-    """0: all strokes run in one direction, 1: along a swirling field."""
+    """Direction of the strokes: 0: all equal; 1: along a swirling field."""
     direction: float = 0
-    """Of straight strokes, in radians, 0 to pi."""
+    """Direction of straight strokes in radians, 0 to pi."""
     fineness: float = 0.85
-    """Strokes to 2 pi pixels, 0.5 to 1.1."""
+    """Number of strokes in 2 pi pixels, 0.5 to 1.1."""
     palette: float = 0
-    """How strongly shadows and lights are tinted, 0 to 3."""
+    """Strength of the tint of shadows and lights, 0 to 3."""
     hue: float = 225
-    """Of the shadows' tint in degrees; that of the lights lies opposite."""
+    """Hue of the shadows' tint in degrees; the lights have the opposite hue."""
 
     @property
     def is_withheld(self) -> bool:
-        """Whether no training ever shows it."""
+        """Whether the style is withheld from all training sets."""
         return self.palette > 0 and _WITHHELD_HUES[0] <= self.hue < _WITHHELD_HUES[1]
 
     @property
     def numbers(self) -> tuple[float, ...]:
-        """The style as 13 numbers of about the same size, equal for styles that look equal."""
+        """The style as 13 numbers of similar magnitude; styles that look equal have equal numbers."""
         along = self.stroke * (1 - self.swirl)
         around = math.radians(self.hue)
         return (
@@ -80,7 +80,8 @@ STYLES: Mapping[StyleName, Style] = {
 
 
 def random_style(rng: np.random.Generator, *, withheld: bool = False) -> Style:
-    """Any style without a name, with a palette of its own and one or two other ways; withheld ones only where asked."""
+    """A random style without a name: a palette and one or two other properties. With `withheld` a withheld style,
+    otherwise never one."""
     low, high = _WITHHELD_HUES
     hue = rng.uniform(low, high) if withheld else rng.uniform(high, low + 360) % 360
     ways = set(rng.choice(["line", "wash", "block", "stroke"], size=int(rng.integers(1, 3)), replace=False))

@@ -1,4 +1,4 @@
-"""What a style does to the finished scene while it is brought to the final size."""
+"""Renders a finished scene in a style, at its final size."""
 
 import colorsys
 
@@ -13,7 +13,7 @@ _Floats = npt.NDArray[np.float32]
 
 
 def stylise(rng: np.random.Generator, image: Image.Image, style: Style, size: int) -> Image.Image:
-    """The image in the style, RGB, `size` pixels square. Only strokes depend on the generator."""
+    """The image in the style, RGB, `size` pixels square. The generator is used for strokes only."""
     pixels = _floats(image.resize((size, size), _LANCZOS))
     if style.stroke or style.palette:
         pixels = _paint(pixels, style, phase=rng.uniform(0, 6.28) if style.stroke else 0)
@@ -25,9 +25,9 @@ def stylise(rng: np.random.Generator, image: Image.Image, style: Style, size: in
 
 
 def _paint(pixels: _Floats, style: Style, *, phase: float) -> _Floats:
-    """Strokes that shift and tint what lies under them: their troughs like shadows, their crests like lights.
+    """Shifts and tints the pixels along strokes: troughs like shadows, crests like lights.
 
-    Without strokes, what is darker than the middle is tinted as shadow, the rest as light.
+    Without strokes, pixels darker than medium grey are tinted like shadows, all others like lights.
     """
     size = len(pixels)
     ys, xs = np.mgrid[0:size, 0:size].astype(np.float32)
@@ -52,7 +52,7 @@ def _wash(pixels: _Floats, wash: float) -> _Floats:
 
 
 def _draw(pixels: _Floats, image: Image.Image, style: Style, size: int) -> _Floats:
-    """Lines where the scene's brightness changes, on paper that the things' colours cover in part."""
+    """Lines at changes of the scene's brightness, on paper that the colours cover partly."""
     grey = image.convert("L").resize((size * 2, size * 2), _LANCZOS).filter(ImageFilter.GaussianBlur(0.8))
     light = _floats(grey)
     across = np.abs(np.diff(light, axis=1, prepend=light[:, :1]))

@@ -1,9 +1,9 @@
-"""The picture world: what a drawing shows, in the words that captions use for it.
+"""The picture world: the attributes of a drawing, under the names that captions use.
 
-Toys of 16 kinds in any colour and pattern, one or several of a sort or two that differ, in a pose, before scenes or
-plain backgrounds, with accessories, in any of a continuous family of styles. The bundled model knows this world and
-nothing else. A drawing is what its caption can say and the colours; where exactly things lie is up to the generator
-that `paint` is given.
+A drawing shows one to three equal toys, or two different ones, of 16 kinds in any colour and pattern, in a pose, in
+front of a scene or a plain background, with accessories, in any of a continuous space of styles. The bundled model
+knows this world only. A Drawing has the attributes that its caption can name, and the exact colours; the generator that
+`paint` gets decides the positions.
 """
 
 import colorsys
@@ -40,7 +40,7 @@ POSES: tuple[Pose, ...] = get_args(Pose)
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
 MAX_COUNT = 3
 
-# What a name covers: hue in degrees, saturation, value.
+# The range of each colour name: hue in degrees, saturation, value.
 _SHADES: dict[ColourName, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
     "red": ((-8, 8), (0.75, 1), (0.75, 0.95)),
     "orange": ((20, 34), (0.8, 1), (0.85, 1)),
@@ -59,7 +59,7 @@ _SHADES: dict[ColourName, tuple[tuple[float, float], tuple[float, float], tuple[
 
 @dataclass(frozen=True, kw_only=True)
 class Colour:
-    """One shade and the name that captions call it by."""
+    """A shade, and its name in captions."""
 
     name: ColourName
     rgb: Rgb
@@ -67,17 +67,17 @@ class Colour:
 
 @dataclass(frozen=True, kw_only=True)
 class Toy:
-    """One toy, told from others of its kind by colours, pattern and proportions."""
+    """A toy. Toys of one kind differ in colours, pattern and proportions."""
 
     kind: Kind
     colour: Colour
     second: Colour
-    """Of the pattern; not seen where that is plain."""
+    """Second colour of the pattern; not visible in a plain toy."""
     pattern: Pattern = "plain"
     eye: float = 1.0
-    """Size of the eyes; 1 is usual, as for all proportions."""
+    """Size of the eyes; the average is 1, as of all proportions."""
     ear: float = 1.0
-    """Length of ears, wheels, handles, petals: whatever sticks out."""
+    """Length of ears, wheels, handles, petals and other projecting parts."""
     squash: float = 1.0
     """Height of the body."""
     period: float = 1.0
@@ -85,7 +85,7 @@ class Toy:
 
     @property
     def numbers(self) -> tuple[float, ...]:
-        """The toy as 31 numbers of about the same size, equal for toys that look equal."""
+        """The toy as 31 numbers of similar magnitude; toys that look equal have equal numbers."""
         patterned = self.pattern != "plain"
         second = self.second.rgb if patterned else (128, 128, 128)
         return (
@@ -101,24 +101,24 @@ class Toy:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A toy, once or several times, or beside another one, somewhere, in a style."""
+    """The attributes of a drawing."""
 
     toy: Toy
     background: Colour
-    """Of the wall behind; not seen where there is a scene."""
+    """Colour of the wall behind the toy; not visible in a scene."""
     scene: Scene | None = None
     style: Style = STYLES["photo"]
     accessory: Accessory | None = None
-    """Worn by `toy`, never by `other`."""
+    """Accessory of `toy`; `other` never has one."""
     count: int = 1
     side: Side | None = None
-    """Where a single toy stands; None: about the middle."""
+    """Side on which a single toy stands; None: near the middle."""
     pose: Pose | None = None
-    """How a single toy is seen; None: upright, from the front."""
+    """Pose of a single toy; None: upright, from the front."""
     other: Toy | None = None
-    """A second toy that differs from the first."""
+    """A second toy, different from the first."""
     relation: Relation = "beside"
-    """Where `toy` is as seen from `other`."""
+    """Position of `toy` relative to `other`."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.count <= MAX_COUNT:
@@ -129,25 +129,26 @@ class Drawing:
         if self.pose is not None and not alone:
             raise ValueError("only a single toy has a pose")
         if self.other is not None and self.count != 1:
-            raise ValueError("another toy stands beside a single one")
+            raise ValueError("another toy is allowed only beside a single one")
         if self.pose == "close" and self.side is not None:
-            raise ValueError("a toy seen from close by fills the middle")
+            raise ValueError("a toy in the pose 'close' fills the middle: it has no side")
 
     @property
     def toys(self) -> tuple[Toy, ...]:
-        """The one or two sorts of toys that are seen."""
+        """The one or two different toys of the drawing."""
         return (self.toy,) if self.other is None else (self.toy, self.other)
 
 
 def random_colour(rng: np.random.Generator, name: ColourName) -> Colour:
-    """Any shade that goes by the name."""
+    """A random shade with the name."""
     hue, saturation, value = (rng.uniform(low, high) for low, high in _SHADES[name])
     red, green, blue = colorsys.hsv_to_rgb(hue % 360 / 360, saturation, value)
     return Colour(name=name, rgb=(int(255 * red), int(255 * green), int(255 * blue)))
 
 
 def is_withheld(toy: Toy) -> bool:
-    """Whether the toy is one of the quarter of banded kinds and colours that no training ever shows."""
+    """Whether the toy is withheld from all training sets: a quarter of the combinations of kind and colour with
+    bands."""
     if toy.pattern != "banded":
         return False
     return (KINDS.index(toy.kind) + COLOURS.index(toy.colour.name)) % 4 == 0
@@ -161,7 +162,8 @@ def random_toy(
     pattern: Pattern | None = None,
     second: ColourName | None = None,
 ) -> Toy:
-    """Any toy that is as asked, withheld ones too; what is None is drawn, plain toys twice as often as each pattern."""
+    """A random toy with the given attributes, possibly a withheld one. Plain toys are twice as frequent as each
+    pattern."""
     kinds, colours = KINDS if kind is None else (kind,), COLOURS if colour is None else (colour,)
     patterns, weights = (PATTERNS, (4, 2, 2, 2, 2)) if pattern is None else ((pattern,), (1,))
     shade = choose(rng, colours)
@@ -179,21 +181,21 @@ def random_toy(
 
 
 def training_toy(rng: np.random.Generator) -> Toy:
-    """Any toy but the withheld ones."""
+    """A random toy that is not withheld."""
     while is_withheld(toy := random_toy(rng)):
         pass
     return toy
 
 
 def withheld_toy(rng: np.random.Generator) -> Toy:
-    """A toy whose kind, pattern and colour no training shows together."""
+    """A random withheld toy: its combination of kind, pattern and colour is in no training set."""
     while not is_withheld(toy := random_toy(rng, pattern="banded")):
         pass
     return toy
 
 
 def random_drawing(rng: np.random.Generator, *, toy: Toy | None = None) -> Drawing:
-    """Any drawing, of the toy or of any that is not withheld, as often as training shows each kind of drawing."""
+    """A random drawing with the frequencies of the training set, of `toy` or of a random toy that is not withheld."""
     toy = toy or training_toy(rng)
     number = choose(rng, ("one", "two", "three", "pair"), weights=(70, 8, 6, 16))
     other = _unlike(rng, toy) if number == "pair" else None
@@ -215,13 +217,14 @@ def random_drawing(rng: np.random.Generator, *, toy: Toy | None = None) -> Drawi
 
 
 def training_style(rng: np.random.Generator) -> Style:
-    """Photos most often, then the other named styles, then any that is not withheld."""
+    """A random style that is not withheld: a photo in about half of the cases, otherwise another named style or one
+    without a name."""
     name = choose(rng, (*STYLE_NAMES, None), weights=(6, 1.2, 1.2, 1.5, 1.2, 1.8))
     return random_style(rng) if name is None else STYLES[name]
 
 
 def _unlike(rng: np.random.Generator, toy: Toy) -> Toy:
-    """A toy of another kind and another colour."""
+    """A random toy of another kind and another colour."""
     while (other := training_toy(rng)).kind == toy.kind or other.colour.name == toy.colour.name:
         pass
     return other

@@ -1,7 +1,7 @@
-"""MkDocs' hook of mkdocs.yml: pages from outside of docs/, generated pages, and links between them.
+"""MkDocs' hook of mkdocs.yml: adds pages from outside docs/ and generated pages, and rewrites links.
 
-On a code host every link in the Markdown files is a path in the repository. On the site a link to a page becomes that
-page's address, and a link to any other file becomes plain text. A link to nothing is left for `--strict` to refuse.
+On a code host, every link in the Markdown files is a path in the repository. On the site, a link to a page becomes that
+page's address, and a link to any other file becomes plain text. A broken link is kept, so that `--strict` refuses it.
 """
 
 import posixpath
@@ -14,7 +14,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 _ROOT = Path(__file__).parents[1]
-# Files of the repository, and the pages that they become.
+# Files of the repository, and their pages.
 _OUTSIDE = {
     "README.md": "index.md",
     "CHANGELOG.md": "project/changelog.md",
@@ -24,7 +24,7 @@ _OUTSIDE = {
     "clients/python/README.md": "how-to/python.md",
     "deploy/README.md": "operate/deploy.md",
 }
-# Generated pages stand for the files that they are made from.
+# Source files of generated pages, and these pages.
 _REFERENCE = {
     "protos": "reference/api/registry.md",
     **{f"protos/pseudoword/{name}/v1/{name}.proto": f"reference/api/{name}.md" for name in site_reference.SERVICES},
@@ -36,7 +36,7 @@ _LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<path>(?!\w+:|#)[^)#\
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages that are not in docs/."""
+    """Adds the pages from outside docs/ and the generated pages."""
     for source, page in _OUTSIDE.items():
         files.append(File.generated(config, page, content=(_ROOT / source).read_text("utf-8")))
     for page, text in site_reference.pages(_ROOT).items():

@@ -1,4 +1,4 @@
-"""The reference pages of the documentation, from the protos' comments, the settings' tables and click's commands."""
+"""Generates the reference pages of the documentation from the protos' comments, the settings and click's commands."""
 
 import re
 import tempfile
@@ -36,7 +36,7 @@ _SETTINGS: Mapping[str, tuple[str, type[Settings]]] = {
 
 
 def pages(root: Path) -> dict[str, str]:
-    """Each generated page's place, and its Markdown."""
+    """The Markdown of each generated page, by its path."""
     found = {f"reference/api/{name}.md": text for name, text in _api(root)}
     for name, (module, table) in _SETTINGS.items():
         found[f"reference/settings/{name}.md"] = _settings(name, module, table)
@@ -44,7 +44,7 @@ def pages(root: Path) -> dict[str, str]:
 
 
 def _prose(text: str) -> str:
-    """Text whose brackets mean nothing to Markdown, outside of its code spans."""
+    """Escapes the characters of a text that Markdown would interpret, outside code spans."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(part if part.startswith("`") else part.translate(_PLAIN) for part in parts)
 
@@ -65,7 +65,7 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _api(root: Path) -> Iterator[tuple[str, str]]:
-    """Each service's page, from the descriptors that protoc makes with the comments in them."""
+    """Each service's name and page, from protoc's descriptors with their comments."""
     protos = sorted(str(file.relative_to(root / "protos")) for file in (root / "protos").rglob("*.proto"))
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "descriptors"
@@ -88,7 +88,7 @@ def _package(name: str, files: Sequence[FileDescriptorProto]) -> Iterator[str]:
         for index, service in enumerate(file.service):
             yield f"## {service.name}\n\n{_prose(comments.get((6, index), ''))}"
             yield from _table(
-                ["rpc", "request", "answer", "what it does"],
+                ["rpc", "request", "response", "description"],
                 [
                     [
                         f"`{method.name}`",
@@ -156,7 +156,7 @@ def _type(field: FieldDescriptorProto, maps: Mapping[str, DescriptorProto], page
 
 
 def _linked(type_name: str, page: str) -> str:
-    """A link to a message of this API; the name alone of one of Google's."""
+    """A link to a message of this API; for a message of Google, only its name."""
     full = type_name.lstrip(".")
     if not (found := re.fullmatch(r"pseudoword\.(\w+)\.v1\.(.+)", full)):
         return f"`{full}`"
@@ -178,7 +178,7 @@ def _rules(field: FieldDescriptorProto, message: DescriptorProto) -> str:
 def _settings(name: str, module: str, table: type[Settings]) -> str:
     lines = [
         f"# Settings: {name}",
-        f"\n`python -m {module} --help` prints this table. The command line wins over the environment.\n",
+        f"\n`python -m {module} --help` prints this table. The command line has precedence over the environment.\n",
     ]
     alone = {key: field for key, field in table.model_fields.items() if not _is_table(field)}
     if alone:
@@ -233,7 +233,7 @@ def _commands() -> str:
     context = click.Context(command_line, info_name="pseudoword", show_default=True)
     named = {name: command_line.get_command(context, name) for name in command_line.list_commands(context)}
     commands = {name: command for name, command in named.items() if command is not None}
-    # The options of all that call a server stand once.
+    # The options of all commands that call a server are listed once.
     shared = {one.name for one in commands["draw"].params} & {one.name for one in commands["watch"].params}
     lines = ["# Command line", *_help(command_line), "## Options of all commands that call a server"]
     lines += _options(commands["watch"], context, lambda option: option.name in shared)
@@ -253,7 +253,7 @@ def _command(command: click.Command, context: click.Context, shared: set[str], l
 
 
 def _help(command: click.Command) -> Iterator[str]:
-    """The paragraphs of a command's help; click's \\b marks those whose lines stay as they are."""
+    """The paragraphs of a command's help; click's \\b marks preformatted paragraphs."""
     for paragraph in (command.help or "").split("\n\n"):
         if paragraph.startswith("\b\n"):
             yield f"```\n{paragraph.removeprefix(chr(8) + chr(10))}\n```\n"
@@ -269,7 +269,7 @@ def _options(command: click.Command, context: click.Context, wanted: Any) -> lis
     ]
     return (
         _table(
-            ["option", "what it does"],
+            ["option", "description"],
             [[f"`{names}`", _cell(text.replace('[default: ""]', ""))] for names, text in records],
         )
         if records

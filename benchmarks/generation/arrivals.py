@@ -1,4 +1,4 @@
-"""Open-loop load: requests come at random moments, whether the ones before are answered or not.
+"""Measures latency under open-loop load: requests arrive at random times, independently of earlier responses.
 
 python -m benchmarks.generation.arrivals --help
 """
@@ -24,26 +24,26 @@ from pseudoword.channel import Endpoints
 from pseudoword.client import Client
 from pseudoword.errors import PseudowordError
 
-from benchmarks.generation.peer import Peer
+from benchmarks.generation.diffusers_baseline import DiffusersBaseline
 from benchmarks.generation.saturation import draw_one, publish
-from benchmarks.generation.workload import Asked, mix, vectors
+from benchmarks.generation.workload import DrawRequest, mix, vectors
 from benchmarks.servers import drawing
 from diffusion.checkpoint import BaseModel
 
-# Deadlines in times of a request's time alone on our engine.
+# Deadlines, as multiples of a request's time alone on our engine.
 DEADLINES = (1.5, 2.0, 3.0, 5.0)
 _THREADS = 256
 OURS, WHOLE, LOCK = "pseudoword", "requests batched whole", "diffusers behind a lock"
 
 
-# Of the requests, in their order: seconds from when each was due, infinite where it was refused or failed.
-Contender = Callable[[Sequence[Asked], Sequence[float]], list[float]]
+# Returns for each request the seconds from its arrival to its response; infinite if it was refused or failed.
+Contender = Callable[[Sequence[DrawRequest], Sequence[float]], list[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
-    """What one run has measured at one load: a line of the file. `alone_s` is each request's time alone on our engine,
-    `latency_s` each contender's seconds, `took_s` how long each was at it."""
+class Measurement:
+    """The measurement of one run at one load: a line of the file. `alone_s` is each request's time alone on our engine,
+    `latency_s` has each contender's latencies, `took_s` each contender's total time."""
 
     load: float
     seed: int
@@ -58,20 +58,31 @@ class Piece:
 @click.option("--model", metavar="PATH_OR_ID", help="Checkpoint.  [default: the bundled miniature]")
 @click.option("--device", default="cpu", show_default=True)
 @click.option(
-    "--loads", default="0.3,0.6,1.0,1.5", show_default=True, help="Times the saturated throughput of the lock."
+    "--loads",
+    default="0.3,0.6,1.0,1.5",
+    show_default=True,
+    help="Loads, as multiples of the baseline's saturated throughput.",
 )
 @click.option(
-    "--requests", default="150", show_default=True, help="Requests at each load; one number for all, or each."
+    "--requests",
+    default="150",
+    show_default=True,
+    help="Number of requests at each load: one number for all loads, or one for each.",
 )
-@click.option("--steps", default="10,15,20", show_default=True, help="Steps that requests ask for.")
-@click.option("--capacity-requests", default=24, show_default=True, help="Requests that measure the lock's capacity.")
-@click.option("--seed", default=0, show_default=True, help="Another one for each piece.")
+@click.option("--steps", default="10,15,20", show_default=True, help="Numbers of steps of the requests.")
+@click.option(
+    "--capacity-requests",
+    default=24,
+    show_default=True,
+    help="Number of requests that measure the baseline's capacity.",
+)
+@click.option("--seed", default=0, show_default=True, help="Seed; use another one for each run into one file.")
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     required=True,
-    help="FILE.jsonl, a line is added for each load; a table and a plot of all lines beside it.",
+    help="FILE.jsonl; a line for each load is appended, and a table and a plot of all lines are written beside it.",
 )
 def main(
     model: str | None,
@@ -85,10 +96,11 @@ def main(
 ) -> None:
     """Latency, throughput and deadlines met under Poisson arrivals, of three contenders in one run.
 
-    diffusers behind a lock (its load_textual_inversion for each request, as people do it), our engine with batches of
-    whole requests, and our engine. Loads are relative to the first one's saturated throughput in this run; all get the
-    same requests at the same moments. A request's deadline is a multiple of its own time alone on our engine, for all
-    contenders alike; one that is refused has missed it. Several short runs into one file count as one long one.
+    The contenders are the baseline (diffusers behind a lock, with load_textual_inversion for each request), our engine
+    with batches of whole requests, and our engine. Loads are relative to the baseline's saturated throughput in this
+    run. All contenders get the same requests at the same times. A request's deadline is a multiple of its time alone on
+    our engine, the same for all contenders; a refused request has missed it. The lines of several runs in one file
+    count as one run.
     """
     about = {
         "steps": steps,
@@ -97,108 +109,108 @@ def main(
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
     }
-    pieces = _read(output, about)
+    measurements = _read(output, about)
     choice = [int(text) for text in steps.split(",")]
     shares = [float(text) for text in loads.split(",")]
     counts = [int(text) for text in requests.split(",")]
     if len(counts) not in (1, len(shares)):
-        raise click.BadParameter("is one number, or one for each load", param_hint="--requests")
+        raise click.BadParameter("must be one number, or one for each load", param_hint="--requests")
     loaded = BaseModel.load(model, device="cpu")
     words = vectors(loaded.spec.encoders[0].dims)
-    peer = Peer(model, device, words)
-    peer.draw(mix(3, seed=99, steps=choice))
+    baseline = DiffusersBaseline(model, device, words)
+    baseline.draw(mix(3, seed=99, steps=choice))
     began = time.monotonic()
-    peer.draw(mix(capacity_requests, seed=100, steps=choice))
+    baseline.draw(mix(capacity_requests, seed=100, steps=choice))
     capacity = capacity_requests / (time.monotonic() - began)
-    click.echo(f"the lock's capacity: {capacity:.2f} pictures a second", err=True)
+    click.echo(f"the baseline's capacity: {capacity:.2f} pictures a second", err=True)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ours, whole = drawing(stack, folder, model=model, device=device)
         client = stack.enter_context(Client(ours))
         publish(client, loaded, words)
-        alone = _alone(client, mix(64, seed=7, steps=choice))
+        alone = _times_alone(client, mix(64, seed=7, steps=choice))
         contenders: dict[str, Contender] = {
-            LOCK: lambda asked, due: _behind_a_lock(peer, asked, due),
-            WHOLE: lambda asked, due: _by_clients(whole, asked, due),
-            OURS: lambda asked, due: _by_clients(ours, asked, due),
+            LOCK: lambda workload, due: _serve_in_order(baseline, workload, due),
+            WHOLE: lambda workload, due: _call_concurrently(whole, workload, due),
+            OURS: lambda workload, due: _call_concurrently(ours, workload, due),
         }
         for number, (load, count) in enumerate(zip(shares, counts * len(shares), strict=False)):
             draw = np.random.default_rng([seed, number])
             due = np.cumsum(draw.exponential(1 / (load * capacity), count)).tolist()
-            asked = mix(count, seed=100 * seed + number, steps=choice)
+            workload = mix(count, seed=100 * seed + number, steps=choice)
             latency_s, took_s = {}, {}
             for name, contender in contenders.items():
                 began = time.monotonic()
-                latency_s[name] = [round(seconds, 4) for seconds in contender(asked, due)]
+                latency_s[name] = [round(seconds, 4) for seconds in contender(workload, due)]
                 took_s[name] = round(time.monotonic() - began, 4)
                 click.echo(f"load {load:g}  {name}: {took_s[name]:.0f} s", err=True)
-            piece = Piece(
+            measurement = Measurement(
                 load=load,
                 seed=seed,
                 capacity=round(capacity, 4),
-                alone_s=[round(alone[_kind(one)], 4) for one in asked],
+                alone_s=[round(alone[_kind(one)], 4) for one in workload],
                 latency_s=latency_s,
                 took_s=took_s,
                 about=about,
             )
-            pieces.append(piece)
+            measurements.append(measurement)
             with output.open("a") as file:
-                file.write(json.dumps(asdict(piece)) + "\n")
-    found = summaries(pieces)
+                file.write(json.dumps(asdict(measurement)) + "\n")
+    found = summaries(measurements)
     output.with_suffix(".md").write_text(table(found))
     plot(found, output.with_suffix(".png"))
     click.echo(table(found))
 
 
-def _read(path: Path, about: Mapping[str, Any]) -> list[Piece]:
-    """The pieces that are there. Raises ClickException where they are of something else."""
-    pieces = [Piece(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
-    if others := [piece.about for piece in pieces if piece.about != about]:
-        raise click.ClickException(f"{path} holds what was measured with {others[0]}, and this is {about}")
-    return pieces
+def _read(path: Path, about: Mapping[str, Any]) -> list[Measurement]:
+    """The measurements in the file. Raises ClickException if they have other settings."""
+    measurements = [Measurement(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+    if others := [measurement.about for measurement in measurements if measurement.about != about]:
+        raise click.ClickException(f"{path} has measurements with the settings {others[0]}; this run has {about}")
+    return measurements
 
 
-def _by_clients(endpoints: Endpoints, asked: Sequence[Asked], due: Sequence[float]) -> list[float]:
-    """Every request by a thread of its own, as a web server would call."""
+def _call_concurrently(endpoints: Endpoints, workload: Sequence[DrawRequest], due: Sequence[float]) -> list[float]:
+    """Sends each request at its time, in its own thread, as a web server would."""
     with Client(endpoints) as client, ThreadPoolExecutor(_THREADS) as threads:
         began = time.monotonic()
 
-        def one(one: Asked, at: float) -> float:
+        def send(request: DrawRequest, at: float) -> float:
             time.sleep(max(0.0, began + at - time.monotonic()))
             try:
-                draw_one(client, one)
+                draw_one(client, request)
             except PseudowordError:
                 return inf
             return time.monotonic() - began - at
 
-        return list(threads.map(one, asked, due))
+        return list(threads.map(send, workload, due))
 
 
-def _behind_a_lock(peer: Peer, asked: Sequence[Asked], due: Sequence[float]) -> list[float]:
-    """First come, first served, with a queue without an end."""
-    queue: SimpleQueue[tuple[Asked, float]] = SimpleQueue()
+def _serve_in_order(baseline: DiffusersBaseline, workload: Sequence[DrawRequest], due: Sequence[float]) -> list[float]:
+    """Serves requests in the order of their arrival, with an unbounded queue."""
+    queue: SimpleQueue[tuple[DrawRequest, float]] = SimpleQueue()
     began = time.monotonic()
 
     def arrive() -> None:
-        for one, at in zip(asked, due, strict=True):
+        for one, at in zip(workload, due, strict=True):
             time.sleep(max(0.0, began + at - time.monotonic()))
             queue.put((one, at))
 
     arriving = threading.Thread(target=arrive)
     arriving.start()
     served = []
-    for _ in asked:
+    for _ in workload:
         one, at = queue.get()
-        peer.draw([one])
+        baseline.draw([one])
         served.append(time.monotonic() - began - at)
     arriving.join()
     return served
 
 
-def _alone(client: Client, asked: Sequence[Asked]) -> dict[tuple[int, bool], float]:
-    """Seconds of a request with our server for itself, by steps and whether it is guided: the median of some."""
+def _times_alone(client: Client, workload: Sequence[DrawRequest]) -> dict[tuple[int, bool], float]:
+    """Median seconds of a request on our idle server, by steps and guidance."""
     times: dict[tuple[int, bool], list[float]] = {}
-    for one in asked:
+    for one in workload:
         own = times.setdefault(_kind(one), [])
         if len(own) < 3:
             began = time.monotonic()
@@ -207,23 +219,23 @@ def _alone(client: Client, asked: Sequence[Asked]) -> dict[tuple[int, bool], flo
     return {kind: float(np.median(own)) for kind, own in times.items()}
 
 
-def _kind(one: Asked) -> tuple[int, bool]:
-    """What a request's time alone depends on."""
+def _kind(one: DrawRequest) -> tuple[int, bool]:
+    """The properties that a request's time alone depends on: steps, and whether it is guided."""
     return one.steps, one.guidance > 1
 
 
-def summaries(pieces: Sequence[Piece]) -> dict[float, dict[str, dict[str, float]]]:
-    """The figures of each load and contender, over all pieces."""
+def summaries(measurements: Sequence[Measurement]) -> dict[float, dict[str, dict[str, float]]]:
+    """The figures of each load and contender, over all measurements."""
     found: dict[float, dict[str, dict[str, float]]] = {}
-    for load in sorted({piece.load for piece in pieces}):
-        own = [piece for piece in pieces if piece.load == load]
+    for load in sorted({measurement.load for measurement in measurements}):
+        own = [measurement for measurement in measurements if measurement.load == load]
         found[load] = {name: _summary(own, name) for name in (LOCK, WHOLE, OURS)}
     return found
 
 
-def _summary(pieces: Sequence[Piece], name: str) -> dict[str, float]:
-    latencies = np.concatenate([piece.latency_s[name] for piece in pieces])
-    alone = np.concatenate([piece.alone_s for piece in pieces])
+def _summary(measurements: Sequence[Measurement], name: str) -> dict[str, float]:
+    latencies = np.concatenate([measurement.latency_s[name] for measurement in measurements])
+    alone = np.concatenate([measurement.alone_s for measurement in measurements])
     fine = latencies[np.isfinite(latencies)]
     p50, p95, p99 = np.percentile(fine, (50, 95, 99))
     row = {
@@ -231,14 +243,14 @@ def _summary(pieces: Sequence[Piece], name: str) -> dict[str, float]:
         "p50_s": float(p50),
         "p95_s": float(p95),
         "p99_s": float(p99),
-        "pictures_a_second": len(fine) / sum(piece.took_s[name] for piece in pieces),
+        "pictures_a_second": len(fine) / sum(measurement.took_s[name] for measurement in measurements),
         "refused": 1 - len(fine) / len(latencies),
     }
     return row | {f"met_{factor:g}": float(np.mean(latencies <= factor * alone)) for factor in DEADLINES}
 
 
 def table(found: Mapping[float, Mapping[str, Mapping[str, float]]]) -> str:
-    """The figures in markdown."""
+    """The figures as a Markdown table."""
     lines = [
         "| load | contender | requests | p50 s | p95 s | p99 s | pictures a second | met at "
         + " | ".join(f"{factor:g}x" for factor in DEADLINES)
@@ -254,7 +266,7 @@ def table(found: Mapping[float, Mapping[str, Mapping[str, float]]]) -> str:
 
 
 def plot(found: Mapping[float, Mapping[str, Mapping[str, float]]], path: Path) -> None:
-    """p99, throughput and deadlines met at 3 times the time alone, over the load."""
+    """Plots p99, throughput, and the share of deadlines met at 3 times the time alone, over the load."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
@@ -264,7 +276,7 @@ def plot(found: Mapping[float, Mapping[str, Mapping[str, float]]], path: Path) -
         for name in (LOCK, WHOLE, OURS):
             axes.plot(loads, [rows[name][key] for rows in found.values()], marker="o", label=name)
         axes.set_title(title)
-        axes.set_xlabel("load, times the capacity of the lock")
+        axes.set_xlabel("load, times the capacity of the baseline")
         if key == "p99_s":
             axes.set_yscale("log")
             axes.legend()

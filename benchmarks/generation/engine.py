@@ -1,4 +1,5 @@
-"""Our engine in this process: no servers, no streams, no files. What is between it and the bare loop is its own."""
+"""Our engine in this process, without servers, streams and files. Compared with the bare loop it shows the engine's
+overhead."""
 
 import asyncio
 import time
@@ -10,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from pseudoword.generation.v1 import generation_pb2, resources_pb2
 from pseudoword.names import WordRef
 
-from benchmarks.generation.workload import Asked
+from benchmarks.generation.workload import DrawRequest
 from diffusion.checkpoint import BaseModel
 from service.engine.engine import Engine
 from service.metrics import EngineMetrics
@@ -22,22 +23,24 @@ from service.scheduling.scheduler import Scheduler
 from service.settings import Defaults, Limits
 
 
-def draw(model: BaseModel, words: Mapping[str, np.ndarray], asked: Sequence[Asked]) -> float:
-    """Draws all with an engine of its own; the seconds that took, its start left out."""
+def draw(model: BaseModel, words: Mapping[str, np.ndarray], workload: Sequence[DrawRequest]) -> float:
+    """Draws all requests with a new engine. Returns the seconds, without the engine's start."""
     tensors = {name: torch.from_numpy(tensor).to(model.device) for name, tensor in words.items()}
     engine = make(model)
     engine.start()
     try:
         began = time.monotonic()
-        asyncio.run(_draw(engine, model, tensors, asked))
+        asyncio.run(_draw(engine, model, tensors, workload))
         return time.monotonic() - began
     finally:
         engine.stop()
 
 
-async def _draw(engine: Engine, model: BaseModel, words: Mapping[str, torch.Tensor], asked: Sequence[Asked]) -> None:
+async def _draw(
+    engine: Engine, model: BaseModel, words: Mapping[str, torch.Tensor], workload: Sequence[DrawRequest]
+) -> None:
     requests = []
-    for one in asked:
+    for one in workload:
         params = checked(one, model)
         vectors = {WordRef(None, one.word): words[one.word]}
         mailbox = Mailbox(asyncio.get_running_loop())
@@ -47,13 +50,13 @@ async def _draw(engine: Engine, model: BaseModel, words: Mapping[str, torch.Tens
 
 
 def make(model: BaseModel) -> Engine:
-    """An engine with room for everything; not started."""
+    """An engine with a queue large enough for any workload; not started."""
     scheduler = Scheduler(StepCostModel(model.spec.sample_shape_px), max_pictures=10_000, max_rows=32)
     return Engine(model, scheduler, EngineMetrics(CollectorRegistry()))
 
 
-def checked(one: Asked, model: BaseModel) -> GenerationParams:
-    """What the server makes of a request's settings."""
+def checked(one: DrawRequest, model: BaseModel) -> GenerationParams:
+    """The validated parameters of a request."""
     settings = resources_pb2.PictureSettings(
         prompt=one.prompt, seed=one.seed, steps=one.steps, guidance_scale=one.guidance, scheduler=one.scheduler
     )
@@ -62,7 +65,7 @@ def checked(one: Asked, model: BaseModel) -> GenerationParams:
 
 
 async def drawn(request: Request) -> None:
-    """Returns when a request's one picture is there."""
+    """Waits until the request's picture is drawn."""
     async for event in request.mailbox.events():
         if isinstance(event, Drawn):
             return

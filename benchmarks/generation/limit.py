@@ -1,4 +1,4 @@
-"""The limit: the same work in a bare loop, all requests known from the start, calls of the best number of rows."""
+"""An upper limit of throughput: the same work in a bare loop that knows all requests in advance."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from pseudoword.names import WordRef
 
-from benchmarks.generation.workload import Asked
+from benchmarks.generation.workload import DrawRequest
 from diffusion import decode, denoise
 from diffusion.checkpoint import BaseModel
 from diffusion.denoise import Denoising
@@ -15,17 +15,17 @@ from diffusion.prompt import parse
 
 
 @torch.inference_mode()
-def draw(model: BaseModel, words: Mapping[str, np.ndarray], asked: Sequence[Asked], rows: int) -> None:
-    """Draws all; no queue, no fairness, no streams, no files. `rows` is the most of one call."""
+def draw(model: BaseModel, words: Mapping[str, np.ndarray], workload: Sequence[DrawRequest], rows: int) -> None:
+    """Draws all requests, without queue, fairness, streams and files. A call has at most `rows` rows."""
     encoder = PromptEncoder(model)
     tensors = {WordRef(None, name): torch.from_numpy(tensor).to(model.device) for name, tensor in words.items()}
     size = model.spec.sample_size_px
-    waiting = list(asked)
-    flying: list[Denoising] = []
-    while waiting or flying:
-        while waiting and sum(len(one.hidden) for one in flying) + 2 <= rows:
+    waiting = list(workload)
+    active: list[Denoising] = []
+    while waiting or active:
+        while waiting and sum(len(one.hidden) for one in active) + 2 <= rows:
             one = waiting.pop(0)
-            flying.append(
+            active.append(
                 Denoising(
                     model,
                     embeds=encoder.encode([parse(one.prompt)], tensors),
@@ -38,8 +38,8 @@ def draw(model: BaseModel, words: Mapping[str, np.ndarray], asked: Sequence[Aske
                     height=size,
                 )
             )
-        denoise.step(model, flying)
-        done = [one for one in flying if one.done]
+        denoise.step(model, active)
+        done = [one for one in active if one.done]
         if done:
             decode.decode(model, torch.cat([one.latents for one in done]))
-        flying = [one for one in flying if not one.done]
+        active = [one for one in active if not one.done]

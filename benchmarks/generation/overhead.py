@@ -1,5 +1,5 @@
-"""Where the engine's time goes when there is always work, what attaching a word that is in memory costs, and how long
-an alias that was moved goes on meaning what it did.
+"""Measures the parts of the engine's time at saturation, the cost of resolving a cached word, and the time until a
+moved alias takes effect.
 
 python -m benchmarks.generation.overhead --help
 """
@@ -48,11 +48,11 @@ _MOVES = 40
 @click.command()
 @click.option("--model", metavar="PATH_OR_ID", help="Checkpoint.  [default: the bundled miniature]")
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--requests", default=64, show_default=True, help="Pictures that are drawn.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the figures as JSON.")
+@click.option("--requests", default=64, show_default=True, help="Number of pictures.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON file to write the figures to.")
 def main(model: str | None, device: str, requests: int, output: Path | None) -> None:
-    """Draw the benchmark's mix in this process, a stopwatch around each part, attach words a thousand times, and move
-    an alias again and again."""
+    """Draw the benchmark's workload in this process and time its parts, resolve cached words, and move an alias many
+    times."""
     loaded = BaseModel.load(model, device=device)
     words = vectors(loaded.spec.encoders[0].dims)
     with (
@@ -65,9 +65,11 @@ def main(model: str | None, device: str, requests: int, output: Path | None) -> 
         found = asyncio.run(_measured(loaded, client, servers.endpoints.registry, requests))
     for part, share in found["shares"].items():
         click.echo(f"{part:<32} {100 * share:5.1f} %")
-    click.echo(f"attaching a word: p50 {found['attach_ms']['p50']:.3f} ms, p99 {found['attach_ms']['p99']:.3f} ms")
+    click.echo(
+        f"resolving a cached word: p50 {found['attach_ms']['p50']:.3f} ms, p99 {found['attach_ms']['p99']:.3f} ms"
+    )
     moved = found["moved_s"]
-    click.echo(f"a moved alias is used after: p50 {moved['p50']:.2f} s, at most {moved['most']:.2f} s")
+    click.echo(f"a moved alias takes effect after: p50 {moved['p50']:.2f} s, at most {moved['most']:.2f} s")
     if output is not None:
         output.write_text(json.dumps(found, indent=1) + "\n")
 
@@ -80,16 +82,16 @@ async def _measured(model: BaseModel, client: Client, registry: str, requests: i
         cache: TensorCache[str] = TensorCache(2**28)
         words = WordResolver(stub, model, resolutions, cache, metrics, WordSettings())
         watch = asyncio.create_task(RegistryWatch(stub, resolutions).run())
-        await asyncio.sleep(2.5)  # until the watch has spoken
-        attach = await _attach(words)
-        moved = [await _moved(words, client, 1 + number % 2) for number in range(_MOVES)]
+        await asyncio.sleep(2.5)  # until the watch has confirmed its position
+        attach = await _resolve_times(words)
+        moved = [await _move_time(words, client, 1 + number % 2) for number in range(_MOVES)]
         engine = make(model)
-        prepared = [await _taken(RequestPreparer(model, words), model, number) for number in range(requests)]
+        prepared = [await _prepared(RequestPreparer(model, words), model, number) for number in range(requests)]
         for one in prepared:
             engine.submit(one)
         with _stopwatches() as spent:
             await asyncio.to_thread(engine.start)
-            spent.clear()  # the warm-up
+            spent.clear()  # without the warm-up
             began = time.perf_counter()
             await asyncio.gather(*map(drawn, prepared))
             whole = time.perf_counter() - began
@@ -111,8 +113,8 @@ async def _measured(model: BaseModel, client: Client, registry: str, requests: i
     }
 
 
-async def _attach(resolver: WordResolver) -> list[float]:
-    """Seconds of attaching one word of eight, each in memory."""
+async def _resolve_times(resolver: WordResolver) -> list[float]:
+    """The seconds of resolving one of eight cached words."""
     times = []
     for number in range(2008):
         ref = WordRef(None, f"word{number % 8}")
@@ -122,9 +124,9 @@ async def _attach(resolver: WordResolver) -> list[float]:
     return times[8:]
 
 
-async def _moved(resolver: WordResolver, client: Client, version: int) -> float:
-    """Seconds from the answer to a move of an alias until a request means the new version."""
-    await asyncio.sleep(random.uniform(0, 1))  # the watch speaks once a second
+async def _move_time(resolver: WordResolver, client: Client, version: int) -> float:
+    """The seconds from the response to a move of an alias until a request is resolved to the new version."""
+    await asyncio.sleep(random.uniform(0, 1))  # the watch confirms its position once a second
     await asyncio.to_thread(client.set_alias, MOVING, "production", version)
     began = time.perf_counter()
     while True:
@@ -134,7 +136,7 @@ async def _moved(resolver: WordResolver, client: Client, version: int) -> float:
         await asyncio.sleep(0.005)
 
 
-async def _taken(preparer: RequestPreparer, model: BaseModel, number: int) -> Request:
+async def _prepared(preparer: RequestPreparer, model: BaseModel, number: int) -> Request:
     params = checked(mix(number + 1, seed=3)[-1], model)
     return await preparer.prepare(params, ANONYMOUS, arrived=time.monotonic())
 

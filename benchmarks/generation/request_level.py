@@ -1,8 +1,8 @@
-"""A Generation server that batches whole requests: the pictures of a call stay together until all of them are done, and
-no picture joins before. This is what batching servers do that cannot join between two steps.
+"""A Generation server that batches whole requests: the pictures of a call stay together until all of them are finished,
+and no picture joins before. It stands for batching servers that cannot add requests between two steps.
 
-The comparison favours it: requests with different schedulers, steps and guidance share a batch, which such servers
-seldom allow.
+The comparison favours it: here requests with different schedulers, steps and guidance scales share a batch, which such
+servers seldom allow.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from service.settings import GenerationSettings
 
 
 class RequestLevelScheduler(Scheduler):
-    """A scheduler whose groups last until all of their pictures have left."""
+    """A scheduler that keeps a group until all of its pictures have left."""
 
     def __init__(self, *arguments: Any, **limits: Any) -> None:
         super().__init__(*arguments, **limits)
@@ -28,7 +28,7 @@ class RequestLevelScheduler(Scheduler):
 
 
 class RequestLevelGeneration(Generation):
-    """The Generation service with that scheduler."""
+    """The Generation service with this scheduler."""
 
     scheduler_class = RequestLevelScheduler
 

@@ -1,4 +1,4 @@
-"""Pictures a second when there is always work: ours over gRPC, our engine alone, the bare loop, and diffusers behind a
+"""Measures pictures a second at saturation: ours over gRPC, our engine alone, the bare loop, and diffusers behind a
 lock, in one run.
 
 python -m benchmarks.generation.saturation --help
@@ -23,8 +23,8 @@ from pseudoword.client import Client
 from pseudoword.registry.v1 import registry_pb2, resources_pb2
 
 from benchmarks.generation import engine, limit
-from benchmarks.generation.peer import Peer
-from benchmarks.generation.workload import Asked, mix, vectors
+from benchmarks.generation.diffusers_baseline import DiffusersBaseline
+from benchmarks.generation.workload import DrawRequest, mix, vectors
 from benchmarks.servers import drawing
 from diffusion.checkpoint import BaseModel
 from diffusion.conversions import base_model
@@ -38,18 +38,20 @@ Words = Mapping[str, np.ndarray]
 @click.command()
 @click.option("--model", metavar="PATH_OR_ID", help="Checkpoint.  [default: the bundled miniature]")
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--requests", default=96, show_default=True, help="Pictures of each contender.")
-@click.option("--rounds", default=2, show_default=True, help="Each contender's turns, one after the other's.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the figures as JSON.")
+@click.option("--requests", default=96, show_default=True, help="Number of pictures of each contender in each round.")
+@click.option(
+    "--rounds", default=2, show_default=True, help="Number of rounds; in each, the contenders run one after the other."
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON file to write the figures to.")
 def main(model: str | None, device: str, requests: int, rounds: int, output: Path | None) -> None:
-    """Measure throughput at saturation, as ratios within this run."""
-    loaded = aside(lambda: BaseModel.load(model, device=device))
+    """Measure throughput at saturation; figures are ratios within this run."""
+    loaded = in_own_thread(lambda: BaseModel.load(model, device=device))
     words = vectors(loaded.spec.encoders[0].dims)
-    peer = aside(lambda: Peer(model, device, words))
-    contenders: dict[str, Callable[[list[Asked]], float]] = {
-        "diffusers behind a lock": _timed(lambda asked: aside(lambda: peer.draw(asked))),
+    baseline = in_own_thread(lambda: DiffusersBaseline(model, device, words))
+    contenders: dict[str, Callable[[list[DrawRequest]], float]] = {
+        "diffusers behind a lock": _timed(lambda workload: in_own_thread(lambda: baseline.draw(workload))),
         **{f"bare loop, {rows} rows": _bare(loaded, words, rows) for rows in (8, 16, 32)},
-        "pseudoword's engine alone": lambda asked: engine.draw(loaded, words, asked),
+        "pseudoword's engine alone": lambda workload: engine.draw(loaded, words, workload),
     }
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -60,9 +62,9 @@ def main(model: str | None, device: str, requests: int, rounds: int, output: Pat
         contenders["pseudoword over gRPC"] = _served(ours, stack)
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
         for turn in range(rounds + 1):
-            asked = list(mix(requests if turn else 8, seed=turn))  # the first turn warms up
+            workload = list(mix(requests if turn else 8, seed=turn))  # the first round is a warm-up
             for name, draw in contenders.items():
-                took = draw(asked)
+                took = draw(workload)
                 if turn:
                     seconds[name].append(took)
                     click.echo(f"{name}: {requests / took:.2f} pictures a second", err=True)
@@ -77,27 +79,27 @@ def main(model: str | None, device: str, requests: int, rounds: int, output: Pat
         output.write_text(json.dumps({"about": about, "pictures_a_second": rates, "seconds": seconds}, indent=1) + "\n")
 
 
-def aside(work: Callable[[], Made]) -> Made:
-    """What `work` returns, done in a thread that ends with it: no contender shall be slowed by the threads that another
-    one's computing has left behind."""
+def in_own_thread(work: Callable[[], Made]) -> Made:
+    """The result of `work`, computed in a thread that ends afterwards: OpenMP threads that one contender leaves behind
+    must not slow another."""
     return asyncio.run(in_passing(work))
 
 
-def _timed(draw: Callable[[list[Asked]], None]) -> Callable[[list[Asked]], float]:
-    def timed(asked: list[Asked]) -> float:
+def _timed(draw: Callable[[list[DrawRequest]], None]) -> Callable[[list[DrawRequest]], float]:
+    def timed(workload: list[DrawRequest]) -> float:
         began = time.monotonic()
-        draw(asked)
+        draw(workload)
         return time.monotonic() - began
 
     return timed
 
 
-def _bare(model: BaseModel, words: Words, rows: int) -> Callable[[list[Asked]], float]:
-    return _timed(lambda asked: aside(lambda: limit.draw(model, words, asked, rows)))
+def _bare(model: BaseModel, words: Words, rows: int) -> Callable[[list[DrawRequest]], float]:
+    return _timed(lambda workload: in_own_thread(lambda: limit.draw(model, words, workload, rows)))
 
 
 def publish(client: Client, model: BaseModel, words: Words) -> None:
-    """The benchmark's words, as versions of the registry."""
+    """Publishes the benchmark's words to the registry."""
     for name, tensor in words.items():
         version = resources_pb2.Version(base_model=base_model(model.spec))
         version.base_model.encoders[0].vectors = len(tensor)
@@ -111,21 +113,21 @@ def publish(client: Client, model: BaseModel, words: Words) -> None:
             client.registry.PublishVersion(request)
 
 
-def _served(endpoints: Endpoints, stack: ExitStack) -> Callable[[list[Asked]], float]:
+def _served(endpoints: Endpoints, stack: ExitStack) -> Callable[[list[DrawRequest]], float]:
     client = stack.enter_context(Client(endpoints))
     threads = stack.enter_context(ThreadPoolExecutor(_CLIENTS))
 
-    return _timed(lambda asked: [*threads.map(lambda one: draw_one(client, one), asked)].clear())
+    return _timed(lambda workload: [*threads.map(lambda one: draw_one(client, one), workload)].clear())
 
 
-def draw_one(client: Client, asked: Asked) -> None:
-    """One request over gRPC."""
+def draw_one(client: Client, request: DrawRequest) -> None:
+    """Sends one request over gRPC and waits for its picture."""
     client.draw(
-        asked.prompt,
-        seed=asked.seed,
-        steps=asked.steps,
-        guidance_scale=asked.guidance,
-        scheduler=asked.scheduler,
+        request.prompt,
+        seed=request.seed,
+        steps=request.steps,
+        guidance_scale=request.guidance,
+        scheduler=request.scheduler,
         exact=False,
     )
 

@@ -1,4 +1,5 @@
-"""What is drawn in the benchmarks of Generation: a seeded mix of words, sentences, schedulers, steps and guidance."""
+"""The workload of the benchmarks of Generation: a seeded mix of words, prompts, schedulers, steps and guidance
+scales."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ _GUIDANCE = (1.0, 4.0, 7.5)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """One request of one picture of the model's own size."""
+class DrawRequest:
+    """A request for one picture with the model's resolution."""
 
     word: str
     prompt: str
@@ -24,13 +25,13 @@ class Asked:
     seed: int
 
 
-def mix(count: int, seed: int = 0, steps: Sequence[int] = _STEPS) -> Sequence[Asked]:
-    """`count` requests; the same for the same seed."""
+def mix(count: int, seed: int = 0, steps: Sequence[int] = _STEPS) -> Sequence[DrawRequest]:
+    """`count` requests; equal seeds give equal requests."""
     draw = np.random.default_rng(seed)
 
-    def one(number: int) -> Asked:
+    def one(number: int) -> DrawRequest:
         word = f"word{draw.integers(WORDS)}"
-        return Asked(
+        return DrawRequest(
             word=word,
             prompt=str(draw.choice(_SENTENCES)).format(word),
             scheduler=str(draw.choice(_SCHEDULERS)),
@@ -43,6 +44,6 @@ def mix(count: int, seed: int = 0, steps: Sequence[int] = _STEPS) -> Sequence[As
 
 
 def vectors(dims: int) -> dict[str, np.ndarray]:
-    """fp32 [1 to 4, dims] for each word."""
+    """The vectors of each word, fp32 [1 to 4, dims]."""
     draw = np.random.default_rng(1)
     return {f"word{number}": draw.normal(0, 0.05, (1 + number % 4, dims)).astype(np.float32) for number in range(WORDS)}

@@ -1,1 +1,1 @@
-"""How good the bundled model and its judges are: `python -m benchmarks.miniature --help`."""
+"""Measurements of the bundled model and its judges: `python -m benchmarks.miniature --help`."""

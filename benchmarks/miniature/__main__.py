@@ -2,9 +2,9 @@
 
     python -m benchmarks.miniature [--part NAME ...] [--model FOLDER] [-o docs/miniature]
 
-Prints the tables of docs/miniature.md and writes sheets (PNG) and figures.json, in which parts that are not measured
-again stay as they were. The parts: judges (seconds), vae (seconds), prompts (a minute or two), words (some minutes: 30
-words are learned by the three servers and drawn in 400 pictures), speed (seconds).
+Prints the tables of docs/miniature.md and writes sheets (PNG) and figures.json, which keeps the figures of parts that
+are not measured again. The parts: judges (seconds), vae (seconds), prompts (a minute or two), words (some minutes: the
+three servers learn 30 words and draw 400 pictures), speed (seconds).
 """
 
 import argparse
@@ -35,8 +35,8 @@ _MINIATURE = Path(__file__).parents[2] / "miniature"
 _SHEET_TILE_PX = 96
 
 
-class MeasuringBench:
-    """What is measured with: the checkpoint's folder and miniature/'s judges."""
+class MeasurementContext:
+    """The inputs and outputs of the parts: the checkpoint's folder, the judges, a client, and the folder for sheets."""
 
     def __init__(self, model: Path, judges: Path, output: Path, client: Callable[[], Client]) -> None:
         self.model = model
@@ -48,14 +48,14 @@ class MeasuringBench:
 
     @cached_property
     def clip(self) -> Judge:
-        """The miniature CLIP. Raises SystemExit where it is not made yet."""
+        """The miniature CLIP. Raises SystemExit if it is not trained."""
         if not self._clip.exists():
-            raise SystemExit(f"there is no {self._clip}: train it with `python -m miniature train clip`")
+            raise SystemExit(f"{self._clip} does not exist: create it with `python -m miniature train clip`")
         return Judge.load(self._clip)
 
     @property
     def judges(self) -> Mapping[str, PictureJudge]:
-        """Those that there are."""
+        """The available judges."""
         return {"classifier": self.classifier} | ({"CLIP": self.clip} if self._clip.exists() else {})
 
     def sheet(self, name: str, rows: Sequence[Sequence[Tile]], title: str) -> None:
@@ -63,40 +63,41 @@ class MeasuringBench:
         contact_sheet(rows, tile_px=_SHEET_TILE_PX, title=title).save(self._output / f"{name}.png", optimize=True)
 
 
-def judges(bench: MeasuringBench) -> Mapping[str, Any]:
-    """Both judges on 2,000 held-out drawings, averaged over answers; and a sheet of such drawings."""
+def judges(context: MeasurementContext) -> Mapping[str, Any]:
+    """Accuracy of both judges on 2,000 held-out drawings, averaged over answers; a sheet of such drawings."""
     tiles = drawings.captioned(50)
-    bench.sheet("world", [tiles[start : start + 10] for start in range(0, 50, 10)], "drawings and captions")
-    return {name: drawings.judge_accuracy(judge, 2000) for name, judge in bench.judges.items()}
+    context.sheet("world", [tiles[start : start + 10] for start in range(0, 50, 10)], "drawings and captions")
+    return {name: drawings.judge_accuracy(judge, 2000) for name, judge in context.judges.items()}
 
 
-def vae(bench: MeasuringBench) -> Mapping[str, Any]:
-    """The VAE on held-out photos."""
-    model = AutoencoderKL.from_pretrained(bench.model / "vae", torch_dtype=torch.float32).eval()
+def vae(context: MeasurementContext) -> Mapping[str, Any]:
+    """Errors of the VAE on held-out photos."""
+    model = AutoencoderKL.from_pretrained(context.model / "vae", torch_dtype=torch.float32).eval()
     errors, rows = drawings.vae_errors(model, 1000)
-    bench.sheet("vae", rows, "above: drawn; below: through the VAE")
+    context.sheet("vae", rows, "above: drawn; below: through the VAE")
     return vars(errors)
 
 
-def sentences(bench: MeasuringBench) -> Mapping[str, Any]:
-    """300 sentences, 20 steps, guidance 4."""
-    asked = prompts.prompts(300)
-    images = prompts.draw(bench.client(), [one.sentence for one in asked])
-    tiles = [Tile(image=image, caption=one.sentence) for image, one in zip(images, asked, strict=True)]
-    bench.sheet("prompts", [tiles[start : start + 10] for start in range(0, 50, 10)], "20 steps, guidance 4")
-    counts = Counter(name for one in asked for name in one.answers)
-    seen = {name: prompts.recognised(judge, images, asked) for name, judge in bench.judges.items()}
+def sentences(context: MeasurementContext) -> Mapping[str, Any]:
+    """Attributes that the judges recognise in pictures of 300 prompts, with 20 steps and guidance 4."""
+    cases = prompts.prompts(300)
+    images = prompts.draw(context.client(), [one.sentence for one in cases])
+    tiles = [Tile(image=image, caption=one.sentence) for image, one in zip(images, cases, strict=True)]
+    context.sheet("prompts", [tiles[start : start + 10] for start in range(0, 50, 10)], "20 steps, guidance 4")
+    counts = Counter(name for one in cases for name in one.answers)
+    seen = {name: prompts.recognised(judge, images, cases) for name, judge in context.judges.items()}
     return {"asked": dict(counts)} | seen
 
 
-def learned(bench: MeasuringBench) -> Mapping[str, Any]:
-    """20 withheld toys and 10 withheld styles, four pictures each, by the service's default recipe."""
-    client = bench.client()
-    tools = (client, bench.clip, bench.classifier, bench.vectors)
+def learned(context: MeasurementContext) -> Mapping[str, Any]:
+    """Scores of words for 20 withheld toys and 10 withheld styles, learned from four pictures each by the default
+    recipe."""
+    client = context.client()
+    tools = (client, context.clip, context.classifier, context.vectors)
     toys, rows = words.learn_toys(*tools, words.toys(20))
-    bench.sheet("toys", rows, "withheld toys")
+    context.sheet("toys", rows, "withheld toys")
     styles, rows = words.learn_styles(*tools, words.styles(10))
-    bench.sheet("styles", rows, "withheld styles")
+    context.sheet("styles", rows, "withheld styles")
     kept = {name: _mean(one.kept[name] for one in toys) for name in ("plain", *words.EDITS)}
     return {
         "toys": _alike(toys) | {"kept": kept},
@@ -105,7 +106,7 @@ def learned(bench: MeasuringBench) -> Mapping[str, Any]:
 
 
 def _alike(scores: Sequence[words.ToyScore] | Sequence[words.StyleScore]) -> dict[str, Any]:
-    """CLIP-I, and the share of the way from floor to ceiling, as means."""
+    """Means of CLIP-I, and of its position between floor and ceiling."""
     means: dict[str, Any] = {
         name: _mean(getattr(one, name) for one in scores) for name in ("floor", "ceiling", "learned", "oracle")
     }
@@ -119,9 +120,9 @@ def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 
-def speed(bench: MeasuringBench) -> Mapping[str, Any]:
-    """Seconds for one picture of 20 steps with guidance, alone, over gRPC: the median of nine."""
-    client = bench.client()
+def speed(context: MeasurementContext) -> Mapping[str, Any]:
+    """Seconds for one picture of 20 steps with guidance over gRPC, without other requests: the median of nine."""
+    client = context.client()
     took = []
     for seed in range(10):
         began = time.perf_counter()
@@ -130,7 +131,7 @@ def speed(bench: MeasuringBench) -> Mapping[str, Any]:
     return {"seconds a picture": float(np.median(took[1:]))}
 
 
-PARTS: Mapping[str, Callable[[MeasuringBench], Mapping[str, Any]]] = {
+PARTS: Mapping[str, Callable[[MeasurementContext], Mapping[str, Any]]] = {
     "judges": judges,
     "vae": vae,
     "speed": speed,
@@ -140,7 +141,7 @@ PARTS: Mapping[str, Callable[[MeasuringBench], Mapping[str, Any]]] = {
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """Figures as a Markdown table, a row for each leaf's path."""
+    """The figures as a Markdown table with a row for each leaf."""
     lines = ["| what | figure |", "|---|---|"]
 
     def add(path: str, value: Any) -> None:
@@ -158,10 +159,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.miniature", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--part", action="append", choices=list(PARTS), help="only this one; may be said again")
-    parser.add_argument("--model", type=Path, default=_MINIATURE / "model", help="a checkpoint's folder")
-    parser.add_argument("--judges", type=Path, default=_MINIATURE, help="folder of clip/, classifier/ and vectors/")
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs/miniature"), help="[default: docs/miniature]")
+    parser.add_argument("--part", action="append", choices=list(PARTS), help="measures only this part; can be repeated")
+    parser.add_argument("--model", type=Path, default=_MINIATURE / "model", help="folder of a checkpoint")
+    parser.add_argument("--judges", type=Path, default=_MINIATURE, help="folder with clip/, classifier/ and vectors/")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("docs/miniature"),
+        help="folder for sheets and figures.json [default: docs/miniature]",
+    )
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "figures.json"
@@ -177,11 +184,11 @@ def main() -> None:
                 clients.append(Client(servers.endpoints))
             return clients[0]
 
-        bench = MeasuringBench(options.model, options.judges, options.output, client)
+        context = MeasurementContext(options.model, options.judges, options.output, client)
         try:
             for name in options.part or PARTS:
                 began = time.monotonic()
-                figures[name] = PARTS[name](bench)
+                figures[name] = PARTS[name](context)
                 sys.stderr.write(f"{name}: {time.monotonic() - began:.0f} s\n")
                 file.write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n", "utf-8")
         finally:

@@ -1,9 +1,9 @@
-"""What a VAE of more channels holds: VAEs trained anew, alike but for that.
+"""Compares VAEs with different numbers of latent channels, trained from random weights and otherwise equal.
 
     python -m benchmarks.miniature.channels --work .cache/miniature [--steps 1500] [--channels N ...]
 
-Each learns to code the same drawings in the same order. Then held-out photos go through it, and the classifier looks
-for their patterns, which it finds in the photos as they were painted. A training that was killed goes on. Prints a
+Each is trained on the same drawings in the same order. Then the classifier judges the patterns of held-out photos that
+were encoded and decoded, and of the original photos for comparison. A training that was killed continues. Prints a
 table and writes docs/miniature/channels.json.
 """
 
@@ -34,7 +34,7 @@ _HELD_OUT = 3000
 
 
 class Photos:
-    """Held-out photos in which a pattern can be seen."""
+    """Held-out photos with a visible pattern."""
 
     def __init__(self) -> None:
         drawings, images = held_out(_HELD_OUT)
@@ -44,7 +44,7 @@ class Photos:
         self._classifier = Classifier.load()
 
     def patterns(self, vae: AutoencoderKL | None) -> dict[str, float]:
-        """In how many each pattern is found, after `vae` or as they were painted."""
+        """The share of photos in which each pattern is recognised, after `vae`, or in the original photos."""
         images = self._images if vae is None else pictures(decoded(vae, self._images))
         right = answered(self._classifier, images)["pattern"] == self._answers
         names = ATTRIBUTES["pattern"].answers
@@ -52,7 +52,7 @@ class Photos:
 
 
 def run(channels: int, work: Work, folder: Path, steps: int) -> AutoencoderKL:
-    """A VAE trained anew in `folder`."""
+    """A VAE, trained in `folder` from random weights."""
     torch.manual_seed(0)
     vae = layout.new_vae(channels).to(work.device, memory_format=torch.channels_last)
     plan = Plan(steps=steps, batch=16, rate=5e-4, averaging=0.995)
@@ -62,7 +62,7 @@ def run(channels: int, work: Work, folder: Path, steps: int) -> AutoencoderKL:
 
 
 def table(figures: Mapping[str, Mapping[str, float]]) -> str:
-    """A Markdown table, a VAE a row."""
+    """A Markdown table with a row for each VAE."""
     names = list(ATTRIBUTES["pattern"].answers)
     lines = [f"| VAE | absolute error | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     for what, row in figures.items():
@@ -77,10 +77,12 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--work", type=Path, required=True, help="as `python -m miniature train --work`: has drawings")
-    parser.add_argument("--steps", type=int, default=1500, help="of each VAE, of 16 drawings [default: 1500]")
-    parser.add_argument("--channels", type=int, nargs="+", default=[4, 8], help="[default: 4 8]")
-    parser.add_argument("--threads", type=int, help="of the processor [default: all]")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="work folder of `python -m miniature train`, for the drawings"
+    )
+    parser.add_argument("--steps", type=int, default=1500, help="steps of each VAE, of 16 drawings [default: 1500]")
+    parser.add_argument("--channels", type=int, nargs="+", default=[4, 8], help="numbers of channels [default: 4 8]")
+    parser.add_argument("--threads", type=int, help="number of CPU threads [default: all]")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/miniature/channels.json"))
     options = parser.parse_args()
     if options.threads:

@@ -1,4 +1,4 @@
-"""Measurements on true drawings that no training showed: the judges and the VAE."""
+"""Measurements of the judges and the VAE on held-out drawings, which are in no training set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from miniature.paint import paint
 from miniature.training.drawings import HELD_OUT
 from miniature.world import Drawing, random_drawing
 
-_NEAR = 0.25  # of the range, a channel: a pixel that belongs to a toy
+_NEAR = 0.25  # maximum difference in each channel between a pixel of a toy and the toy's colour; the range is 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class VaeErrors:
-    """Of the value range; `worst_channel` over red, green and blue."""
+    """Mean errors, as fractions of the value range; `worst_channel` is the largest of red, green and blue."""
 
     absolute: float
     toy_colour: float
@@ -29,7 +29,7 @@ class VaeErrors:
 
 
 def held_out(count: int) -> tuple[list[Drawing], list[Image.Image]]:
-    """The first drawings of the split that is never trained on."""
+    """The first drawings of the held-out split."""
     drawings, images = [], []
     for number in range(count):
         drawings.append(random_drawing(np.random.default_rng((HELD_OUT, number, 0))))
@@ -38,24 +38,26 @@ def held_out(count: int) -> tuple[list[Drawing], list[Image.Image]]:
 
 
 def captioned(count: int) -> list[Tile]:
-    """Held-out drawings with what training says of them, `<style>` where a style has no name."""
+    """Held-out drawings with their captions; `<style>` stands for a style without a name."""
     drawings, images = held_out(count)
-    said = [caption(drawing, np.random.default_rng((HELD_OUT, number, 2))) for number, drawing in enumerate(drawings)]
+    captions = [
+        caption(drawing, np.random.default_rng((HELD_OUT, number, 2))) for number, drawing in enumerate(drawings)
+    ]
     return [
         Tile(image=image, caption=one.with_words(style=None if one.form else "<style>"))
-        for image, one in zip(images, said, strict=True)
+        for image, one in zip(images, captions, strict=True)
     ]
 
 
 def judge_accuracy(judge: PictureJudge, count: int) -> dict[str, float]:
-    """Right answers on `count` held-out drawings, averaged over answers."""
+    """The accuracy for each attribute on `count` held-out drawings, averaged over answers."""
     drawings, images = held_out(count)
     return by_answer(judge, images, drawings)
 
 
 @torch.no_grad()
 def decoded(vae: AutoencoderKL, images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
-    """Pictures through the VAE, [images, height, width, 3] of 0 to 1."""
+    """Pictures, encoded and decoded by the VAE: [images, height, width, 3] in [0, 1]."""
     pixels = torch.from_numpy(_values(images)).permute(0, 3, 1, 2) * 2 - 1
     parts = [vae.decode(vae.encode(part).latent_dist.mean).sample for part in torch.split(pixels, 50)]
     values: npt.NDArray[np.float32] = ((torch.cat(parts).clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
@@ -63,7 +65,7 @@ def decoded(vae: AutoencoderKL, images: Sequence[Image.Image]) -> npt.NDArray[np
 
 
 def pictures(values: npt.NDArray[np.float32]) -> list[Image.Image]:
-    """Of values [images, height, width, 3] of 0 to 1."""
+    """The pictures of values [images, height, width, 3] in [0, 1]."""
     return [Image.fromarray((picture * 255).astype(np.uint8)) for picture in values]
 
 
@@ -72,9 +74,9 @@ def _values(images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
 
 
 def vae_errors(vae: AutoencoderKL, count: int) -> tuple[VaeErrors, list[Sequence[Tile]]]:
-    """What photo-style drawings lose on their way through the VAE, and a sheet's rows: before and after.
+    """The VAE's errors on photos, and the rows of a sheet: before and after.
 
-    The toy's colour is the mean over the pixels that are near either of its colours in the true drawing.
+    A toy's colour is the mean over the pixels that are near one of its colours in the original drawing.
     """
     drawings, images = held_out(count)
     photos = [place for place, drawing in enumerate(drawings) if drawing.style.name == "photo"]

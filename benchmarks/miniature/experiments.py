@@ -1,10 +1,10 @@
-"""What makes shapes and patterns come soonest: short trainings that differ in one thing each.
+"""Compares short trainings of the bundled model that differ from its recipe in one setting each.
 
     python -m benchmarks.miniature.experiments --work .cache/miniature [--steps 250] [--arm NAME ...]
 
-Every arm goes on from the committed weights with the same drawings in the same order, and is measured on held-out
-drawings and by 150 sentences. An arm takes some minutes; one that was killed goes on, one that is there already is not
-trained again. Prints a table and writes docs/miniature/experiments.json.
+Every arm starts from the committed weights, is trained on the same drawings in the same order, and is measured on
+held-out drawings and with 150 prompts. An arm takes some minutes. An arm that was killed continues; a finished arm is
+not trained again. Prints a table and writes docs/miniature/experiments.json.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from trainer.learned.fitting import Plan, train
 
 _COMMITTED = Path(__file__).parents[2] / "miniature"
 _BATCH, _RATE = 64, 5e-4
-# As the drawings are painted.
+# Photos with their share in the training set.
 _USUAL = Mixture(with_words=0.45, photos=None)
 _HELD_OUT, _HELD_OUT_BATCHES = 2000, 12
 _SENTENCES, _STEPS, _AT_ONCE = 150, 10, 30
@@ -39,31 +39,32 @@ _SENTENCES, _STEPS, _AT_ONCE = 150, 10, 30
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One training."""
+    """One training. `label` describes it in the table."""
 
-    says: str
+    label: str
     mixture: Mixture = _USUAL
     rate: float = _RATE
     fine_attention: bool = False
 
 
 ARMS: Mapping[str, Arm] = {
-    "start": Arm(says="the committed weights, not trained on"),
-    "recipe": Arm(says="the recipe of the weights before: drawings as painted, words in 45 % of the captions"),
-    "photos": Arm(says="70 % of the drawings are photos", mixture=replace(_USUAL, photos=0.7)),
-    "middle": Arm(says="40 % of the timesteps from 300 to 633", mixture=replace(_USUAL, middle=0.4)),
-    "attention": Arm(says="attention at 16 x 16 too, beginning with none", fine_attention=True),
-    "plain": Arm(says="words in 20 % of the captions", mixture=replace(_USUAL, with_words=0.2)),
-    "fast": Arm(says="twice the rate", rate=2 * _RATE),
-    "slow": Arm(says="half the rate", rate=_RATE / 2),
-    "snr-1": Arm(says="min-SNR 1: noisy steps weigh more", mixture=replace(_USUAL, snr_limit=1.0)),
-    "snr-20": Arm(says="min-SNR 20: nearly clean steps weigh more", mixture=replace(_USUAL, snr_limit=20.0)),
-    "words": Arm(says="words in 70 % of the captions", mixture=replace(_USUAL, with_words=0.7)),
+    "start": Arm(label="the committed weights, not trained on"),
+    "recipe": Arm(label="the recipe of the weights before: drawings as painted, words in 45 % of the captions"),
+    "photos": Arm(label="70 % of the drawings are photos", mixture=replace(_USUAL, photos=0.7)),
+    "middle": Arm(label="40 % of the timesteps from 300 to 633", mixture=replace(_USUAL, middle=0.4)),
+    "attention": Arm(label="attention at 16 x 16 too, beginning with none", fine_attention=True),
+    "plain": Arm(label="words in 20 % of the captions", mixture=replace(_USUAL, with_words=0.2)),
+    "fast": Arm(label="twice the rate", rate=2 * _RATE),
+    "slow": Arm(label="half the rate", rate=_RATE / 2),
+    "snr-1": Arm(label="min-SNR 1: noisy steps weigh more", mixture=replace(_USUAL, snr_limit=1.0)),
+    "snr-20": Arm(label="min-SNR 20: nearly clean steps weigh more", mixture=replace(_USUAL, snr_limit=20.0)),
+    "words": Arm(label="words in 70 % of the captions", mixture=replace(_USUAL, with_words=0.7)),
 }
 
 
 def run(arm: Arm, work: Work, folder: Path, steps: int) -> dict[str, float]:
-    """Trains an arm in `folder` and measures it: held-out losses, and shares of 150 sentences recognised."""
+    """Trains an arm in `folder` and measures it: held-out losses, and the shares of attributes that are recognised in
+    pictures of 150 prompts."""
     torch.manual_seed(0)
     model = BaseModel.load(str(_COMMITTED / "model"), device=work.device)
     vectors = Vectors.load(_COMMITTED / "vectors").to(work.device)
@@ -73,7 +74,7 @@ def run(arm: Arm, work: Work, folder: Path, steps: int) -> dict[str, float]:
     parts = trainable(model, vectors)
     latents = stages.latents(work, model)
     loss = DiffusionLoss(model, vectors, work.drawings, latents, arm.mixture, _BATCH)
-    # The average of so few weights has to be a short one.
+    # A short training needs a short average of the weights.
     plan = Plan(steps=steps, batch=_BATCH, rate=arm.rate, warmup=30, averaging=0.98)
     if steps:
         train(folder.name, parts, plan, loss, folder)
@@ -85,10 +86,10 @@ def run(arm: Arm, work: Work, folder: Path, steps: int) -> dict[str, float]:
         _mean_loss(DiffusionLoss(model, vectors, held_out, theirs, mixture, _BATCH))
         for mixture in (_USUAL, replace(_USUAL, photos=1.0))
     )
-    # From here on no sentence has a word in it.
+    # The prompts below have no words.
     model.text_encoder.set_input_embeddings(model.embedding.table)
-    asked = prompts(_SENTENCES)
-    seen = recognised(Classifier.load(), _drawn(model, [one.sentence for one in asked]), asked)
+    cases = prompts(_SENTENCES)
+    seen = recognised(Classifier.load(), _drawn(model, [one.sentence for one in cases]), cases)
     return {"loss": of_all, "loss of photos": of_photos} | seen
 
 
@@ -112,12 +113,12 @@ def _drawn(model: BaseModel, sentences: Sequence[str]) -> list[Image.Image]:
 
 
 def table(figures: Mapping[str, Mapping[str, float]]) -> str:
-    """A Markdown table, an arm a row."""
+    """A Markdown table with a row for each arm."""
     names = list(next(iter(figures.values())))
     lines = ["| arm | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for arm, values in figures.items():
         cells = [f"{values[name]:.5f}" if "loss" in name else f"{100 * values[name]:.1f} %" for name in names]
-        lines.append(f"| {ARMS[arm].says} | " + " | ".join(cells) + " |")
+        lines.append(f"| {ARMS[arm].label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -127,10 +128,12 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--work", type=Path, required=True, help="as `python -m miniature train --work`: has drawings")
-    parser.add_argument("--steps", type=int, default=250, help="of each arm [default: 250]")
-    parser.add_argument("--arm", action="append", choices=list(ARMS), help="only this one; may be said again")
-    parser.add_argument("--threads", type=int, help="of the processor [default: all]")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="work folder of `python -m miniature train`, for the drawings"
+    )
+    parser.add_argument("--steps", type=int, default=250, help="steps of each arm [default: 250]")
+    parser.add_argument("--arm", action="append", choices=list(ARMS), help="trains only this arm; can be repeated")
+    parser.add_argument("--threads", type=int, help="number of CPU threads [default: all]")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/miniature/experiments.json"))
     options = parser.parse_args()
     if options.threads:

@@ -1,4 +1,4 @@
-"""Sentences in the vocabulary's own words, and what of them is seen in the pictures."""
+"""Prompts without learned words, and the attributes that a judge recognises in their pictures."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,20 +36,20 @@ _IN_FLIGHT = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A sentence, and which answer each attribute that it names should get, where that can be seen."""
+class PromptCase:
+    """A prompt, and the expected answer of each visible attribute that it names."""
 
     sentence: str
     answers: Mapping[str, str]
 
 
-def prompts(count: int, seed: int = 0) -> list[Asked]:
-    """`count` sentences that name one to five attributes of a single toy."""
+def prompts(count: int, seed: int = 0) -> list[PromptCase]:
+    """`count` prompts that name one to five attributes of a single toy."""
     rng = np.random.default_rng(seed)
-    return [_asked(rng) for _ in range(count)]
+    return [_random_case(rng) for _ in range(count)]
 
 
-def _asked(rng: np.random.Generator) -> Asked:
+def _random_case(rng: np.random.Generator) -> PromptCase:
     toy = training_toy(rng)
     style = choose(rng, STYLE_NAMES, weights=(6, 1, 1, 1, 1))
     drawing = Drawing(
@@ -59,36 +59,36 @@ def _asked(rng: np.random.Generator) -> Asked:
         style=STYLES[style],
         accessory=choose(rng, ACCESSORIES) if rng.random() < 0.35 else None,
     )
-    says = {"kind", "style"}
+    named = {"kind", "style"}
     words: list[str] = []
     if toy.pattern != "plain" and rng.random() < 0.7:
         words.append(toy.pattern)
-        says.add("pattern")
+        named.add("pattern")
     if rng.random() < 0.7:
         words.append(toy.colour.name)
-        says.add("colour")
+        named.add("colour")
     things = " ".join(["a", *words, toy.kind])
     if drawing.accessory is not None:
         things += f" wearing {drawing.accessory}"
-        says.add("accessory")
+        named.add("accessory")
     if drawing.scene is not None:
         things += f" {_PLACES[drawing.scene]}"
-        says.add("scene")
+        named.add("scene")
     elif rng.random() < 0.7:
         things += f" on a {drawing.background.name} background"
-        says.add("background")
-    return Asked(
+        named.add("background")
+    return PromptCase(
         sentence=_FORMS[style].format(things),
         answers={
             name: attribute.truth(drawing)[0]
             for name, attribute in ATTRIBUTES.items()
-            if name in says and attribute.seen(drawing) and len(set(attribute.truth(drawing))) == 1
+            if name in named and attribute.seen(drawing) and len(set(attribute.truth(drawing))) == 1
         },
     )
 
 
 def draw(client: Client, sentences: Sequence[str], *, seed: int = 0) -> list[Image.Image]:
-    """A picture for each sentence, with the seeds `seed`, `seed` + 1 and so on; many at once, so not exact."""
+    """A picture for each sentence, with the seeds `seed`, `seed` + 1 and so on; concurrent requests, not exact."""
 
     def one(numbered: tuple[int, str]) -> Image.Image:
         number, sentence = numbered
@@ -101,12 +101,13 @@ def draw(client: Client, sentences: Sequence[str], *, seed: int = 0) -> list[Ima
         return list(pool.map(one, enumerate(sentences)))
 
 
-def recognised(judge: PictureJudge, images: Sequence[Image.Image], asked: Sequence[Asked]) -> dict[str, float]:
-    """Of each attribute, the share of pictures that ask for it in which the judge sees what was asked."""
+def recognised(judge: PictureJudge, images: Sequence[Image.Image], cases: Sequence[PromptCase]) -> dict[str, float]:
+    """For each attribute, the share of the pictures whose prompt names it in which the judge gives the expected
+    answer."""
     found: Mapping[str, torch.Tensor] = judge.judge(list(images))
     right: dict[str, list[bool]] = {name: [] for name in ATTRIBUTES}
-    for place, one in enumerate(asked):
+    for place, one in enumerate(cases):
         for name, answer in one.answers.items():
-            said = ATTRIBUTES[name].answers[int(found[name][place].argmax())]
-            right[name].append(said == answer)
+            likeliest = ATTRIBUTES[name].answers[int(found[name][place].argmax())]
+            right[name].append(likeliest == answer)
     return {name: float(np.mean(hits)) for name, hits in right.items() if hits}

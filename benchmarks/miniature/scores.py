@@ -1,4 +1,4 @@
-"""Answers of a judge against what is true."""
+"""Compares a judge's answers with the true ones."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -20,15 +20,15 @@ class PictureJudge(Protocol):
 
 
 def answered(judge: PictureJudge, images: Sequence[Image.Image]) -> dict[str, npt.NDArray[np.int64]]:
-    """For each attribute the place of the likeliest answer in each picture [images]."""
+    """For each attribute the index of the likeliest answer in each picture [images]."""
     parts = [judge.judge(list(images[start : start + 100])) for start in range(0, len(images), 100)]
     return {name: torch.cat([part[name] for part in parts]).argmax(dim=1).numpy() for name in ATTRIBUTES}
 
 
 def by_answer(judge: PictureJudge, images: Sequence[Image.Image], drawings: Sequence[Drawing]) -> dict[str, float]:
-    """For each attribute the share of right answers, averaged over answers, where one can be seen.
+    """For each attribute the accuracy on drawings in which it is visible, averaged over answers.
 
-    Drawings with several different answers are left out.
+    Drawings with several true answers are excluded.
     """
     found = answered(judge, images)
     scores = {}

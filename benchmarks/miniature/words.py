@@ -1,4 +1,4 @@
-"""Words learned from four pictures by the service's default recipe, of toys and styles that no training showed."""
+"""Scores of words that the trainer's default recipe learns from four pictures of withheld toys and styles."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from miniature.training.vectors import Vectors
 from miniature.world import COLOURS, SCENES, Drawing, Toy, random_colour, training_toy, withheld_toy
 
 PICTURES = 4
-_TRUE = 8  # further drawings of a toy, for the ceiling
+_TRUE = 8  # additional drawings of a toy, for the ceiling
 EDITS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "on the beach": ("a photo of a {} on the beach", {"scene": "beach"}),
     "with sunglasses": ("a photo of a {} with sunglasses", {"accessory": "sunglasses"}),
@@ -30,14 +30,15 @@ EDITS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "two": ("a photo of two {}", {"count": "two"}),
     "beside another": ("a photo of a {} beside a {other}", {"count": "a pair"}),
 }
-"""Name: sentence, and what of it should be seen besides the toy's kind and colour."""
+"""By name: the prompt, and the attributes that its pictures should show besides the toy's kind and colour."""
 _EACH = 2  # pictures of each edit
 _PLAIN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class ToyScore:
-    """One toy's figures; CLIP-I is the mean product of unit vectors, of drawn pictures with further true drawings."""
+    """A toy's figures. All but `kept` are CLIP-I: the mean product of the unit vectors of drawn pictures and of
+    additional true drawings."""
 
     toy: Toy
     floor: float
@@ -45,21 +46,22 @@ class ToyScore:
     learned: float
     oracle: float
     kept: Mapping[str, float]
-    """For each edit the share of pictures with the edit seen and the toy's kind and colour kept; "plain": those two."""
+    """For each edit the share of pictures in which the edit, the kind and the colour are recognised; "plain": kind and
+    colour without an edit."""
 
     def share(self, clip_i: float) -> float:
-        """Of the way from the floor to the ceiling."""
+        """The position of `clip_i` between the floor (0) and the ceiling (1)."""
         return (clip_i - self.floor) / (self.ceiling - self.floor)
 
 
 def toys(count: int, seed: int = 0) -> list[Toy]:
-    """Toys whose kind, pattern and colour no training showed together."""
+    """Withheld toys."""
     rng = np.random.default_rng((seed, 11))
     return [withheld_toy(rng) for _ in range(count)]
 
 
 def styles(count: int, seed: int = 0) -> list[Style]:
-    """Styles from the region that no training showed."""
+    """Withheld styles."""
     rng = np.random.default_rng((seed, 12))
     return [random_style(rng, withheld=True) for _ in range(count)]
 
@@ -83,7 +85,8 @@ def photos(toy: Toy, rng: np.random.Generator, count: int) -> list[Image.Image]:
 def learn_toys(
     client: Client, judge: Judge, classifier: PictureJudge, vectors: Vectors, some: Sequence[Toy]
 ) -> tuple[list[ToyScore], list[list[Tile]]]:
-    """Learns a word for each toy and measures it. Also a sheet's rows, one a toy: true, learned, oracle, edits."""
+    """Learns a word for each toy and measures it. Also returns the rows of a sheet, one for each toy: true, learned,
+    oracle, edits."""
     rng = np.random.default_rng(13)
     shown = [photos(toy, rng, PICTURES + _TRUE) for toy in some]
     for number, (toy, pictures) in enumerate(zip(some, shown, strict=True)):
@@ -95,12 +98,12 @@ def learn_toys(
     for number, (toy, pictures) in enumerate(zip(some, shown, strict=True)):
         word, other = f"<toy-{number}>", f"<toy-{(number + 1) % len(some)}>"
         plain = draw(client, [f"a photo of a {word}"] * _PLAIN)
-        told = draw(client, [f"a photo of a <oracle-{number}>"] * _PLAIN)
+        oracle = draw(client, [f"a photo of a <oracle-{number}>"] * _PLAIN)
         edits = {
             name: draw(client, [sentence.format(word, other=other)] * _EACH) for name, (sentence, _) in EDITS.items()
         }
         true = judge.look(pictures[PICTURES:])
-        of = [alike(true, judge.look(images)) for images in (plain, told)]
+        of = [alike(true, judge.look(images)) for images in (plain, oracle)]
         shares = {"plain": kept(classifier, plain, toy, {})}
         shares |= {name: kept(classifier, edits[name], toy, wanted) for name, (_, wanted) in EDITS.items()}
         scores.append(
@@ -110,7 +113,7 @@ def learn_toys(
             [
                 Tile(image=pictures[0], caption="true"),
                 Tile(image=plain[0], caption="learned"),
-                Tile(image=told[0], caption="oracle"),
+                Tile(image=oracle[0], caption="oracle"),
                 *(Tile(image=edits[name][0], caption=name) for name in EDITS),
             ]
         )
@@ -119,24 +122,25 @@ def learn_toys(
 
 @dataclass(frozen=True, kw_only=True)
 class StyleScore:
-    """One style's figures, on things that its pictures did not show."""
+    """A style's figures, on toys that are not in its training pictures."""
 
     floor: float
     ceiling: float
     learned: float
     oracle: float
     kind: float
-    """Share of the pictures in which the thing that was asked for is seen."""
+    """Share of the pictures in which the requested kind of toy is recognised."""
 
     def share(self, clip_i: float) -> float:
-        """Of the way from the floor, the same sentence without the style, to the ceiling."""
+        """The position of `clip_i` between the floor (0), the same prompt without the style, and the ceiling (1)."""
         return (clip_i - self.floor) / (self.ceiling - self.floor)
 
 
 def learn_styles(
     client: Client, judge: Judge, classifier: PictureJudge, vectors: Vectors, some: Sequence[Style]
 ) -> tuple[list[StyleScore], list[list[Tile]]]:
-    """Learns a word for each style from four drawings of different things, and measures it on others."""
+    """Learns a word for each style from four drawings of different toys, and measures it on other toys. Also returns
+    the rows of a sheet."""
     rng = np.random.default_rng(14)
     scores, rows = [], []
     for number, style in enumerate(some):
@@ -185,9 +189,10 @@ def _in_style(toy: Toy, style: Style, rng: np.random.Generator) -> Image.Image:
 
 
 def kept(classifier: PictureJudge, images: list[Image.Image], toy: Toy, wanted: Mapping[str, str]) -> float:
-    """Share of the images in which the toy's kind and colour are seen, among the two likeliest, and what is wanted.
+    """The share of the images in which the attributes `wanted` are recognised, and the toy's kind and colour are among
+    the two likeliest answers.
 
-    The two likeliest, since a banded toy has two colours, and a pair two kinds.
+    The two likeliest, because a banded toy has two colours, and a pair two kinds.
     """
     found = classifier.judge(images)
     hits = []
@@ -205,12 +210,13 @@ def kept(classifier: PictureJudge, images: list[Image.Image], toy: Toy, wanted: 
 
 
 def alike(one: torch.Tensor, other: torch.Tensor) -> float:
-    """CLIP-I of two sets of pictures' unit vectors, or CLIP-T of pictures' and sentences': the mean product."""
+    """The mean product of two sets of unit vectors: CLIP-I for pictures and pictures, CLIP-T for pictures and
+    sentences."""
     return float((one @ other.T).mean())
 
 
 def _others(vectors: torch.Tensor) -> float:
-    """Mean product of different drawings of one set."""
+    """The mean product of the vectors of different drawings of one set."""
     products = vectors @ vectors.T
     count = len(vectors)
     return float((products.sum() - products.trace()) / (count * (count - 1)))
@@ -225,7 +231,7 @@ def _import(client: Client, concept: str, vectors: torch.Tensor) -> None:
 
 
 def png(image: Image.Image) -> bytes:
-    """As a client uploads it."""
+    """The picture as PNG, for an upload."""
     file = BytesIO()
     image.save(file, format="PNG")
     return file.getvalue()

@@ -1,9 +1,11 @@
-"""What a registry's calls cost by the size of its catalogue, and cached resolves beside a bare grpc.aio echo.
+"""Measures the cost of a registry's calls by the size of its catalogue, and cached resolves beside a bare grpc.aio
+echo.
 
 python -m benchmarks.registry.catalogue --help
 
-The catalogue is one tenant's, three versions a concept, seeded through the ledger by full group commits on a disk; for
-MinIO that store is copied. No vectors are written, since none are read. All that is compared is measured in one run.
+The catalogue belongs to one tenant and has three versions for each concept. It is seeded through the ledger with full
+group commits on a disk; for MinIO that store is copied. No vectors are written, because none are read. Compared figures
+are measured in one run.
 """
 
 import asyncio
@@ -37,17 +39,19 @@ _WORDS = 10
 
 
 @click.command()
-@click.option("--sizes", default="1000,10000", show_default=True, help="Concepts in the catalogue, one by one.")
+@click.option(
+    "--sizes", default="1000,10000", show_default=True, help="Numbers of concepts in the catalogue, with commas."
+)
 @click.option("--store", "kind", type=click.Choice(["disk", "minio"]), default="disk", show_default=True)
-@click.option("--seconds", default=3.0, show_default=True, help="For each rate.")
-@click.option("--work", type=click.Path(path_type=Path), help="Where seeded stores are kept and found again.")
-@click.option("--skip-log", is_flag=True, help="Start no replica from the log alone, which takes minutes.")
+@click.option("--seconds", default=3.0, show_default=True, help="Seconds for each rate.")
+@click.option("--work", type=click.Path(path_type=Path), help="Folder in which seeded stores are kept for later runs.")
+@click.option("--skip-log", is_flag=True, help="Skip the start of a replica from the log alone, which takes minutes.")
 @click.option("--seed-only", is_flag=True, help="Seed the stores and measure nothing.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Put the figures into this JSON file.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON file to write the figures to.")
 def main(
     sizes: str, kind: str, seconds: float, work: Path | None, skip_log: bool, seed_only: bool, output: Path | None
 ) -> None:
-    """Measure a registry on a local disk or on a MinIO that is started here."""
+    """Measure a registry on a local disk, or on a MinIO that this command starts."""
     with tempfile.TemporaryDirectory(prefix="pseudoword-bench-") as folder:
         for size in map(int, sizes.split(",")):
             seeded = _seeded((work or Path(folder)).absolute(), size)
@@ -60,7 +64,7 @@ def main(
 
 
 def _put(output: Path, kind: str, figures: dict[str, Any]) -> None:
-    """Among the figures of other stores and sizes."""
+    """Write the figures into the file, which keeps the figures of other stores and sizes."""
     found = json.loads(output.read_text()) if output.exists() else {}
     found["machine"] = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     others = [one for one in found.get(kind, []) if one["concepts"] != figures["concepts"]]
@@ -69,7 +73,7 @@ def _put(output: Path, kind: str, figures: dict[str, Any]) -> None:
 
 
 def _seeded(work: Path, size: int) -> Path:
-    """A disk store of so many concepts, with a checkpoint; made where there is none."""
+    """The folder of a disk store with `size` concepts and a checkpoint; created if it does not exist."""
     folder = work / str(size)
     done = folder / "seeded.json"
     if not done.exists():
@@ -91,8 +95,8 @@ async def _measure(seeded: Path, folder: Path, kind: str, size: int, seconds: fl
         found: dict[str, Any] = {"concepts": size, "versions": size * VERSIONS}
         found |= json.loads((seeded / "seeded.json").read_text())
         found["entries"] = sum(1 for _ in list_all(store, "log/"))
-        # From a checkpoint where there is one yet; a second start finds its own view; without a checkpoint, the log and
-        # its segments are read.
+        # The first start reads the checkpoint, the second one its own view. Without checkpoints, a start reads the log
+        # and its segments.
         found["start_of_a_new_replica_s"] = await _start(place, folder, "fresh")
         found["start_with_own_view_s"] = await _start(place, folder, "fresh")
         kept = {info.name: store.get(info.name) for info in list_all(store, "checkpoints/")}
@@ -109,7 +113,7 @@ async def _measure(seeded: Path, folder: Path, kind: str, size: int, seconds: fl
 
 @contextmanager
 def placed(seeded: Path | None, folder: Path, kind: str) -> Iterator[Place]:
-    """An empty store, or a copy of a disk store, of which a run may delete."""
+    """An empty store, or a copy of a disk store; a run can delete its objects."""
     folder.mkdir()
     if kind == "disk":
         if seeded is not None:
@@ -158,7 +162,7 @@ class _server:
 
 
 async def _start(place: Place, folder: Path, views: str) -> float:
-    """Seconds from the process's start to its first strong answer."""
+    """Seconds from the start of the process to its first response to a strong read."""
     began = time.monotonic()
     with _server(place, folder, views) as address:
         async with grpc.aio.insecure_channel(address) as channel:
@@ -168,7 +172,7 @@ async def _start(place: Place, folder: Path, views: str) -> float:
                     await stub.GetTenant(rpc.GetTenantRequest(name=PARENT))
                     break
                 except grpc.aio.AioRpcError as error:
-                    # It replays the log for longer than a call waits.
+                    # The server replays the log for longer than a call waits.
                     if error.code() is not grpc.StatusCode.UNAVAILABLE:
                         raise
         return round(time.monotonic() - began, 2)
@@ -203,7 +207,7 @@ async def _calls(address: str, size: int, seconds: float) -> dict[str, Any]:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as other:
                 call: Any = other.unary_unary(METHOD)
                 request = cached.SerializeToString()
-                # By turns, so that what else the machine does meets both.
+                # By turns, so that other load on the machine affects both.
                 rates = []
                 for _ in range(3):
                     ours = await _rate(lambda: stub.ResolveWords(cached), seconds)
@@ -219,7 +223,7 @@ async def _calls(address: str, size: int, seconds: float) -> dict[str, Any]:
 
 
 async def _latency(call: Callable[[], Awaitable[Any]], count: int = 60) -> float:
-    """Median of calls one after the other, in milliseconds."""
+    """The median latency of sequential calls, in milliseconds."""
     times = []
     for _ in range(count):
         began = time.perf_counter()
@@ -229,7 +233,7 @@ async def _latency(call: Callable[[], Awaitable[Any]], count: int = 60) -> float
 
 
 async def _rate(call: Callable[[], Awaitable[Any]], seconds: float, clients: int = 16) -> float:
-    """Answers a second to so many clients that ask again at once."""
+    """Responses a second in a closed loop of `clients` clients."""
     done, end = 0, time.perf_counter() + seconds
 
     async def client() -> None:

@@ -1,10 +1,10 @@
-"""Commits a second by how many writers there are and on how many replicas, with and without group commit.
+"""Measures commits a second by the numbers of writers and replicas, with and without group commit.
 
 python -m benchmarks.registry.commits --help
 
-Ledgers in this process, each with views of its own, on one store. Without group commit, an entry holds one command's
-changes. Replicas by turns: how evenly they share a shard is the part of the commits that the slowest of them has made,
-of what an even share would be.
+The replicas are ledgers in this process on one store, each with its own views. Without group commit, an entry has the
+events of one command. The fairness between replicas is the number of commits of the slowest replica, divided by an even
+share.
 """
 
 import asyncio
@@ -34,10 +34,10 @@ _FIELDS = ConceptFields(display_name="", description="", kind="CONCEPT_KIND_OBJE
 
 @click.command()
 @click.option("--store", "kind", type=click.Choice(["disk", "minio"]), default="disk", show_default=True)
-@click.option("--seconds", default=4.0, show_default=True, help="For each figure.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Put the figures into this JSON file.")
+@click.option("--seconds", default=4.0, show_default=True, help="Seconds for each figure.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON file to write the figures to.")
 def main(kind: str, seconds: float, output: Path | None) -> None:
-    """Measure commits on a local disk or on a MinIO that is started here."""
+    """Measure commits on a local disk, or on a MinIO that this command starts."""
     figures = []
     with tempfile.TemporaryDirectory(prefix="pseudoword-bench-") as name:
         folder = Path(name)
@@ -51,10 +51,10 @@ def main(kind: str, seconds: float, output: Path | None) -> None:
                 click.echo(json.dumps(found))
                 figures.append(found)
     if output is not None:
-        told = json.loads(output.read_text()) if output.exists() else {}
-        told["machine"] = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-        told[kind] = figures
-        output.write_text(json.dumps(told, indent=1) + "\n")
+        results = json.loads(output.read_text()) if output.exists() else {}
+        results["machine"] = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+        results[kind] = figures
+        output.write_text(json.dumps(results, indent=1) + "\n")
 
 
 async def _measure(

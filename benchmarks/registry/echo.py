@@ -1,4 +1,4 @@
-"""`python -m benchmarks.registry.echo BYTES`: a bare grpc.aio server that answers every call with so many bytes."""
+"""`python -m benchmarks.registry.echo BYTES`: a bare grpc.aio server that answers every call with BYTES bytes."""
 
 import asyncio
 import sys
@@ -24,7 +24,7 @@ class _Echo(grpc.GenericRpcHandler):
 
 
 async def main(size: int) -> None:
-    """Says its port on standard output, then serves until it is killed."""
+    """Prints the port, then serves until it is killed."""
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((_Echo(size),))
     port = server.add_insecure_port("127.0.0.1:0")

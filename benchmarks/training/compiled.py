@@ -1,8 +1,9 @@
-"""Whether torch.compile pays in training: ticks of the engine with and without it, in turn, in one process.
+"""Measures whether torch.compile is worth it in training: ticks of the engine with and without it, by turns, in one
+process.
 
     python -m benchmarks.training.compiled [--threads N] [--device cuda]
 
-Prints the table of docs/training.md. The first tick is the one that compiles.
+Prints the table of docs/measurements/training.md. The first tick includes the compilation.
 """
 
 import argparse
@@ -26,7 +27,7 @@ TICKS = 15
 def timed(engine: Engine, run: Run) -> float:
     """Seconds of a tick."""
     began = time.perf_counter()
-    tick(engine, [run])  # it reads the losses, so nothing is left to wait for
+    tick(engine, [run])  # reads the losses, so the device has finished
     return time.perf_counter() - began
 
 
@@ -36,8 +37,8 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--threads", type=int, help="of the processor [default: all]")
-    parser.add_argument("--device", default="cpu", help="as torch names it [default: cpu]")
+    parser.add_argument("--threads", type=int, help="number of CPU threads [default: all]")
+    parser.add_argument("--device", default="cpu", help="in torch's notation [default: cpu]")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -1,10 +1,12 @@
-"""Many concepts at once: throughput and memory by their number, and eight tenants together against one after the other.
+"""Measures training of several concepts together: throughput and memory by their number, and the jobs of eight tenants
+together and one after the other.
 
     python -m benchmarks.training.concepts [--rows 4] [--steps N] [--threads N] [-o FILE.json] [--plot FILE.png]
 
-One run on one machine: the bare model's forward and backward pass by rows (everything ready made, no draws, no
-optimiser); the engine with 1 to 16 concepts, as the worker ticks it; eight tenants' jobs through turns, pace and
-engine, together and one after the other; and what a checkpoint costs. The model is the bundled one on the CPU.
+One run on one machine measures: the bare model's forward and backward pass by rows (inputs prepared, without sampling
+and optimiser); the engine with 1 to 16 concepts, as the worker ticks it; the jobs of eight tenants through fair queue,
+tick sizer and engine, together and one after the other; the cost of a checkpoint. The model is the bundled one on the
+CPU.
 """
 
 import argparse
@@ -41,7 +43,7 @@ WORD = WordRef(None, "w")
 
 
 def repeated(work: Callable[[], object], times: int = 5) -> float:
-    """Median seconds of `work`, the first call left out."""
+    """The median seconds of a call of `work`, without the first call."""
     work()
     found = []
     for _ in range(times):
@@ -52,7 +54,7 @@ def repeated(work: Callable[[], object], times: int = 5) -> float:
 
 
 def bare(model: BaseModel, rows: int) -> float:
-    """Seconds of one forward and backward pass of encoder and UNet for `rows` rows of one word."""
+    """The seconds of one forward and backward pass of encoder and UNet for `rows` rows of one word."""
     generator = torch.Generator().manual_seed(0)
     cells = model.spec.sample_size_px // model.spec.vae_scale
     noisy = torch.randn(rows, model.spec.latent_channels, cells, cells, generator=generator)
@@ -73,32 +75,32 @@ def own_task(seed: int, rows: int, steps: int) -> Task:
 
 
 def throughput(engine: Engine, concepts: int, rows: int) -> float:
-    """Rows a second with so many concepts in each tick, a whole step of each."""
+    """Rows a second with `concepts` concepts in each tick, a whole step of each."""
     runs = [engine.prepare(own_task(seed, rows, 1_000)) for seed in range(concepts)]
     seconds = repeated(lambda: engine.tick([(run, run.rows_left) for run in runs]), times=4)
     return concepts * rows / seconds
 
 
 def together(engine: Engine, tasks: Sequence[Task]) -> list[float]:
-    """Seconds until each tenant's job has ended, as the worker ticks them."""
-    turns, pace = DeficitRoundRobin(quantum_rows=2_000), TickSizer()
+    """The seconds until each tenant's job has ended, when they are ticked together as in the worker."""
+    queue, sizer = DeficitRoundRobin(quantum_rows=2_000), TickSizer()
     began = time.perf_counter()
     runs: dict[str, Run] = {}
     for index, task in enumerate(tasks):
         name = str(index)
         runs[name] = engine.prepare(task)
-        turns.join(name, Entry(tenant=f"t{index}", priority=0, order=index))
+        queue.join(name, Entry(tenant=f"t{index}", priority=0, order=index))
     ended = []
     while runs:
         wanted = {name: run.rows_left for name, run in runs.items()}
-        granted = turns.grant(wanted, pace.useful_rows(engine.max_rows, sum(wanted.values())))
+        granted = queue.grant(wanted, sizer.useful_rows(engine.max_rows, sum(wanted.values())))
         tick = time.perf_counter()
         engine.tick([(runs[name], count) for name, count in granted.items()])
-        pace.observe(sum(granted.values()), time.perf_counter() - tick)
+        sizer.observe(sum(granted.values()), time.perf_counter() - tick)
         for name in granted:
             if runs[name].done:
                 ended.append(time.perf_counter() - began)
-                turns.leave(name)
+                queue.leave(name)
                 del runs[name]
     return ended
 
@@ -116,7 +118,7 @@ def one_after_the_other(engine: Engine, tasks: Sequence[Task]) -> list[float]:
 def checkpoint_ms(engine: Engine, rows: int) -> dict[str, float]:
     run = engine.prepare(own_task(0, rows, 1_000))
     engine.tick([(run, run.rows_left)])
-    run.losses = [0.05] * 5_000  # as of a long job
+    run.losses = [0.05] * 5_000  # as in a long job
     data = write_checkpoint(run.state(0.0))
     return {
         "bytes": len(data),
@@ -127,7 +129,7 @@ def checkpoint_ms(engine: Engine, rows: int) -> dict[str, float]:
 
 
 def held_bytes(engine: Engine, rows: int) -> float:
-    """Bytes that a concept keeps between ticks: vectors, moments, latents."""
+    """The bytes that a concept holds between ticks: vectors, optimiser moments, latents."""
     run = engine.prepare(own_task(0, rows, 10))
     engine.tick([(run, run.rows_left)])
     kept = [*run.leaves, run.latents.means, run.latents.deviations, run.latents.weights]
@@ -145,7 +147,7 @@ def measure(rows: int, steps: int) -> dict[str, Any]:
         peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     bare_s = {size: bare(model, size) for size in SIZES}
     tasks = [own_task(seed, rows, steps) for seed in range(TENANTS)]
-    one_after_the_other(engine, tasks[:1])  # warm
+    one_after_the_other(engine, tasks[:1])  # warm-up
     return {
         "rows": rows,
         "steps": steps,
@@ -175,7 +177,7 @@ def report(found: dict[str, Any]) -> None:
     say(f"| together | {together_s[0]:.1f} | {together_s[-1]:.1f} | {together_s[0] / after[-1]:.2f} |")
     kept = found["checkpoint"]
     held, size = found["held_bytes"] / 1024, kept["bytes"] / 1024
-    say(f"\na concept keeps {held:.0f} KiB between ticks; a checkpoint of a job of 5,000 steps is {size:.0f} KiB:")
+    say(f"\na concept holds {held:.0f} KiB between ticks; a checkpoint of a job of 5,000 steps is {size:.0f} KiB:")
     say(f"{kept['state']:.2f} ms to take, {kept['write']:.2f} to write, {kept['read']:.2f} to read")
 
 

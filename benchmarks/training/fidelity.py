@@ -1,14 +1,14 @@
-"""How good a word is after how many steps: ours, and the recipe of diffusers' own script, on the same toys.
+"""Compares the quality of words by number of steps: our recipes and the recipe of diffusers' script, on the same toys.
 
     python -m benchmarks.training.fidelity [--toys N] [-o benchmarks/training/fidelity.json]
 
-Toys are those that no training of the bundled model or of its learned start ever showed. The script's recipe (its
-README's: AdamW at a constant 2e-3, decay 0.01, four rows, flips, uniform timesteps, start "toy", 3,000 steps) is
-trained by our engine here, many toys in a pass: its own pace is measured by benchmarks.training.wall, and would take a
-quarter of an hour a toy. Equal means, over the toys: the 95 % interval of the paired difference reaches no
-further than 2 % of what the script's recipe gained, and CLIP-I lies within 0.005. A run that was killed goes on. The
-words are kept beside the figures, in FILE.safetensors, so that other judges can look at the same ones (--judge-again).
-Prints the tables of docs/training.md and draws docs/training-fidelity.png.
+The toys are withheld from all trainings of the bundled model and of its learned start. The script's recipe (as in its
+README: AdamW at a constant 2e-3, decay 0.01, four rows, flips, uniform timesteps, start "toy", 3,000 steps) is trained
+by our engine here, many toys in a pass: the script itself, which benchmarks.training.wall measures, would take a
+quarter of an hour for each toy. Two recipes are equal if, over the toys, the 95 % interval of the paired difference of
+the loss is within 2 % of the gain of the script's recipe, and CLIP-I is within 0.005. A run that was killed continues.
+The words are stored beside the figures, in FILE.safetensors, so that other judges can judge the same words
+(--judge-again). Prints the tables of docs/measurements/training.md and draws docs/training-fidelity.png.
 """
 
 import argparse
@@ -52,23 +52,23 @@ _WORD, _LEARNED = FromWords(words="toy"), LearnedStart(kind="object", usual="toy
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ours:
-    """A way of ours to learn a word."""
+class OurRecipe:
+    """One of our recipes, with its start."""
 
     start: Initializer
     recipe: Recipe
 
 
 _EIGHT = replace(_USUAL, rows=8)
-OURS: Mapping[str, Ours] = {
-    "the word, 50 steps of 8 rows": Ours(start=_WORD, recipe=_EIGHT),
-    "learned start, 5 steps of 8 rows": Ours(start=_LEARNED, recipe=replace(_EIGHT, steps=5)),
-    "learned start, 10 steps of 8 rows": Ours(start=_LEARNED, recipe=replace(_EIGHT, steps=10)),
-    "learned start, 10 steps of 4 rows": Ours(start=_LEARNED, recipe=replace(_USUAL, steps=10)),
-    "learned start, 25 steps of 8 rows": Ours(start=_LEARNED, recipe=replace(_EIGHT, steps=25)),
-    "learned start, 50 steps of 4 rows (the default)": Ours(start=_LEARNED, recipe=_USUAL),
-    "learned start, 50 steps of 8 rows": Ours(start=_LEARNED, recipe=_EIGHT),
-    "learned start, 200 steps of 8 rows at 0.4": Ours(
+OURS: Mapping[str, OurRecipe] = {
+    "the word, 50 steps of 8 rows": OurRecipe(start=_WORD, recipe=_EIGHT),
+    "learned start, 5 steps of 8 rows": OurRecipe(start=_LEARNED, recipe=replace(_EIGHT, steps=5)),
+    "learned start, 10 steps of 8 rows": OurRecipe(start=_LEARNED, recipe=replace(_EIGHT, steps=10)),
+    "learned start, 10 steps of 4 rows": OurRecipe(start=_LEARNED, recipe=replace(_USUAL, steps=10)),
+    "learned start, 25 steps of 8 rows": OurRecipe(start=_LEARNED, recipe=replace(_EIGHT, steps=25)),
+    "learned start, 50 steps of 4 rows (the default)": OurRecipe(start=_LEARNED, recipe=_USUAL),
+    "learned start, 50 steps of 8 rows": OurRecipe(start=_LEARNED, recipe=_EIGHT),
+    "learned start, 200 steps of 8 rows at 0.4": OurRecipe(
         start=_LEARNED, recipe=replace(_EIGHT, steps=200, learning_rate=0.4)
     ),
 }
@@ -76,8 +76,8 @@ Seen = Mapping[str, Any]
 Learned = tuple[list[dict[str, Any]], list[np.ndarray]]
 
 
-class MeasuringBench:
-    """Words of the bundled model, and what they are worth."""
+class RecipeComparison:
+    """Trains words for the bundled model and measures them."""
 
     def __init__(self) -> None:
         model = BaseModel.load(None)
@@ -86,7 +86,8 @@ class MeasuringBench:
         self._judge, self._classifier = Judge.load(), Classifier.load()
 
     def script(self, cases: Sequence[Case]) -> Learned:
-        """Trains the script's recipe; a loss for each of SCRIPT_STEPS and for the start, and the vectors, by case."""
+        """Trains the script's recipe. By case: the losses at the start and after each of SCRIPT_STEPS, and the
+        vectors."""
         recipe = replace(
             _USUAL,
             steps=SCRIPT_STEPS[-1],
@@ -109,8 +110,8 @@ class MeasuringBench:
                 say(f"script's recipe, {step} steps: {np.mean([row[str(step)] for row in found]):.6f}")
         return found, [run.learned().vectors for run in runs]
 
-    def ours(self, cases: Sequence[Case], way: Ours) -> Learned:
-        """Trains a way of ours; the loss and the vectors [vectors, dims], by case."""
+    def ours(self, cases: Sequence[Case], way: OurRecipe) -> Learned:
+        """Trains one of our recipes. By case: the loss, and the vectors [vectors, dims]."""
         runs = [self._engine.prepare(task_of(case, way.start, way.recipe)) for case in cases]
         train(self._engine, runs)
         vectors = [run.learned().vectors for run in runs]
@@ -120,7 +121,8 @@ class MeasuringBench:
         return self._measure.loss(case, torch.from_numpy(vectors))
 
     def seen(self, case: Case, vectors: np.ndarray) -> Mapping[str, float]:
-        """CLIP-I of four plain pictures with the held-out ones, and in how many kind and colour are recognised."""
+        """CLIP-I of four plain pictures with the held-out ones, and the shares in which kind, colour and pattern are
+        recognised."""
         if case.toy is None:
             raise ValueError("toys only")
         drawn = self._measure.draw(torch.from_numpy(vectors), _PLAIN)
@@ -131,7 +133,7 @@ class MeasuringBench:
 
 
 def report(seen: Seen) -> None:
-    """The tables, from all toys that have every figure."""
+    """Prints the table of all toys."""
     script = seen[_SCRIPT]
     start = np.array([row["0"] for row in script])
     end = np.array([row[str(SCRIPT_STEPS[-1])] for row in script])
@@ -170,7 +172,7 @@ def report(seen: Seen) -> None:
 
 
 def plot(seen: Seen, path: Path) -> None:
-    """Held-out loss over rows, means."""
+    """Draws the mean held-out loss over rows."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -193,10 +195,10 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--toys", type=int, default=20)
-    parser.add_argument("--threads", type=int, help="of the processor [default: all]")
+    parser.add_argument("--threads", type=int, help="number of CPU threads [default: all]")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/training/fidelity.json"))
     parser.add_argument("--plot", type=Path, default=Path("docs/training-fidelity.png"))
-    parser.add_argument("--judge-again", action="store_true", help="draws the words that are there, and judges anew")
+    parser.add_argument("--judge-again", action="store_true", help="draws and judges stored words again")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -206,12 +208,12 @@ def main() -> None:
         seen = json.loads(options.output.read_text("utf-8"))
         words = load_file(options.output.with_suffix(".safetensors"))
     cases = [make_case(number, toy) for number, toy in enumerate(toys(options.toys))]
-    bench = MeasuringBench()
-    # A file may lack toys, and ways of ours that came since.
+    comparison = RecipeComparison()
+    # The file can lack toys, and recipes that were added later.
     for name in (*OURS, _SCRIPT):
         rows = seen.setdefault(name, [])
         while some := cases[len(rows) :][:_AT_ONCE]:
-            found, vectors = bench.script(some) if name == _SCRIPT else bench.ours(some, OURS[name])
+            found, vectors = comparison.script(some) if name == _SCRIPT else comparison.ours(some, OURS[name])
             words[name] = np.stack([*words.get(name, ()), *vectors])
             rows += found
             _save(options.output, seen, words)
@@ -219,14 +221,14 @@ def main() -> None:
     for name, rows in seen.items():
         for case, row, vectors in zip(cases, rows, words[name], strict=False):
             if options.judge_again or "drawn" not in row:
-                row["drawn"] = bench.seen(case, vectors)
+                row["drawn"] = comparison.seen(case, vectors)
         _save(options.output, seen, words)
     report(seen)
     plot(seen, options.plot)
 
 
 def _save(path: Path, seen: Seen, words: dict[str, np.ndarray]) -> None:
-    """The words first: figures without them could not be judged."""
+    """Writes the words first: figures without their words could not be judged again."""
     save_file(words, path.with_suffix(".safetensors"))
     path.write_text(json.dumps(seen, indent=1) + "\n", "utf-8")
 

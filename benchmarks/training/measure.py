@@ -1,4 +1,4 @@
-"""What a word is worth: the held-out loss of its toy, and what is seen in four pictures drawn with it."""
+"""Measures a word: the held-out loss of its toy, and the attributes that are recognised in four pictures."""
 
 import sys
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ SEEN = ("kind", "colour", "pattern")
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One toy or style: pictures to learn from, others to measure on, and what is said of those."""
+    """A toy or a style: pictures to learn from, held-out pictures, and the sentence for the held-out loss."""
 
     toy: Toy | None = None
     learn: Sequence[Image.Image]
@@ -50,14 +50,14 @@ class Case:
 
 
 def drawing_of(toy: Toy, rng: np.random.Generator) -> Image.Image:
-    """The toy as a photo, somewhere."""
+    """A photo of the toy in front of a random background."""
     others = [name for name in COLOURS if name != toy.colour.name]
     scene = choose(rng, SCENES) if rng.random() < 0.5 else None
     return paint(Drawing(toy=toy, background=random_colour(rng, choose(rng, others)), scene=scene), rng)
 
 
 def make_case(seed: int, toy: Toy | None = None) -> Case:
-    """A toy, any if none is given."""
+    """The case of a toy; None: a random toy."""
     rng = np.random.default_rng([seed, 77])
     toy = toy or random_toy(rng)
     drawings = [drawing_of(toy, rng) for _ in range(20)]
@@ -65,14 +65,14 @@ def make_case(seed: int, toy: Toy | None = None) -> Case:
 
 
 def style_case(seed: int, style: Style) -> Case:
-    """Drawings of different toys in one style."""
+    """The case of a style: drawings of different toys in it."""
     rng = np.random.default_rng([seed, 78])
     drawings = [paint(replace(random_drawing(rng), style=style), rng) for _ in range(20)]
     return Case(learn=drawings[:4], held_out=drawings[4:], sentence="a picture in the style of <toy>")
 
 
 def recognised(classifier: Classifier, toys: Sequence[Toy], drawn: Sequence[Sequence[np.ndarray]]) -> list[float]:
-    """Of SEEN, each: the share of the pictures drawn of the toys in which the bundled classifier sees it."""
+    """For each attribute of SEEN, the share of the toys' drawn pictures in which the classifier recognises it."""
     images = [Image.fromarray(picture) for pictures in drawn for picture in pictures]
     found = classifier.judge(images)
     toy_of = [toy for toy, pictures in zip(toys, drawn, strict=True) for _ in pictures]
@@ -91,21 +91,21 @@ def engine_of(model: BaseModel) -> Engine:
 
 
 def task_of(case: Case, start: Initializer, recipe: Recipe) -> Task:
-    """One vector, from the usual sentences of the recipe's kind."""
+    """A task for one vector, with the default sentences of the recipe's kind."""
     templates = [TEMPLATES[recipe.name]] * len(case.learn)
     return Task(pictures=case.learn, templates=templates, start=start, vectors=1, seed=0, recipe=recipe)
 
 
 def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """Mean, and how far its 95 % interval reaches to each side (Student's t)."""
+    """The mean, and the half width of its 95 % interval (Student's t)."""
     array = np.asarray(values)
     half = student.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
     return float(array.mean()), float(half)
 
 
 def tick(engine: Engine, runs: Sequence[Run]) -> None:
-    """One pass over what the runs' steps lack, the first ones first, as many rows as the engine takes. Raises what a
-    run cannot go on for."""
+    """One tick for the remaining rows of the runs' steps, in the order of the runs, up to the engine's maximum. Raises
+    the error of a run."""
     room, grants = engine.max_rows, []
     for run in runs:
         if count := min(run.rows_left, room):
@@ -117,7 +117,7 @@ def tick(engine: Engine, runs: Sequence[Run]) -> None:
 
 
 def train(engine: Engine, runs: Sequence[Run]) -> None:
-    """All runs to their ends, together: what each learns is what it would learn alone, but for the last bits."""
+    """Trains all runs together to their ends. Each result is equal to that of a run alone, except for the last bits."""
     while left := [run for run in runs if not run.done]:
         tick(engine, left)
 
@@ -128,7 +128,7 @@ def say(line: str) -> None:
 
 
 class Measure:
-    """What a word is worth on one model."""
+    """Measures words for one model."""
 
     def __init__(self, model: BaseModel) -> None:
         self._model = model
@@ -137,7 +137,8 @@ class Measure:
 
     @torch.no_grad()
     def loss(self, case: Case, vectors: torch.Tensor) -> float:
-        """Denoising loss on the drawings that were not learned from, timesteps evenly spread, equal noise for all."""
+        """The denoising loss on the held-out drawings, with evenly spread timesteps and the same noise for all
+        words."""
         model = self._model
         pixels = torch.from_numpy(np.stack([np.asarray(image) for image in case.held_out])).permute(0, 3, 1, 2)
         clean = model.vae.encode(pixels.float() / 127.5 - 1).latent_dist.mean * model.vae.config.scaling_factor
@@ -156,7 +157,7 @@ class Measure:
 
     @torch.no_grad()
     def draw(self, vectors: torch.Tensor, sentences: Sequence[str] = SENTENCES) -> list[np.ndarray]:
-        """The sentences with the word `<toy>`, 20 steps of DDIM, guidance 4, seeds 0, 1 and so on."""
+        """Pictures of the sentences with the word `<toy>`: 20 steps of DDIM, guidance 4, seeds 0, 1 and so on."""
         negative = self._encoder.encode([parse("")], {})
         size = self._model.spec.sample_size_px
         pictures = [

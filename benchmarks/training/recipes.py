@@ -1,12 +1,12 @@
-"""Which knobs of the recipe are worth turning: the default recipe, and others that differ from it in one thing.
+"""Compares the default recipe with recipes that differ from it in one setting.
 
     python -m benchmarks.training.recipes [--toys N] [--recipe NAME ...] [-o FOLDER]
 
-For each of some toys that no training ever showed: four drawings to learn from, sixteen others to measure the loss on,
-and four pictures drawn with the word, which the bundled classifier judges. All start from the learned start but where
-the table says so. Prints the table of docs/training.md; worse is by how much of what the default gains over the word,
-as the mean of the paired differences with its 95 % interval. With -o also writes a sheet of what was drawn, a row a
-toy, for each recipe.
+For each withheld toy there are four drawings to learn from, sixteen others to measure the loss on, and four pictures
+drawn with the word, which the bundled classifier judges. All recipes use the learned start unless the table names
+another. Prints the table of docs/measurements/training.md. Its column "worse" is the mean of the paired differences of
+the loss with its 95 % interval, in percent of the default's gain over the word. With -o also writes a sheet of the
+pictures for each recipe, with a row for each toy.
 """
 
 import argparse
@@ -35,21 +35,21 @@ _UNIFORM = replace(_USUAL, stratified=False)
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """The default, but for what is said."""
+    """A recipe: the default, except for the given fields."""
 
     recipe: Recipe = _USUAL
     start: Initializer = _LEARNED
     change: Callable[[Run], None] = lambda run: None
-    """What the product has no setting for is changed in the run itself."""
+    """Changes a prepared run, for variants that no setting of the recipe covers."""
 
 
 def _means_only(run: Run) -> None:
-    """Latents without their own spread."""
+    """Uses the means of the latents, without sampling from their posterior."""
     _redraw(run, lambda draws: [replace(one, posterior_noise=np.zeros_like(one.posterior_noise)) for one in draws])
 
 
 def _pool(steps: int) -> Callable[[Run], None]:
-    """The draws of the first `steps` steps again and again."""
+    """Repeats the samples of the first `steps` steps."""
 
     def change(run: Run) -> None:
         kept: dict[tuple[int, int], TrainingSample] = {}
@@ -63,7 +63,7 @@ def _pool(steps: int) -> Callable[[Run], None]:
 
 
 def _mirrored_timesteps(run: Run) -> None:
-    """Every second row has the timestep that lies as far from the other end as the one before it."""
+    """Gives every second row the mirrored timestep of the row before it."""
     _redraw(
         run,
         lambda draws: _pairs(draws, lambda one, other: replace(other, timestep=_USUAL.last_timestep - one.timestep)),
@@ -71,7 +71,7 @@ def _mirrored_timesteps(run: Run) -> None:
 
 
 def _mirrored_noise(run: Run) -> None:
-    """Every second row is the one before it with the opposite noise."""
+    """Makes every second row a copy of the row before it, with the opposite noise."""
     _redraw(run, lambda draws: _pairs(draws, lambda one, other: replace(one, noise=-one.noise)))
 
 
@@ -82,7 +82,7 @@ def _pairs(
 
 
 def _redraw(run: Run, change: Callable[[Sequence[TrainingSample]], list[TrainingSample]]) -> None:
-    """A tick takes all rows of a step here, so `change` sees them together."""
+    """Applies `change` to the samples of a step. Here a tick has all rows of a step, so `change` gets them together."""
     drawn = run.draws
     run.draws = lambda count: change(drawn(count))  # type: ignore[method-assign]
 
@@ -130,9 +130,9 @@ def main() -> None:
     )
     parser.add_argument("--toys", type=int, default=10)
     parser.add_argument(
-        "--recipe", action="append", choices=list(RECIPES), help="only the default and this one; may be said again"
+        "--recipe", action="append", choices=list(RECIPES), help="only the default and this recipe; can be repeated"
     )
-    parser.add_argument("--threads", type=int, help="of the processor [default: all]")
+    parser.add_argument("--threads", type=int, help="number of CPU threads [default: all]")
     parser.add_argument("-o", "--out", type=Path)
     options = parser.parse_args()
     if options.threads:
@@ -141,8 +141,8 @@ def main() -> None:
     model = BaseModel.load(None)
     engine = engine_of(model)
     measure = Measure(model)
-    asked = toys(options.toys)
-    cases = [make_case(number, toy) for number, toy in enumerate(asked)]
+    subjects = toys(options.toys)
+    cases = [make_case(number, toy) for number, toy in enumerate(subjects)]
     say("| recipe | rows in all | held-out loss | worse, % | kind / colour / pattern |\n|---|---|---|---|---|")
 
     def learned(arm: Arm) -> list[torch.Tensor]:
@@ -166,7 +166,7 @@ def main() -> None:
         best = losses if best is None else best
         mean, half = interval(100 * (losses - best) / (start - best).mean())
         drawn = [measure.draw(vectors) for vectors in words]
-        right = " / ".join(f"{share:.2f}" for share in recognised(judge, asked, drawn))
+        right = " / ".join(f"{share:.2f}" for share in recognised(judge, subjects, drawn))
         rows = arm.recipe.steps * arm.recipe.rows
         say(f"| {name} | {rows} | {losses.mean():.6f} | {mean:+.1f} ± {half:.1f} | {right} |")
         if options.out is not None:

@@ -1,9 +1,9 @@
-"""What a start is worth: held-out losses after some steps, from the usual word, the best word and the learned start.
+"""Compares starts: held-out losses after some steps, from the default word, the best word and the learned start.
 
     python -m benchmarks.training.starts [--toys N] [--styles N] [--steps 0,10,50] [-o benchmarks/training/starts.json]
 
-Toys and styles are those that no training of the bundled model or of its learned start ever showed. Each number of
-steps is a run of its own with the default recipe's rate and fall. Prints the tables of docs/training.md.
+The toys and styles are withheld from all trainings of the bundled model and of its learned start. Each number of steps
+is a separate run with the default recipe's rate and schedule. Prints the tables of docs/measurements/training.md.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from trainer.worker.engine import Engine
 
 
 def starts(engine: Engine, kind: str) -> Mapping[str, Initializer]:
-    """The starts that are compared, by what tables call them."""
+    """The compared starts, by their names in the tables."""
     usual = engine.initializers.words.first_of(STARTS[kind])
     return {
         f"the word *{usual}*": FromWords(words=usual),
@@ -37,8 +37,8 @@ def starts(engine: Engine, kind: str) -> Mapping[str, Initializer]:
 
 
 def losses_of(engine: Engine, measure: Measure, case: Case, kind: str, steps: Sequence[int]) -> Mapping[str, Any]:
-    """For each start the held-out loss after each number of steps, what was chosen, and the seconds until it could be
-    published before any step."""
+    """For each start the held-out loss after each number of steps, the chosen start, and the seconds until the initial
+    vectors are known."""
     found: dict[str, Any] = {}
     for name, start in starts(engine, kind).items():
         task = task_of(case, start, recipes("miniature")[kind])
@@ -59,7 +59,8 @@ def losses_of(engine: Engine, measure: Measure, case: Case, kind: str, steps: Se
 
 
 def table(cases: Sequence[Mapping[str, Any]], steps: Sequence[int]) -> None:
-    """Means over the cases; worse is in how many a start of its own lost to the usual word's after as many steps."""
+    """Prints the means over the cases, and the number of cases in which a start is worse than the default word after as
+    many steps."""
     usual = next(iter(cases[0]))
     heads = [f"{count} steps | of these worse" for count in steps]
     say(f"| start | {' | '.join(heads)} | s until it is known |")
@@ -83,7 +84,7 @@ def main() -> None:
     parser.add_argument("--styles", type=int, default=10)
     parser.add_argument("--steps", default="0,10,50", help="numbers of steps, with commas [default: 0,10,50]")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/training/starts.json"))
-    parser.add_argument("--threads", type=int, help="of the processor [default: all]")
+    parser.add_argument("--threads", type=int, help="number of CPU threads [default: all]")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -1,11 +1,11 @@
-"""When may a short run stop? Fits the stopping rule on some toys and tries it on others.
+"""Fits the stopping rule on some toys and evaluates it on others.
 
-    python -m benchmarks.training.stopping FILE.json --toys N    trains until FILE has N toys, and keeps each
-    python -m benchmarks.training.stopping FILE.json             the tables, from what was seen
+    python -m benchmarks.training.stopping FILE.json --toys N    trains until FILE has N toys
+    python -m benchmarks.training.stopping FILE.json             prints the tables of the toys in FILE
 
-Each toy is trained at the recipe's rate, held. At some steps a copy cools down as the product does, and its held-out
-loss is taken; so every rule can be tried on one run. The rule's window and threshold are chosen on the first half of
-the toys and reported on the second.
+Each toy is trained at the recipe's rate, without a fall. At some steps a copy of the run cools down as in the trainer,
+and its held-out loss is measured. Every rule can thus be evaluated on the same run. The rule's window and threshold are
+chosen on the first half of the toys and reported on the second.
 """
 
 import argparse
@@ -29,17 +29,17 @@ from trainer.training.stopping import LEAST_STEPS, StopRule
 from trainer.worker.engine import Engine
 
 HELD = replace(recipes("miniature")["object"], steps=100, schedule=Schedule.HOLD_THEN_COOL, early_stopping=True)
-STEPS = HELD.steps - cooling_steps(HELD)  # that are held where no rule fires
+STEPS = HELD.steps - cooling_steps(HELD)  # before the cool-down, if no rule fires
 SNAPSHOTS = (20, 35, 50, 65, STEPS)
-AT_ONCE = 8  # toys that are trained together
+AT_ONCE = 8  # number of toys that are trained together
 WINDOWS = (5, 10, 15)
 THRESHOLDS = (-0.1, -0.05, 0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
-ALLOWED = 0.02  # of what training gains over its start: as much worse may a rule be than never stopping
+ALLOWED = 0.02  # maximum loss of a rule compared with no early stopping, as a fraction of the training's gain
 Seen = Mapping[str, Any]
 
 
 class Recorder(StopRule):
-    """Notes the cosines, and never fires."""
+    """Records the cosines, and never fires."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,8 @@ class Recorder(StopRule):
 
 
 def watch(engine: Engine, measure: Measure, cases: Sequence[Case]) -> list[Seen]:
-    """For each toy the cosines of its gradients, and the held-out loss after a cool-down from each snapshot."""
+    """For each toy the cosines of its gradients, and the held-out loss after a cool-down from each step of
+    SNAPSHOTS."""
     tasks = [task_of(case, FromWords(words="toy"), HELD) for case in cases]
     runs = [engine.prepare(task) for task in tasks]
     recorders = [Recorder() for _ in runs]
@@ -77,9 +78,9 @@ def _loss(measure: Measure, case: Case, run: Run) -> float:
 
 
 def fired(cosines: Sequence[float], window: int, threshold: float) -> int:
-    """The step after which a rule fires; STEPS where it does not."""
+    """The step after which a rule fires; STEPS if it does not."""
     for step in range(LEAST_STEPS, STEPS):
-        # The first cosine is that of the second step.
+        # The first cosine belongs to the second step.
         recent = cosines[max(0, step - 1 - window) : step - 1]
         if len(recent) == window and np.mean(recent) < threshold:
             return step
@@ -87,13 +88,13 @@ def fired(cosines: Sequence[float], window: int, threshold: float) -> int:
 
 
 def loss_at(seen: Seen, step: int) -> float:
-    """Held-out loss of a word that cooled down from `step`, a straight line between snapshots."""
+    """The held-out loss after a cool-down from `step`, interpolated linearly between snapshots."""
     known = sorted((int(at), loss) for at, loss in seen["losses"].items() if int(at))
     return float(np.interp(step, [at for at, _ in known], [loss for _, loss in known]))
 
 
 def judged(toys: Sequence[Seen], steps: Sequence[int]) -> tuple[float, float]:
-    """Mean of the steps with their cool-down, and the share of the whole run's gain that was lost by stopping."""
+    """The mean number of steps with their cool-down, and the fraction of the whole run's gain that stopping loses."""
     gains = [float(seen["losses"]["0"]) - loss_at(seen, STEPS) for seen in toys]
     lost = [loss_at(seen, step) - loss_at(seen, STEPS) for seen, step in zip(toys, steps, strict=True)]
     return float(np.mean(steps)) + cooling_steps(HELD), float(np.sum(lost) / np.sum(gains))

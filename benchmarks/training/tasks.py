@@ -1,13 +1,13 @@
-"""The paper's tasks on the miniature: a toy drawn again, in other styles, and in other places and company.
+"""The paper's tasks on the miniature: reconstruction of a toy, style transfer and composition.
 
     python -m benchmarks.training.tasks [--toys N] [-o docs]
 
-Four pictures of a toy that no training showed, and three ways to draw it, as in section 5 of arXiv 2208.01618: a
-learned word (the service's default recipe), the whole model fine-tuned on the same pictures for as many steps, and
-retrieval (of 2,000 drawings of other toys, the one most like the pictures and the sentence). Fidelity: CLIP-I of "a
-photo of" it with further true drawings, and how often kind and colours are seen. Editability: CLIP-T, and how often an
-edit is seen.
-Prints the table of docs/training.md and writes the sheet (training-tasks.png).
+There are four pictures of each withheld toy, and three methods to draw it, as in section 5 of arXiv 2208.01618: a
+learned word (the trainer's default recipe); the whole model, fine-tuned on the same pictures for as many steps; and
+retrieval (of 2,000 drawings of other toys, those most similar to the pictures and the sentence). Fidelity is CLIP-I of
+"a photo of" it with additional true drawings, and the share of pictures in which kind and colours are recognised.
+Editability is CLIP-T, and the share in which an edit is recognised. Prints the table of docs/measurements/training.md
+and writes the sheet training-tasks.png.
 """
 
 import argparse
@@ -39,30 +39,30 @@ from trainer.training.templates import OBJECT
 from trainer.worker.engine import Engine
 
 _RECIPE = recipes("miniature")["object"]
-_FINE_TUNING_RATE = 1e-4  # of AdamW, for all weights of text encoder and UNet
+_FINE_TUNING_RATE = 1e-4  # AdamW's rate for all weights of text encoder and UNet
 _BANK = 2000
 _EACH = 2  # pictures of each sentence
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A sentence with `{}` in the toy's place, which of the paper's tasks it is, and what should be seen beside it."""
+class TaskPrompt:
+    """A sentence with `{}` in the toy's place, the paper's task, and the attributes that its pictures should show."""
 
     task: str
     sentence: str
     wanted: Mapping[str, str]
 
 
-ASKED = (
-    Asked(task="reconstruction", sentence="a photo of a {}", wanted={}),
-    Asked(task="style transfer", sentence="a sketch of a {}", wanted={"style": "sketch"}),
-    Asked(task="style transfer", sentence="a {} in the style of van gogh", wanted={"style": "van gogh"}),
-    Asked(task="style transfer", sentence="a watercolor painting of a {}", wanted={"style": "watercolor"}),
-    Asked(task="composition", sentence="a photo of a {} on the beach", wanted={"scene": "beach"}),
-    Asked(task="composition", sentence="a photo of a {} with sunglasses", wanted={"accessory": "sunglasses"}),
-    Asked(task="composition", sentence="a photo of two {}", wanted={"count": "two"}),
+PROMPTS = (
+    TaskPrompt(task="reconstruction", sentence="a photo of a {}", wanted={}),
+    TaskPrompt(task="style transfer", sentence="a sketch of a {}", wanted={"style": "sketch"}),
+    TaskPrompt(task="style transfer", sentence="a {} in the style of van gogh", wanted={"style": "van gogh"}),
+    TaskPrompt(task="style transfer", sentence="a watercolor painting of a {}", wanted={"style": "watercolor"}),
+    TaskPrompt(task="composition", sentence="a photo of a {} on the beach", wanted={"scene": "beach"}),
+    TaskPrompt(task="composition", sentence="a photo of a {} with sunglasses", wanted={"accessory": "sunglasses"}),
+    TaskPrompt(task="composition", sentence="a photo of two {}", wanted={"count": "two"}),
 )
-_SENTENCES = tuple(asked.sentence.format("<toy>") for asked in ASKED for _ in range(_EACH))
+_SENTENCES = tuple(prompt.sentence.format("<toy>") for prompt in PROMPTS for _ in range(_EACH))
 Method = Callable[[Case], Sequence[Image.Image]]
 
 
@@ -80,7 +80,7 @@ def learned_word(model: BaseModel) -> Method:
 
 
 def fine_tuned(steps: int) -> Method:
-    """All weights of text encoder and UNet, trained on the pictures under the word "toy", anew for each toy."""
+    """For each toy, all weights of text encoder and UNet, trained on its pictures with the word "toy"."""
 
     def method(case: Case) -> Sequence[Image.Image]:
         model = BaseModel.load(None)
@@ -117,13 +117,13 @@ def fine_tuned(steps: int) -> Method:
 
 
 def retrieval(judge: Judge, bank: Sequence[Image.Image]) -> Method:
-    """Of the bank the drawings that are most like the pictures and most like the sentence, by the sum of the two."""
+    """The drawings of the bank with the largest sum of the similarities to the pictures and to the sentence."""
     seen = torch.cat([judge.look(bank[start : start + 100]) for start in range(0, len(bank), 100)])
-    said = judge.read([asked.sentence.format("toy") for asked in ASKED])
+    read = judge.read([prompt.sentence.format("toy") for prompt in PROMPTS])
 
     def method(case: Case) -> Sequence[Image.Image]:
         like = seen @ judge.look(case.learn).mean(dim=0)
-        best = [(like + seen @ sentence).topk(_EACH).indices.tolist() for sentence in said]
+        best = [(like + seen @ sentence).topk(_EACH).indices.tolist() for sentence in read]
         return [bank[place] for places in best for place in places]
 
     return method
@@ -134,19 +134,19 @@ def _images(pixels: Sequence[np.ndarray]) -> list[Image.Image]:
 
 
 def scores(judge: Judge, classifier: Classifier, case: Case, drawn: Sequence[Image.Image]) -> Mapping[str, float]:
-    """One toy's figures; `drawn` has _EACH pictures of each of ASKED."""
+    """A toy's figures; `drawn` has _EACH pictures of each of PROMPTS."""
     if case.toy is None:
-        raise ValueError("a style is drawn by nobody here")
-    by_asked = [list(drawn[place * _EACH : (place + 1) * _EACH]) for place in range(len(ASKED))]
+        raise ValueError("toys only")
+    by_prompt = [list(drawn[place * _EACH : (place + 1) * _EACH]) for place in range(len(PROMPTS))]
     found: dict[str, list[float]] = {}
-    for asked, images in zip(ASKED, by_asked, strict=True):
-        looked, said = judge.look(images), judge.read([asked.sentence.format("toy")])
-        if not asked.wanted:
-            found["CLIP-I"] = [alike(looked, judge.look(case.held_out))]
+    for prompt, images in zip(PROMPTS, by_prompt, strict=True):
+        seen, read = judge.look(images), judge.read([prompt.sentence.format("toy")])
+        if not prompt.wanted:
+            found["CLIP-I"] = [alike(seen, judge.look(case.held_out))]
             found["kind and colours kept"] = [kept(classifier, images, case.toy, {})]
             continue
-        found.setdefault("CLIP-T of the edits", []).append(alike(looked, said))
-        found.setdefault(f"{asked.task}, all kept", []).append(kept(classifier, images, case.toy, asked.wanted))
+        found.setdefault("CLIP-T of the edits", []).append(alike(seen, read))
+        found.setdefault(f"{prompt.task}, all kept", []).append(kept(classifier, images, case.toy, prompt.wanted))
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
@@ -180,7 +180,7 @@ def main() -> None:
         means = [float(np.mean([one[name] for one in each])) for name in names]
         lines.append(f"| {method_name} | {' | '.join(f'{mean:.3f}' for mean in means)} | {seconds:.1f} |")
         for case, images in zip(cases[:3], drawn, strict=False):
-            tiles = [Tile(image=images[place * _EACH], caption=asked.sentence) for place, asked in enumerate(ASKED)]
+            tiles = [Tile(image=images[place * _EACH], caption=prompt.sentence) for place, prompt in enumerate(PROMPTS)]
             rows.append([Tile(image=case.learn[0], caption=method_name), *tiles])
     say(f"| {len(cases)} withheld toys | {' | '.join(names)} | seconds a toy |")
     say("|---" * (len(names) + 2) + "|")

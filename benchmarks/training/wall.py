@@ -1,12 +1,13 @@
-"""From the client's first byte to a published version, beside diffusers' own script on the same pictures.
+"""Measures the wall time from the client's first byte to a published version, beside diffusers' script on the same
+pictures.
 
     python -m benchmarks.training.wall --script textual_inversion.py [--steps 3000] [-o FILE.json]
 
-The script is examples/textual_inversion/textual_inversion.py of the diffusers repository, run as its README says (batch
-1, four rows accumulated, 5e-4 with --scale_lr, constant) on the bundled model in fp32; it needs torchvision. Ours is
-asked over gRPC: pictures uploaded, job created and watched, version read back; the servers are up and have learned one
-word before. The same toy for all, that nothing was trained with. Times are of one run on one machine; losses are of
-sixteen further drawings. Prints the table of docs/training.md.
+The script is examples/textual_inversion/textual_inversion.py of the diffusers repository, run as in its README (batch
+1, four rows accumulated, 5e-4 with --scale_lr, constant) on the bundled model in fp32; it needs torchvision. Our time
+is measured over gRPC: the client uploads the pictures, creates and watches the job, and reads the version; the servers
+are running and have learned one word before. All learn the same withheld toy. Times are of one run on one machine;
+losses are of sixteen held-out drawings. Prints the table of docs/measurements/training.md.
 """
 
 import argparse
@@ -36,13 +37,13 @@ from storage.tensors import read_tensors
 from trainer.worker.engine import Engine
 
 _SAVED_EVERY = 25
-PUBLISHED = 3_000  # steps that the script's README asks for
+PUBLISHED = 3_000  # steps in the script's README
 _SHOWN = (100, 200, 300, 500, 1000, 2000)
 _FINISHED = "learned_embeds.safetensors"
 
 
 def script(path: Path, case: Case, steps: int, folder: Path) -> dict[int, tuple[float, torch.Tensor]]:
-    """What diffusers' script has learned, by steps: seconds since its start, vectors. Raises CalledProcessError."""
+    """By steps of diffusers' script: the seconds since its start, and its vectors. Raises CalledProcessError."""
     checkpoint, pictures, learned = folder / "checkpoint", folder / "pictures", folder / "learned"
     StableDiffusionPipeline.from_pretrained(BUNDLED, torch_dtype=torch.float32).save_pretrained(checkpoint)
     pictures.mkdir()
@@ -67,8 +68,8 @@ def script(path: Path, case: Case, steps: int, folder: Path) -> dict[int, tuple[
         "seed": 0,
     }
     began = time.time()
-    said = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    subprocess.run([sys.executable, str(path), *said, "--scale_lr"], check=True, stdout=sys.stderr)
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    subprocess.run([sys.executable, str(path), *arguments, "--scale_lr"], check=True, stdout=sys.stderr)
     names = {step: f"learned_embeds-steps-{step}.safetensors" for step in range(_SAVED_EVERY, steps, _SAVED_EVERY)}
     found = {}
     for step, name in (names | {steps: _FINISHED}).items():
@@ -81,18 +82,18 @@ def script(path: Path, case: Case, steps: int, folder: Path) -> dict[int, tuple[
 def ours(
     client: Client, word: str, case: Case, steps: int | None, *, at_once: bool
 ) -> list[tuple[float, torch.Tensor]]:
-    """Seconds since the first byte, and vectors, of each version that was published: with `at_once` two. `steps` None:
-    the default."""
+    """The seconds since the first byte, and the vectors, of each published version: two with `at_once`, otherwise one.
+    `steps` None: the default."""
     pictures = [png(picture) for picture in case.learn]
     firsts: list[tuple[float, str]] = []
     recipe = None if steps is None else resources_pb2.Recipe(steps=steps)
     began = time.monotonic()
 
-    def heard(event: resources_pb2.JobEvent) -> None:
+    def on_event(event: resources_pb2.JobEvent) -> None:
         if event.job.first_version and not firsts:
             firsts.append((time.monotonic() - began, event.job.first_version))
 
-    version = client.learn(word, pictures, recipe=recipe, at_once=at_once, on_event=heard)
+    version = client.learn(word, pictures, recipe=recipe, at_once=at_once, on_event=on_event)
     published = [*firsts, (time.monotonic() - began, version.name)]
     return [(seconds, _vectors(client, name)) for seconds, name in published]
 
@@ -104,8 +105,8 @@ def _vectors(client: Client, version: str) -> torch.Tensor:
 
 
 def report(found: Mapping[str, Any]) -> None:
-    """The table; ratios are to the script's PUBLISHED steps, at its pace where it made fewer, and to its first step
-    that is as good."""
+    """Prints the table. Ratios are to the time of the script's PUBLISHED steps, extrapolated if it made fewer, and to
+    the time of its first step with a loss as low."""
     rows = [(int(step), row["seconds"], row["loss"]) for step, row in found["script"].items()]
     (first, first_s, _), (last, last_s, _) = rows[0], rows[-1]
     pace_s = (last_s - first_s) / (last - first)
@@ -132,9 +133,9 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--script", type=Path, required=True, help="textual_inversion.py of the diffusers repository")
-    parser.add_argument("--steps", type=int, default=PUBLISHED, help="of the script [default: 3000]")
-    parser.add_argument("--toy", type=int, default=0, help="which one of the withheld toys [default: 0]")
-    parser.add_argument("--times", type=int, default=3, help="ours: the median of so many [default: 3]")
+    parser.add_argument("--steps", type=int, default=PUBLISHED, help="steps of the script [default: 3000]")
+    parser.add_argument("--toy", type=int, default=0, help="number of the withheld toy [default: 0]")
+    parser.add_argument("--times", type=int, default=3, help="number of our runs, for the median [default: 3]")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/training/wall.json"))
     options = parser.parse_args()
     case, other = (make_case(number, toys(number + 1)[number]) for number in (options.toy, options.toy + 1))

@@ -12,8 +12,8 @@ import (
 	generationv1 "github.com/pseudoword/pseudoword/clients/go/gen/pseudoword/generation/v1"
 )
 
-// CreateBatch begins a batch: many pictures, drawn behind everybody else into the server's object store. Its words mean to
-// the end what they mean now.
+// CreateBatch creates a batch: many pictures, drawn in the background into the server's object store. Its words are
+// resolved now, and all its pictures use these versions.
 func (c *Client) CreateBatch(ctx context.Context, batch *generationv1.Batch) (*generationv1.Batch, error) {
 	created, err := c.Generation.CreateBatch(ctx, &generationv1.CreateBatchRequest{
 		Parent: c.tenant, Batch: batch, RequestId: rand.Text(),
@@ -21,9 +21,9 @@ func (c *Client) CreateBatch(ctx context.Context, batch *generationv1.Batch) (*g
 	return created, FromCall(err)
 }
 
-// AwaitBatch returns a batch once it has succeeded, also when the server was away for a while; one that failed or was
-// cancelled is an *Error. Where onChange is set, it is told the batch as it is and then every change. Cancelling the context
-// ends the waiting and not the batch.
+// AwaitBatch waits until a batch has succeeded and returns it; it tolerates up to a minute of an unavailable server. A
+// failed or cancelled batch is an *Error. onChange, if set, is called with the batch's current state, then with each
+// change. Cancelling the context ends the wait, not the batch.
 func (c *Client) AwaitBatch(
 	ctx context.Context, name string, onChange func(*generationv1.Batch),
 ) (*generationv1.Batch, error) {
@@ -56,8 +56,8 @@ func (c *Client) AwaitBatch(
 	}
 }
 
-// Batches returns the tenant's batches, newest first, without their prompts. The filter is one of AIP-160, such as
-// "state = ACTIVE"; empty: all.
+// Batches returns the tenant's batches, newest first, without their prompts, blanks and words. filter is an AIP-160
+// filter, such as "state = ACTIVE"; empty: all batches.
 func (c *Client) Batches(ctx context.Context, filter string) ([]*generationv1.Batch, error) {
 	var batches []*generationv1.Batch
 	request := &generationv1.ListBatchesRequest{Parent: c.tenant, Filter: filter}
@@ -74,8 +74,8 @@ func (c *Client) Batches(ctx context.Context, filter string) ([]*generationv1.Ba
 	}
 }
 
-// CancelBatch ends a batch; what was drawn stays.
+// CancelBatch cancels a batch; its finished pictures are kept.
 func (c *Client) CancelBatch(ctx context.Context, name string) (*generationv1.Batch, error) {
-	over, err := c.Generation.CancelBatch(ctx, &generationv1.CancelBatchRequest{Name: name, RequestId: rand.Text()})
-	return over, FromCall(err)
+	cancelled, err := c.Generation.CancelBatch(ctx, &generationv1.CancelBatchRequest{Name: name, RequestId: rand.Text()})
+	return cancelled, FromCall(err)
 }

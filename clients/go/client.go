@@ -22,7 +22,7 @@ import (
 
 const maxMessageBytes = 16 << 20
 
-// Only what may safely be repeated: every unary call reads, or carries a request id that makes a repeat harmless.
+// All retries are safe: every unary call either only reads, or has a request id, so a repeat changes nothing.
 const serviceConfig = `{
   "methodConfig": [{
     "name": [{}],
@@ -37,21 +37,21 @@ const serviceConfig = `{
   "loadBalancingConfig": [{"round_robin": {}}]
 }`
 
-// Options says where the three servers are and who is calling.
+// Options are the addresses of the three servers and the identity of the caller.
 type Options struct {
 	// Registry, Trainer and Generation are addresses, HOST:PORT. Empty: 127.0.0.1:7361, :7362 and :7363.
 	Registry, Trainer, Generation string
-	// Token is a bearer token. Without CA it is sent to loopback addresses only.
+	// Token is a bearer token; empty: none. Without CA it is allowed for loopback addresses only.
 	Token string
-	// CA is a PEM file of certificate authorities; it switches TLS on.
+	// CA is the name of a PEM file of certificate authorities; if set, TLS is used.
 	CA string
-	// Tenant is whose words are meant. Empty: "default".
+	// Tenant is the id of the caller's tenant. Empty: "default".
 	Tenant string
 }
 
 // Client is a connection to the three servers on behalf of one tenant. It is safe for concurrent use.
 type Client struct {
-	// Registry, Trainer and Generation are the generated clients; their failures are read by FromCall.
+	// Registry, Trainer and Generation are the generated clients. FromCall converts their errors to *Error.
 	Registry   registryv1.RegistryServiceClient
 	Trainer    trainerv1.TrainerServiceClient
 	Generation generationv1.GenerationServiceClient
@@ -60,8 +60,8 @@ type Client struct {
 	connections []*grpc.ClientConn
 }
 
-// New makes a client. Connections are made when they are first needed, so servers may start later; a bad option fails
-// here.
+// New makes a client. It returns an error for an invalid option. A connection is opened on first use, so the servers may
+// start later.
 func New(options Options) (*Client, error) {
 	if options.Tenant == "" {
 		options.Tenant = "default"
@@ -86,7 +86,7 @@ func New(options Options) (*Client, error) {
 	return client, nil
 }
 
-// Close ends all connections; calls that are running fail.
+// Close closes all connections; calls in progress fail.
 func (c *Client) Close() error {
 	var failures []error
 	for _, connection := range c.connections {
@@ -104,7 +104,7 @@ func connect(address string, options Options) (*grpc.ClientConn, error) {
 		}
 		authorities := x509.NewCertPool()
 		if !authorities.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("pseudoword: %s holds no certificate", options.CA)
+			return nil, fmt.Errorf("pseudoword: %s contains no certificate", options.CA)
 		}
 		transport = credentials.NewTLS(&tls.Config{RootCAs: authorities, MinVersion: tls.VersionTLS12})
 	}

@@ -15,25 +15,25 @@ import (
 	generationv1 "github.com/pseudoword/pseudoword/clients/go/gen/pseudoword/generation/v1"
 )
 
-// DrawOptions says how a sentence is drawn; what is zero takes the server's default, but for the seed.
+// DrawOptions are the options of Draw. A field that is zero has the server's default, except Seed.
 type DrawOptions struct {
-	// Negative is what to stay away from.
+	// Negative is the negative prompt.
 	Negative string
-	// Seed is the first picture's seed, 0 being one like any other; picture i has Seed + i.
+	// Seed is the seed of the first picture; picture i has Seed + i. 0 is an ordinary seed.
 	Seed int64
-	// Steps as the scheduler counts them.
+	// Steps is the number of steps, as the scheduler counts them.
 	Steps int32
 	// Guidance is the guidance scale, 1 to 30.
 	Guidance float32
-	// Scheduler is a name that GetModel lists, such as "ddim".
+	// Scheduler is the name of one of GetModel's schedulers, such as "ddim".
 	Scheduler string
-	// Width and Height in pixels, multiples of what GetModel tells.
+	// Width and Height are in pixels, multiples of GetModel's size_multiple.
 	Width, Height int32
 	// Count is the number of pictures; 0: 1.
 	Count int32
-	// Exact asks for pictures that are equal to the last bit whoever else is served.
+	// Exact requests pictures that do not depend on other requests in any bit.
 	Exact bool
-	// OnEvent, where set, is told everything that happens to the request.
+	// OnEvent, if set, is called with each event of the request.
 	OnEvent func(*generationv1.GenerateResponse)
 }
 
@@ -41,11 +41,11 @@ type DrawOptions struct {
 type Picture struct {
 	// Data is the file, a PNG.
 	Data []byte
-	// Info says what the file is and what made it; the record is also inside the file.
+	// Info describes the file and has the picture's record, which is also inside the file.
 	Info *generationv1.PictureInfo
 }
 
-// Draw draws a sentence in which `<concept>` is a word. Cancelling the context frees the work on the server.
+// Draw draws a prompt, in which `<concept>` is a word. Cancelling the context cancels the request on the server.
 func (c *Client) Draw(ctx context.Context, prompt string, options DrawOptions) ([]Picture, error) {
 	settings := &generationv1.PictureSettings{
 		Prompt:         prompt,
@@ -74,11 +74,11 @@ func (c *Client) Draw(ctx context.Context, prompt string, options DrawOptions) (
 	if err != nil {
 		return nil, FromCall(err)
 	}
-	gathered := gathering{found: make([]Picture, max(options.Count, 1))}
+	received := assembly{found: make([]Picture, max(options.Count, 1))}
 	for {
 		event, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
-			return gathered.pictures()
+			return received.pictures()
 		}
 		if err != nil {
 			return nil, FromCall(err)
@@ -86,30 +86,30 @@ func (c *Client) Draw(ctx context.Context, prompt string, options DrawOptions) (
 		if options.OnEvent != nil {
 			options.OnEvent(event)
 		}
-		if err := gathered.add(event); err != nil {
+		if err := received.add(event); err != nil {
 			return nil, err
 		}
 	}
 }
 
-// gathering puts a request's chunks together; it begins with a place for each picture that was asked for.
-type gathering struct {
+// assembly joins the chunks of a request's pictures. found has one element for each requested picture.
+type assembly struct {
 	found []Picture
 	done  *generationv1.Done
 }
 
-func (g *gathering) add(event *generationv1.GenerateResponse) error {
+func (a *assembly) add(event *generationv1.GenerateResponse) error {
 	if event.GetDone() != nil {
-		g.done = event.GetDone()
+		a.done = event.GetDone()
 	}
 	chunk := event.GetChunk()
 	if chunk == nil {
 		return nil
 	}
-	if chunk.GetIndex() < 0 || int(chunk.GetIndex()) >= len(g.found) {
-		return damaged(fmt.Sprintf("picture %d was not asked for", chunk.GetIndex()))
+	if chunk.GetIndex() < 0 || int(chunk.GetIndex()) >= len(a.found) {
+		return damaged(fmt.Sprintf("picture %d was not requested", chunk.GetIndex()))
 	}
-	picture := &g.found[chunk.GetIndex()]
+	picture := &a.found[chunk.GetIndex()]
 	picture.Data = append(picture.Data, chunk.GetData()...)
 	if chunk.GetInfo() != nil {
 		picture.Info = chunk.GetInfo()
@@ -117,18 +117,18 @@ func (g *gathering) add(event *generationv1.GenerateResponse) error {
 	return nil
 }
 
-// pictures fails with DATA_LOSS when something is missing or is not what its digest says.
-func (g *gathering) pictures() ([]Picture, error) {
-	if g.done == nil || int(g.done.GetCount()) != len(g.found) {
-		return nil, damaged("the stream ended before all pictures had come")
+// pictures returns DATA_LOSS if a picture is missing or does not match its digest.
+func (a *assembly) pictures() ([]Picture, error) {
+	if a.done == nil || int(a.done.GetCount()) != len(a.found) {
+		return nil, damaged("the stream ended before all pictures were received")
 	}
-	for index, picture := range g.found {
+	for index, picture := range a.found {
 		digest := sha256.Sum256(picture.Data)
 		if hex.EncodeToString(digest[:]) != picture.Info.GetSha256() {
-			return nil, damaged(fmt.Sprintf("picture %d is not the one that its digest names", index))
+			return nil, damaged(fmt.Sprintf("picture %d does not match its digest", index))
 		}
 	}
-	return g.found, nil
+	return a.found, nil
 }
 
 func damaged(text string) *Error {

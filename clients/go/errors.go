@@ -12,31 +12,31 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// Error is a call that failed, read from the rich status that every server of pseudoword answers.
+// Error is the error of a failed call: its status with the details that pseudoword's servers send.
 type Error struct {
 	// Code is the status code.
 	Code codes.Code
-	// Message is meant for people.
+	// Message is a message for people.
 	Message string
-	// Reason is stable and meant for programs ("WORD_UNKNOWN", "ETAG_MISMATCH", ...); empty when the answer came from the
-	// network and not from a server.
+	// Reason is a stable identifier for programs, such as "WORD_UNKNOWN" or "ETAG_MISMATCH"; empty if the error comes
+	// from the network and not from a server.
 	Reason string
-	// Metadata holds facts about the failure, such as the word that is unknown.
+	// Metadata has facts about the error, such as the unknown word.
 	Metadata map[string]string
-	// Violations says what is wrong with the request, field by field.
+	// Violations are the invalid fields of the request.
 	Violations []Violation
-	// RetryAfter says when trying again may help; 0 where the server did not say.
+	// RetryAfter is the time after which a retry may succeed; 0 if the server did not set it.
 	RetryAfter time.Duration
 
 	status *status.Status
 }
 
-// Violation is one field of a request that is wrong.
+// Violation is one invalid field of a request.
 type Violation struct {
 	Field, Description string
 }
 
-// Error is the message, followed by the violations that it does not name.
+// Error returns the message, followed by the violations that it does not contain.
 func (e *Error) Error() string {
 	var text strings.Builder
 	text.WriteString(orElse(e.Message, e.Code.String()))
@@ -51,7 +51,8 @@ func (e *Error) Error() string {
 // GRPCStatus lets status.Code and status.Convert read the error.
 func (e *Error) GRPCStatus() *status.Status { return e.status }
 
-// Unwrap makes errors.Is(err, context.Canceled) and errors.Is(err, context.DeadlineExceeded) true where they apply.
+// Unwrap returns context.Canceled for CANCELLED and context.DeadlineExceeded for DEADLINE_EXCEEDED, so that errors.Is finds
+// them.
 func (e *Error) Unwrap() error {
 	switch e.Code {
 	case codes.Canceled:
@@ -63,7 +64,8 @@ func (e *Error) Unwrap() error {
 	}
 }
 
-// FromCall reads the error of a generated client's call; nil stays nil, and what is no status of gRPC stays as it is.
+// FromCall converts the error of a generated client's call to *Error. It returns nil for nil, and any error that is not a
+// gRPC status unchanged.
 func FromCall(err error) error {
 	if err == nil {
 		return nil
@@ -75,8 +77,8 @@ func FromCall(err error) error {
 	return fromStatus(found)
 }
 
-// FromStatus reads a status that an answer carries, as failed jobs and unresolved words do.
-func FromStatus(answered *spb.Status) *Error { return fromStatus(status.FromProto(answered)) }
+// FromStatus converts a status inside a response, such as that of a failed job or an unresolved word, to *Error.
+func FromStatus(found *spb.Status) *Error { return fromStatus(status.FromProto(found)) }
 
 func fromStatus(found *status.Status) *Error {
 	failure := &Error{Code: found.Code(), Message: found.Message(), status: found}

@@ -20,26 +20,27 @@ import (
 
 const chunkBytes = 256 << 10
 
-// LearnOptions says how a word is learned; the zero value is a good choice.
+// LearnOptions are the options of Learn; the zero value has the server's defaults.
 type LearnOptions struct {
-	// Start is what the learning starts from, words of the vocabulary such as "dog". Empty: the recipe's default.
+	// Start is one or several words of the vocabulary that the vectors start from, such as "dog". Empty: the server's
+	// default.
 	Start string
-	// AtOnce publishes what the learned start says of the pictures as a first version before any training, which OnEvent
-	// is told as the job's first_version; the refined one follows and is returned.
+	// AtOnce publishes the learned start's prediction as an initial version, before the training. OnEvent gets it as the
+	// job's first_version. Learn returns the refined version.
 	AtOnce bool
-	// Kind is what sort of thing the pictures show. Unspecified: an object.
+	// Kind is the kind of the concept. Unspecified: an object.
 	Kind registryv1.ConceptKind
 	// Vectors is the number of vectors of the word, 1 to 16; 0: 1.
 	Vectors int32
-	// Seed is the seed of all draws: equal seeds give equal words on one machine.
+	// Seed is the seed of all random numbers: equal seeds give equal vectors on one machine.
 	Seed int64
-	// OnEvent, where set, is told everything that happens to the job: states, progress, previews.
+	// OnEvent, if set, is called with each event of the job: changes of state and progress.
 	OnEvent func(*trainerv1.JobEvent)
 }
 
-// Learn learns a word for what the pictures (PNG, JPEG or WebP files) show and returns its new version. It returns when
-// the job has ended, also when the trainer was away for a while; a job that failed or was cancelled is an *Error.
-// Cancelling the context ends the waiting and not the job.
+// Learn learns a word from pictures (PNG, JPEG, WebP, HEIC or AVIF files) and returns its new version. It waits until the
+// job has ended, and tolerates up to a minute of an unavailable trainer. A failed or cancelled job is an *Error.
+// Cancelling the context ends the wait, not the job.
 func (c *Client) Learn(
 	ctx context.Context, concept string, pictures [][]byte, options LearnOptions,
 ) (*registryv1.Version, error) {
@@ -78,7 +79,7 @@ func (c *Client) Learn(
 	return version, FromCall(err)
 }
 
-// Upload uploads one picture to learn from; the same bytes give the same resource.
+// Upload uploads one picture for a job; the same bytes give the same resource.
 func (c *Client) Upload(ctx context.Context, picture []byte) (*trainerv1.Picture, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -87,7 +88,7 @@ func (c *Client) Upload(ctx context.Context, picture []byte) (*trainerv1.Picture
 		return nil, FromCall(err)
 	}
 	for message := range uploadMessages(c.tenant, picture) {
-		// io.EOF says that the server has answered already; CloseAndRecv tells what.
+		// io.EOF means that the server has ended the call; CloseAndRecv returns its response or error.
 		if err := stream.Send(message); errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
@@ -98,7 +99,7 @@ func (c *Client) Upload(ctx context.Context, picture []byte) (*trainerv1.Picture
 	return uploaded, FromCall(err)
 }
 
-// uploadMessages gives the header and then the chunks of one picture.
+// uploadMessages yields the header, then the chunks of one picture.
 func uploadMessages(tenant string, picture []byte) iter.Seq[*trainerv1.UploadPictureRequest] {
 	return func(yield func(*trainerv1.UploadPictureRequest) bool) {
 		digest := sha256.Sum256(picture)
@@ -149,7 +150,7 @@ func hasEnded(job *trainerv1.Job) bool {
 	}
 }
 
-// published is the name of the version that an ended job has published, or why there is none.
+// published returns the name of the version that an ended job has published, or the job's error.
 func published(job *trainerv1.Job) (string, error) {
 	switch job.GetState() {
 	case trainerv1.Job_STATE_SUCCEEDED:

@@ -30,12 +30,12 @@ const (
 	drainTime = time.Minute
 )
 
-// TestMainJob is the whole of it against the real servers: four pictures in, a word out, a picture of it back.
-// $PSEUDOWORD_PYTHON is an interpreter that the servers are installed for; `make test` sets it. CI may not do without.
+// TestMainJob learns a word from four pictures and draws it, against real servers. $PSEUDOWORD_PYTHON is a Python
+// interpreter with the servers installed; `make test` sets it. Without it the test is skipped, and fails in CI.
 func TestMainJob(t *testing.T) {
 	python := os.Getenv("PSEUDOWORD_PYTHON")
 	if python == "" {
-		const missing = "PSEUDOWORD_PYTHON names no interpreter to start the servers with: run `make test`"
+		const missing = "PSEUDOWORD_PYTHON is not set: run `make test`, which sets it to the interpreter that starts the servers"
 		if os.Getenv("CI") != "" {
 			t.Fatal(missing)
 		}
@@ -84,7 +84,7 @@ func TestMainJob(t *testing.T) {
 		t.Errorf("learned %s with progress up to step %d", version.GetName(), steps)
 	}
 	if pictures := version.GetProvenance().GetPictureDigests(); len(pictures) != 4 {
-		t.Errorf("the version says what it was learned from: %v", pictures)
+		t.Errorf("digests of the training pictures: %v", pictures)
 	}
 
 	model, err := client.Generation.GetModel(ctx, &generationv1.GetModelRequest{})
@@ -105,10 +105,10 @@ func TestMainJob(t *testing.T) {
 		t.Fatal(err)
 	}
 	if size := decoded.Bounds().Size(); size.X != int(model.GetResolution()) || size.Y != size.X {
-		t.Errorf("a picture of %v where the model's resolution is %d", size, model.GetResolution())
+		t.Errorf("a picture of %v; the model's resolution is %d", size, model.GetResolution())
 	}
 	if again, err := client.Draw(ctx, prompt, options); err != nil || !bytes.Equal(again[0].Data, drawn[0].Data) {
-		t.Errorf("the same request gives the same bytes again: %v", err)
+		t.Errorf("the same request gave other bytes: %v", err)
 	}
 	var record generationv1.PictureRecord
 	if err := protojson.Unmarshal([]byte(textChunk(t, drawn[0].Data, "pseudoword")), &record); err != nil {
@@ -155,7 +155,7 @@ func TestMainJob(t *testing.T) {
 	}
 }
 
-// startServer runs `python -m MODULE` until the test ends and returns where it listens, once it is ready.
+// startServer runs `python -m MODULE` until the test ends. It returns the server's address once the server is ready.
 func startServer(t *testing.T, python, root, data, module string, arguments ...string) string {
 	t.Helper()
 	addressFile := filepath.Join(data, module+".json")
@@ -164,13 +164,13 @@ func startServer(t *testing.T, python, root, data, module string, arguments ...s
 	if err != nil {
 		t.Fatal(err)
 	}
-	said := func() string {
+	logged := func() string {
 		text, _ := os.ReadFile(log.Name())
 		return string(text)
 	}
 	command := exec.Command(python, arguments...)
 	command.Dir, command.Stdout, command.Stderr = root, log, log
-	// What is set for a user's own servers is not for these.
+	// Settings of the user's own servers must not apply to these.
 	for _, entry := range os.Environ() {
 		if !strings.HasPrefix(entry, "PSEUDOWORD_") {
 			command.Env = append(command.Env, entry)
@@ -187,12 +187,12 @@ func startServer(t *testing.T, python, root, data, module string, arguments ...s
 		select {
 		case err := <-ended:
 			if err != nil {
-				t.Errorf("%s ended with %v:\n%s", module, err, said())
+				t.Errorf("%s ended with %v:\n%s", module, err, logged())
 			}
 		case <-time.After(drainTime):
 			_ = command.Process.Kill()
 			<-ended
-			t.Errorf("%s did not end on SIGTERM:\n%s", module, said())
+			t.Errorf("%s did not end on SIGTERM:\n%s", module, logged())
 		}
 	})
 	deadline := time.Now().Add(startTime)
@@ -207,15 +207,15 @@ func startServer(t *testing.T, python, root, data, module string, arguments ...s
 		select {
 		case err := <-ended:
 			ended <- err
-			t.Fatalf("%s did not start: %v\n%s", module, err, said())
+			t.Fatalf("%s did not start: %v\n%s", module, err, logged())
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
-	t.Fatalf("%s was not ready in time:\n%s", module, said())
+	t.Fatalf("%s was not ready in time:\n%s", module, logged())
 	return ""
 }
 
-// textChunk is the text that a PNG keeps under a keyword (tEXt chunk).
+// textChunk returns the text of a PNG's tEXt chunk with a keyword.
 func textChunk(t *testing.T, file []byte, keyword string) string {
 	t.Helper()
 	reader := bytes.NewReader(file[8:])

@@ -47,7 +47,7 @@ func TestErrorIsReadFromStatusDetails(t *testing.T) {
 	original := rich(t)
 	var failure *Error
 	if !errors.As(FromCall(original.Err()), &failure) {
-		t.Fatal("FromCall gives an *Error")
+		t.Fatal("FromCall did not return an *Error")
 	}
 	if failure.Code != codes.InvalidArgument || failure.Reason != "WORD_UNKNOWN" || failure.Metadata["word"] != "rex" {
 		t.Errorf("code, reason, metadata: %v", failure)
@@ -70,7 +70,7 @@ func TestErrorIsReadFromStatusDetails(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoStatusStaysAsItIs(t *testing.T) {
+func TestFromCallKeepsAnErrorWithoutStatus(t *testing.T) {
 	if FromCall(nil) != nil {
 		t.Error("nil stays nil")
 	}
@@ -104,7 +104,7 @@ func TestUploadIsAHeaderAndChunks(t *testing.T) {
 			count++
 		}
 		if !bytes.Equal(joined, picture) || count != 1+(size+chunkBytes-1)/chunkBytes {
-			t.Errorf("size %d came as %d bytes in %d messages", size, len(joined), count)
+			t.Errorf("size %d was sent as %d bytes in %d messages", size, len(joined), count)
 		}
 	}
 }
@@ -112,15 +112,15 @@ func TestUploadIsAHeaderAndChunks(t *testing.T) {
 func TestTokenNeedsTLSOrLoopback(t *testing.T) {
 	_, err := New(Options{Registry: "registry.example:7361", Token: "t"})
 	if err == nil || !strings.Contains(err.Error(), "without TLS") {
-		t.Errorf("a token for a stranger in the clear: %v", err)
+		t.Errorf("a token without TLS for an address that is not loopback: %v", err)
 	}
 	_, err = New(Options{CA: filepath.Join(t.TempDir(), "none.pem")})
 	if !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("a missing file of authorities: %v", err)
+		t.Errorf("a missing file of certificate authorities: %v", err)
 	}
 }
 
-// flaky is a trainer and a generation service whose streams break off before they end.
+// flaky is a trainer and a generation service whose streams break before they end.
 type flaky struct {
 	trainerv1.UnimplementedTrainerServiceServer
 	generationv1.UnimplementedGenerationServiceServer
@@ -261,7 +261,7 @@ func serve(t *testing.T, served *flaky) *Client {
 	return client
 }
 
-func TestLearnOutlivesAServerThatGoesAway(t *testing.T) {
+func TestLearnSurvivesAnUnavailableServer(t *testing.T) {
 	served := &flaky{}
 	client := serve(t, served)
 	events := 0
@@ -275,14 +275,14 @@ func TestLearnOutlivesAServerThatGoesAway(t *testing.T) {
 		t.Errorf("version %v after %d watches and %d events", version, served.watches, events)
 	}
 	if len(served.requests) != 2 || served.requests[0] == "" || served.requests[0] != served.requests[1] {
-		t.Errorf("the repeated CreateJob carries the same request id: %q", served.requests)
+		t.Errorf("the retried CreateJob has another request id: %q", served.requests)
 	}
 	if len(served.tokens) != 1 || served.tokens[0] != "Bearer secret" {
 		t.Errorf("the token: %q", served.tokens)
 	}
 }
 
-func TestABatchIsAwaitedWhileItsServerGoesAway(t *testing.T) {
+func TestAwaitBatchSurvivesAnUnavailableServer(t *testing.T) {
 	served := &flaky{ends: generationv1.Batch_STATE_SUCCEEDED}
 	client := serve(t, served)
 	batch, err := client.CreateBatch(t.Context(), &generationv1.Batch{Seeds: 3})
@@ -293,22 +293,22 @@ func TestABatchIsAwaitedWhileItsServerGoesAway(t *testing.T) {
 		t.Errorf("created: %v", batch)
 	}
 	if len(served.requests) != 2 || served.requests[0] == "" || served.requests[0] != served.requests[1] {
-		t.Errorf("the repeated CreateBatch carries the same request id: %q", served.requests)
+		t.Errorf("the retried CreateBatch has another request id: %q", served.requests)
 	}
-	var told []int64
+	var progress []int64
 	ended, err := client.AwaitBatch(t.Context(), batch.GetName(), func(now *generationv1.Batch) {
-		told = append(told, now.GetDone())
+		progress = append(progress, now.GetDone())
 	})
-	if err != nil || ended.GetDone() != 3 || !slices.Equal(told, []int64{1, 2, 3}) {
-		t.Errorf("ended as %v (%v) after %v", ended, err, told)
+	if err != nil || ended.GetDone() != 3 || !slices.Equal(progress, []int64{1, 2, 3}) {
+		t.Errorf("ended as %v (%v) after %v", ended, err, progress)
 	}
 	batches, err := client.Batches(t.Context(), "state = ACTIVE")
 	if err != nil || len(batches) != 2 || !slices.Equal(served.filters, []string{"state = ACTIVE/", "state = ACTIVE/next"}) {
-		t.Errorf("batches: %v, %v, asked by %q", batches, err, served.filters)
+		t.Errorf("batches: %v, %v, filters: %q", batches, err, served.filters)
 	}
 }
 
-func TestABatchThatDoesNotSucceedIsAnError(t *testing.T) {
+func TestAwaitBatchReturnsAnErrorForAFailedBatch(t *testing.T) {
 	for state, code := range map[generationv1.Batch_State]codes.Code{
 		generationv1.Batch_STATE_FAILED: codes.InvalidArgument, generationv1.Batch_STATE_CANCELLED: codes.Canceled,
 	} {
@@ -320,7 +320,7 @@ func TestABatchThatDoesNotSucceedIsAnError(t *testing.T) {
 	}
 }
 
-func TestDrawPutsChunksTogetherAndChecksThem(t *testing.T) {
+func TestDrawJoinsChunksAndVerifiesTheirDigest(t *testing.T) {
 	served := &flaky{}
 	client := serve(t, served)
 	pictures, err := client.Draw(t.Context(), "a", DrawOptions{Count: 2})
@@ -334,7 +334,7 @@ func TestDrawPutsChunksTogetherAndChecksThem(t *testing.T) {
 		var failure *Error
 		_, err := serve(t, broken).Draw(t.Context(), "a", DrawOptions{Count: 1})
 		if !errors.As(err, &failure) || failure.Reason != "ANSWER_DAMAGED" {
-			t.Errorf("a damaged answer: %v", err)
+			t.Errorf("a damaged response: %v", err)
 		}
 	}
 }

@@ -12,48 +12,48 @@ import (
 )
 
 const (
-	// patience is how long a server that is away is waited for; pause is between two tries.
-	patience = time.Minute
-	pause    = 500 * time.Millisecond
+	// maxOutage is how long a server may be unavailable before a watch fails; retryPause is the pause between attempts.
+	maxOutage  = time.Minute
+	retryPause = 500 * time.Millisecond
 )
 
-// follow opens a watch and hands its messages to told until that says that one was the last. A watch that breaks off is
-// opened again; quiet is not away, so patience is counted from the first failure in a row.
+// follow opens a watch and calls handle with each message, until handle returns true for the last one. A watch that breaks
+// is opened again. maxOutage is counted from the first of consecutive failures: a watch may be silent for longer.
 func follow[M any](
 	ctx context.Context,
 	open func(context.Context) (grpc.ServerStreamingClient[M], error),
-	told func(*M) bool,
+	handle func(*M) bool,
 ) error {
-	var awaySince time.Time
+	var downSince time.Time
 	for {
 		ended, err := read(ctx, open, func(message *M) bool {
-			awaySince = time.Time{}
-			return told(message)
+			downSince = time.Time{}
+			return handle(message)
 		})
 		if ended {
 			return nil
 		}
 		if err != nil {
-			if awaySince.IsZero() {
-				awaySince = time.Now()
+			if downSince.IsZero() {
+				downSince = time.Now()
 			}
-			if status.Code(err) != codes.Unavailable || time.Since(awaySince) > patience {
+			if status.Code(err) != codes.Unavailable || time.Since(downSince) > maxOutage {
 				return FromCall(err)
 			}
 		}
 		select {
 		case <-ctx.Done():
 			return FromCall(status.FromContextError(ctx.Err()).Err())
-		case <-time.After(pause):
+		case <-time.After(retryPause):
 		}
 	}
 }
 
-// read says whether told has seen the last message; a stream that ended before is neither that nor an error.
+// read reports whether handle got the last message. For a stream that ends before, it returns false without an error.
 func read[M any](
 	ctx context.Context,
 	open func(context.Context) (grpc.ServerStreamingClient[M], error),
-	told func(*M) bool,
+	handle func(*M) bool,
 ) (bool, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -69,7 +69,7 @@ func read[M any](
 		if err != nil {
 			return false, err
 		}
-		if told(message) {
+		if handle(message) {
 			return true, nil
 		}
 	}

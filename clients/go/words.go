@@ -8,14 +8,14 @@ import (
 	registryv1 "github.com/pseudoword/pseudoword/clients/go/gen/pseudoword/registry/v1"
 )
 
-// Resolve returns the version that `[tenant/]concept[@alias|@n]` means now, without its loss curve and recipe.
+// Resolve resolves a word, `[tenant/]concept[@alias|@n]`, to a version, without its loss curve and recipe.
 func (c *Client) Resolve(ctx context.Context, word string) (*registryv1.Version, error) {
 	answer, err := c.Registry.ResolveWords(ctx, &registryv1.ResolveWordsRequest{Parent: c.tenant, Words: []string{word}})
 	if err != nil {
 		return nil, FromCall(err)
 	}
 	if len(answer.GetWords()) != 1 {
-		return nil, damaged("the registry answered for another number of words than were asked")
+		return nil, damaged("the response does not have exactly one word")
 	}
 	resolved := answer.GetWords()[0]
 	if resolved.GetError() != nil {
@@ -41,15 +41,15 @@ func (c *Client) Versions(ctx context.Context, concept string) ([]*registryv1.Ve
 	}
 }
 
-// AliasOptions says under which condition an alias is moved, and why.
+// AliasOptions are the options of SetAlias.
 type AliasOptions struct {
-	// Etag, where not empty, must be the alias's present one.
+	// Etag, if not empty, is the etag that the alias must have; otherwise SetAlias fails with reason ETAG_MISMATCH.
 	Etag string
-	// Reason is kept in the alias's history.
+	// Reason is stored in the alias's history; at most 500 characters.
 	Reason string
 }
 
-// SetAlias points an alias of a concept at one of its versions, creating the alias where it is new.
+// SetAlias points an alias of a concept to one of its versions; it creates the alias if it does not exist.
 func (c *Client) SetAlias(
 	ctx context.Context, concept, alias string, version int64, options AliasOptions,
 ) (*registryv1.Alias, error) {
@@ -66,5 +66,5 @@ func (c *Client) SetAlias(
 	return set, FromCall(err)
 }
 
-// concept is the resource name of a concept of the client's tenant; the servers check its form.
+// concept returns the resource name of a concept of the client's tenant; the servers validate it.
 func (c *Client) concept(id string) string { return c.tenant + "/concepts/" + id }

@@ -1,7 +1,7 @@
-"""Makes the bucket of a store's address where it is missing; run by the registry's image before the registry.
+"""Creates the bucket of the store's address if it does not exist. Runs in the registry's image, before the registry.
 
-Reads the same settings as the registry: PSEUDOWORD_STORE__ADDRESS, PSEUDOWORD_S3__*. Ends with status 1 and the reason
-where the store refuses, and waits a minute for one that does not answer yet.
+Reads the registry's settings: PSEUDOWORD_STORE__ADDRESS, PSEUDOWORD_S3__*. Waits up to a minute for a store that is
+starting. Exits with status 1 and the reason if the store refuses.
 """
 
 import sys
@@ -26,7 +26,7 @@ _STARTING = {"XMinioServerNotInitialized", "SlowDown"}
 
 
 def _starting(error: BaseException) -> bool:
-    """Whether the store may answer otherwise in a moment."""
+    """Whether the error is temporary: the store is starting."""
     if isinstance(error, S3Error):
         return error.code in _STARTING
     return isinstance(error, (urllib3.exceptions.HTTPError, ServerError))
@@ -34,13 +34,13 @@ def _starting(error: BaseException) -> bool:
 
 @retry(retry=retry_if_exception(_starting), stop=stop_after_delay(60), wait=wait_fixed(1), reraise=True)
 def make(client: minio.Minio, bucket: str) -> None:
-    """Makes the bucket; one that is there and ours is left alone."""
+    """Creates the bucket, unless it exists and belongs to this account."""
     if client.bucket_exists(bucket):
         return
     try:
         client.make_bucket(bucket)
     except S3Error as error:
-        if error.code != "BucketAlreadyOwnedByYou":  # made by another replica in between
+        if error.code != "BucketAlreadyOwnedByYou":  # another replica has created it meanwhile
             raise
 
 

@@ -1,1 +1,1 @@
-"""Two judges that do not know each other: a miniature CLIP, and a classifier that never read a caption."""
+"""Two independent judges: a miniature CLIP, and a classifier that is trained without captions."""

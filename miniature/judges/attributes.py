@@ -1,4 +1,4 @@
-"""What a drawing can be asked for, which answers there are, and where the answer can be seen."""
+"""The attributes of a drawing that judges answer for: the possible answers, the true one, and whether it is visible."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,29 +10,29 @@ from miniature.style import STYLE_NAMES
 from miniature.world import ACCESSORIES, COLOURS, KINDS, PATTERNS, SCENES, Colour, Drawing
 
 _NONE = "none"
-_TOLD_APART = 90  # distance of two colours in RGB, 0 to 255 a channel, from which a pattern is seen
+_VISIBLE_DISTANCE = 90  # minimum RGB distance (0 to 255 in each channel) of two colours for a visible pattern
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attribute:
-    """One question about a drawing."""
+    """One attribute of a drawing."""
 
     name: str
     answers: tuple[str, ...]
     sentences: tuple[str, ...]
-    """What says each answer, for a judge that reads."""
+    """A sentence for each answer, for CLIP."""
     truth: Callable[[Drawing], tuple[str, ...]]
-    """The answer, or the answers for each of two toys, or of two that cannot be told apart."""
+    """The true answer; several if two toys differ, or if two answers are equally true."""
     seen: Callable[[Drawing], bool]
-    """Whether the answer can be seen."""
+    """Whether the answer is visible in the drawing."""
 
 
 def _far(one: Colour, other: Colour) -> bool:
-    return float(np.linalg.norm(np.subtract(one.rgb, other.rgb))) >= _TOLD_APART
+    return float(np.linalg.norm(np.subtract(one.rgb, other.rgb))) >= _VISIBLE_DISTANCE
 
 
 def _colours(drawing: Drawing) -> tuple[str, ...]:
-    """A striped or checkered toy is as much of its second colour as of the one that captions name."""
+    """The colours of the toys. In stripes and checks the second colour counts as much as the one in captions."""
     return tuple(
         colour.name
         for toy in drawing.toys
@@ -45,7 +45,8 @@ def _single(drawing: Drawing) -> bool:
 
 
 def _accessory_seen(drawing: Drawing) -> bool:
-    """Small ones drown in strokes and blocks; black glasses and a red scarf, on a toy of that colour."""
+    """Strokes and blocks hide small accessories; black sunglasses and a red scarf are invisible on a toy of their
+    colour."""
     if not _single(drawing) or drawing.style.name not in ("photo", "sketch", "watercolor"):
         return False
     colour = drawing.toy.colour.name
@@ -136,13 +137,13 @@ ATTRIBUTES: Mapping[str, Attribute] = {
         ),
     )
 }
-"""By name, in the order in which tables show them."""
+"""By name, in the order of the tables."""
 
 
 def targets(drawings: Sequence[Drawing], attribute: Attribute) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Shares [drawings, answers] of the true answers, each row's sum 1, and whether each can be seen [drawings].
+    """The target probabilities [drawings, answers] and whether the answer is visible [drawings].
 
-    Several different answers share equally.
+    Several true answers have equal probabilities. The row of a drawing without a visible answer is 0.
     """
     shares = np.zeros((len(drawings), len(attribute.answers)), np.float32)
     seen = np.zeros(len(drawings), bool)

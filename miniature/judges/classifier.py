@@ -1,4 +1,4 @@
-"""A classifier of drawings: convolutions and one answer for each attribute. It never reads a word."""
+"""A convolutional classifier of drawings, with one output for each attribute. It uses no text."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ _WIDTHS = (32, 64, 128, 192)
 
 
 class _Block(nn.Module):
-    """Two convolutions around a shortcut (He et al. 2016), the first with the stride."""
+    """Two convolutions with a shortcut (He et al. 2016); the first has the stride."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _Block(nn.Module):
 
 
 class Classifier(nn.Module):
-    """0.9 million parameters: pictures [n, 3, 64, 64] of -1 to 1 to logits of each attribute [n, answers]."""
+    """Maps pictures [n, 3, 64, 64] in [-1, 1] to logits [n, answers] of each attribute; 0.9 million parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Classifier(nn.Module):
 
     @classmethod
     def load(cls, folder: Path = BUNDLED) -> "Classifier":
-        """Reads what `save` wrote, frozen. Raises FileNotFoundError."""
+        """Reads the file of `save`, frozen. Raises FileNotFoundError."""
         classifier = cls()
         classifier.load_state_dict({key: value.float() for key, value in load_file(folder / _FILE).items()})
         return classifier.eval().requires_grad_(False)
@@ -70,6 +70,6 @@ class Classifier(nn.Module):
 
 
 def pixels_of(images: list[Image.Image]) -> torch.Tensor:
-    """[images, 3, height, width] of -1 to 1."""
+    """Pixels [images, 3, height, width] in [-1, 1]."""
     arrays: Any = np.stack([np.asarray(image.convert("RGB"), np.float32) for image in images])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2) / 127.5 - 1

@@ -1,4 +1,4 @@
-"""The miniature CLIP: which pictures are alike, and which sentence says what a picture shows."""
+"""The miniature CLIP: similarities between pictures, and between pictures and sentences."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ BUNDLED = Path(__file__).parents[1] / "clip"
 
 
 def new_clip(tokenizer: Any) -> Any:
-    """An untrained CLIPModel that reads the tokenizer's entries and looks at SIZE pixels in patches of 8."""
+    """An untrained CLIPModel for the tokenizer's vocabulary and pictures of SIZE pixels, in patches of 8."""
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": 128,
@@ -40,7 +40,7 @@ def new_clip(tokenizer: Any) -> Any:
 
 
 def new_processor(tokenizer: Any) -> Any:
-    """What makes a CLIPModel's inputs of pictures and sentences: pixels of -1 to 1."""
+    """The processor that makes a CLIPModel's inputs from pictures and sentences; pixels are in [-1, 1]."""
     images = CLIPImageProcessor(
         size={"shortest_edge": SIZE},
         crop_size={"height": SIZE, "width": SIZE},
@@ -51,15 +51,15 @@ def new_processor(tokenizer: Any) -> Any:
 
 
 class Judge(Clip):
-    """A CLIP that knows the questions of the picture world; the bundled one or any other in transformers' layout."""
+    """A CLIP that judges the attributes of drawings: the bundled one, or any other in transformers' layout."""
 
     @classmethod
     def load(cls, source: str | Path = BUNDLED, *, device: torch.device | str = "cpu") -> Self:
-        """From a folder or a hub id. Raises OSError where there is none."""
+        """From a folder or a hub id. Raises OSError if it does not exist."""
         return super().load(source, device=device)
 
     def judge(self, images: Sequence[Image.Image]) -> Mapping[str, torch.Tensor]:
-        """Probabilities [images, answers] of each attribute, from the sentences that say its answers."""
+        """Probabilities [images, answers] of each attribute, from the sentences of its answers."""
         seen = self.look(images)
         scale = self._model.logit_scale.exp()
         return {

@@ -1,1 +1,1 @@
-"""How the bundled model and the judges are made: `python -m miniature train --help`."""
+"""The training of the bundled model and the judges: `python -m miniature train --help`."""

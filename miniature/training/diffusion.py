@@ -1,7 +1,7 @@
-"""Text encoder and UNet, trained together on latents and captions.
+"""The loss of text encoder and UNet, which are trained together on latents and captions.
 
 Min-SNR weighting (Hang et al. 2023, arXiv 2303.09556, equation 6) of the noise prediction's squared error, stratified
-timesteps, one caption in ten empty for classifier-free guidance (Ho and Salimans 2022).
+timesteps, one caption in ten is empty, for classifier-free guidance (Ho and Salimans 2022).
 """
 
 from dataclasses import dataclass
@@ -26,20 +26,22 @@ _TOY, _OTHER, _STYLE = "toy", "other", "style"
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """What is trained on: shares of the batch, and how timesteps weigh."""
+    """The composition of a batch, and the weights of timesteps."""
 
     with_words: float = 0.35
-    """Of the captions have a word in the place of a toy, a style or several of them, where they could do without."""
+    """Share of the captions with a word for a toy, a style or several of these, where the caption does not need one."""
     empty: float = 0.1
+    """Share of the captions that are empty."""
     photos: float | None = 0.65
-    """Share of photo-style drawings, in which patterns can be seen; None: as they are painted."""
+    """Share of photos, in which patterns are visible; None: their share in the training set."""
     snr_limit: float = 5.0
+    """Gamma of the min-SNR weights."""
     middle: float = 0.0
-    """Share of the timesteps drawn from the third between 300 and 633, where shapes are decided."""
+    """Share of the timesteps from the third between 300 and 633, which decides the shapes."""
 
 
 class DiffusionLoss:
-    """The loss of one batch, as `fitting.train` asks for it."""
+    """The loss of one batch, for `fitting.train`."""
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ class DiffusionLoss:
         self._by_style = None if mixture.photos is None else _by_style(drawings)
 
     def __call__(self, generator: torch.Generator) -> torch.Tensor:
-        """The mean over the batch's rows of their weighted squared errors."""
+        """The mean of the weighted squared errors of the batch's rows."""
         rows = self._rows(generator)
         latents = self._latents[rows].to(self._model.device, torch.float32)
         steps = self._timesteps(generator).to(latents.device)
@@ -97,21 +99,25 @@ class DiffusionLoss:
         return torch.where(middle, 300 + strata * 333, steps).long()
 
     def _hidden(self, rows: list[int], generator: torch.Generator) -> torch.Tensor:
-        """[rows, length, width], each row's caption encoded with its own words."""
+        """Hidden states [rows, length, width] of the rows' captions, each with its own words."""
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
         prompts: list[Prompt] = []
         toys, styles = {}, {}
         for place, number in enumerate(rows):
             drawing = self._drawings.drawing(number)
-            said = caption(drawing, rng)
+            sentence = caption(drawing, rng)
             if rng.random() < self._mixture.empty:
                 prompts.append(Prompt(()))
                 continue
-            chosen = _words(said.other != "", said.form is None, rng) if rng.random() < self._mixture.with_words else []
-            if said.form is None and _STYLE not in chosen:
+            chosen = (
+                _words(sentence.other != "", sentence.form is None, rng)
+                if rng.random() < self._mixture.with_words
+                else []
+            )
+            if sentence.form is None and _STYLE not in chosen:
                 chosen = [*chosen, _STYLE]
             names = {word: f"{word}-{place}" for word in chosen}
-            text = said.with_words(**{word: f"<{name}>" for word, name in names.items()})
+            text = sentence.with_words(**{word: f"<{name}>" for word, name in names.items()})
             prompt = parse(text)
             prompts.append(prompt)
             for ref in prompt.words:
@@ -131,7 +137,8 @@ class DiffusionLoss:
 
 
 def _words(pair: bool, nameless: bool, rng: np.random.Generator) -> list[str]:
-    """What words stand for in a caption: most often the toy, sometimes the style, both, or either of two toys."""
+    """The parts of a caption that words replace: usually the toy, sometimes the style, both, or one or both of two
+    toys."""
     if pair:
         return [[_TOY], [_OTHER], [_TOY, _OTHER]][int(rng.integers(3))]
     if nameless:
@@ -152,7 +159,7 @@ def _alphas(model: BaseModel) -> torch.Tensor:
 
 
 def autocast(device: torch.device) -> Any:
-    """bf16 where the device computes in it; a CPU without it would be many times slower."""
+    """Autocast to bf16, disabled on a CPU without native bf16, where it would be many times slower."""
     fast = device.type == "cuda" or _cpu_has_bf16()
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
 
@@ -163,7 +170,7 @@ def _cpu_has_bf16() -> bool:
 
 
 def trainable(model: BaseModel, vectors: Vectors) -> nn.ModuleDict:
-    """All that is trained, with gradients on."""
+    """The trained modules, with gradients enabled."""
     parts = nn.ModuleDict({"text_encoder": model.text_encoder, "unet": model.unet, "vectors": vectors})
     return parts.requires_grad_(True)
 

@@ -1,4 +1,4 @@
-"""Drawings by the hundred thousand, painted once into a folder by all processors."""
+"""Large sets of drawings, painted once into a folder by parallel processes."""
 
 import os
 from collections.abc import Iterator
@@ -20,9 +20,10 @@ TRAINING, HELD_OUT = 0, 1
 
 @dataclass(frozen=True)
 class Drawings:
-    """The first `count` random drawings of a split (TRAINING or HELD_OUT), a multiple of CHUNK.
+    """The first `count` random drawings of a split (TRAINING or HELD_OUT); `count` is a multiple of CHUNK.
 
-    Drawing i is made from the seed (split, i) alone, so splits of any size agree, and only pixels need a file.
+    Drawing i depends on the seed (split, i) only: a larger set begins with the same drawings, and only pixels are
+    stored.
     """
 
     folder: Path
@@ -30,7 +31,7 @@ class Drawings:
     split: int = TRAINING
 
     def drawing(self, number: int) -> Drawing:
-        """What drawing `number` shows."""
+        """The attributes of drawing `number`."""
         return random_drawing(self._rng(number))
 
     def captions(self, number: int, many: int) -> list[Caption]:
@@ -40,7 +41,8 @@ class Drawings:
         return [caption(drawing, rng) for _ in range(many)]
 
     def paint(self) -> Iterator[int]:
-        """Paints what is not there yet, a chunk a file, and yields how many drawings are there after each."""
+        """Paints the missing drawings, one file for each chunk. Yields the number of painted drawings before the first
+        and after each chunk."""
         self.folder.mkdir(parents=True, exist_ok=True)
         chunks = range(self.count // CHUNK)
         missing = [chunk for chunk in chunks if not self._file(chunk).exists()]
@@ -55,7 +57,7 @@ class Drawings:
 
     @cached_property
     def pixels(self) -> npt.NDArray[np.uint8]:
-        """All drawings, [count, SIZE, SIZE, 3]. Raises FileNotFoundError where some are not painted yet."""
+        """All drawings, [count, SIZE, SIZE, 3]. Raises FileNotFoundError if some are not painted."""
         pixels = np.empty((self.count, SIZE, SIZE, 3), np.uint8)
         for chunk in range(self.count // CHUNK):
             pixels[chunk * CHUNK : (chunk + 1) * CHUNK] = np.load(self._file(chunk))
@@ -67,10 +69,10 @@ class Drawings:
             number = chunk * CHUNK + place
             painted[place] = np.asarray(paint(self.drawing(number), np.random.default_rng((self.split, number, 1))))
         file = self._file(chunk)
-        beside = file.with_suffix(f".{os.getpid()}.part")
-        with beside.open("wb") as stream:
+        part = file.with_suffix(f".{os.getpid()}.part")
+        with part.open("wb") as stream:
             np.save(stream, painted)
-        beside.replace(file)  # whole or not at all
+        part.replace(file)  # atomic
 
     def _rng(self, number: int) -> np.random.Generator:
         return np.random.default_rng((self.split, number, 0))

@@ -1,4 +1,4 @@
-"""Losses of the two judges, from drawings; the classifier sees no caption."""
+"""The losses of the two judges, on drawings; the classifier's loss uses no captions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,26 +14,26 @@ from miniature.judges.classifier import Classifier
 from miniature.training.drawings import Drawings
 from miniature.world import Drawing, Pose, Side
 
-_BLURRED = 0.3  # of the drawings, so that soft pictures are judged as well as sharp ones
+_BLURRED = 0.3  # share of blurred drawings, so that soft pictures are judged as well as sharp ones
 _NOISE = 0.04
-_SHIFT = 6  # pixels that a drawing is moved by at most, each way; its edge is repeated
+_SHIFT = 6  # maximum shift of a drawing in pixels, in each direction; its edge is repeated
 _SIDES: Mapping[Side | None, Side | None] = {"left": "right", "right": "left", None: None}
 _POSES: Mapping[Pose | None, Pose] = {"turned left": "turned right", "turned right": "turned left"}
 
 
 class Batches:
-    """Random drawings with the answers that can be seen in them."""
+    """Random batches of drawings with their true answers."""
 
     def __init__(self, drawings: Drawings, batch: int, device: torch.device, *, clean: bool = False) -> None:
-        """With `clean` the pixels are as they were painted."""
+        """With `clean`, the pixels are not augmented."""
         self._clean = clean
         self._drawings = drawings
         self._batch = batch
         self._device = device
 
     def draw(self, generator: torch.Generator) -> tuple[list[Drawing], torch.Tensor]:
-        """What is shown, and pixels [batch, 3, height, width] of -1 to 1: moved, half of them mirrored, a few blurred,
-        all a little noisy. A network that has seen the same drawings a few times knows them by heart otherwise."""
+        """Drawings, and their pixels [batch, 3, height, width] in [-1, 1]: shifted, half of them mirrored, some
+        blurred, all with a little noise. Without this augmentation a network memorises the drawings."""
         rows = torch.randint(self._drawings.count, (self._batch,), generator=generator).tolist()
         shown = [self._drawings.drawing(number) for number in rows]
         pixels = torch.from_numpy(self._drawings.pixels[rows]).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -50,7 +50,7 @@ class Batches:
         return shown, pixels.to(self._device)
 
     def answers(self, shown: Sequence[Drawing]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """For each attribute the true shares [batch, answers] and whether they can be seen [batch]."""
+        """For each attribute the target probabilities [batch, answers] and whether the answer is visible [batch]."""
         found = {name: targets(shown, attribute) for name, attribute in ATTRIBUTES.items()}
         return {
             name: (torch.from_numpy(shares).to(self._device), torch.from_numpy(seen).to(self._device))
@@ -59,14 +59,14 @@ class Batches:
 
 
 def mirrored(drawing: Drawing) -> Drawing | None:
-    """What a mirror shows; None for a toy left of another, since nothing is said to be right of another."""
+    """The mirrored drawing; None for a toy left of another, because there is no relation "right of"."""
     if drawing.other is not None and drawing.relation == "left of":
         return None
     return replace(drawing, side=_SIDES[drawing.side], pose=_POSES.get(drawing.pose, drawing.pose))
 
 
 def _moved(pixels: torch.Tensor, corners: torch.Tensor) -> torch.Tensor:
-    """Each picture [channels, height, width] moved by its corner, 0 to 2 * _SHIFT down and to the right."""
+    """Each picture [channels, height, width], cropped at its corner: 0 to 2 * _SHIFT down and to the right."""
     height, width = pixels.shape[-2:]
     wide = functional.pad(pixels, (_SHIFT,) * 4, mode="replicate")
     cut = [one[:, y : y + height, x : x + width] for one, (y, x) in zip(wide, corners.tolist(), strict=True)]
@@ -74,7 +74,7 @@ def _moved(pixels: torch.Tensor, corners: torch.Tensor) -> torch.Tensor:
 
 
 class ClassifierLoss:
-    """Cross entropy of each attribute over the drawings where it can be seen, summed."""
+    """The cross entropies of all attributes, summed; each over the drawings in which it is visible."""
 
     def __init__(self, classifier: Classifier, batches: Batches) -> None:
         self._classifier = classifier
@@ -87,8 +87,9 @@ class ClassifierLoss:
 
 
 class ClipLoss:
-    """CLIP's contrast of pictures and captions (Radford et al. 2021, figure 3), and of pictures and the sentences that
-    say each attribute's answers: in so small a world a batch holds few captions that differ in a pattern alone."""
+    """CLIP's contrastive loss of pictures and captions (Radford et al. 2021, figure 3), plus the cross entropy of
+    pictures and the sentences of each attribute's answers, because few captions in a batch differ in the pattern
+    alone."""
 
     def __init__(self, model: Any, tokenizer: Any, batches: Batches) -> None:
         self._model = model
@@ -101,22 +102,22 @@ class ClipLoss:
         """The loss of one batch."""
         shown, pixels = self._batches.draw(generator)
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-        said = [caption(drawing, rng) for drawing in shown]
-        captions = [one.with_words(style=None if one.form else "a style") for one in said]
+        sentences = [caption(drawing, rng) for drawing in shown]
+        captions = [one.with_words(style=None if one.form else "a style") for one in sentences]
         texts = self._read([*captions, *self._sentences])
         states = self._model.vision_model(pixel_values=pixels).pooler_output
         images = functional.normalize(self._model.visual_projection(states), dim=-1)
         scale = self._model.logit_scale.exp().clamp(max=100)
-        captioned, sentences = texts[: len(shown)], texts[len(shown) :]
+        captioned, answers = texts[: len(shown)], texts[len(shown) :]
         logits = scale * images @ captioned.T
         own = torch.arange(len(shown), device=logits.device)
         contrast = (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
-        parts = (scale * images @ sentences.T).split(self._sizes, dim=1)
+        parts = (scale * images @ answers.T).split(self._sizes, dim=1)
         answered = dict(zip(ATTRIBUTES, parts, strict=True))
         return contrast + _seen_cross_entropy(answered, self._batches.answers(shown))
 
     def _read(self, sentences: list[str]) -> torch.Tensor:
-        # Padding to the longest: what follows a sentence's end is never looked at.
+        # Padded to the longest sentence: tokens after the end token have no influence.
         read = self._tokenizer(sentences, padding=True, truncation=True, return_tensors="pt")
         ids = read.input_ids.to(next(self._model.parameters()).device)
         states = self._model.text_model(ids).pooler_output

@@ -1,4 +1,4 @@
-"""The bundled model's shape: untrained modules, and the folder in diffusers' layout that they end in."""
+"""The bundled model's architecture: untrained modules, and their checkpoint in diffusers' layout."""
 
 import json
 from pathlib import Path
@@ -13,15 +13,15 @@ from miniature.paint import SIZE
 from miniature.training.tokenizer import LENGTH, carried_rows
 
 WIDTH = 128
-"""Of the text encoder, and so of a word's vectors."""
+"""Width of the text encoder, and thus of a word's vectors."""
 LATENT_CHANNELS = 4
-"""Of the bundled model."""
+"""Latent channels of the bundled model."""
 
 
 def new_vae(channels: int = LATENT_CHANNELS) -> Any:
-    """An untrained AutoencoderKL: 4 pixels to a latent cell of so many channels.
+    """An untrained AutoencoderKL. A latent cell has `channels` channels and covers 4 x 4 pixels.
 
-    One group in each norm: several lose flat colours (a group's mean is taken out).
+    Each norm has a single group: with several groups flat colours are lost, because each group's mean is subtracted.
     """
     return AutoencoderKL(
         in_channels=3,
@@ -40,7 +40,7 @@ def new_vae(channels: int = LATENT_CHANNELS) -> Any:
 def new_unet(channels: int = LATENT_CHANNELS, *, fine_attention: bool = False) -> Any:
     """An untrained UNet2DConditionModel over latents of 16 x 16 cells.
 
-    With `fine_attention` it looks at the words at 16 x 16 too, on the way down and up.
+    With `fine_attention` it has cross-attention at 16 x 16 too, in the down and the up blocks.
     """
     down, up = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D") if fine_attention else ("DownBlock2D", "UpBlock2D")
     return UNet2DConditionModel(
@@ -58,10 +58,11 @@ def new_unet(channels: int = LATENT_CHANNELS, *, fine_attention: bool = False) -
 
 
 def carry_unet(unet: Any, shape: Any) -> Any:
-    """`shape`, which may have attentions that `unet` has not, computing what `unet` computes: those add nothing yet."""
+    """`shape` with the weights of `unet`, and the same output. `shape` may have additional attentions; their output
+    projections are set to 0."""
     missing, unknown = shape.load_state_dict(unet.state_dict(), strict=False)
     if unknown:
-        raise ValueError(f"the new shape has no place for {unknown[0]}")
+        raise ValueError(f"the new UNet has no place for the parameter {unknown[0]}")
     lacking = {name.rsplit(".proj_out.", 1)[0] for name in missing if ".proj_out." in name}
     for name in lacking:
         last = shape.get_submodule(name).proj_out
@@ -71,7 +72,7 @@ def carry_unet(unet: Any, shape: Any) -> Any:
 
 
 def new_text_encoder(tokenizer: Any) -> Any:
-    """An untrained CLIPTextModel for the tokenizer's entries."""
+    """An untrained CLIPTextModel for the tokenizer's vocabulary."""
     encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -91,7 +92,8 @@ def new_text_encoder(tokenizer: Any) -> Any:
 
 
 def carry_text_encoder(encoder: Any, old: Any, new: Any) -> Any:
-    """A text encoder for the tokenizer `new` that reads each token as `encoder` reads its text with `old`."""
+    """`encoder` for the tokenizer `new`: each token's embedding is the mean of the embeddings of its text under the
+    tokenizer `old`."""
     carried = new_text_encoder(new)
     kept = {key: value for key, value in encoder.state_dict().items() if "token_embedding" not in key}
     carried.load_state_dict(kept, strict=False)
@@ -103,7 +105,7 @@ def carry_text_encoder(encoder: Any, old: Any, new: Any) -> Any:
 
 
 def scheduler() -> Any:
-    """Stable Diffusion's own noise schedule."""
+    """A scheduler with Stable Diffusion's noise schedule."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -133,7 +135,7 @@ def save(folder: Path, *, tokenizer: Any, text_encoder: Any, unet: Any, vae: Any
 
 
 def forget_origin(folder: Path) -> None:
-    """Takes out of a checkpoint's settings where its parts were read from, which diffusers writes down."""
+    """Deletes from a checkpoint's configs the paths that its parts were loaded from, which diffusers stores."""
     for file in folder.glob("*/config.json"):
         settings = json.loads(file.read_text("utf-8"))
         if settings.pop("_name_or_path", None) is not None:

@@ -1,4 +1,5 @@
-"""The stages in their order. Each reads what those before it left, and may be killed at any time."""
+"""The stages of the training, in order. A stage reads the results of the stages before it, and can be killed at any
+time."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ from trainer.learned.fitting import Plan, train
 from trainer.training import start_network as learned_start
 
 _LATENTS = "latents.pt"
-_CAPTIONED = 6000  # drawings whose captions the tokenizer is learned from
+_CAPTIONED = 6000  # drawings whose captions the tokenizer is trained on
 
 
 def draw(work: Work) -> None:
@@ -38,7 +39,8 @@ def draw(work: Work) -> None:
 
 
 def tokenizer(work: Work) -> None:
-    """Learns the tokenizer and writes the untrained model around it, or the committed one that reads as before."""
+    """Trains the tokenizer and writes a model with it: an untrained one, or the committed one with its token embeddings
+    carried over."""
     folder = work.folder / "tokenizer"
     train_tokenizer(work.sentences(_CAPTIONED), folder / "tokenizer")
     entries = layout.load_tokenizer(folder)
@@ -59,7 +61,7 @@ def tokenizer(work: Work) -> None:
 
 
 def vae(work: Work) -> None:
-    """Trains the VAE; of a committed one the decoder only, since the UNet knows its latents."""
+    """Trains the VAE; of a committed VAE the decoder only, because the UNet is trained on its latents."""
     decoder_only = work.committed is not None
     model = AutoencoderKL.from_pretrained(work.model / "vae", torch_dtype=torch.float32)
     model.to(work.device, memory_format=torch.channels_last)
@@ -77,7 +79,7 @@ def vae(work: Work) -> None:
 
 
 def diffusion(work: Work) -> None:
-    """Trains text encoder and UNet together, with the networks that make vectors of toys and styles."""
+    """Trains text encoder, UNet, and the networks that map toys and styles to vectors, together."""
     folder = work.folder / "diffusion"
     model = BaseModel.load(str(work.model), device=work.device)
     kept = _committed(work, "vectors")
@@ -100,7 +102,7 @@ def diffusion(work: Work) -> None:
 
 
 def start(work: Work) -> None:
-    """Fits the trainer's learned start to the vectors that the networks of toys and styles make."""
+    """Fits the trainer's learned start to the vectors of the networks for toys and styles."""
     model = BaseModel.load(str(work.model), device=work.device)
     folder = work.folder / "start"
     torch.manual_seed(3)
@@ -117,7 +119,7 @@ def start(work: Work) -> None:
 
 
 def classifier(work: Work) -> None:
-    """Trains the judge that never reads a caption."""
+    """Trains the classifier."""
     steps = work.steps(3000 if work.committed else 10_000)
     plan = Plan(seed=work.seed, steps=steps, batch=128, rate=2e-3, warmup=50, averaging=0.99)
     torch.manual_seed(1)
@@ -134,9 +136,9 @@ def classifier(work: Work) -> None:
 
 
 def clip(work: Work) -> None:
-    """Trains the miniature CLIP, with a text encoder of its own."""
+    """Trains the miniature CLIP, which has its own text encoder."""
     tokenizer = layout.load_tokenizer(work.model)
-    # At 1e-3 a CLIP that is gone on from first forgets.
+    # A trained CLIP gets worse at first if its training continues at 1e-3.
     steps, rate = (4000, 4e-4) if work.committed else (15_000, 1e-3)
     plan = Plan(seed=work.seed, steps=work.steps(steps), batch=64, rate=rate, warmup=200, averaging=0.997)
     torch.manual_seed(2)
@@ -156,13 +158,13 @@ def clip(work: Work) -> None:
 
 
 def _committed(work: Work, name: str) -> Path | None:
-    """The folder of committed weights to go on from, where there is one."""
+    """The folder of committed weights to start from; None if there is none."""
     folder = None if work.committed is None else work.committed / name
     return folder if folder is not None and folder.exists() else None
 
 
 def latents(work: Work, model: BaseModel) -> torch.Tensor:
-    """Latents of all drawings, made once."""
+    """Latents of all drawings; computed once and stored."""
     file = work.folder / _LATENTS
     if not file.exists():
         torch.save(latents_of(model.vae, work.drawings.pixels, work.device), file)
@@ -171,7 +173,7 @@ def latents(work: Work, model: BaseModel) -> torch.Tensor:
 
 
 def finish(work: Work) -> None:
-    """Puts what was made beside each other, as miniature/ holds it."""
+    """Copies the results into one folder, with the layout of miniature/."""
     finished = work.folder / "finished"
     for made, name in (("model", "model"), ("clip/model", "clip")):
         shutil.copytree(work.folder / made, finished / name, dirs_exist_ok=True)
@@ -193,7 +195,7 @@ STAGES: Mapping[str, Callable[[Work], None]] = {
 
 
 def run(work: Work, names: Sequence[str] = ()) -> None:
-    """Runs the named stages, or all; one that was finished before is passed over, unless it is named."""
+    """Runs the named stages; without names, all stages that are not finished."""
     for name, stage in STAGES.items():
         finished = work.folder / f"{name}.finished"
         if name not in names if names else finished.exists():

@@ -1,4 +1,5 @@
-"""The learned start of the bundled model: from drawings to the vectors that diffusion was trained with."""
+"""The loss of the bundled model's learned start, which predicts from drawings the vectors that the diffusion was
+trained with."""
 
 from typing import Any
 
@@ -12,10 +13,10 @@ from trainer.training.start_network import KINDS, StartNetwork, unit_of
 
 
 class StartLoss:
-    """The squared distance from the known vectors over their variance, as `fitting.train` asks for it.
+    """The squared distance to the known vectors, relative to their variance; a loss for `fitting.train`.
 
-    Things are learned from photos of a single sort of toy, styles from drawings in any style; each drawing by itself,
-    so what holds for several pictures is the mean of what is seen in each.
+    Objects are learned from photos of a single toy, styles from drawings in any style. Each drawing is a sample of its
+    own: for several pictures the network averages over the pictures.
     """
 
     def __init__(
@@ -45,13 +46,13 @@ class StartLoss:
         self._spread = {kind: target.var(dim=0).mean() for kind, target in self._targets.items()}
 
     def __call__(self, generator: torch.Generator) -> torch.Tensor:
-        """The loss of one batch: 1 a kind for a network that says the mean."""
+        """The loss of one batch, summed over the kinds; a network that always predicts the mean has 1 for each kind."""
         losses = []
         for kind in KINDS:
             numbers, targets = self._numbers[kind], self._targets[kind]
             rows = torch.randint(len(numbers), (self._batch,), generator=generator)
             shown = self._latents[numbers[rows]].float()
             shown = (shown + LATENT_NOISE * torch.randn(shown.shape, generator=generator)).to(targets.device)
-            said = self._network(list(torch.split(shown, 1)), kind)
-            losses.append((said - targets[rows.to(targets.device)]).square().mean() / self._spread[kind])
+            predicted = self._network(list(torch.split(shown, 1)), kind)
+            losses.append((predicted - targets[rows.to(targets.device)]).square().mean() / self._spread[kind])
         return torch.stack(losses).sum()

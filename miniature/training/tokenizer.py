@@ -1,4 +1,4 @@
-"""The tokenizer: byte pairs in CLIP's layout, learned from captions."""
+"""The tokenizer: byte pair encoding in CLIP's layout, trained on captions."""
 
 import json
 from collections.abc import Iterable
@@ -9,16 +9,16 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from transformers import CLIPTokenizer
 
 LENGTH = 32
-"""Tokens of a sentence, start and end included."""
+"""Maximum number of tokens of a sentence, start and end included."""
 
 _END_OF_WORD = "</w>"
 _SPECIAL = ("<|startoftext|>", "<|endoftext|>")
-# CLIP's own: contractions, runs of letters, single digits, runs of anything else.
+# CLIP's pattern: contractions, runs of letters, single digits, runs of other characters.
 _PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def train_tokenizer(sentences: Iterable[str], folder: Path) -> None:
-    """Learns byte pairs from sentences and writes a CLIPTokenizer; words that it never saw fall to bytes."""
+    """Trains byte pairs on sentences and writes a CLIPTokenizer, which encodes unknown words as bytes."""
     pairs = Tokenizer(models.BPE(end_of_word_suffix=_END_OF_WORD))
     pairs.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     pieces = pre_tokenizers.Split(Regex(_PIECES), "removed", invert=True)
@@ -31,7 +31,7 @@ def train_tokenizer(sentences: Iterable[str], folder: Path) -> None:
         ),
     )
     merges = [tuple(merge) for merge in json.loads(pairs.to_str())["model"]["merges"]]
-    # CLIP's order: bytes, bytes at a word's end, what the merges make, start and end.
+    # CLIP's order: bytes, bytes at a word's end, merged tokens, start and end.
     entries = [*letters, *(letter + _END_OF_WORD for letter in letters), *("".join(merge) for merge in merges)]
     vocabulary = {entry: number for number, entry in enumerate(dict.fromkeys([*entries, *_SPECIAL]))}
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LENGTH, pad_token=_SPECIAL[1])
@@ -39,7 +39,7 @@ def train_tokenizer(sentences: Iterable[str], folder: Path) -> None:
 
 
 def carried_rows(old: Any, new: Any) -> dict[int, list[int]]:
-    """For each token of the new tokenizer, the old one's tokens that read the same text."""
+    """For each token of the tokenizer `new`, the tokens of its text under `old`."""
     rows = {}
     known = old.get_vocab()
     for entry, number in new.get_vocab().items():

@@ -1,8 +1,8 @@
-"""The VAE's loss: pictures into latents and back.
+"""The VAE's loss.
 
-The encoder is deterministic with a little noise on its latents, which does what a KL term would and keeps them smooth;
-its log-variance is a constant in the end. Edges and the two colour axes have terms of their own: without them small
-things blur, and green to magenta is lost.
+The encoder is deterministic. Instead of a KL term, a little noise is added to the latents, which keeps them smooth; the
+log-variance is set to a constant at the end. Edges and the two colour axes have their own terms: without them small
+details blur, and the green-magenta axis is lost.
 """
 
 from typing import Any
@@ -12,13 +12,14 @@ from torch.nn import functional
 
 from miniature.training.judging import Batches
 
-_NOISE = 0.05  # deviation, on unscaled latents
-_SHRINK = 2e-4  # on the latents' squares
+_NOISE = 0.05  # standard deviation of the noise on unscaled latents
+_SHRINK = 2e-4  # weight of the latents' mean square
 _LOG_VARIANCE = -8.0
 
 
 class VaeLoss:
-    """The loss of one batch. With `decoder_only` the latents stay as they are, and what reads them stays right."""
+    """The loss of one batch. With `decoder_only` the encoder is not trained, so that a UNet that was trained on its
+    latents remains valid."""
 
     def __init__(self, vae: Any, batches: Batches, *, decoder_only: bool) -> None:
         self._vae = vae
@@ -26,7 +27,8 @@ class VaeLoss:
         self._decoder_only = decoder_only
 
     def __call__(self, generator: torch.Generator) -> torch.Tensor:
-        """Absolute errors of pixels, of their differences to neighbours, and of 4 x 4 pixels' colours."""
+        """The absolute errors of pixels, of the differences between neighbours, and of the mean colours of 4 x 4
+        pixels."""
         _, pixels = self._batches.draw(generator)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(not self._decoder_only):
@@ -44,7 +46,7 @@ class VaeLoss:
 
 
 def trainable(vae: Any, *, decoder_only: bool) -> torch.nn.ModuleDict:
-    """The parts that are trained, with gradients on."""
+    """The trained modules, with gradients enabled."""
     names = ["decoder", "post_quant_conv"] + ([] if decoder_only else ["encoder", "quant_conv"])
     vae.requires_grad_(False)
     return torch.nn.ModuleDict({name: getattr(vae, name) for name in names}).requires_grad_(True)
@@ -52,7 +54,8 @@ def trainable(vae: Any, *, decoder_only: bool) -> torch.nn.ModuleDict:
 
 @torch.no_grad()
 def settle(vae: Any, pixels: torch.Tensor) -> None:
-    """Sets the log-variance, and the factor that gives latents of `pixels` [n, 3, height, width] a deviation of 1."""
+    """Sets the log-variance, and the scaling factor with which latents of `pixels` [n, 3, height, width] have a
+    standard deviation of 1."""
     channels = vae.config.latent_channels
     vae.quant_conv.weight[channels:] = 0
     vae.quant_conv.bias[channels:] = _LOG_VARIANCE

@@ -1,8 +1,8 @@
-"""Vectors for toys and styles, made from what is known of them.
+"""Vectors for toys and styles, computed from their attributes.
 
-They teach the text encoder that one vector may stand for any toy or style, which is what makes textual inversion
-possible with so small a vocabulary. They are no part of the model; measurements use them as an oracle: what a word
-could be if it were learned perfectly.
+With them the text encoder learns that one vector can stand for any toy or style, which makes textual inversion possible
+with such a small vocabulary. They are not a part of the model. Measurements use them as an oracle: the vector of a
+perfectly learned word.
 """
 
 from pathlib import Path
@@ -16,11 +16,11 @@ from miniature.training.layout import WIDTH
 from miniature.world import Toy
 
 _FILE = "vectors.safetensors"
-_NOISE = 0.03  # deviation, so that neighbouring vectors mean nearly the same
+_NOISE = 0.03  # standard deviation; makes the meaning of vectors continuous
 
 
 class Vectors(nn.Module):
-    """Two small networks: numbers of a toy, or of a style, to a vector [WIDTH]."""
+    """Two small networks, which map the numbers of a toy or of a style to a vector [WIDTH]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,11 +28,11 @@ class Vectors(nn.Module):
         self.style = _network(len(STYLES["photo"].numbers))
 
     def of_toys(self, toys: list[Toy], generator: torch.Generator | None = None) -> torch.Tensor:
-        """[toys, WIDTH]; with a generator, moved by a little noise."""
+        """Vectors [toys, WIDTH]; with a generator, a little noise is added."""
         return _noisy(self.toy(_numbers([toy.numbers for toy in toys], self)), generator)
 
     def of_styles(self, styles: list[Style], generator: torch.Generator | None = None) -> torch.Tensor:
-        """[styles, WIDTH]; with a generator, moved by a little noise."""
+        """Vectors [styles, WIDTH]; with a generator, a little noise is added."""
         return _noisy(self.style(_numbers([style.numbers for style in styles], self)), generator)
 
     def save(self, folder: Path) -> None:
@@ -42,7 +42,7 @@ class Vectors(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> "Vectors":
-        """Reads what `save` wrote. Raises FileNotFoundError."""
+        """Reads the file of `save`. Raises FileNotFoundError."""
         vectors = cls()
         vectors.load_state_dict({key: value.float() for key, value in load_file(folder / _FILE).items()})
         return vectors
@@ -51,7 +51,7 @@ class Vectors(nn.Module):
 def _network(inputs: int) -> nn.Sequential:
     last = nn.Linear(256, WIDTH)
     with torch.no_grad():
-        last.weight.mul_(0.15)  # vectors about as long as the vocabulary's
+        last.weight.mul_(0.15)  # gives the vectors about the norm of the vocabulary's
     return nn.Sequential(nn.Linear(inputs, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), last)
 
 

@@ -1,4 +1,4 @@
-"""The folder in which the models are made, a subfolder for each stage; what is finished there is not done again."""
+"""The folder of a training of the bundled model, with a subfolder for each stage."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,41 +12,41 @@ from miniature.training.layout import LATENT_CHANNELS
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Where, from what, and how much of the full recipe."""
+    """Folder, initial weights, device and size of a training."""
 
     folder: Path
     committed: Path | None = None
-    """miniature/, whose weights are gone on from; None: everything anew."""
+    """The folder miniature/, whose weights the training starts from; None: random weights."""
     share: float = 1.0
-    """Of each stage's steps and of the drawings; 1 is the recipe."""
+    """Fraction of the recipe's steps and drawings."""
     device: torch.device
     seed: int = 0
-    """Of what each step draws. Weights that are gone on from have seen what the seed before drew."""
+    """Seed of the batches. Weights that the training starts from have already seen the batches of their own seed."""
     latent_channels: int = LATENT_CHANNELS
-    """Of what is made anew; committed weights have theirs."""
+    """Latent channels of a new VAE and UNet; committed weights have their own number."""
 
     @property
     def drawings(self) -> Drawings:
-        """What is trained on."""
+        """The training set."""
         return Drawings(self.folder / "drawings", max(CHUNK, int(60_000 * self.share) // CHUNK * CHUNK))
 
     @property
     def model(self) -> Path:
-        """The checkpoint as far as it is made."""
+        """The folder of the unfinished checkpoint."""
         return self.folder / "model"
 
     def steps(self, full: int) -> int:
-        """Steps of a stage that takes `full` in the recipe."""
+        """Steps of a stage that has `full` steps in the recipe."""
         return max(2, int(full * self.share))
 
     def sentences(self, many: int) -> Iterator[str]:
-        """Captions of `many` drawings, each sentence with every name for a style that has none left out."""
+        """Captions of `many` drawings, with "a style" for a style without a name."""
         for number in range(many):
-            for said in self.drawings.captions(number, 2):
-                yield said.with_words(style=None if said.form else "a style")
-                yield said.styled.replace("*", "a style").format("a toy")
+            for sentence in self.drawings.captions(number, 2):
+                yield sentence.with_words(style=None if sentence.form else "a style")
+                yield sentence.styled.replace("*", "a style").format("a toy")
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device asked for, or the best one that is there."""
+    """The device `name`; for None cuda if it is available, otherwise cpu."""
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

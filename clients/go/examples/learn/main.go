@@ -2,7 +2,7 @@
 //
 //	go run ./examples/learn -word rex -start dog -o rex.png 1.png 2.png 3.png 4.png
 //
-// Start the servers first with `pseudoword up`.
+// Start the servers with `pseudoword up` before.
 package main
 
 import (
@@ -20,24 +20,24 @@ import (
 func main() {
 	log.SetFlags(0)
 	word := flag.String("word", "rex", "the word to learn")
-	start := flag.String("start", "", "a word of the vocabulary to start from")
-	sentence := flag.String("sentence", "", "what to draw (default: a photo of <WORD> on the beach)")
-	output := flag.String("o", "out.png", "where to write the picture")
+	start := flag.String("start", "", "a word of the vocabulary to start from (default: the server's)")
+	prompt := flag.String("sentence", "", "the prompt to draw (default: a photo of <WORD> on the beach)")
+	output := flag.String("o", "out.png", "the file to write the picture to")
 	flag.Parse()
 	if flag.NArg() == 0 {
-		log.Fatal("name the pictures to learn from")
+		log.Fatal("no pictures: give the files to learn from as arguments")
 	}
-	if *sentence == "" {
-		*sentence = fmt.Sprintf("a photo of <%s> on the beach", *word)
+	if *prompt == "" {
+		*prompt = fmt.Sprintf("a photo of <%s> on the beach", *word)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, *word, *start, *sentence, *output, flag.Args()); err != nil {
+	if err := run(ctx, *word, *start, *prompt, *output, flag.Args()); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func run(ctx context.Context, word, start, sentence, output string, files []string) error {
+func run(ctx context.Context, word, start, prompt, output string, files []string) error {
 	client, err := pseudoword.New(pseudoword.Options{})
 	if err != nil {
 		return err
@@ -65,10 +65,10 @@ func run(ctx context.Context, word, start, sentence, output string, files []stri
 	}
 	fmt.Printf("\nlearned %s\n", version.GetName())
 
-	drawn, err := client.Draw(ctx, sentence, pseudoword.DrawOptions{Exact: true})
+	drawn, err := client.Draw(ctx, prompt, pseudoword.DrawOptions{Exact: true})
 	if err != nil {
 		return err
 	}
-	fmt.Printf("drew %q into %s\n", sentence, output)
+	fmt.Printf("drew %q: %s\n", prompt, output)
 	return os.WriteFile(output, drawn[0].Data, 0o644)
 }

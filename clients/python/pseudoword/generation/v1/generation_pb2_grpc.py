@@ -27,8 +27,9 @@ if _version_not_supported:
 
 
 class GenerationServiceStub(object):
-    """Draws. Requests with different words, schedulers, step counts and guidance share the model; each may end at any step by
-    cancelling the call or by its deadline, and frees its place within one step.
+    """Draws pictures. Requests with different words, schedulers, step counts and guidance scales share forward passes of
+    the model. A request ends when its client cancels the call or when its deadline passes; it then frees its places
+    within one step.
     """
 
     def __init__(self, channel):
@@ -80,13 +81,15 @@ class GenerationServiceStub(object):
 
 
 class GenerationServiceServicer(object):
-    """Draws. Requests with different words, schedulers, step counts and guidance share the model; each may end at any step by
-    cancelling the call or by its deadline, and frees its place within one step.
+    """Draws pictures. Requests with different words, schedulers, step counts and guidance scales share forward passes of
+    the model. A request ends when its client cancels the call or when its deadline passes; it then frees its places
+    within one step.
     """
 
     def Generate(self, request, context):
-        """Draws one or several pictures of one sentence. Role reader. The stream brings accepted, then progress, previews and chunks
-        of finished pictures as they come, and ends with done.
+        """Draws one or more pictures of one prompt. Role reader. The stream begins with accepted, continues with progress,
+        previews and chunks of finished pictures, and ends with done. All invalid fields are reported in one
+        INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,14 +103,14 @@ class GenerationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PrefetchWords(self, request, context):
-        """Resolves words and fetches their vectors ahead of their first use. Role reader.
+        """Resolves words and fetches their vectors before their first use. Role reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateBatch(self, request, context):
-        """Creates a batch. Role writer.
+        """Creates a batch. Role writer. All batch methods are FAILED_PRECONDITION on a server without a store for batches.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,14 +131,14 @@ class GenerationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchBatch(self, request, context):
-        """Tells how a batch goes on until it has ended. Role reader.
+        """Streams a batch: first its current state, then each change, until it has ended. Role reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelBatch(self, request, context):
-        """Ends a batch; what was drawn stays. Role writer.
+        """Cancels a batch; its finished pictures are kept. Role writer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -193,8 +196,9 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GenerationService(object):
-    """Draws. Requests with different words, schedulers, step counts and guidance share the model; each may end at any step by
-    cancelling the call or by its deadline, and frees its place within one step.
+    """Draws pictures. Requests with different words, schedulers, step counts and guidance scales share forward passes of
+    the model. A request ends when its client cancels the call or when its deadline passes; it then frees its places
+    within one step.
     """
 
     @staticmethod

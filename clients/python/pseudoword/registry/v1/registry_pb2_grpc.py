@@ -27,15 +27,15 @@ if _version_not_supported:
 
 
 class RegistryServiceStub(object):
-    """Versions pseudo-words in an object store, resolves them, and tells watchers what changed.
+    """Stores the versions of words in an object store, resolves words to versions, and streams every change to watchers.
 
-    Every mutation takes a request_id (any string of 1 to 64 printable characters; a UUID4 is usual). The same id with the
-    same request within 7 days returns the first answer and changes nothing; with another request it is INVALID_ARGUMENT.
-    A mutation whose outcome could not be learned before the deadline is UNAVAILABLE with reason OUTCOME_UNKNOWN: ask again
-    with the same id and you get the true answer. A lost race is ABORTED: reason ETAG_MISMATCH means read again, CONTENTION
-    means simply try again.
+    Every mutation takes a request_id: 1 to 64 printable characters, usually a UUID4. A request with the same id and the
+    same content within 7 days returns the first response and changes nothing. The same id with other content is
+    INVALID_ARGUMENT. A mutation whose outcome is not known at the deadline is UNAVAILABLE with reason OUTCOME_UNKNOWN:
+    send it again with the same id to get its true outcome. A conflict with another writer is ABORTED: after reason
+    ETAG_MISMATCH read the resource again; after reason CONTENTION send the same request again.
 
-    Reads are strong unless max_staleness says otherwise: they show every change that was answered before they began.
+    Reads are strong unless max_staleness is set: they show every change that was acknowledged before the read began.
     """
 
     def __init__(self, channel):
@@ -197,19 +197,19 @@ class RegistryServiceStub(object):
 
 
 class RegistryServiceServicer(object):
-    """Versions pseudo-words in an object store, resolves them, and tells watchers what changed.
+    """Stores the versions of words in an object store, resolves words to versions, and streams every change to watchers.
 
-    Every mutation takes a request_id (any string of 1 to 64 printable characters; a UUID4 is usual). The same id with the
-    same request within 7 days returns the first answer and changes nothing; with another request it is INVALID_ARGUMENT.
-    A mutation whose outcome could not be learned before the deadline is UNAVAILABLE with reason OUTCOME_UNKNOWN: ask again
-    with the same id and you get the true answer. A lost race is ABORTED: reason ETAG_MISMATCH means read again, CONTENTION
-    means simply try again.
+    Every mutation takes a request_id: 1 to 64 printable characters, usually a UUID4. A request with the same id and the
+    same content within 7 days returns the first response and changes nothing. The same id with other content is
+    INVALID_ARGUMENT. A mutation whose outcome is not known at the deadline is UNAVAILABLE with reason OUTCOME_UNKNOWN:
+    send it again with the same id to get its true outcome. A conflict with another writer is ABORTED: after reason
+    ETAG_MISMATCH read the resource again; after reason CONTENTION send the same request again.
 
-    Reads are strong unless max_staleness says otherwise: they show every change that was answered before they began.
+    Reads are strong unless max_staleness is set: they show every change that was acknowledged before the read began.
     """
 
     def CreateTenant(self, request, context):
-        """Creates a tenant. Role admin. ALREADY_EXISTS when the name is taken.
+        """Creates a tenant. Role admin. ALREADY_EXISTS if the name is in use.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -223,7 +223,7 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListTenants(self, request, context):
-        """Lists the caller's tenants in order of name.
+        """Lists the tenants that the caller may use, sorted by name. Each page shows the state at its own time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -237,50 +237,50 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CreateConcept(self, request, context):
-        """Creates a concept. Role writer. ALREADY_EXISTS when the name is taken, also by a soft-deleted one.
+        """Creates a concept. Role writer. ALREADY_EXISTS if the name is in use, also by a soft-deleted or purged concept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetConcept(self, request, context):
-        """Reads a concept, also a soft-deleted one. Role reader.
+        """Reads a concept, soft-deleted or not. Role reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListConcepts(self, request, context):
-        """Lists a tenant's concepts in order of name. Role reader.
+        """Lists a tenant's concepts, sorted by name. Role reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateConcept(self, request, context):
-        """Changes the fields that the mask names: display_name, description, labels, readers. Role writer.
+        """Changes the fields in update_mask: display_name, description, labels, readers. Role writer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteConcept(self, request, context):
-        """Soft-deletes a concept: its word stops resolving at once, its versions are kept until purge_time. Role writer.
+        """Soft-deletes a concept: its word is no longer resolved, and its versions are kept until purge_time. Role writer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UndeleteConcept(self, request, context):
-        """Brings a soft-deleted concept back. Role writer.
+        """Restores a soft-deleted concept. Role writer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PurgeConcept(self, request, context):
-        """Removes a soft-deleted concept for good, after its purge_time unless forced. Role admin. The name stays taken and its
-        next version number is kept, so that no number is ever used twice.
+        """Deletes a soft-deleted concept permanently; before its purge_time only with force. Role admin. The name stays
+        reserved and the next version number is kept, so that no version number is ever used twice.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -294,7 +294,7 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ImportVersion(self, request, context):
-        """Reads another program's file and publishes it as the concept's next version. Role writer.
+        """Reads another program's embedding file and publishes it as the concept's next version. Role writer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -322,28 +322,29 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UnyankVersion(self, request, context):
-        """Takes a withdrawal back. Role writer.
+        """Reverts the withdrawal of a version. Role writer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetEmbedding(self, request, context):
-        """Reads a version's vectors as a file. Role reader, or the concept's grant.
+        """Exports a version's vectors as a file. Role reader in the version's tenant, or in the tenant `reader` if that
+        tenant has a grant for the concept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateEvaluation(self, request, context):
-        """Writes figures about a version. Role writer.
+        """Stores figures about a version. Role writer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetEvaluation(self, request, context):
-        """Reads one evaluation. Role reader.
+        """Reads an evaluation. Role reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -357,63 +358,66 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Points an alias at a version, creating it where it is new. Role writer.
+        """Points an alias to a version; creates the alias if it does not exist. Role writer. FAILED_PRECONDITION if the
+        version is yanked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetAlias(self, request, context):
-        """Reads an alias, now or as it was at a time. Role reader.
+        """Reads an alias, as it is now or as it was at a given time. Role reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAliases(self, request, context):
-        """Lists a concept's aliases in order of name. Role reader.
+        """Lists a concept's aliases, sorted by name. Role reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteAlias(self, request, context):
-        """Deletes an alias; its history stays. Role writer.
+        """Deletes an alias and keeps its history. Role writer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RollbackAlias(self, request, context):
-        """Points an alias back at the version before the present one in its history that is not yanked. Role writer.
+        """Points an alias to the version before the present one in its history; yanked versions are skipped. A further
+        rollback goes one version further back. Role writer. FAILED_PRECONDITION if there is no such version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAliasChanges(self, request, context):
-        """Lists where an alias has pointed, newest first. Role reader.
+        """Lists the moves of an alias, newest first. Role reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResolveWords(self, request, context):
-        """Resolves all words of a prompt in one call. Role reader of the asking tenant; another tenant's word needs its grant.
+        """Resolves all words of a prompt in one call. Role reader in the tenant of the prompt; another tenant's word also
+        needs a grant for that tenant.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchEvents(self, request, context):
-        """Tells what changes, from a revision on, without a gap and without a repeat. Role reader.
+        """Streams all changes after a revision, each exactly once; the changes of one tenant arrive in order. Role reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAuditRecords(self, request, context):
-        """Lists who did what in a tenant, newest first. Role admin.
+        """Lists a tenant's audit trail, newest first. Role admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -581,15 +585,15 @@ def add_RegistryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RegistryService(object):
-    """Versions pseudo-words in an object store, resolves them, and tells watchers what changed.
+    """Stores the versions of words in an object store, resolves words to versions, and streams every change to watchers.
 
-    Every mutation takes a request_id (any string of 1 to 64 printable characters; a UUID4 is usual). The same id with the
-    same request within 7 days returns the first answer and changes nothing; with another request it is INVALID_ARGUMENT.
-    A mutation whose outcome could not be learned before the deadline is UNAVAILABLE with reason OUTCOME_UNKNOWN: ask again
-    with the same id and you get the true answer. A lost race is ABORTED: reason ETAG_MISMATCH means read again, CONTENTION
-    means simply try again.
+    Every mutation takes a request_id: 1 to 64 printable characters, usually a UUID4. A request with the same id and the
+    same content within 7 days returns the first response and changes nothing. The same id with other content is
+    INVALID_ARGUMENT. A mutation whose outcome is not known at the deadline is UNAVAILABLE with reason OUTCOME_UNKNOWN:
+    send it again with the same id to get its true outcome. A conflict with another writer is ABORTED: after reason
+    ETAG_MISMATCH read the resource again; after reason CONTENTION send the same request again.
 
-    Reads are strong unless max_staleness says otherwise: they show every change that was answered before they began.
+    Reads are strong unless max_staleness is set: they show every change that was acknowledged before the read began.
     """
 
     @staticmethod

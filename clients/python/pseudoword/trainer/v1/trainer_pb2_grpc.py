@@ -27,10 +27,10 @@ if _version_not_supported:
 
 
 class TrainerServiceStub(object):
-    """Learns a word from pictures on the accelerator and publishes it to the registry; evaluates published ones.
+    """Learns words from pictures, publishes them to the registry, and evaluates published versions.
 
-    Upload each picture, then create a job that names them; both can be repeated safely. Mutations take a request_id as the
-    registry's do. A job survives its worker and its server: its states are entries of a log.
+    Upload each picture, then create a job that names them. Both can be repeated safely. A mutation takes a request_id,
+    as in RegistryService. A job survives a crash of its worker and of its server: each state is an entry of a log.
     """
 
     def __init__(self, channel):
@@ -97,36 +97,40 @@ class TrainerServiceStub(object):
 
 
 class TrainerServiceServicer(object):
-    """Learns a word from pictures on the accelerator and publishes it to the registry; evaluates published ones.
+    """Learns words from pictures, publishes them to the registry, and evaluates published versions.
 
-    Upload each picture, then create a job that names them; both can be repeated safely. Mutations take a request_id as the
-    registry's do. A job survives its worker and its server: its states are entries of a log.
+    Upload each picture, then create a job that names them. Both can be repeated safely. A mutation takes a request_id,
+    as in RegistryService. A job survives a crash of its worker and of its server: each state is an entry of a log.
     """
 
     def UploadPicture(self, request_iterator, context):
-        """Uploads one picture in chunks. Role writer. The same bytes give the same picture. Checked before it is decoded: size,
-        format (PNG, JPEG, WebP, one frame), pixels. A refused picture is INVALID_ARGUMENT with the reason.
+        """Uploads one picture in chunks. Role writer. The picture's name is made from its sha256, so the same bytes give the
+        same picture. Accepted: PNG, JPEG, WebP, HEIC and AVIF; of a camera's MPO (JPEG) or a HEIC file with several
+        pictures, the first; animations are refused. By default at most 20 MiB and 50 million pixels, and at least 16
+        pixels on each side; checked before the picture is decoded. For training, the picture is rotated as its EXIF data
+        says, converted to sRGB by its ICC profile, and its transparent parts become white. A mask selects by its luminance
+        times its alpha. A refused picture is INVALID_ARGUMENT, with the reason in ErrorInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPicture(self, request, context):
-        """Reads what is known of a picture. Role reader.
+        """Reads a picture's size, type and times. Role reader. The bytes cannot be downloaded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeletePicture(self, request, context):
-        """Deletes a picture that no unfinished job needs. Role writer.
+        """Deletes a picture. Role writer. FAILED_PRECONDITION while an unfinished job needs it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateJob(self, request, context):
-        """Creates a job. Role writer.
+        """Creates a job that learns a word or evaluates a version. Role writer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,35 +151,36 @@ class TrainerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """Tells what happens to a job until it has ended; the first message is the job as it is. Role reader.
+        """Streams a job: first its current state, then each change and each step, until it has ended. Role reader. A slow
+        client may miss steps and short states, but not the current one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Cancels a job that is queued or running. Role writer. FAILED_PRECONDITION once it is publishing or has ended.
+        """Cancels a queued or running job. Role writer. FAILED_PRECONDITION if the job is publishing or has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetryJob(self, request, context):
-        """Queues a job again that has failed or was cancelled, while its pictures are there. Role writer.
+        """Queues a failed or cancelled job again, as long as its pictures are kept. Role writer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRecipes(self, request, context):
-        """Lists the recipes for the loaded base model, every default filled in. Any role.
+        """Lists the recipes for the resident base model, with every default filled in. Any role.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetBaseModel(self, request, context):
-        """Describes the base model that the trainer trains on. Any role.
+        """Describes the trainer's resident base model. Any role.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -248,10 +253,10 @@ def add_TrainerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TrainerService(object):
-    """Learns a word from pictures on the accelerator and publishes it to the registry; evaluates published ones.
+    """Learns words from pictures, publishes them to the registry, and evaluates published versions.
 
-    Upload each picture, then create a job that names them; both can be repeated safely. Mutations take a request_id as the
-    registry's do. A job survives its worker and its server: its states are entries of a log.
+    Upload each picture, then create a job that names them. Both can be repeated safely. A mutation takes a request_id,
+    as in RegistryService. A job survives a crash of its worker and of its server: each state is an entry of a log.
     """
 
     @staticmethod

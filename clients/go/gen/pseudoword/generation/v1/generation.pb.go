@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: pseudoword/generation/v1/generation.proto
 
-// Generation: sentences with words in them in, pictures out, from one resident model.
+// Generation: draws pictures from prompts with words in them, on one resident model.
 
 package generationv1
 
@@ -25,24 +25,24 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Asks for pictures.
+// Request of Generate.
 type GenerateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The tenant whose words a bare word means: `tenants/{tenant}`.
+	// The tenant of the prompt, `tenants/{tenant}`: a word without a tenant belongs to it.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// What to draw and how.
+	// The settings of the pictures.
 	Settings *PictureSettings `protobuf:"bytes,2,opt,name=settings,proto3" json:"settings,omitempty"`
-	// Pictures to draw, 1 to the model's max_count; 0: 1.
+	// Number of pictures, 1 to the model's max_count; 0: 1.
 	Count int32 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
 	// File format of the pictures.
 	Format PictureFormat `protobuf:"varint,4,opt,name=format,proto3,enum=pseudoword.generation.v1.PictureFormat" json:"format,omitempty"`
-	// Quality of JPEG and WebP, 1 to 100; 0: 90.
+	// Quality of JPEG and WebP, 1 to 100; 0: 90. Ignored for PNG.
 	Quality int32 `protobuf:"varint,5,opt,name=quality,proto3" json:"quality,omitempty"`
-	// Sends a preview every so many steps; 0: none.
+	// Number of steps between two previews; 0: no previews.
 	PreviewEvery int32 `protobuf:"varint,6,opt,name=preview_every,json=previewEvery,proto3" json:"preview_every,omitempty"`
-	// 0 (ordinary) to 9 (first), or -9 to -1 (after all others).
+	// 0 (ordinary) to 9 (first); -9 to -1: after all other requests. Waiting raises it.
 	Priority int32 `protobuf:"varint,7,opt,name=priority,proto3" json:"priority,omitempty"`
-	// How old an alias may be; absent: the server's own limit.
+	// Maximum age of a word's cached resolution; absent: the server's setting. 0: every word is resolved by the registry.
 	MaxStaleness  *durationpb.Duration `protobuf:"bytes,8,opt,name=max_staleness,json=maxStaleness,proto3" json:"max_staleness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -137,7 +137,7 @@ func (x *GenerateRequest) GetMaxStaleness() *durationpb.Duration {
 // One event of a request.
 type GenerateResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What happened.
+	// Kind of the event.
 	//
 	// Types that are valid to be assigned to Event:
 	//
@@ -238,27 +238,27 @@ type isGenerateResponse_Event interface {
 }
 
 type GenerateResponse_Accepted struct {
-	// The request was taken.
+	// The request was accepted. Always the first event.
 	Accepted *Accepted `protobuf:"bytes,1,opt,name=accepted,proto3,oneof"`
 }
 
 type GenerateResponse_Progress struct {
-	// It is a step further.
+	// The request has made a call of the denoiser.
 	Progress *Progress `protobuf:"bytes,2,opt,name=progress,proto3,oneof"`
 }
 
 type GenerateResponse_Preview struct {
-	// A picture as far as it is.
+	// A preview of an unfinished picture.
 	Preview *Preview `protobuf:"bytes,3,opt,name=preview,proto3,oneof"`
 }
 
 type GenerateResponse_Chunk struct {
-	// A piece of a finished picture.
+	// A chunk of a finished picture's file.
 	Chunk *PictureChunk `protobuf:"bytes,4,opt,name=chunk,proto3,oneof"`
 }
 
 type GenerateResponse_Done struct {
-	// Everything was sent.
+	// All pictures were sent. Always the last event.
 	Done *Done `protobuf:"bytes,5,opt,name=done,proto3,oneof"`
 }
 
@@ -272,16 +272,16 @@ func (*GenerateResponse_Chunk) isGenerateResponse_Event() {}
 
 func (*GenerateResponse_Done) isGenerateResponse_Event() {}
 
-// The request was taken: its words are known, it waits for its place.
+// The request was accepted: it is valid, its words are resolved, and it is queued.
 type Accepted struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What will be drawn, every default filled in; one for each picture.
+	// One record for each picture, with every default filled in.
 	Records []*PictureRecord `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
-	// Requests before it.
+	// Number of pictures of other requests that wait or are being drawn.
 	QueuePosition int32 `protobuf:"varint,2,opt,name=queue_position,json=queuePosition,proto3" json:"queue_position,omitempty"`
-	// When it is expected to begin, from now.
+	// Predicted time from now to the request's first step.
 	PredictedStart *durationpb.Duration `protobuf:"bytes,3,opt,name=predicted_start,json=predictedStart,proto3" json:"predicted_start,omitempty"`
-	// Calls of the denoiser that each picture needs.
+	// Number of denoiser calls for each picture.
 	Calls         int32 `protobuf:"varint,4,opt,name=calls,proto3" json:"calls,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -345,12 +345,12 @@ func (x *Accepted) GetCalls() int32 {
 	return 0
 }
 
-// The request is a step further.
+// The request has made a call of the denoiser.
 type Progress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Calls of the denoiser made.
+	// Number of denoiser calls made.
 	Call int32 `protobuf:"varint,1,opt,name=call,proto3" json:"call,omitempty"`
-	// Calls of the denoiser in all.
+	// Number of denoiser calls in all.
 	Calls         int32 `protobuf:"varint,2,opt,name=calls,proto3" json:"calls,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -400,14 +400,14 @@ func (x *Progress) GetCalls() int32 {
 	return 0
 }
 
-// A picture as far as it is, cheaply decoded.
+// A preview of an unfinished picture: a linear estimate of its colours.
 type Preview struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which picture of the request, from 0.
+	// Index of the picture in the request, from 0.
 	Index int32 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
-	// Calls of the denoiser made.
+	// Number of denoiser calls made.
 	Call int32 `protobuf:"varint,2,opt,name=call,proto3" json:"call,omitempty"`
-	// A small PNG.
+	// A small PNG, with one pixel for each cell of the latents.
 	Png           []byte `protobuf:"bytes,3,opt,name=png,proto3" json:"png,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -464,14 +464,14 @@ func (x *Preview) GetPng() []byte {
 	return nil
 }
 
-// A piece of a finished picture.
+// A chunk of a finished picture's file.
 type PictureChunk struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which picture of the request, from 0. Chunks of one picture come in order.
+	// Index of the picture in the request, from 0. The chunks of one picture arrive in order.
 	Index int32 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	// The next bytes of the file, at most 256 KiB.
 	Data []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
-	// Set on the picture's last chunk: what the whole file is.
+	// Description of the whole file; set in the picture's last chunk only.
 	Info          *PictureInfo `protobuf:"bytes,3,opt,name=info,proto3" json:"info,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -528,7 +528,7 @@ func (x *PictureChunk) GetInfo() *PictureInfo {
 	return nil
 }
 
-// What a finished picture's file is.
+// Description of a finished picture's file.
 type PictureInfo struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// `image/png`, `image/jpeg` or `image/webp`.
@@ -537,11 +537,11 @@ type PictureInfo struct {
 	SizeBytes int64 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
 	// sha256 (hex) of the file.
 	Sha256 string `protobuf:"bytes,3,opt,name=sha256,proto3" json:"sha256,omitempty"`
-	// What made it; also inside the file.
+	// The picture's record, which is also stored in the file.
 	Record *PictureRecord `protobuf:"bytes,4,opt,name=record,proto3" json:"record,omitempty"`
-	// The safety checker withheld it; the picture is black then.
+	// The safety checker withheld the picture: the file is a black picture.
 	Withheld bool `protobuf:"varint,5,opt,name=withheld,proto3" json:"withheld,omitempty"`
-	// The safety checker objects to it; whether it is withheld is the operator's policy.
+	// The safety checker flagged the picture. The operator's policy decides whether it is also withheld.
 	Flagged       bool `protobuf:"varint,6,opt,name=flagged,proto3" json:"flagged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -619,14 +619,14 @@ func (x *PictureInfo) GetFlagged() bool {
 	return false
 }
 
-// Everything was sent.
+// All pictures were sent.
 type Done struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Pictures that were sent.
+	// Number of pictures that were sent.
 	Count int32 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
-	// From the request's arrival to its first step.
+	// Time from the request's arrival to its first step.
 	Waited *durationpb.Duration `protobuf:"bytes,2,opt,name=waited,proto3" json:"waited,omitempty"`
-	// From its first step to its last picture.
+	// Time from its first step to its last picture.
 	Drawn         *durationpb.Duration `protobuf:"bytes,3,opt,name=drawn,proto3" json:"drawn,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -683,7 +683,7 @@ func (x *Done) GetDrawn() *durationpb.Duration {
 	return nil
 }
 
-// Asks for the resident model.
+// Request of GetModel.
 type GetModelRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -720,12 +720,12 @@ func (*GetModelRequest) Descriptor() ([]byte, []int) {
 	return file_pseudoword_generation_v1_generation_proto_rawDescGZIP(), []int{8}
 }
 
-// Asks to fetch words ahead.
+// Request of PrefetchWords.
 type PrefetchWordsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The tenant whose words a bare word means: `tenants/{tenant}`.
+	// The tenant that a word without a tenant belongs to: `tenants/{tenant}`.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// As in a prompt, without the angle brackets. 1 to 64.
+	// 1 to 64 words, each as in a prompt without the angle brackets: `[tenant/]concept[@alias|@n]`.
 	Words         []string `protobuf:"bytes,2,rep,name=words,proto3" json:"words,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -775,10 +775,10 @@ func (x *PrefetchWordsRequest) GetWords() []string {
 	return nil
 }
 
-// Words that are resident now.
+// Words whose vectors are now on the device.
 type PrefetchWordsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// In the request's order.
+	// The words, in the request's order.
 	Words         []*WordUse `protobuf:"bytes,1,rep,name=words,proto3" json:"words,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -821,16 +821,17 @@ func (x *PrefetchWordsResponse) GetWords() []*WordUse {
 	return nil
 }
 
-// Asks to create a batch.
+// Request of CreateBatch.
 type CreateBatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}`.
+	// The tenant: `tenants/{tenant}`.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// The batch; its name is not read.
+	// The batch; its name is ignored.
 	Batch *Batch `protobuf:"bytes,2,opt,name=batch,proto3" json:"batch,omitempty"`
-	// The same id with the same request returns the same batch; with another request it is INVALID_ARGUMENT.
+	// Makes a repeated request safe; at most 64 printable characters. Within 7 days the same id with the same request
+	// returns the same batch; with another request it is INVALID_ARGUMENT.
 	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Checks everything and changes nothing (AIP-163).
+	// Validates the request and changes nothing (AIP-163).
 	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -894,10 +895,10 @@ func (x *CreateBatchRequest) GetValidateOnly() bool {
 	return false
 }
 
-// Asks for a batch.
+// Request of GetBatch.
 type GetBatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/batches/{batch}`.
+	// The batch: `tenants/{tenant}/batches/{batch}`.
 	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -940,16 +941,17 @@ func (x *GetBatchRequest) GetName() string {
 	return ""
 }
 
-// Asks for a page of batches.
+// Request of ListBatches.
 type ListBatchesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}`.
+	// The tenant: `tenants/{tenant}`.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// At most so many; 0 means 50, more than 1,000 means 1,000.
+	// Maximum number of results on the page; 0 means 50, and a number above 1,000 means 1,000.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// next_page_token of the page before; everything else must be as it was.
+	// next_page_token of the previous page; absent: the first page. Only page_size may differ from the previous request.
+	// A token is OUT_OF_RANGE an hour after the first page.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// AIP-160 over: state, creator, create_time.
+	// AIP-160 filter on state, creator, create_time.
 	Filter        string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1013,12 +1015,12 @@ func (x *ListBatchesRequest) GetFilter() string {
 	return ""
 }
 
-// A page of batches.
+// Response of ListBatches.
 type ListBatchesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Newest first.
+	// The batches, newest first, without prompts, blanks and words.
 	Batches []*Batch `protobuf:"bytes,1,rep,name=batches,proto3" json:"batches,omitempty"`
-	// For the next page; empty at the end.
+	// page_token of the next page; empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1068,10 +1070,10 @@ func (x *ListBatchesResponse) GetNextPageToken() string {
 	return ""
 }
 
-// Asks to be told how a batch goes on.
+// Request of WatchBatch.
 type WatchBatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/batches/{batch}`.
+	// The batch: `tenants/{tenant}/batches/{batch}`.
 	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1117,7 +1119,7 @@ func (x *WatchBatchRequest) GetName() string {
 // One message of a batch's watch.
 type WatchBatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The batch as it is now.
+	// The batch as it is now, without prompts, blanks and words.
 	Batch         *Batch `protobuf:"bytes,1,opt,name=batch,proto3" json:"batch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1160,14 +1162,14 @@ func (x *WatchBatchResponse) GetBatch() *Batch {
 	return nil
 }
 
-// Asks to end a batch.
+// Request of CancelBatch.
 type CancelBatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/batches/{batch}`.
+	// The batch: `tenants/{tenant}/batches/{batch}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// If not empty, the batch's etag must be this one.
+	// If not empty, the etag that the batch must have; otherwise ABORTED with reason ETAG_MISMATCH.
 	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
-	// As in CreateBatchRequest.
+	// Makes a repeated request safe, as in CreateBatchRequest.
 	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -4,7 +4,7 @@
 // - protoc             (unknown)
 // source: pseudoword/generation/v1/generation.proto
 
-// Generation: sentences with words in them in, pictures out, from one resident model.
+// Generation: draws pictures from prompts with words in them, on one resident model.
 
 package generationv1
 
@@ -35,25 +35,27 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Draws. Requests with different words, schedulers, step counts and guidance share the model; each may end at any step by
-// cancelling the call or by its deadline, and frees its place within one step.
+// Draws pictures. Requests with different words, schedulers, step counts and guidance scales share forward passes of
+// the model. A request ends when its client cancels the call or when its deadline passes; it then frees its places
+// within one step.
 type GenerationServiceClient interface {
-	// Draws one or several pictures of one sentence. Role reader. The stream brings accepted, then progress, previews and chunks
-	// of finished pictures as they come, and ends with done.
+	// Draws one or more pictures of one prompt. Role reader. The stream begins with accepted, continues with progress,
+	// previews and chunks of finished pictures, and ends with done. All invalid fields are reported in one
+	// INVALID_ARGUMENT.
 	Generate(ctx context.Context, in *GenerateRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GenerateResponse], error)
 	// Describes the resident model, its limits and defaults. Any role.
 	GetModel(ctx context.Context, in *GetModelRequest, opts ...grpc.CallOption) (*Model, error)
-	// Resolves words and fetches their vectors ahead of their first use. Role reader.
+	// Resolves words and fetches their vectors before their first use. Role reader.
 	PrefetchWords(ctx context.Context, in *PrefetchWordsRequest, opts ...grpc.CallOption) (*PrefetchWordsResponse, error)
-	// Creates a batch. Role writer.
+	// Creates a batch. Role writer. All batch methods are FAILED_PRECONDITION on a server without a store for batches.
 	CreateBatch(ctx context.Context, in *CreateBatchRequest, opts ...grpc.CallOption) (*Batch, error)
 	// Reads a batch. Role reader.
 	GetBatch(ctx context.Context, in *GetBatchRequest, opts ...grpc.CallOption) (*Batch, error)
 	// Lists a tenant's batches, newest first. Role reader.
 	ListBatches(ctx context.Context, in *ListBatchesRequest, opts ...grpc.CallOption) (*ListBatchesResponse, error)
-	// Tells how a batch goes on until it has ended. Role reader.
+	// Streams a batch: first its current state, then each change, until it has ended. Role reader.
 	WatchBatch(ctx context.Context, in *WatchBatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchBatchResponse], error)
-	// Ends a batch; what was drawn stays. Role writer.
+	// Cancels a batch; its finished pictures are kept. Role writer.
 	CancelBatch(ctx context.Context, in *CancelBatchRequest, opts ...grpc.CallOption) (*Batch, error)
 }
 
@@ -167,25 +169,27 @@ func (c *generationServiceClient) CancelBatch(ctx context.Context, in *CancelBat
 // All implementations must embed UnimplementedGenerationServiceServer
 // for forward compatibility.
 //
-// Draws. Requests with different words, schedulers, step counts and guidance share the model; each may end at any step by
-// cancelling the call or by its deadline, and frees its place within one step.
+// Draws pictures. Requests with different words, schedulers, step counts and guidance scales share forward passes of
+// the model. A request ends when its client cancels the call or when its deadline passes; it then frees its places
+// within one step.
 type GenerationServiceServer interface {
-	// Draws one or several pictures of one sentence. Role reader. The stream brings accepted, then progress, previews and chunks
-	// of finished pictures as they come, and ends with done.
+	// Draws one or more pictures of one prompt. Role reader. The stream begins with accepted, continues with progress,
+	// previews and chunks of finished pictures, and ends with done. All invalid fields are reported in one
+	// INVALID_ARGUMENT.
 	Generate(*GenerateRequest, grpc.ServerStreamingServer[GenerateResponse]) error
 	// Describes the resident model, its limits and defaults. Any role.
 	GetModel(context.Context, *GetModelRequest) (*Model, error)
-	// Resolves words and fetches their vectors ahead of their first use. Role reader.
+	// Resolves words and fetches their vectors before their first use. Role reader.
 	PrefetchWords(context.Context, *PrefetchWordsRequest) (*PrefetchWordsResponse, error)
-	// Creates a batch. Role writer.
+	// Creates a batch. Role writer. All batch methods are FAILED_PRECONDITION on a server without a store for batches.
 	CreateBatch(context.Context, *CreateBatchRequest) (*Batch, error)
 	// Reads a batch. Role reader.
 	GetBatch(context.Context, *GetBatchRequest) (*Batch, error)
 	// Lists a tenant's batches, newest first. Role reader.
 	ListBatches(context.Context, *ListBatchesRequest) (*ListBatchesResponse, error)
-	// Tells how a batch goes on until it has ended. Role reader.
+	// Streams a batch: first its current state, then each change, until it has ended. Role reader.
 	WatchBatch(*WatchBatchRequest, grpc.ServerStreamingServer[WatchBatchResponse]) error
-	// Ends a batch; what was drawn stays. Role writer.
+	// Cancels a batch; its finished pictures are kept. Role writer.
 	CancelBatch(context.Context, *CancelBatchRequest) (*Batch, error)
 	mustEmbedUnimplementedGenerationServiceServer()
 }

@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: pseudoword/generation/v1/resources.proto
 
-// What generation speaks of: settings of a picture, the record of how one was made, the resident model, batches.
+// Resources of Generation: settings and records of pictures, the resident model, batches.
 
 package generationv1
 
@@ -31,13 +31,13 @@ const (
 type PictureFormat int32
 
 const (
-	// PNG.
+	// Unspecified: PNG.
 	PictureFormat_PICTURE_FORMAT_UNSPECIFIED PictureFormat = 0
-	// PNG: exact, with the record inside as text.
+	// PNG: lossless, with the record as text.
 	PictureFormat_PICTURE_FORMAT_PNG PictureFormat = 1
-	// JPEG, with the record inside as EXIF.
+	// JPEG, with the record as EXIF data.
 	PictureFormat_PICTURE_FORMAT_JPEG PictureFormat = 2
-	// WebP, with the record inside as EXIF.
+	// WebP, with the record as EXIF data.
 	PictureFormat_PICTURE_FORMAT_WEBP PictureFormat = 3
 )
 
@@ -88,11 +88,12 @@ func (PictureFormat) EnumDescriptor() ([]byte, []int) {
 type Match int32
 
 const (
-	// Not said.
+	// Never returned.
 	Match_MATCH_UNSPECIFIED Match = 0
-	// Made for this very vocabulary.
+	// The word was made for a model with the same vocabulary.
 	Match_MATCH_EXACT Match = 1
-	// Made for another model of the family, or imported with an unknown base; the dimensions agree.
+	// The word was made for another model of the family, or imported with an unknown base model; the dimensions are
+	// equal.
 	Match_MATCH_FAMILY Match = 2
 )
 
@@ -137,19 +138,19 @@ func (Match) EnumDescriptor() ([]byte, []int) {
 	return file_pseudoword_generation_v1_resources_proto_rawDescGZIP(), []int{1}
 }
 
-// Where a batch is in its life.
+// States of a batch.
 type Batch_State int32
 
 const (
 	// Never returned.
 	Batch_STATE_UNSPECIFIED Batch_State = 0
-	// Waits or draws.
+	// The batch waits or is drawn.
 	Batch_STATE_ACTIVE Batch_State = 1
-	// All pictures are there.
+	// All pictures are drawn.
 	Batch_STATE_SUCCEEDED Batch_State = 2
-	// It ended early; error says why. What was drawn stays.
+	// The batch ended early; error has the reason. Finished pictures are kept.
 	Batch_STATE_FAILED Batch_State = 3
-	// It was cancelled. What was drawn stays.
+	// The batch was cancelled. Finished pictures are kept.
 	Batch_STATE_CANCELLED Batch_State = 4
 )
 
@@ -198,15 +199,15 @@ func (Batch_State) EnumDescriptor() ([]byte, []int) {
 	return file_pseudoword_generation_v1_resources_proto_rawDescGZIP(), []int{5, 0}
 }
 
-// How the pictures lie in the store.
+// Layouts of a batch in the store.
 type Batch_Layout int32
 
 const (
-	// LAYOUT_FOLDER.
+	// Unspecified: LAYOUT_FOLDER.
 	Batch_LAYOUT_UNSPECIFIED Batch_Layout = 0
-	// One object a picture, and a manifest.
+	// One object for each picture, and a manifest, metadata.jsonl.
 	Batch_LAYOUT_FOLDER Batch_Layout = 1
-	// Tar shards of a WebDataset, and a manifest.
+	// Tar shards of a WebDataset, and a manifest, manifest.jsonl.
 	Batch_LAYOUT_WEBDATASET Batch_Layout = 2
 )
 
@@ -251,38 +252,48 @@ func (Batch_Layout) EnumDescriptor() ([]byte, []int) {
 	return file_pseudoword_generation_v1_resources_proto_rawDescGZIP(), []int{5, 1}
 }
 
-// What is to be drawn and how. Every field that is absent takes the server's default, which GetModel tells.
+// What to draw, and how. An absent field has the server's default; GetModel returns these.
 type PictureSettings struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The sentence. `<[tenant/]concept[@alias|@n]>` is a word; `\<` is an ordinary `<`, and so is any `<` that begins no word.
+	// The prompt; at most 8,192 bytes of UTF-8. `<[tenant/]concept[@alias|@n]>` is a word. `\<`, and any `<` that does
+	// not begin a word, is an ordinary `<`.
 	Prompt string `protobuf:"bytes,1,opt,name=prompt,proto3" json:"prompt,omitempty"`
-	// What to stay away from; words are read in it too.
+	// The negative prompt, which may contain words too; at most 8,192 bytes of UTF-8.
 	NegativePrompt string `protobuf:"bytes,2,opt,name=negative_prompt,json=negativePrompt,proto3" json:"negative_prompt,omitempty"`
-	// Seed of the first picture, 0 or more; picture i of a request has seed + i. Absent: drawn by the server and told in the record.
+	// Seed of the first picture, 0 or more; picture i of the request has seed + i. Absent: a random seed, which the
+	// record has.
 	Seed *int64 `protobuf:"varint,3,opt,name=seed,proto3,oneof" json:"seed,omitempty"`
-	// Steps as the scheduler counts them, 1 to 150.
+	// Number of steps, as the scheduler counts them: 1 to the model's max_steps.
 	Steps *int32 `protobuf:"varint,4,opt,name=steps,proto3,oneof" json:"steps,omitempty"`
-	// Guidance scale, 1 to 30; at 1 the negative prompt is not used and a step costs half.
+	// Guidance scale, from 1 to the server's limit (30 by default). At 1 the negative prompt is not used, and a step
+	// costs half.
 	GuidanceScale *float32 `protobuf:"fixed32,5,opt,name=guidance_scale,json=guidanceScale,proto3,oneof" json:"guidance_scale,omitempty"`
-	// Name of the scheduler as GetModel lists them: `ddim`, `euler-a`, `dpm++-2m-karras`, ...
+	// Name of the scheduler: one of GetModel's schedulers, such as `ddim`, `euler-a` or `dpm++-2m-karras`.
 	Scheduler string `protobuf:"bytes,6,opt,name=scheduler,proto3" json:"scheduler,omitempty"`
-	// Width in pixels, a multiple of the model's size_multiple.
+	// Width in pixels, a multiple of the model's size_multiple, at most its max_size. Absent: the start picture's,
+	// rounded down, or the model's resolution.
 	Width *int32 `protobuf:"varint,7,opt,name=width,proto3,oneof" json:"width,omitempty"`
-	// Height in pixels, a multiple of the model's size_multiple.
+	// Height in pixels, as width.
 	Height *int32 `protobuf:"varint,8,opt,name=height,proto3,oneof" json:"height,omitempty"`
-	// Layers of the text encoder to leave off at its end, 0 to its depth - 1.
+	// Number of layers to skip at the end of the text encoder, 0 to its depth - 1.
 	ClipSkip int32 `protobuf:"varint,9,opt,name=clip_skip,json=clipSkip,proto3" json:"clip_skip,omitempty"`
-	// Reads `(text:1.3)` in the prompts as weights.
+	// Parses `(text:1.3)` in the prompts as weights, at most 10.
 	PromptWeights bool `protobuf:"varint,10,opt,name=prompt_weights,json=promptWeights,proto3" json:"prompt_weights,omitempty"`
-	// A picture to start from (PNG, JPEG, WebP), for image-to-image and inpainting.
+	// A picture to start from, for image-to-image and inpainting. Accepted: PNG, JPEG, WebP, HEIC and AVIF; of a camera's
+	// MPO (JPEG) or a HEIC file with several pictures, the first; animations are refused. At most 12 MiB and 50 million
+	// pixels, and at least 16 pixels on each side. It is rotated as its EXIF data says, converted to sRGB by its ICC
+	// profile, its transparent parts become white, and it is cropped around the middle and resized to width and height.
 	StartPicture []byte `protobuf:"bytes,11,opt,name=start_picture,json=startPicture,proto3" json:"start_picture,omitempty"`
-	// How much of the start picture is redrawn, above 0 to 1; needs start_picture.
+	// Fraction of the schedule that is rerun on the start picture, above 0 to 1; refused without start_picture, and if it
+	// leaves no step.
 	Strength *float32 `protobuf:"fixed32,12,opt,name=strength,proto3,oneof" json:"strength,omitempty"`
-	// A mask of the start picture's shape, white where it is redrawn; needs start_picture.
+	// A mask for inpainting, in the formats and limits of start_picture; refused without start_picture and unless it has
+	// the same width and height. It selects by its luminance times its alpha: white and opaque areas are redrawn, black
+	// or transparent areas are kept.
 	Mask []byte `protobuf:"bytes,13,opt,name=mask,proto3" json:"mask,omitempty"`
-	// Buys the request its own forward passes, so that the picture is equal to the last bit whoever else is served.
+	// Gives the request its own forward passes, so that the picture does not depend on other requests in any bit.
 	Exact bool `protobuf:"varint,14,opt,name=exact,proto3" json:"exact,omitempty"`
-	// Lets words of a FAMILY match be used where the server's policy would refuse them.
+	// Permits words with a FAMILY match where the server's policy refuses them.
 	AllowFamily   bool `protobuf:"varint,15,opt,name=allow_family,json=allowFamily,proto3" json:"allow_family,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -423,16 +434,16 @@ func (x *PictureSettings) GetAllowFamily() bool {
 	return false
 }
 
-// One word as it was used in a picture.
+// A word that was used in a picture.
 type WordUse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// As the prompt says it, without the angle brackets.
+	// The word as in the prompt, without the angle brackets.
 	Word string `protobuf:"bytes,1,opt,name=word,proto3" json:"word,omitempty"`
-	// The version that it meant, as a resource name.
+	// The version that the word was resolved to, as a resource name.
 	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	// sha256 (hex) of its tensors.
+	// sha256 (hex) of the version's tensors.
 	TensorsDigest string `protobuf:"bytes,3,opt,name=tensors_digest,json=tensorsDigest,proto3" json:"tensors_digest,omitempty"`
-	// How well it fits the model.
+	// How well the word fits the model.
 	Match         Match `protobuf:"varint,4,opt,name=match,proto3,enum=pseudoword.generation.v1.Match" json:"match,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -496,26 +507,26 @@ func (x *WordUse) GetMatch() Match {
 	return Match_MATCH_UNSPECIFIED
 }
 
-// Everything needed to make a picture again. It holds no times and no ids, so equal pictures are equal files.
+// Everything needed to draw a picture again. A record contains no times and no ids, so equal pictures are equal files.
 type PictureRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What was drawn and how, every default filled in; seed is this picture's own, start_picture and mask are left out.
+	// The picture's settings, with every default filled in and the picture's own seed, without start_picture and mask.
 	Settings *PictureSettings `protobuf:"bytes,1,opt,name=settings,proto3" json:"settings,omitempty"`
 	// The words of both prompts.
 	Words []*WordUse `protobuf:"bytes,2,rep,name=words,proto3" json:"words,omitempty"`
 	// The base model.
 	BaseModel *v1.BaseModel `protobuf:"bytes,3,opt,name=base_model,json=baseModel,proto3" json:"base_model,omitempty"`
-	// sha256 (hex) over the checkpoint's weights.
+	// sha256 (hex) of the checkpoint's weights.
 	WeightsDigest string `protobuf:"bytes,4,opt,name=weights_digest,json=weightsDigest,proto3" json:"weights_digest,omitempty"`
-	// `cpu` or `cuda`.
+	// Type of the device: `cpu` or `cuda`.
 	Device string `protobuf:"bytes,5,opt,name=device,proto3" json:"device,omitempty"`
-	// `float32`, `bfloat16` or `float16`.
+	// Precision of the model: `float32`, `bfloat16` or `float16`.
 	Dtype string `protobuf:"bytes,6,opt,name=dtype,proto3" json:"dtype,omitempty"`
-	// Name and version of each program that takes part: `pseudoword`, `torch`, `diffusers`, `transformers`.
+	// Version of each package that took part, by its name: `pseudoword-server`, `torch`, `diffusers`, `transformers`.
 	Software map[string]string `protobuf:"bytes,7,rep,name=software,proto3" json:"software,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// sha256 (hex) of the start picture, where there is one.
+	// sha256 (hex) of the start picture; empty if there is none.
 	StartPictureDigest string `protobuf:"bytes,8,opt,name=start_picture_digest,json=startPictureDigest,proto3" json:"start_picture_digest,omitempty"`
-	// sha256 (hex) of the mask, where there is one.
+	// sha256 (hex) of the mask; empty if there is none.
 	MaskDigest    string `protobuf:"bytes,9,opt,name=mask_digest,json=maskDigest,proto3" json:"mask_digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -614,14 +625,14 @@ func (x *PictureRecord) GetMaskDigest() string {
 	return ""
 }
 
-// A scheduler that the server offers.
+// A scheduler of the server: a numerical method of denoising.
 type Scheduler struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Its name, as people know it.
+	// The scheduler's common name.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// What it is, in a line.
+	// A description of one line.
 	Description string `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
-	// Calls of the denoiser for 20 steps: what it costs.
+	// Number of denoiser calls for 20 steps, to compare costs.
 	CallsFor_20Steps int32 `protobuf:"varint,3,opt,name=calls_for_20_steps,json=callsFor20Steps,proto3" json:"calls_for_20_steps,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
@@ -678,32 +689,32 @@ func (x *Scheduler) GetCallsFor_20Steps() int32 {
 	return 0
 }
 
-// The resident model and what the server does with it.
+// The resident model, and the server's limits and defaults.
 type Model struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The base model.
 	BaseModel *v1.BaseModel `protobuf:"bytes,1,opt,name=base_model,json=baseModel,proto3" json:"base_model,omitempty"`
-	// sha256 (hex) over the checkpoint's weights.
+	// sha256 (hex) of the checkpoint's weights.
 	WeightsDigest string `protobuf:"bytes,2,opt,name=weights_digest,json=weightsDigest,proto3" json:"weights_digest,omitempty"`
-	// Width and height in pixels that it was made for.
+	// Width and height in pixels that the model was trained for.
 	Resolution int32 `protobuf:"varint,3,opt,name=resolution,proto3" json:"resolution,omitempty"`
-	// Width and height of a picture must be multiples of this.
+	// Number that a picture's width and height must be multiples of.
 	SizeMultiple int32 `protobuf:"varint,4,opt,name=size_multiple,json=sizeMultiple,proto3" json:"size_multiple,omitempty"`
-	// Greatest width and height in pixels.
+	// Maximum width and height of a picture in pixels.
 	MaxSize int32 `protobuf:"varint,5,opt,name=max_size,json=maxSize,proto3" json:"max_size,omitempty"`
-	// Positions that a prompt may take, start and end included; a word takes as many as it has vectors.
+	// Maximum number of tokens of a prompt, start and end included; a word takes one for each of its vectors.
 	MaxTokens int32 `protobuf:"varint,6,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"`
-	// Most steps of a request.
+	// Maximum number of steps.
 	MaxSteps int32 `protobuf:"varint,7,opt,name=max_steps,json=maxSteps,proto3" json:"max_steps,omitempty"`
-	// Most pictures of a request.
+	// Maximum number of pictures of a request.
 	MaxCount int32 `protobuf:"varint,8,opt,name=max_count,json=maxCount,proto3" json:"max_count,omitempty"`
-	// The defaults of absent settings.
+	// Defaults of absent settings.
 	Defaults *PictureSettings `protobuf:"bytes,9,opt,name=defaults,proto3" json:"defaults,omitempty"`
-	// The schedulers that it offers.
+	// The available schedulers.
 	Schedulers []*Scheduler `protobuf:"bytes,10,rep,name=schedulers,proto3" json:"schedulers,omitempty"`
-	// `cpu` or `cuda`.
+	// Type of the device: `cpu` or `cuda`.
 	Device string `protobuf:"bytes,11,opt,name=device,proto3" json:"device,omitempty"`
-	// `float32`, `bfloat16` or `float16`.
+	// Precision of the model: `float32`, `bfloat16` or `float16`.
 	Dtype         string `protobuf:"bytes,12,opt,name=dtype,proto3" json:"dtype,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -823,44 +834,45 @@ func (x *Model) GetDtype() string {
 	return ""
 }
 
-// Many pictures, drawn behind interactive requests into the object store.
+// Many pictures, drawn in the background into the object store, after all interactive requests.
 type Batch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/batches/{batch}`.
+	// The batch: `tenants/{tenant}/batches/{batch}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Settings of every picture; its prompt may hold `{name}` for each of blanks. What GetBatch gives back lacks start_picture and
-	// mask.
+	// Settings of every picture. The prompt may contain `{name}` for each blank. The batch methods return them without
+	// start_picture and mask.
 	Settings *PictureSettings `protobuf:"bytes,2,opt,name=settings,proto3" json:"settings,omitempty"`
-	// Prompts to draw, instead of settings.prompt. ListBatches leaves them out, and blanks.
+	// Prompts, instead of settings.prompt and blanks. ListBatches and WatchBatch leave prompts and blanks out.
 	Prompts []string `protobuf:"bytes,3,rep,name=prompts,proto3" json:"prompts,omitempty"`
-	// Pictures of each prompt: seeds settings.seed, settings.seed + 1, ...
+	// Number of pictures of each prompt, with the seeds settings.seed, settings.seed + 1, ...; 0: 1.
 	Seeds int32 `protobuf:"varint,4,opt,name=seeds,proto3" json:"seeds,omitempty"`
 	// File format of the pictures.
 	Format PictureFormat `protobuf:"varint,5,opt,name=format,proto3,enum=pseudoword.generation.v1.PictureFormat" json:"format,omitempty"`
-	// How they lie in the store.
+	// Layout of the pictures in the store.
 	Layout Batch_Layout `protobuf:"varint,6,opt,name=layout,proto3,enum=pseudoword.generation.v1.Batch_Layout" json:"layout,omitempty"`
-	// Where it is in its life.
+	// State of the batch.
 	State Batch_State `protobuf:"varint,7,opt,name=state,proto3,enum=pseudoword.generation.v1.Batch_State" json:"state,omitempty"`
-	// Pictures drawn.
+	// Number of finished pictures.
 	Done int64 `protobuf:"varint,8,opt,name=done,proto3" json:"done,omitempty"`
-	// Pictures in all.
+	// Number of pictures in all, at most the server's limit (10,000 by default).
 	Total int64 `protobuf:"varint,9,opt,name=total,proto3" json:"total,omitempty"`
-	// Where the manifest is in the object store.
+	// URI of the manifest in the object store; empty until the batch has succeeded.
 	ManifestUri string `protobuf:"bytes,10,opt,name=manifest_uri,json=manifestUri,proto3" json:"manifest_uri,omitempty"`
-	// Why it failed.
+	// Why the batch failed.
 	Error *status.Status `protobuf:"bytes,11,opt,name=error,proto3" json:"error,omitempty"`
 	// Principal that created it.
 	Creator string `protobuf:"bytes,12,opt,name=creator,proto3" json:"creator,omitempty"`
-	// When it was created.
+	// Time of creation.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// When it ended.
+	// Time at which the batch succeeded, failed or was cancelled.
 	EndTime *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
-	// Changes with every change of state.
+	// Changes with every change of the batch's state.
 	Etag string `protobuf:"bytes,15,opt,name=etag,proto3" json:"etag,omitempty"`
-	// Blanks of settings.prompt: a picture, or one for each seed, of every combination of their texts; the last one changes first.
+	// Blanks of settings.prompt, at most 8. Every combination of their texts is drawn, once for each seed; the last blank
+	// varies fastest.
 	Blanks []*Batch_Blank `protobuf:"bytes,16,rep,name=blanks,proto3" json:"blanks,omitempty"`
-	// The versions that the words of all prompts meant when the batch was created; it is drawn with these to its end. ListBatches
-	// leaves them out.
+	// The versions that the words of all prompts were resolved to when the batch was created; all its pictures use them.
+	// ListBatches and WatchBatch leave them out.
 	Words         []*WordUse `protobuf:"bytes,17,rep,name=words,proto3" json:"words,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1015,12 +1027,12 @@ func (x *Batch) GetWords() []*WordUse {
 	return nil
 }
 
-// One blank of a prompt.
+// A blank of a prompt and its texts.
 type Batch_Blank struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Its name: `[a-z][a-z0-9_]*`, in the prompt `{name}`.
+	// Name of the blank, `[a-z][a-z0-9_]*`; in the prompt it is `{name}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// What is put there, one after the other.
+	// Texts for the blank, in order; at least one.
 	Texts         []string `protobuf:"bytes,2,rep,name=texts,proto3" json:"texts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: pseudoword/registry/v1/registry.proto
 
-// The registry: every version of every word, by content, with aliases that remember.
+// The registry: keeps every version of every word, aliases with their history, and an audit trail.
 
 package registryv1
 
@@ -28,17 +28,18 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Layouts of files that hold vectors.
+// Layouts of embedding files.
 type EmbeddingFormat int32
 
 const (
-	// On import: find out from the file. On export: EMBEDDING_FORMAT_DIFFUSERS.
+	// On import: the layout is detected from the file. On export: EMBEDDING_FORMAT_DIFFUSERS.
 	EmbeddingFormat_EMBEDDING_FORMAT_UNSPECIFIED EmbeddingFormat = 0
-	// One safetensors file with one tensor [n, dim] for each encoder under the encoder's name: what PublishVersion takes.
+	// The layout of PublishVersion: one safetensors file with one tensor [n, dim] for each encoder, under the encoder's
+	// name.
 	EmbeddingFormat_EMBEDDING_FORMAT_NATIVE EmbeddingFormat = 1
-	// diffusers: safetensors {token: [n, dim]}, one key, the key becomes the token. For base models with one encoder.
+	// diffusers: safetensors {token: [n, dim]} with one key, the token. For base models with one encoder.
 	EmbeddingFormat_EMBEDDING_FORMAT_DIFFUSERS EmbeddingFormat = 2
-	// A1111's .pt, a pickle: import only, and only where the operator has switched it on.
+	// A1111's .pt file, a pickle. Import only, and refused unless the operator has enabled it.
 	EmbeddingFormat_EMBEDDING_FORMAT_A1111 EmbeddingFormat = 3
 	// ComfyUI and A1111 for SDXL: safetensors {clip_l, clip_g, t5xxl}.
 	EmbeddingFormat_EMBEDDING_FORMAT_COMFYUI EmbeddingFormat = 4
@@ -97,16 +98,16 @@ func (EmbeddingFormat) EnumDescriptor() ([]byte, []int) {
 	return file_pseudoword_registry_v1_registry_proto_rawDescGZIP(), []int{0}
 }
 
-// Asks to create a tenant.
+// Request of CreateTenant.
 type CreateTenantRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The last segment of its name: `[a-z][a-z0-9-]{0,62}`.
+	// The last segment of the tenant's name: `[a-z][a-z0-9-]{0,62}`.
 	TenantId string `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
-	// The tenant; its name is not read.
+	// The tenant; its name is ignored.
 	Tenant *Tenant `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	// See the service.
+	// Makes a repeated request safe; at most 64 printable characters. See RegistryService.
 	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Checks everything and changes nothing (AIP-163).
+	// Validates the request and changes nothing (AIP-163).
 	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -170,12 +171,12 @@ func (x *CreateTenantRequest) GetValidateOnly() bool {
 	return false
 }
 
-// Asks for a tenant.
+// Request of GetTenant.
 type GetTenantRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}`.
+	// The tenant: `tenants/{tenant}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// How old the answer may be; absent: strong.
+	// Maximum age of the data in the response; absent or 0: a strong read.
 	MaxStaleness  *durationpb.Duration `protobuf:"bytes,2,opt,name=max_staleness,json=maxStaleness,proto3" json:"max_staleness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -225,12 +226,13 @@ func (x *GetTenantRequest) GetMaxStaleness() *durationpb.Duration {
 	return nil
 }
 
-// Asks for a page of tenants.
+// Request of ListTenants.
 type ListTenantsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most so many; 0 means 50, more than 1,000 means 1,000.
+	// Maximum number of results on the page; 0 means 50, and a number above 1,000 means 1,000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// next_page_token of the page before; everything else must be as it was.
+	// next_page_token of the previous page; absent: the first page. Only page_size may differ from the previous request.
+	// A token is OUT_OF_RANGE an hour after the first page.
 	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -280,12 +282,12 @@ func (x *ListTenantsRequest) GetPageToken() string {
 	return ""
 }
 
-// A page of tenants.
+// Response of ListTenants.
 type ListTenantsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// In order of name.
+	// The tenants, sorted by name.
 	Tenants []*Tenant `protobuf:"bytes,1,rep,name=tenants,proto3" json:"tenants,omitempty"`
-	// For the next page; empty at the end.
+	// page_token of the next page; empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -335,14 +337,15 @@ func (x *ListTenantsResponse) GetNextPageToken() string {
 	return ""
 }
 
-// Asks to change a tenant.
+// Request of UpdateTenant.
 type UpdateTenantRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The tenant with its name; a non-empty etag makes the change conditional.
+	// The tenant with its name. If its etag is not empty, the stored tenant must have that etag.
 	Tenant *Tenant `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	// Fields to change: display_name, quotas and below. Absent: every field that is set; `*`: all.
+	// Fields to change: display_name, quotas, and the fields of quotas. Absent: every field that is set; `*`: all of
+	// these.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	// See the service.
+	// Makes a repeated request safe; at most 64 printable characters. See RegistryService.
 	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -399,18 +402,18 @@ func (x *UpdateTenantRequest) GetRequestId() string {
 	return ""
 }
 
-// Asks to create a concept.
+// Request of CreateConcept.
 type CreateConceptRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}`.
+	// The tenant: `tenants/{tenant}`.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// The last segment of its name: `[a-z][a-z0-9-]{0,62}`. It is the word that prompts will say.
+	// The last segment of the concept's name: `[a-z][a-z0-9-]{0,62}`. It is the word in prompts.
 	ConceptId string `protobuf:"bytes,2,opt,name=concept_id,json=conceptId,proto3" json:"concept_id,omitempty"`
-	// The concept; its name is not read.
+	// The concept; its name is ignored.
 	Concept *Concept `protobuf:"bytes,3,opt,name=concept,proto3" json:"concept,omitempty"`
-	// See the service.
+	// Makes a repeated request safe; at most 64 printable characters. See RegistryService.
 	RequestId string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Checks everything and changes nothing (AIP-163).
+	// Validates the request and changes nothing (AIP-163).
 	ValidateOnly  bool `protobuf:"varint,5,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -481,12 +484,12 @@ func (x *CreateConceptRequest) GetValidateOnly() bool {
 	return false
 }
 
-// Asks for a concept.
+// Request of GetConcept.
 type GetConceptRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/concepts/{concept}`.
+	// The concept: `tenants/{tenant}/concepts/{concept}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// How old the answer may be; absent: strong.
+	// Maximum age of the data in the response; absent or 0: a strong read.
 	MaxStaleness  *durationpb.Duration `protobuf:"bytes,2,opt,name=max_staleness,json=maxStaleness,proto3" json:"max_staleness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -536,20 +539,21 @@ func (x *GetConceptRequest) GetMaxStaleness() *durationpb.Duration {
 	return nil
 }
 
-// Asks for a page of concepts.
+// Request of ListConcepts.
 type ListConceptsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}`.
+	// The tenant: `tenants/{tenant}`.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// At most so many; 0 means 50, more than 1,000 means 1,000.
+	// Maximum number of results on the page; 0 means 50, and a number above 1,000 means 1,000.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// next_page_token of the page before; everything else must be as it was. A token older than an hour is OUT_OF_RANGE.
+	// next_page_token of the previous page; absent: the first page. Only page_size may differ from the previous request.
+	// A token is OUT_OF_RANGE an hour after the first page.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// AIP-160 over: kind, state, creator, create_time, update_time, latest_version, labels.KEY, display_name.
+	// AIP-160 filter on kind, state, creator, create_time, update_time, latest_version, labels.KEY, display_name.
 	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Shows soft-deleted concepts too.
+	// Lists soft-deleted concepts too.
 	ShowDeleted bool `protobuf:"varint,5,opt,name=show_deleted,json=showDeleted,proto3" json:"show_deleted,omitempty"`
-	// How old the first page may be; absent: strong.
+	// Maximum age of the data on the first page; absent or 0: a strong read.
 	MaxStaleness  *durationpb.Duration `protobuf:"bytes,6,opt,name=max_staleness,json=maxStaleness,proto3" json:"max_staleness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -627,14 +631,14 @@ func (x *ListConceptsRequest) GetMaxStaleness() *durationpb.Duration {
 	return nil
 }
 
-// A page of concepts.
+// Response of ListConcepts.
 type ListConceptsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// In order of name.
+	// The concepts, sorted by name.
 	Concepts []*Concept `protobuf:"bytes,1,rep,name=concepts,proto3" json:"concepts,omitempty"`
-	// For the next page; empty at the end.
+	// page_token of the next page; empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// Revision that this list shows, the same on all its pages. A watch from it misses nothing.
+	// Revision of the store that the list was read at, the same on all pages. A watch that starts there misses no change.
 	Revision      string `protobuf:"bytes,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -691,16 +695,16 @@ func (x *ListConceptsResponse) GetRevision() string {
 	return ""
 }
 
-// Asks to change a concept.
+// Request of UpdateConcept.
 type UpdateConceptRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The concept with its name; a non-empty etag makes the change conditional.
+	// The concept with its name. If its etag is not empty, the stored concept must have that etag.
 	Concept *Concept `protobuf:"bytes,1,opt,name=concept,proto3" json:"concept,omitempty"`
 	// Fields to change: display_name, description, labels, readers. Absent: every field that is set; `*`: all of these.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	// See the service.
+	// Makes a repeated request safe; at most 64 printable characters. See RegistryService.
 	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Checks everything and changes nothing (AIP-163).
+	// Validates the request and changes nothing (AIP-163).
 	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -764,14 +768,14 @@ func (x *UpdateConceptRequest) GetValidateOnly() bool {
 	return false
 }
 
-// Asks to soft-delete a concept.
+// Request of DeleteConcept.
 type DeleteConceptRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/concepts/{concept}`.
+	// The concept: `tenants/{tenant}/concepts/{concept}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// If not empty, the concept's etag must be this one.
+	// If not empty, the etag that the concept must have; otherwise ABORTED with reason ETAG_MISMATCH.
 	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
-	// See the service.
+	// Makes a repeated request safe; at most 64 printable characters. See RegistryService.
 	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -828,14 +832,14 @@ func (x *DeleteConceptRequest) GetRequestId() string {
 	return ""
 }
 
-// Asks to bring a soft-deleted concept back.
+// Request of UndeleteConcept.
 type UndeleteConceptRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/concepts/{concept}`.
+	// The concept: `tenants/{tenant}/concepts/{concept}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// If not empty, the concept's etag must be this one.
+	// If not empty, the etag that the concept must have; otherwise ABORTED with reason ETAG_MISMATCH.
 	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
-	// See the service.
+	// Makes a repeated request safe; at most 64 printable characters. See RegistryService.
 	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -892,14 +896,14 @@ func (x *UndeleteConceptRequest) GetRequestId() string {
 	return ""
 }
 
-// Asks to remove a soft-deleted concept for good.
+// Request of PurgeConcept.
 type PurgeConceptRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/concepts/{concept}`.
+	// The concept: `tenants/{tenant}/concepts/{concept}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Purges before purge_time.
+	// Purges the concept even before its purge_time.
 	Force bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
-	// See the service.
+	// Makes a repeated request safe; at most 64 printable characters. See RegistryService.
 	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -956,7 +960,7 @@ func (x *PurgeConceptRequest) GetRequestId() string {
 	return ""
 }
 
-// A concept was purged.
+// Response of PurgeConcept.
 type PurgeConceptResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Revision of the purge.
@@ -1002,23 +1006,24 @@ func (x *PurgeConceptResponse) GetRevision() string {
 	return ""
 }
 
-// Asks to publish vectors.
+// Request of PublishVersion.
 type PublishVersionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/concepts/{concept}`.
+	// The concept: `tenants/{tenant}/concepts/{concept}`.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// What is known of the version: base_model, provenance, description, labels, signatures.
+	// The version's description: base_model, provenance, description, labels, signatures. Other fields are ignored.
 	Version *Version `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	// The vectors: a safetensors file with one F32, F16 or BF16 tensor [vectors, dimensions] for each encoder of base_model, under
-	// the encoder's name. Finite numbers, 1 to 75 vectors, at most 2 MiB.
+	// The vectors: a safetensors file with one F32, F16 or BF16 tensor [vectors, dimensions] for each encoder of
+	// base_model, under the encoder's name. All numbers must be finite; 1 to 75 vectors, at most 2 MiB.
 	Embedding []byte `protobuf:"bytes,3,opt,name=embedding,proto3" json:"embedding,omitempty"`
-	// Creates the concept in the same commit where it is missing.
+	// Creates the concept in the same commit if it does not exist.
 	CreateConcept bool `protobuf:"varint,4,opt,name=create_concept,json=createConcept,proto3" json:"create_concept,omitempty"`
-	// The concept to create then; its name is not read.
+	// Fields of the concept that create_concept creates; its name is ignored.
 	Concept *Concept `protobuf:"bytes,5,opt,name=concept,proto3" json:"concept,omitempty"`
-	// See the service. Beyond it, publishing a job (version.provenance.job) again returns the same version for ever.
+	// Makes a repeated request safe; at most 64 printable characters. See RegistryService. In addition, publishing the
+	// same job (version.provenance.job) again always returns the same version, without the limit of 7 days.
 	RequestId string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Checks everything and changes nothing (AIP-163).
+	// Validates the request and changes nothing (AIP-163).
 	ValidateOnly  bool `protobuf:"varint,7,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1103,28 +1108,29 @@ func (x *PublishVersionRequest) GetValidateOnly() bool {
 	return false
 }
 
-// Asks to import a file.
+// Request of ImportVersion.
 type ImportVersionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/concepts/{concept}`.
+	// The concept: `tenants/{tenant}/concepts/{concept}`.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// The file; at most 2 MiB.
+	// The embedding file; at most 2 MiB.
 	Data []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
-	// Its layout; unspecified: found out from the file.
+	// Layout of the file; unspecified: detected from the file.
 	Format EmbeddingFormat `protobuf:"varint,3,opt,name=format,proto3,enum=pseudoword.registry.v1.EmbeddingFormat" json:"format,omitempty"`
-	// What it was made for, as far as the caller knows. A digest left empty makes every use a FAMILY match.
+	// The base model that the word was made for, as far as the caller knows. Without a vocabulary digest, every use of
+	// the word is a FAMILY match.
 	BaseModel *BaseModel `protobuf:"bytes,4,opt,name=base_model,json=baseModel,proto3" json:"base_model,omitempty"`
-	// For people.
+	// The version's description, for people; at most 2,000 characters.
 	Description string `protobuf:"bytes,5,opt,name=description,proto3" json:"description,omitempty"`
-	// Free labels.
+	// The version's labels, with the same limits as Concept.labels.
 	Labels map[string]string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Creates the concept in the same commit where it is missing.
+	// Creates the concept in the same commit if it does not exist.
 	CreateConcept bool `protobuf:"varint,7,opt,name=create_concept,json=createConcept,proto3" json:"create_concept,omitempty"`
-	// The concept to create then; its name is not read.
+	// Fields of the concept that create_concept creates; its name is ignored.
 	Concept *Concept `protobuf:"bytes,8,opt,name=concept,proto3" json:"concept,omitempty"`
-	// See the service.
+	// Makes a repeated request safe; at most 64 printable characters. See RegistryService.
 	RequestId string `protobuf:"bytes,9,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Checks everything and changes nothing (AIP-163).
+	// Validates the request and changes nothing (AIP-163).
 	ValidateOnly  bool `protobuf:"varint,10,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1230,12 +1236,12 @@ func (x *ImportVersionRequest) GetValidateOnly() bool {
 	return false
 }
 
-// Asks for a version.
+// Request of GetVersion.
 type GetVersionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/concepts/{concept}/versions/{n}`.
+	// The version: `tenants/{tenant}/concepts/{concept}/versions/{n}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// How old the answer may be; absent: strong.
+	// Maximum age of the data in the response; absent or 0: a strong read.
 	MaxStaleness  *durationpb.Duration `protobuf:"bytes,2,opt,name=max_staleness,json=maxStaleness,proto3" json:"max_staleness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1285,18 +1291,19 @@ func (x *GetVersionRequest) GetMaxStaleness() *durationpb.Duration {
 	return nil
 }
 
-// Asks for a page of versions.
+// Request of ListVersions.
 type ListVersionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/concepts/{concept}`.
+	// The concept: `tenants/{tenant}/concepts/{concept}`.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// At most so many; 0 means 50, more than 1,000 means 1,000.
+	// Maximum number of results on the page; 0 means 50, and a number above 1,000 means 1,000.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// next_page_token of the page before; everything else must be as it was. A token older than an hour is OUT_OF_RANGE.
+	// next_page_token of the previous page; absent: the first page. Only page_size may differ from the previous request.
+	// A token is OUT_OF_RANGE an hour after the first page.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// AIP-160 over: state, creator, create_time, number, base_model.family, provenance.origin, labels.KEY.
+	// AIP-160 filter on state, creator, create_time, number, base_model.family, provenance.origin, labels.KEY.
 	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
-	// How old the first page may be; absent: strong.
+	// Maximum age of the data on the first page; absent or 0: a strong read.
 	MaxStaleness  *durationpb.Duration `protobuf:"bytes,5,opt,name=max_staleness,json=maxStaleness,proto3" json:"max_staleness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1367,14 +1374,14 @@ func (x *ListVersionsRequest) GetMaxStaleness() *durationpb.Duration {
 	return nil
 }
 
-// A page of versions.
+// Response of ListVersions.
 type ListVersionsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Newest first; loss curves and recipes are left out.
+	// The versions, newest first, without their loss curves and recipes.
 	Versions []*Version `protobuf:"bytes,1,rep,name=versions,proto3" json:"versions,omitempty"`
-	// For the next page; empty at the end.
+	// page_token of the next page; empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// Revision that this list shows, the same on all its pages.
+	// Revision of the store that the list was read at, the same on all pages.
 	Revision      string `protobuf:"bytes,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1431,16 +1438,16 @@ func (x *ListVersionsResponse) GetRevision() string {
 	return ""
 }
 
-// Asks to withdraw a version.
+// Request of YankVersion.
 type YankVersionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/concepts/{concept}/versions/{n}`.
+	// The version: `tenants/{tenant}/concepts/{concept}/versions/{n}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Why; at most 500 characters.
+	// Reason of the withdrawal; at most 500 characters.
 	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
-	// If not empty, the version's etag must be this one.
+	// If not empty, the etag that the version must have; otherwise ABORTED with reason ETAG_MISMATCH.
 	Etag string `protobuf:"bytes,3,opt,name=etag,proto3" json:"etag,omitempty"`
-	// See the service.
+	// Makes a repeated request safe; at most 64 printable characters. See RegistryService.
 	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1504,14 +1511,14 @@ func (x *YankVersionRequest) GetRequestId() string {
 	return ""
 }
 
-// Asks to take a withdrawal back.
+// Request of UnyankVersion.
 type UnyankVersionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/concepts/{concept}/versions/{n}`.
+	// The version: `tenants/{tenant}/concepts/{concept}/versions/{n}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// If not empty, the version's etag must be this one.
+	// If not empty, the etag that the version must have; otherwise ABORTED with reason ETAG_MISMATCH.
 	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
-	// See the service.
+	// Makes a repeated request safe; at most 64 printable characters. See RegistryService.
 	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1568,16 +1575,17 @@ func (x *UnyankVersionRequest) GetRequestId() string {
 	return ""
 }
 
-// Asks for a version's vectors.
+// Request of GetEmbedding.
 type GetEmbeddingRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/concepts/{concept}/versions/{n}`.
+	// The version: `tenants/{tenant}/concepts/{concept}/versions/{n}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Layout of the answer; unspecified: diffusers.
+	// Layout of the file; unspecified: diffusers.
 	Format EmbeddingFormat `protobuf:"varint,2,opt,name=format,proto3,enum=pseudoword.registry.v1.EmbeddingFormat" json:"format,omitempty"`
-	// The tenant that asks, `tenants/{tenant}`, where it is not the owner; it needs the concept's grant.
+	// The tenant that uses the vectors, `tenants/{tenant}`, if it is not the version's owner; it needs a grant for the
+	// concept.
 	Reader string `protobuf:"bytes,3,opt,name=reader,proto3" json:"reader,omitempty"`
-	// How old the check of the grant may be; absent: strong. The vectors themselves never change.
+	// Maximum age of the data that the grant is checked with; absent or 0: a strong read. The vectors never change.
 	MaxStaleness  *durationpb.Duration `protobuf:"bytes,4,opt,name=max_staleness,json=maxStaleness,proto3" json:"max_staleness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1641,16 +1649,16 @@ func (x *GetEmbeddingRequest) GetMaxStaleness() *durationpb.Duration {
 	return nil
 }
 
-// A version's vectors.
+// Response of GetEmbedding.
 type GetEmbeddingResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The file.
+	// The embedding file.
 	Data []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
-	// Its layout.
+	// Layout of the file.
 	Format EmbeddingFormat `protobuf:"varint,2,opt,name=format,proto3,enum=pseudoword.registry.v1.EmbeddingFormat" json:"format,omitempty"`
-	// A file name that suits it.
+	// A suitable file name.
 	Filename string `protobuf:"bytes,3,opt,name=filename,proto3" json:"filename,omitempty"`
-	// The version that it is.
+	// The version of the vectors.
 	Version       *Version `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1714,16 +1722,16 @@ func (x *GetEmbeddingResponse) GetVersion() *Version {
 	return nil
 }
 
-// Asks to write figures about a version.
+// Request of CreateEvaluation.
 type CreateEvaluationRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/concepts/{concept}/versions/{n}`.
+	// The version: `tenants/{tenant}/concepts/{concept}/versions/{n}`.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// The last segment of its name, `[a-z][a-z0-9-]{0,62}`; made by the server when empty.
+	// The last segment of the evaluation's name, `[a-z][a-z0-9-]{0,62}`; empty: chosen by the server.
 	EvaluationId string `protobuf:"bytes,2,opt,name=evaluation_id,json=evaluationId,proto3" json:"evaluation_id,omitempty"`
-	// The evaluation; its name is not read.
+	// The evaluation; its name is ignored.
 	Evaluation *Evaluation `protobuf:"bytes,3,opt,name=evaluation,proto3" json:"evaluation,omitempty"`
-	// See the service.
+	// Makes a repeated request safe; at most 64 printable characters. See RegistryService.
 	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1787,10 +1795,10 @@ func (x *CreateEvaluationRequest) GetRequestId() string {
 	return ""
 }
 
-// Asks for one evaluation.
+// Request of GetEvaluation.
 type GetEvaluationRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/concepts/{concept}/versions/{n}/evaluations/{id}`.
+	// The evaluation: `tenants/{tenant}/concepts/{concept}/versions/{n}/evaluations/{id}`.
 	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1833,14 +1841,15 @@ func (x *GetEvaluationRequest) GetName() string {
 	return ""
 }
 
-// Asks for a page of evaluations.
+// Request of ListEvaluations.
 type ListEvaluationsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/concepts/{concept}/versions/{n}`.
+	// The version: `tenants/{tenant}/concepts/{concept}/versions/{n}`.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// At most so many; 0 means 50, more than 1,000 means 1,000.
+	// Maximum number of results on the page; 0 means 50, and a number above 1,000 means 1,000.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// next_page_token of the page before.
+	// next_page_token of the previous page; absent: the first page. Only page_size may differ from the previous request.
+	// A token is OUT_OF_RANGE an hour after the first page.
 	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1897,14 +1906,14 @@ func (x *ListEvaluationsRequest) GetPageToken() string {
 	return ""
 }
 
-// A page of evaluations.
+// Response of ListEvaluations.
 type ListEvaluationsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Newest first.
+	// The evaluations, newest first.
 	Evaluations []*Evaluation `protobuf:"bytes,1,rep,name=evaluations,proto3" json:"evaluations,omitempty"`
-	// For the next page; empty at the end.
+	// page_token of the next page; empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// Revision that this list shows.
+	// Revision of the store that the list was read at.
 	Revision      string `protobuf:"bytes,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1961,18 +1970,18 @@ func (x *ListEvaluationsResponse) GetRevision() string {
 	return ""
 }
 
-// Asks to point an alias at a version.
+// Request of SetAlias.
 type SetAliasRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The alias: name and version. An etag that is not empty must be the alias's present one.
+	// The alias with its name and version. If its etag is not empty, the stored alias must have that etag.
 	Alias *Alias `protobuf:"bytes,1,opt,name=alias,proto3" json:"alias,omitempty"`
-	// Succeeds only where the alias is new: ALREADY_EXISTS otherwise.
+	// Only creates the alias: ALREADY_EXISTS if it exists.
 	CreateOnly bool `protobuf:"varint,2,opt,name=create_only,json=createOnly,proto3" json:"create_only,omitempty"`
-	// Why; at most 500 characters; kept in the history.
+	// Reason of the change, kept in the alias's history; at most 500 characters.
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	// See the service.
+	// Makes a repeated request safe; at most 64 printable characters. See RegistryService.
 	RequestId string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Checks everything and changes nothing (AIP-163).
+	// Validates the request and changes nothing (AIP-163).
 	ValidateOnly  bool `protobuf:"varint,5,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2043,14 +2052,14 @@ func (x *SetAliasRequest) GetValidateOnly() bool {
 	return false
 }
 
-// Asks for an alias.
+// Request of GetAlias.
 type GetAliasRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/concepts/{concept}/aliases/{alias}`; `latest` is answered too.
+	// The alias: `tenants/{tenant}/concepts/{concept}/aliases/{alias}`; also `latest`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// As it was then; absent: now. NOT_FOUND where it did not exist then.
+	// The time at which to read the alias; absent: now. NOT_FOUND if the alias did not exist at that time.
 	AtTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at_time,json=atTime,proto3" json:"at_time,omitempty"`
-	// How old the answer may be; absent: strong.
+	// Maximum age of the data in the response; absent or 0: a strong read.
 	MaxStaleness  *durationpb.Duration `protobuf:"bytes,3,opt,name=max_staleness,json=maxStaleness,proto3" json:"max_staleness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2107,14 +2116,15 @@ func (x *GetAliasRequest) GetMaxStaleness() *durationpb.Duration {
 	return nil
 }
 
-// Asks for a page of aliases.
+// Request of ListAliases.
 type ListAliasesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/concepts/{concept}`.
+	// The concept: `tenants/{tenant}/concepts/{concept}`.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// At most so many; 0 means 50, more than 1,000 means 1,000.
+	// Maximum number of results on the page; 0 means 50, and a number above 1,000 means 1,000.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// next_page_token of the page before.
+	// next_page_token of the previous page; absent: the first page. Only page_size may differ from the previous request.
+	// A token is OUT_OF_RANGE an hour after the first page.
 	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2171,14 +2181,14 @@ func (x *ListAliasesRequest) GetPageToken() string {
 	return ""
 }
 
-// A page of aliases.
+// Response of ListAliases.
 type ListAliasesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// In order of name.
+	// The aliases, sorted by name.
 	Aliases []*Alias `protobuf:"bytes,1,rep,name=aliases,proto3" json:"aliases,omitempty"`
-	// For the next page; empty at the end.
+	// page_token of the next page; empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// Revision that this list shows.
+	// Revision of the store that the list was read at.
 	Revision      string `protobuf:"bytes,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2235,16 +2245,16 @@ func (x *ListAliasesResponse) GetRevision() string {
 	return ""
 }
 
-// Asks to delete an alias.
+// Request of DeleteAlias.
 type DeleteAliasRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/concepts/{concept}/aliases/{alias}`.
+	// The alias: `tenants/{tenant}/concepts/{concept}/aliases/{alias}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// If not empty, the alias's etag must be this one.
+	// If not empty, the etag that the alias must have; otherwise ABORTED with reason ETAG_MISMATCH.
 	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
-	// Why; at most 500 characters; kept in the history.
+	// Reason of the change, kept in the alias's history; at most 500 characters.
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	// See the service.
+	// Makes a repeated request safe; at most 64 printable characters. See RegistryService.
 	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2308,7 +2318,7 @@ func (x *DeleteAliasRequest) GetRequestId() string {
 	return ""
 }
 
-// An alias was deleted.
+// Response of DeleteAlias.
 type DeleteAliasResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Revision of the deletion.
@@ -2354,16 +2364,16 @@ func (x *DeleteAliasResponse) GetRevision() string {
 	return ""
 }
 
-// Asks to point an alias back.
+// Request of RollbackAlias.
 type RollbackAliasRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/concepts/{concept}/aliases/{alias}`.
+	// The alias: `tenants/{tenant}/concepts/{concept}/aliases/{alias}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// If not empty, the alias's etag must be this one.
+	// If not empty, the etag that the alias must have; otherwise ABORTED with reason ETAG_MISMATCH.
 	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
-	// Why; at most 500 characters; kept in the history.
+	// Reason of the change, kept in the alias's history; at most 500 characters.
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	// See the service.
+	// Makes a repeated request safe; at most 64 printable characters. See RegistryService.
 	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2427,14 +2437,15 @@ func (x *RollbackAliasRequest) GetRequestId() string {
 	return ""
 }
 
-// Asks for a page of an alias's history.
+// Request of ListAliasChanges.
 type ListAliasChangesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/concepts/{concept}/aliases/{alias}`.
+	// The alias: `tenants/{tenant}/concepts/{concept}/aliases/{alias}`.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// At most so many; 0 means 50, more than 1,000 means 1,000.
+	// Maximum number of results on the page; 0 means 50, and a number above 1,000 means 1,000.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// next_page_token of the page before.
+	// next_page_token of the previous page; absent: the first page. Only page_size may differ from the previous request.
+	// A token is OUT_OF_RANGE an hour after the first page.
 	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2491,14 +2502,14 @@ func (x *ListAliasChangesRequest) GetPageToken() string {
 	return ""
 }
 
-// A page of an alias's history.
+// Response of ListAliasChanges.
 type ListAliasChangesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Newest first.
+	// The moves, newest first.
 	Changes []*AliasChange `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
-	// For the next page; empty at the end.
+	// page_token of the next page; empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// Revision that this list shows.
+	// Revision of the store that the list was read at.
 	Revision      string `protobuf:"bytes,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2555,14 +2566,14 @@ func (x *ListAliasChangesResponse) GetRevision() string {
 	return ""
 }
 
-// Asks to resolve words.
+// Request of ResolveWords.
 type ResolveWordsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The tenant whose prompt it is, `tenants/{tenant}`: a bare word is this tenant's.
+	// The tenant of the prompt, `tenants/{tenant}`: a word without a tenant belongs to it.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// As in a prompt, without the angle brackets: `[tenant/]concept[@alias|@n]`. 1 to 64.
+	// 1 to 64 words, each as in a prompt without the angle brackets: `[tenant/]concept[@alias|@n]`.
 	Words []string `protobuf:"bytes,2,rep,name=words,proto3" json:"words,omitempty"`
-	// How old the answer may be; absent: strong.
+	// Maximum age of the data in the response; absent or 0: a strong read.
 	MaxStaleness  *durationpb.Duration `protobuf:"bytes,3,opt,name=max_staleness,json=maxStaleness,proto3" json:"max_staleness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2619,10 +2630,10 @@ func (x *ResolveWordsRequest) GetMaxStaleness() *durationpb.Duration {
 	return nil
 }
 
-// What words mean now.
+// Response of ResolveWords.
 type ResolveWordsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// One for each word, in the request's order.
+	// One result for each word, in the request's order.
 	Words         []*ResolvedWord `protobuf:"bytes,1,rep,name=words,proto3" json:"words,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2665,21 +2676,22 @@ func (x *ResolveWordsResponse) GetWords() []*ResolvedWord {
 	return nil
 }
 
-// What one word means now.
+// The result for one word.
 type ResolvedWord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// As it was asked.
+	// The word, as in the request.
 	Word string `protobuf:"bytes,1,opt,name=word,proto3" json:"word,omitempty"`
-	// The version, or why there is none.
+	// The version of the word, or an error.
 	//
 	// Types that are valid to be assigned to Result:
 	//
 	//	*ResolvedWord_Version
 	//	*ResolvedWord_Error
 	Result isResolvedWord_Result `protobuf_oneof:"result"`
-	// The alias that decided: as asked, or `production` or `latest` for a bare word; empty for a number.
+	// The alias that chose the version: the word's own, or `production` or `latest` for a word without one; empty for a
+	// word with a number.
 	Alias string `protobuf:"bytes,4,opt,name=alias,proto3" json:"alias,omitempty"`
-	// Revision of the store that this answer shows.
+	// Revision of the store that this resource was read at.
 	Revision      string `protobuf:"bytes,5,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2766,12 +2778,12 @@ type isResolvedWord_Result interface {
 }
 
 type ResolvedWord_Version struct {
-	// The version that it means; loss curve and recipe are left out.
+	// The version, without its loss curve and recipe.
 	Version *Version `protobuf:"bytes,2,opt,name=version,proto3,oneof"`
 }
 
 type ResolvedWord_Error struct {
-	// Why there is none: NOT_FOUND or PERMISSION_DENIED, with ErrorInfo.
+	// Why the word has no version: NOT_FOUND or PERMISSION_DENIED, with ErrorInfo.
 	Error *status.Status `protobuf:"bytes,3,opt,name=error,proto3,oneof"`
 }
 
@@ -2779,15 +2791,15 @@ func (*ResolvedWord_Version) isResolvedWord_Result() {}
 
 func (*ResolvedWord_Error) isResolvedWord_Result() {}
 
-// Asks to be told what changes.
+// Request of WatchEvents.
 type WatchEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}`, or `tenants/-` for all of the caller's tenants.
+	// The tenant, `tenants/{tenant}`; or `tenants/-` for all tenants that the caller may use.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// Revisions to go on after, one for each shard: resume_token of a response, or a list's revision. Empty: from now on. A token of
-	// another store is OUT_OF_RANGE with reason STORE_CHANGED: list again.
+	// The position to continue after: resume_token of a response, or the revision of a list. Empty: the present. A token
+	// of another store is OUT_OF_RANGE with reason STORE_CHANGED: list the resources again.
 	ResumeToken string `protobuf:"bytes,2,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
-	// Sends a bookmark about every so long, between events too; 1 s to 60 s, absent: 10 s.
+	// Interval between bookmarks, which are sent between events too: 1 s to 60 s; absent: 10 s.
 	BookmarkInterval *durationpb.Duration `protobuf:"bytes,3,opt,name=bookmark_interval,json=bookmarkInterval,proto3" json:"bookmark_interval,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
@@ -2847,14 +2859,14 @@ func (x *WatchEventsRequest) GetBookmarkInterval() *durationpb.Duration {
 // One message of a watch.
 type WatchEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What it says.
+	// An event or a bookmark.
 	//
 	// Types that are valid to be assigned to Message:
 	//
 	//	*WatchEventsResponse_Event
 	//	*WatchEventsResponse_Bookmark
 	Message isWatchEventsResponse_Message `protobuf_oneof:"message"`
-	// Hand it back to go on after this message.
+	// Position after this message: a watch with this token continues there.
 	ResumeToken   string `protobuf:"bytes,3,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2927,12 +2939,12 @@ type isWatchEventsResponse_Message interface {
 }
 
 type WatchEventsResponse_Event struct {
-	// Something changed.
+	// A change.
 	Event *Event `protobuf:"bytes,1,opt,name=event,proto3,oneof"`
 }
 
 type WatchEventsResponse_Bookmark struct {
-	// Nothing changed up to this resume token.
+	// All events up to resume_token have been sent.
 	Bookmark *Bookmark `protobuf:"bytes,2,opt,name=bookmark,proto3,oneof"`
 }
 
@@ -2940,10 +2952,10 @@ func (*WatchEventsResponse_Event) isWatchEventsResponse_Message() {}
 
 func (*WatchEventsResponse_Bookmark) isWatchEventsResponse_Message() {}
 
-// A sign of life in a watch.
+// Shows that a watch is alive and up to date.
 type Bookmark struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Until when, by the server's clock, everything that was committed has been sent.
+	// All changes that were committed before this time, by the server's clock, have been sent.
 	CompleteTime  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=complete_time,json=completeTime,proto3" json:"complete_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2986,16 +2998,17 @@ func (x *Bookmark) GetCompleteTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// Asks for a page of a tenant's audit trail.
+// Request of ListAuditRecords.
 type ListAuditRecordsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}`.
+	// The tenant: `tenants/{tenant}`.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// At most so many; 0 means 50, more than 1,000 means 1,000.
+	// Maximum number of results on the page; 0 means 50, and a number above 1,000 means 1,000.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// next_page_token of the page before.
+	// next_page_token of the previous page; absent: the first page. Only page_size may differ from the previous request.
+	// A token is OUT_OF_RANGE an hour after the first page.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// AIP-160 over: type, resource, actor, on_behalf_of, event_time, request_id.
+	// AIP-160 filter on type, resource, actor, on_behalf_of, event_time, request_id.
 	Filter        string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3059,14 +3072,14 @@ func (x *ListAuditRecordsRequest) GetFilter() string {
 	return ""
 }
 
-// A page of a tenant's audit trail.
+// Response of ListAuditRecords.
 type ListAuditRecordsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Newest first.
+	// The records, newest first.
 	Records []*AuditRecord `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
-	// For the next page; empty at the end.
+	// page_token of the next page; empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// Revision that this list shows.
+	// Revision of the store that the list was read at.
 	Revision      string `protobuf:"bytes,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -4,7 +4,7 @@
 // - protoc             (unknown)
 // source: pseudoword/registry/v1/registry.proto
 
-// The registry: every version of every word, by content, with aliases that remember.
+// The registry: keeps every version of every word, aliases with their history, and an audit trail.
 
 package registryv1
 
@@ -57,42 +57,42 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Versions pseudo-words in an object store, resolves them, and tells watchers what changed.
+// Stores the versions of words in an object store, resolves words to versions, and streams every change to watchers.
 //
-// Every mutation takes a request_id (any string of 1 to 64 printable characters; a UUID4 is usual). The same id with the
-// same request within 7 days returns the first answer and changes nothing; with another request it is INVALID_ARGUMENT.
-// A mutation whose outcome could not be learned before the deadline is UNAVAILABLE with reason OUTCOME_UNKNOWN: ask again
-// with the same id and you get the true answer. A lost race is ABORTED: reason ETAG_MISMATCH means read again, CONTENTION
-// means simply try again.
+// Every mutation takes a request_id: 1 to 64 printable characters, usually a UUID4. A request with the same id and the
+// same content within 7 days returns the first response and changes nothing. The same id with other content is
+// INVALID_ARGUMENT. A mutation whose outcome is not known at the deadline is UNAVAILABLE with reason OUTCOME_UNKNOWN:
+// send it again with the same id to get its true outcome. A conflict with another writer is ABORTED: after reason
+// ETAG_MISMATCH read the resource again; after reason CONTENTION send the same request again.
 //
-// Reads are strong unless max_staleness says otherwise: they show every change that was answered before they began.
+// Reads are strong unless max_staleness is set: they show every change that was acknowledged before the read began.
 type RegistryServiceClient interface {
-	// Creates a tenant. Role admin. ALREADY_EXISTS when the name is taken.
+	// Creates a tenant. Role admin. ALREADY_EXISTS if the name is in use.
 	CreateTenant(ctx context.Context, in *CreateTenantRequest, opts ...grpc.CallOption) (*Tenant, error)
 	// Reads a tenant. Role reader.
 	GetTenant(ctx context.Context, in *GetTenantRequest, opts ...grpc.CallOption) (*Tenant, error)
-	// Lists the caller's tenants in order of name.
+	// Lists the tenants that the caller may use, sorted by name. Each page shows the state at its own time.
 	ListTenants(ctx context.Context, in *ListTenantsRequest, opts ...grpc.CallOption) (*ListTenantsResponse, error)
 	// Changes a tenant's display name or quotas. Role admin.
 	UpdateTenant(ctx context.Context, in *UpdateTenantRequest, opts ...grpc.CallOption) (*Tenant, error)
-	// Creates a concept. Role writer. ALREADY_EXISTS when the name is taken, also by a soft-deleted one.
+	// Creates a concept. Role writer. ALREADY_EXISTS if the name is in use, also by a soft-deleted or purged concept.
 	CreateConcept(ctx context.Context, in *CreateConceptRequest, opts ...grpc.CallOption) (*Concept, error)
-	// Reads a concept, also a soft-deleted one. Role reader.
+	// Reads a concept, soft-deleted or not. Role reader.
 	GetConcept(ctx context.Context, in *GetConceptRequest, opts ...grpc.CallOption) (*Concept, error)
-	// Lists a tenant's concepts in order of name. Role reader.
+	// Lists a tenant's concepts, sorted by name. Role reader.
 	ListConcepts(ctx context.Context, in *ListConceptsRequest, opts ...grpc.CallOption) (*ListConceptsResponse, error)
-	// Changes the fields that the mask names: display_name, description, labels, readers. Role writer.
+	// Changes the fields in update_mask: display_name, description, labels, readers. Role writer.
 	UpdateConcept(ctx context.Context, in *UpdateConceptRequest, opts ...grpc.CallOption) (*Concept, error)
-	// Soft-deletes a concept: its word stops resolving at once, its versions are kept until purge_time. Role writer.
+	// Soft-deletes a concept: its word is no longer resolved, and its versions are kept until purge_time. Role writer.
 	DeleteConcept(ctx context.Context, in *DeleteConceptRequest, opts ...grpc.CallOption) (*Concept, error)
-	// Brings a soft-deleted concept back. Role writer.
+	// Restores a soft-deleted concept. Role writer.
 	UndeleteConcept(ctx context.Context, in *UndeleteConceptRequest, opts ...grpc.CallOption) (*Concept, error)
-	// Removes a soft-deleted concept for good, after its purge_time unless forced. Role admin. The name stays taken and its
-	// next version number is kept, so that no number is ever used twice.
+	// Deletes a soft-deleted concept permanently; before its purge_time only with force. Role admin. The name stays
+	// reserved and the next version number is kept, so that no version number is ever used twice.
 	PurgeConcept(ctx context.Context, in *PurgeConceptRequest, opts ...grpc.CallOption) (*PurgeConceptResponse, error)
 	// Publishes vectors as the concept's next version. Role writer.
 	PublishVersion(ctx context.Context, in *PublishVersionRequest, opts ...grpc.CallOption) (*Version, error)
-	// Reads another program's file and publishes it as the concept's next version. Role writer.
+	// Reads another program's embedding file and publishes it as the concept's next version. Role writer.
 	ImportVersion(ctx context.Context, in *ImportVersionRequest, opts ...grpc.CallOption) (*Version, error)
 	// Reads a version. Role reader.
 	GetVersion(ctx context.Context, in *GetVersionRequest, opts ...grpc.CallOption) (*Version, error)
@@ -100,33 +100,37 @@ type RegistryServiceClient interface {
 	ListVersions(ctx context.Context, in *ListVersionsRequest, opts ...grpc.CallOption) (*ListVersionsResponse, error)
 	// Withdraws a version. Role writer. FAILED_PRECONDITION while an alias points to it.
 	YankVersion(ctx context.Context, in *YankVersionRequest, opts ...grpc.CallOption) (*Version, error)
-	// Takes a withdrawal back. Role writer.
+	// Reverts the withdrawal of a version. Role writer.
 	UnyankVersion(ctx context.Context, in *UnyankVersionRequest, opts ...grpc.CallOption) (*Version, error)
-	// Reads a version's vectors as a file. Role reader, or the concept's grant.
+	// Exports a version's vectors as a file. Role reader in the version's tenant, or in the tenant `reader` if that
+	// tenant has a grant for the concept.
 	GetEmbedding(ctx context.Context, in *GetEmbeddingRequest, opts ...grpc.CallOption) (*GetEmbeddingResponse, error)
-	// Writes figures about a version. Role writer.
+	// Stores figures about a version. Role writer.
 	CreateEvaluation(ctx context.Context, in *CreateEvaluationRequest, opts ...grpc.CallOption) (*Evaluation, error)
-	// Reads one evaluation. Role reader.
+	// Reads an evaluation. Role reader.
 	GetEvaluation(ctx context.Context, in *GetEvaluationRequest, opts ...grpc.CallOption) (*Evaluation, error)
 	// Lists a version's evaluations, newest first. Role reader.
 	ListEvaluations(ctx context.Context, in *ListEvaluationsRequest, opts ...grpc.CallOption) (*ListEvaluationsResponse, error)
-	// Points an alias at a version, creating it where it is new. Role writer.
+	// Points an alias to a version; creates the alias if it does not exist. Role writer. FAILED_PRECONDITION if the
+	// version is yanked.
 	SetAlias(ctx context.Context, in *SetAliasRequest, opts ...grpc.CallOption) (*Alias, error)
-	// Reads an alias, now or as it was at a time. Role reader.
+	// Reads an alias, as it is now or as it was at a given time. Role reader.
 	GetAlias(ctx context.Context, in *GetAliasRequest, opts ...grpc.CallOption) (*Alias, error)
-	// Lists a concept's aliases in order of name. Role reader.
+	// Lists a concept's aliases, sorted by name. Role reader.
 	ListAliases(ctx context.Context, in *ListAliasesRequest, opts ...grpc.CallOption) (*ListAliasesResponse, error)
-	// Deletes an alias; its history stays. Role writer.
+	// Deletes an alias and keeps its history. Role writer.
 	DeleteAlias(ctx context.Context, in *DeleteAliasRequest, opts ...grpc.CallOption) (*DeleteAliasResponse, error)
-	// Points an alias back at the version before the present one in its history that is not yanked. Role writer.
+	// Points an alias to the version before the present one in its history; yanked versions are skipped. A further
+	// rollback goes one version further back. Role writer. FAILED_PRECONDITION if there is no such version.
 	RollbackAlias(ctx context.Context, in *RollbackAliasRequest, opts ...grpc.CallOption) (*Alias, error)
-	// Lists where an alias has pointed, newest first. Role reader.
+	// Lists the moves of an alias, newest first. Role reader.
 	ListAliasChanges(ctx context.Context, in *ListAliasChangesRequest, opts ...grpc.CallOption) (*ListAliasChangesResponse, error)
-	// Resolves all words of a prompt in one call. Role reader of the asking tenant; another tenant's word needs its grant.
+	// Resolves all words of a prompt in one call. Role reader in the tenant of the prompt; another tenant's word also
+	// needs a grant for that tenant.
 	ResolveWords(ctx context.Context, in *ResolveWordsRequest, opts ...grpc.CallOption) (*ResolveWordsResponse, error)
-	// Tells what changes, from a revision on, without a gap and without a repeat. Role reader.
+	// Streams all changes after a revision, each exactly once; the changes of one tenant arrive in order. Role reader.
 	WatchEvents(ctx context.Context, in *WatchEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchEventsResponse], error)
-	// Lists who did what in a tenant, newest first. Role admin.
+	// Lists a tenant's audit trail, newest first. Role admin.
 	ListAuditRecords(ctx context.Context, in *ListAuditRecordsRequest, opts ...grpc.CallOption) (*ListAuditRecordsResponse, error)
 }
 
@@ -451,42 +455,42 @@ func (c *registryServiceClient) ListAuditRecords(ctx context.Context, in *ListAu
 // All implementations must embed UnimplementedRegistryServiceServer
 // for forward compatibility.
 //
-// Versions pseudo-words in an object store, resolves them, and tells watchers what changed.
+// Stores the versions of words in an object store, resolves words to versions, and streams every change to watchers.
 //
-// Every mutation takes a request_id (any string of 1 to 64 printable characters; a UUID4 is usual). The same id with the
-// same request within 7 days returns the first answer and changes nothing; with another request it is INVALID_ARGUMENT.
-// A mutation whose outcome could not be learned before the deadline is UNAVAILABLE with reason OUTCOME_UNKNOWN: ask again
-// with the same id and you get the true answer. A lost race is ABORTED: reason ETAG_MISMATCH means read again, CONTENTION
-// means simply try again.
+// Every mutation takes a request_id: 1 to 64 printable characters, usually a UUID4. A request with the same id and the
+// same content within 7 days returns the first response and changes nothing. The same id with other content is
+// INVALID_ARGUMENT. A mutation whose outcome is not known at the deadline is UNAVAILABLE with reason OUTCOME_UNKNOWN:
+// send it again with the same id to get its true outcome. A conflict with another writer is ABORTED: after reason
+// ETAG_MISMATCH read the resource again; after reason CONTENTION send the same request again.
 //
-// Reads are strong unless max_staleness says otherwise: they show every change that was answered before they began.
+// Reads are strong unless max_staleness is set: they show every change that was acknowledged before the read began.
 type RegistryServiceServer interface {
-	// Creates a tenant. Role admin. ALREADY_EXISTS when the name is taken.
+	// Creates a tenant. Role admin. ALREADY_EXISTS if the name is in use.
 	CreateTenant(context.Context, *CreateTenantRequest) (*Tenant, error)
 	// Reads a tenant. Role reader.
 	GetTenant(context.Context, *GetTenantRequest) (*Tenant, error)
-	// Lists the caller's tenants in order of name.
+	// Lists the tenants that the caller may use, sorted by name. Each page shows the state at its own time.
 	ListTenants(context.Context, *ListTenantsRequest) (*ListTenantsResponse, error)
 	// Changes a tenant's display name or quotas. Role admin.
 	UpdateTenant(context.Context, *UpdateTenantRequest) (*Tenant, error)
-	// Creates a concept. Role writer. ALREADY_EXISTS when the name is taken, also by a soft-deleted one.
+	// Creates a concept. Role writer. ALREADY_EXISTS if the name is in use, also by a soft-deleted or purged concept.
 	CreateConcept(context.Context, *CreateConceptRequest) (*Concept, error)
-	// Reads a concept, also a soft-deleted one. Role reader.
+	// Reads a concept, soft-deleted or not. Role reader.
 	GetConcept(context.Context, *GetConceptRequest) (*Concept, error)
-	// Lists a tenant's concepts in order of name. Role reader.
+	// Lists a tenant's concepts, sorted by name. Role reader.
 	ListConcepts(context.Context, *ListConceptsRequest) (*ListConceptsResponse, error)
-	// Changes the fields that the mask names: display_name, description, labels, readers. Role writer.
+	// Changes the fields in update_mask: display_name, description, labels, readers. Role writer.
 	UpdateConcept(context.Context, *UpdateConceptRequest) (*Concept, error)
-	// Soft-deletes a concept: its word stops resolving at once, its versions are kept until purge_time. Role writer.
+	// Soft-deletes a concept: its word is no longer resolved, and its versions are kept until purge_time. Role writer.
 	DeleteConcept(context.Context, *DeleteConceptRequest) (*Concept, error)
-	// Brings a soft-deleted concept back. Role writer.
+	// Restores a soft-deleted concept. Role writer.
 	UndeleteConcept(context.Context, *UndeleteConceptRequest) (*Concept, error)
-	// Removes a soft-deleted concept for good, after its purge_time unless forced. Role admin. The name stays taken and its
-	// next version number is kept, so that no number is ever used twice.
+	// Deletes a soft-deleted concept permanently; before its purge_time only with force. Role admin. The name stays
+	// reserved and the next version number is kept, so that no version number is ever used twice.
 	PurgeConcept(context.Context, *PurgeConceptRequest) (*PurgeConceptResponse, error)
 	// Publishes vectors as the concept's next version. Role writer.
 	PublishVersion(context.Context, *PublishVersionRequest) (*Version, error)
-	// Reads another program's file and publishes it as the concept's next version. Role writer.
+	// Reads another program's embedding file and publishes it as the concept's next version. Role writer.
 	ImportVersion(context.Context, *ImportVersionRequest) (*Version, error)
 	// Reads a version. Role reader.
 	GetVersion(context.Context, *GetVersionRequest) (*Version, error)
@@ -494,33 +498,37 @@ type RegistryServiceServer interface {
 	ListVersions(context.Context, *ListVersionsRequest) (*ListVersionsResponse, error)
 	// Withdraws a version. Role writer. FAILED_PRECONDITION while an alias points to it.
 	YankVersion(context.Context, *YankVersionRequest) (*Version, error)
-	// Takes a withdrawal back. Role writer.
+	// Reverts the withdrawal of a version. Role writer.
 	UnyankVersion(context.Context, *UnyankVersionRequest) (*Version, error)
-	// Reads a version's vectors as a file. Role reader, or the concept's grant.
+	// Exports a version's vectors as a file. Role reader in the version's tenant, or in the tenant `reader` if that
+	// tenant has a grant for the concept.
 	GetEmbedding(context.Context, *GetEmbeddingRequest) (*GetEmbeddingResponse, error)
-	// Writes figures about a version. Role writer.
+	// Stores figures about a version. Role writer.
 	CreateEvaluation(context.Context, *CreateEvaluationRequest) (*Evaluation, error)
-	// Reads one evaluation. Role reader.
+	// Reads an evaluation. Role reader.
 	GetEvaluation(context.Context, *GetEvaluationRequest) (*Evaluation, error)
 	// Lists a version's evaluations, newest first. Role reader.
 	ListEvaluations(context.Context, *ListEvaluationsRequest) (*ListEvaluationsResponse, error)
-	// Points an alias at a version, creating it where it is new. Role writer.
+	// Points an alias to a version; creates the alias if it does not exist. Role writer. FAILED_PRECONDITION if the
+	// version is yanked.
 	SetAlias(context.Context, *SetAliasRequest) (*Alias, error)
-	// Reads an alias, now or as it was at a time. Role reader.
+	// Reads an alias, as it is now or as it was at a given time. Role reader.
 	GetAlias(context.Context, *GetAliasRequest) (*Alias, error)
-	// Lists a concept's aliases in order of name. Role reader.
+	// Lists a concept's aliases, sorted by name. Role reader.
 	ListAliases(context.Context, *ListAliasesRequest) (*ListAliasesResponse, error)
-	// Deletes an alias; its history stays. Role writer.
+	// Deletes an alias and keeps its history. Role writer.
 	DeleteAlias(context.Context, *DeleteAliasRequest) (*DeleteAliasResponse, error)
-	// Points an alias back at the version before the present one in its history that is not yanked. Role writer.
+	// Points an alias to the version before the present one in its history; yanked versions are skipped. A further
+	// rollback goes one version further back. Role writer. FAILED_PRECONDITION if there is no such version.
 	RollbackAlias(context.Context, *RollbackAliasRequest) (*Alias, error)
-	// Lists where an alias has pointed, newest first. Role reader.
+	// Lists the moves of an alias, newest first. Role reader.
 	ListAliasChanges(context.Context, *ListAliasChangesRequest) (*ListAliasChangesResponse, error)
-	// Resolves all words of a prompt in one call. Role reader of the asking tenant; another tenant's word needs its grant.
+	// Resolves all words of a prompt in one call. Role reader in the tenant of the prompt; another tenant's word also
+	// needs a grant for that tenant.
 	ResolveWords(context.Context, *ResolveWordsRequest) (*ResolveWordsResponse, error)
-	// Tells what changes, from a revision on, without a gap and without a repeat. Role reader.
+	// Streams all changes after a revision, each exactly once; the changes of one tenant arrive in order. Role reader.
 	WatchEvents(*WatchEventsRequest, grpc.ServerStreamingServer[WatchEventsResponse]) error
-	// Lists who did what in a tenant, newest first. Role admin.
+	// Lists a tenant's audit trail, newest first. Role admin.
 	ListAuditRecords(context.Context, *ListAuditRecordsRequest) (*ListAuditRecordsResponse, error)
 	mustEmbedUnimplementedRegistryServiceServer()
 }

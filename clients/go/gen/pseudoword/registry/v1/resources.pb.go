@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: pseudoword/registry/v1/resources.proto
 
-// What the registry keeps: tenants, concepts, versions, evaluations, aliases, and the records of how they changed.
+// Resources of the registry: tenants, concepts, versions, evaluations, aliases, and the records of their changes.
 
 package registryv1
 
@@ -26,15 +26,16 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// What sort of thing a word stands for. It chooses the sentences that the trainer learns from, and nothing else.
+// The kind of a concept. It selects the trainer's recipe, the sentences that the trainer learns from, and the default
+// start.
 type ConceptKind int32
 
 const (
-	// Not said; taken as CONCEPT_KIND_OBJECT when a concept is created.
+	// Unspecified: CONCEPT_KIND_OBJECT when a concept is created.
 	ConceptKind_CONCEPT_KIND_UNSPECIFIED ConceptKind = 0
-	// A thing or a creature: "a photo of <rex>".
+	// A thing or an animal: "a photo of <rex>".
 	ConceptKind_CONCEPT_KIND_OBJECT ConceptKind = 1
-	// A manner of drawing: "a painting in the style of <mara>".
+	// A style: "a painting in the style of <mara>".
 	ConceptKind_CONCEPT_KIND_STYLE ConceptKind = 2
 	// A person's face: "a portrait of <ann>".
 	ConceptKind_CONCEPT_KIND_FACE ConceptKind = 3
@@ -83,15 +84,15 @@ func (ConceptKind) EnumDescriptor() ([]byte, []int) {
 	return file_pseudoword_registry_v1_resources_proto_rawDescGZIP(), []int{0}
 }
 
-// Whether a concept can be used.
+// Whether a concept's word can be used.
 type Concept_State int32
 
 const (
 	// Never returned.
 	Concept_STATE_UNSPECIFIED Concept_State = 0
-	// In use.
+	// The word is resolved.
 	Concept_STATE_ACTIVE Concept_State = 1
-	// Soft-deleted: kept until purge_time, not resolvable, can be undeleted.
+	// Soft-deleted: kept until purge_time and not resolved; it can be undeleted.
 	Concept_STATE_DELETED Concept_State = 2
 )
 
@@ -140,13 +141,13 @@ func (Concept_State) EnumDescriptor() ([]byte, []int) {
 type Provenance_Origin int32
 
 const (
-	// Not said.
+	// Unspecified. On publishing: ORIGIN_LEARNED if there is a job, otherwise ORIGIN_PUBLISHED.
 	Provenance_ORIGIN_UNSPECIFIED Provenance_Origin = 0
 	// Learned by a trainer of this system.
 	Provenance_ORIGIN_LEARNED Provenance_Origin = 1
 	// Imported from another program's file.
 	Provenance_ORIGIN_IMPORTED Provenance_Origin = 2
-	// Made otherwise and published by a client.
+	// Made by other means and published by a client.
 	Provenance_ORIGIN_PUBLISHED Provenance_Origin = 3
 )
 
@@ -193,15 +194,15 @@ func (Provenance_Origin) EnumDescriptor() ([]byte, []int) {
 	return file_pseudoword_registry_v1_resources_proto_rawDescGZIP(), []int{6, 0}
 }
 
-// Whether a version takes part in `latest`.
+// Whether a version can be `latest` and the target of an alias.
 type Version_State int32
 
 const (
 	// Never returned.
 	Version_STATE_UNSPECIFIED Version_State = 0
-	// In use.
+	// Not yanked.
 	Version_STATE_ACTIVE Version_State = 1
-	// Withdrawn: never `latest`, no alias may be moved to it; still readable under its number.
+	// Yanked: never `latest`, and no alias can be moved to it. It can still be read by its number.
 	Version_STATE_YANKED Version_State = 2
 )
 
@@ -246,7 +247,7 @@ func (Version_State) EnumDescriptor() ([]byte, []int) {
 	return file_pseudoword_registry_v1_resources_proto_rawDescGZIP(), []int{9, 0}
 }
 
-// What happened.
+// Kinds of changes.
 type Event_Type int32
 
 const (
@@ -258,21 +259,21 @@ const (
 	Event_TYPE_TENANT_UPDATED Event_Type = 2
 	// A concept was created.
 	Event_TYPE_CONCEPT_CREATED Event_Type = 3
-	// A concept's fields changed; withdrawn readers come this way.
+	// A concept's fields changed, such as its readers.
 	Event_TYPE_CONCEPT_UPDATED Event_Type = 4
 	// A concept was soft-deleted.
 	Event_TYPE_CONCEPT_DELETED Event_Type = 5
-	// A soft-deleted concept came back.
+	// A soft-deleted concept was restored.
 	Event_TYPE_CONCEPT_UNDELETED Event_Type = 6
-	// A concept is gone; its name and its next number are kept.
+	// A concept was purged; its name and its next version number are kept.
 	Event_TYPE_CONCEPT_PURGED Event_Type = 7
 	// A version was published.
 	Event_TYPE_VERSION_PUBLISHED Event_Type = 8
 	// A version was yanked.
 	Event_TYPE_VERSION_YANKED Event_Type = 9
-	// A yanked version came back.
+	// The withdrawal of a version was reverted.
 	Event_TYPE_VERSION_UNYANKED Event_Type = 10
-	// An evaluation was written.
+	// An evaluation was created.
 	Event_TYPE_EVALUATION_CREATED Event_Type = 11
 	// An alias was set or moved.
 	Event_TYPE_ALIAS_SET Event_Type = 12
@@ -343,24 +344,24 @@ func (Event_Type) EnumDescriptor() ([]byte, []int) {
 	return file_pseudoword_registry_v1_resources_proto_rawDescGZIP(), []int{13, 0}
 }
 
-// Whoever owns concepts: a customer, a team, a product. Every other resource lives below one tenant.
+// An owner of concepts: a customer, a team, a product. Every other resource belongs to one tenant.
 type Tenant struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}`; tenant is `[a-z][a-z0-9-]{0,62}`.
+	// `tenants/{tenant}`, where tenant is `[a-z][a-z0-9-]{0,62}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// For people; at most 200 characters.
+	// Name for people; at most 200 characters.
 	DisplayName string `protobuf:"bytes,2,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
-	// What the tenant may keep. An absent field means the server's default.
+	// Quotas of the tenant. Absent: the server's defaults.
 	Quotas *Quotas `protobuf:"bytes,3,opt,name=quotas,proto3" json:"quotas,omitempty"`
-	// What the tenant keeps now.
+	// What the tenant stores now.
 	Usage *Usage `protobuf:"bytes,4,opt,name=usage,proto3" json:"usage,omitempty"`
-	// When it was created, by the log's clock.
+	// Time of creation, by the log's clock.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// When it last changed.
+	// Time of the last change.
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
-	// Changes with every change of the tenant; hand it back to change only what you have read (AIP-154).
+	// Changes with every change of the tenant. Send it with an update to change only the state that was read (AIP-154).
 	Etag string `protobuf:"bytes,7,opt,name=etag,proto3" json:"etag,omitempty"`
-	// Revision of the store that this answer shows.
+	// Revision of the store that this resource was read at.
 	Revision      string `protobuf:"bytes,8,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -452,14 +453,14 @@ func (x *Tenant) GetRevision() string {
 	return ""
 }
 
-// Upper bounds for one tenant. Zero or absent: the server's default.
+// Limits of one tenant. A field that is 0 or absent means the server's default.
 type Quotas struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Concepts, soft-deleted ones included.
+	// Maximum number of concepts, soft-deleted ones included.
 	Concepts int64 `protobuf:"varint,1,opt,name=concepts,proto3" json:"concepts,omitempty"`
-	// Versions of one concept, yanked ones included.
+	// Maximum number of versions of one concept, yanked ones included.
 	VersionsPerConcept int64 `protobuf:"varint,2,opt,name=versions_per_concept,json=versionsPerConcept,proto3" json:"versions_per_concept,omitempty"`
-	// Bytes of embeddings, all versions together.
+	// Maximum size of all embeddings together, in bytes.
 	EmbeddingBytes int64 `protobuf:"varint,3,opt,name=embedding_bytes,json=embeddingBytes,proto3" json:"embedding_bytes,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -516,14 +517,14 @@ func (x *Quotas) GetEmbeddingBytes() int64 {
 	return 0
 }
 
-// What a tenant keeps.
+// What a tenant stores.
 type Usage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Concepts, soft-deleted ones included.
+	// Number of concepts, soft-deleted ones included.
 	Concepts int64 `protobuf:"varint,1,opt,name=concepts,proto3" json:"concepts,omitempty"`
-	// Versions of all concepts.
+	// Number of versions of all concepts.
 	Versions int64 `protobuf:"varint,2,opt,name=versions,proto3" json:"versions,omitempty"`
-	// Bytes of embeddings.
+	// Size of all embeddings together, in bytes.
 	EmbeddingBytes int64 `protobuf:"varint,3,opt,name=embedding_bytes,json=embeddingBytes,proto3" json:"embedding_bytes,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -580,42 +581,45 @@ func (x *Usage) GetEmbeddingBytes() int64 {
 	return 0
 }
 
-// A thing for which a word is learned: the dog, the chair, the illustrator's hand. Its versions are the word's vectors.
+// A thing, a style or a face that a word stands for. Its versions are the vectors of the word.
 type Concept struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/concepts/{concept}`; concept is `[a-z][a-z0-9-]{0,62}` and is what a prompt says: `<concept>`.
+	// `tenants/{tenant}/concepts/{concept}`, where concept is `[a-z][a-z0-9-]{0,62}`; the word in a prompt is
+	// `<concept>`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// For people; at most 200 characters.
+	// Name for people; at most 200 characters.
 	DisplayName string `protobuf:"bytes,2,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
-	// For people; at most 2,000 characters.
+	// Description for people; at most 2,000 characters.
 	Description string `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
-	// What sort of thing it is; fixed when the concept is created.
+	// Kind of the concept; fixed at creation.
 	Kind ConceptKind `protobuf:"varint,4,opt,name=kind,proto3,enum=pseudoword.registry.v1.ConceptKind" json:"kind,omitempty"`
-	// Free labels; at most 64, keys `[a-z][a-z0-9_-]{0,62}`, values at most 63 characters.
+	// Labels of the caller's: at most 64; keys `[a-z][a-z0-9_-]{0,62}`, values of at most 63 characters.
 	Labels map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Other tenants (`tenants/{tenant}`) whose prompts may use this word; at most 256.
+	// Grants: other tenants (`tenants/{tenant}`) whose prompts may use the word; at most 256.
 	Readers []string `protobuf:"bytes,6,rep,name=readers,proto3" json:"readers,omitempty"`
-	// Whether it can be used.
+	// State of the concept.
 	State Concept_State `protobuf:"varint,7,opt,name=state,proto3,enum=pseudoword.registry.v1.Concept_State" json:"state,omitempty"`
-	// Number of the highest version that is not yanked; 0 while there is none. What `<concept>` means where no alias `production` is set.
+	// Number of the highest version that is not yanked; 0 if there is none. `<concept>` means this version if there is no
+	// alias `production`.
 	LatestVersion int64 `protobuf:"varint,8,opt,name=latest_version,json=latestVersion,proto3" json:"latest_version,omitempty"`
-	// Number of versions ever published, yanked ones included. The next one is this plus 1.
+	// Number of versions that were ever published, yanked ones included. The next version has this number plus 1.
 	VersionCount int64 `protobuf:"varint,9,opt,name=version_count,json=versionCount,proto3" json:"version_count,omitempty"`
-	// Where each alias points now: alias to version number.
+	// Version number of each alias, by the alias.
 	Aliases map[string]int64 `protobuf:"bytes,10,rep,name=aliases,proto3" json:"aliases,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// Principal that created it.
 	Creator string `protobuf:"bytes,11,opt,name=creator,proto3" json:"creator,omitempty"`
-	// When it was created, by the log's clock.
+	// Time of creation, by the log's clock.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// When it, its aliases or its versions last changed.
+	// Time of the last change of the concept, its aliases or its versions.
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
-	// When it was soft-deleted; absent while it is active.
+	// Time of the soft-deletion; absent while the concept is active.
 	DeleteTime *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=delete_time,json=deleteTime,proto3" json:"delete_time,omitempty"`
-	// When a soft-deleted concept may be purged; absent while it is active.
+	// Earliest time at which the soft-deleted concept can be purged without force; absent while it is active.
 	PurgeTime *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=purge_time,json=purgeTime,proto3" json:"purge_time,omitempty"`
-	// Changes with every change of the concept's own fields; hand it back to change only what you have read (AIP-154).
+	// Changes with every change of the concept's own fields. Send it with an update to change only the state that was
+	// read (AIP-154).
 	Etag string `protobuf:"bytes,16,opt,name=etag,proto3" json:"etag,omitempty"`
-	// Revision of the store that this answer shows.
+	// Revision of the store that this resource was read at.
 	Revision      string `protobuf:"bytes,17,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -770,16 +774,16 @@ func (x *Concept) GetRevision() string {
 	return ""
 }
 
-// One text encoder's share of a base model, and of a word made for it.
+// One text encoder of a base model, or the part of a word for that encoder.
 type EncoderSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name of the encoder in diffusers' layout: `text_encoder`, `text_encoder_2`, `text_encoder_3`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Width of its token embeddings.
+	// Width of the encoder's token embeddings.
 	Dimensions int32 `protobuf:"varint,2,opt,name=dimensions,proto3" json:"dimensions,omitempty"`
-	// Vectors that a word has in it, 1 to 75; 0 where the message describes a base model.
+	// Number of the word's vectors for this encoder, 1 to 75; 0 in the description of a base model.
 	Vectors int32 `protobuf:"varint,3,opt,name=vectors,proto3" json:"vectors,omitempty"`
-	// sha256 (hex) of the encoder's original vocabulary rows cast to little-endian fp16; empty when unknown (imported words).
+	// sha256 (hex) of the encoder's original vocabulary rows as little-endian fp16; empty if unknown (imported words).
 	VocabularyDigest string `protobuf:"bytes,4,opt,name=vocabulary_digest,json=vocabularyDigest,proto3" json:"vocabulary_digest,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
@@ -843,15 +847,16 @@ func (x *EncoderSpec) GetVocabularyDigest() string {
 	return ""
 }
 
-// What a word was made for. Two are EXACT when family, dimensions and digests agree, and of one FAMILY when family and
-// dimensions agree.
+// The base model that a word is made for. Two base models are an EXACT match if family, dimensions and digests are
+// equal, and a FAMILY match if only family and dimensions are.
 type BaseModel struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `stable-diffusion-1`, `stable-diffusion-2`, `stable-diffusion-xl`, ..., `miniature`; empty when unknown (imported words).
+	// `stable-diffusion-1`, `stable-diffusion-2`, `stable-diffusion-xl`, ..., `miniature`; empty if unknown (imported
+	// words). At most 100 characters.
 	Family string `protobuf:"bytes,1,opt,name=family,proto3" json:"family,omitempty"`
-	// One for each text encoder, in the pipeline's order.
+	// One entry for each text encoder, in the pipeline's order.
 	Encoders []*EncoderSpec `protobuf:"bytes,2,rep,name=encoders,proto3" json:"encoders,omitempty"`
-	// Name of the checkpoint, for people: a hub id, or the name of a folder.
+	// Name of the checkpoint, for people: a hub id, or the name of a folder. At most 200 characters.
 	Checkpoint    string `protobuf:"bytes,3,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -908,36 +913,36 @@ func (x *BaseModel) GetCheckpoint() string {
 	return ""
 }
 
-// How a version came to be.
+// How a version was made.
 type Provenance struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Where the vectors come from.
 	Origin Provenance_Origin `protobuf:"varint,1,opt,name=origin,proto3,enum=pseudoword.registry.v1.Provenance_Origin" json:"origin,omitempty"`
-	// The training job: `tenants/{tenant}/jobs/{job}`. Publishing the same job again returns the same version for ever, once
-	// for its word at once and once for the refined one.
+	// The training job: `tenants/{tenant}/jobs/{job}`, of the version's tenant. Publishing the same job again always
+	// returns the same version; a job can publish one initial version (at_once) and one refined version.
 	Job string `protobuf:"bytes,2,opt,name=job,proto3" json:"job,omitempty"`
-	// The recipe as JSON, every default filled in.
+	// The recipe as JSON, with every default filled in; at most 64 KiB.
 	RecipeJson string `protobuf:"bytes,3,opt,name=recipe_json,json=recipeJson,proto3" json:"recipe_json,omitempty"`
-	// Seed of all draws.
+	// Seed of all random numbers of the training.
 	Seed int64 `protobuf:"varint,4,opt,name=seed,proto3" json:"seed,omitempty"`
-	// Optimiser steps made.
+	// Number of optimiser steps.
 	Steps int32 `protobuf:"varint,5,opt,name=steps,proto3" json:"steps,omitempty"`
-	// Why training ended: `steps`, `converged`, `learned-start`, ...
+	// Why the training ended: `steps`, `converged`, `learned-start`, ...
 	StopReason string `protobuf:"bytes,6,opt,name=stop_reason,json=stopReason,proto3" json:"stop_reason,omitempty"`
-	// Loss by step; at most 1,000 points.
+	// Loss by optimiser step; at most 1,000 points.
 	LossCurve []*LossPoint `protobuf:"bytes,7,rep,name=loss_curve,json=lossCurve,proto3" json:"loss_curve,omitempty"`
-	// sha256 (hex) of each training picture's bytes. They stay when the pictures go.
+	// sha256 (hex) of each training picture's bytes; at most 256. They are kept when the pictures are deleted.
 	PictureDigests []string `protobuf:"bytes,8,rep,name=picture_digests,json=pictureDigests,proto3" json:"picture_digests,omitempty"`
-	// Versions that this one started from, as resource names.
+	// Versions that the training started from, as resource names; at most 16.
 	Parents []string `protobuf:"bytes,9,rep,name=parents,proto3" json:"parents,omitempty"`
-	// Wall time of the training, start to last step.
+	// Wall time of the training, from its start to its last step.
 	TrainingTime *durationpb.Duration `protobuf:"bytes,10,opt,name=training_time,json=trainingTime,proto3" json:"training_time,omitempty"`
-	// Name and version of each program that took part: `pseudoword`, `torch`, `diffusers`.
+	// Version of each package that took part, by its name: `pseudoword-server`, `torch`, `diffusers`; at most 32.
 	Software map[string]string `protobuf:"bytes,11,rep,name=software,proto3" json:"software,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Layout of the file that was imported: `diffusers`, `a1111`, `comfyui`, `kohya`, `onetrainer`.
+	// Layout of the imported file: `native`, `diffusers`, `a1111`, `comfyui`, `kohya`, `onetrainer`.
 	ImportedFormat string `protobuf:"bytes,12,opt,name=imported_format,json=importedFormat,proto3" json:"imported_format,omitempty"`
-	// The job's word at once: what the learned start says of the pictures, before any training. The refined one is another
-	// version of the same job.
+	// True for the job's initial version: the learned start's prediction from the pictures, before any training. The
+	// refined version of the same job follows as another version.
 	AtOnce        bool `protobuf:"varint,13,opt,name=at_once,json=atOnce,proto3" json:"at_once,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1069,7 +1074,7 @@ type LossPoint struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Optimiser step, from 1.
 	Step int32 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
-	// Mean squared error of the predicted noise, mean over the step's rows.
+	// Mean squared error of the predicted noise, averaged over the step's rows.
 	Loss          float32 `protobuf:"fixed32,2,opt,name=loss,proto3" json:"loss,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1124,9 +1129,9 @@ type Signature struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// `ed25519`.
 	Algorithm string `protobuf:"bytes,1,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
-	// Name of the key, as the verifier's key file has it.
+	// Name of the key in the verifier's key file; at most 100 characters.
 	KeyId string `protobuf:"bytes,2,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	// The signature.
+	// The signature's bytes; at most 1,024.
 	Value         []byte `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1183,42 +1188,42 @@ func (x *Signature) GetValue() []byte {
 	return nil
 }
 
-// One immutable set of vectors for a concept.
+// An immutable set of vectors of a concept.
 type Version struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/concepts/{concept}/versions/{n}`; n counts 1, 2, 3 and is never used twice.
+	// `tenants/{tenant}/concepts/{concept}/versions/{n}`, where n is 1, 2, 3, ... No n is ever used twice.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The n of the name.
 	Number int64 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
-	// What it was made for.
+	// The base model that the version is made for.
 	BaseModel *BaseModel `protobuf:"bytes,3,opt,name=base_model,json=baseModel,proto3" json:"base_model,omitempty"`
-	// How it came to be.
+	// How the version was made.
 	Provenance *Provenance `protobuf:"bytes,4,opt,name=provenance,proto3" json:"provenance,omitempty"`
-	// sha256 (hex) over the tensors alone: for each encoder in order of name, its name, shape and little-endian fp32 bytes.
+	// sha256 (hex) of the tensors alone: for each encoder, sorted by name, its name, shape and little-endian fp32 bytes.
 	TensorsDigest string `protobuf:"bytes,5,opt,name=tensors_digest,json=tensorsDigest,proto3" json:"tensors_digest,omitempty"`
 	// sha256 (hex) of the stored file.
 	BlobDigest string `protobuf:"bytes,6,opt,name=blob_digest,json=blobDigest,proto3" json:"blob_digest,omitempty"`
 	// Size of the stored file in bytes.
 	SizeBytes int64 `protobuf:"varint,7,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	// For people; at most 2,000 characters.
+	// Description for people; at most 2,000 characters.
 	Description string `protobuf:"bytes,8,opt,name=description,proto3" json:"description,omitempty"`
-	// Free labels, as a concept's.
+	// Labels of the publisher's, with the same limits as Concept.labels.
 	Labels map[string]string `protobuf:"bytes,9,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Whether it takes part in `latest`.
+	// State of the version.
 	State Version_State `protobuf:"varint,10,opt,name=state,proto3,enum=pseudoword.registry.v1.Version_State" json:"state,omitempty"`
-	// Why it was yanked, in the yanker's words.
+	// Reason of the withdrawal, as given to YankVersion.
 	YankReason string `protobuf:"bytes,11,opt,name=yank_reason,json=yankReason,proto3" json:"yank_reason,omitempty"`
 	// Principal that published it.
 	Creator string `protobuf:"bytes,12,opt,name=creator,proto3" json:"creator,omitempty"`
-	// When it was published, by the log's clock.
+	// Time of publication, by the log's clock.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// Aliases that point to it now.
+	// Aliases that point to the version now.
 	Aliases []string `protobuf:"bytes,14,rep,name=aliases,proto3" json:"aliases,omitempty"`
-	// Signatures over the tensors digest.
+	// Signatures over the tensors digest; at most 8.
 	Signatures []*Signature `protobuf:"bytes,15,rep,name=signatures,proto3" json:"signatures,omitempty"`
-	// Changes when the version is yanked or unyanked; everything else is immutable.
+	// Changes when the version is yanked or unyanked; all other fields are immutable.
 	Etag string `protobuf:"bytes,16,opt,name=etag,proto3" json:"etag,omitempty"`
-	// Revision of the store that this answer shows.
+	// Revision of the store that this resource was read at.
 	Revision      string `protobuf:"bytes,17,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1373,26 +1378,27 @@ func (x *Version) GetRevision() string {
 	return ""
 }
 
-// Figures about a version, written after publishing and never changed.
+// Figures about a version. An evaluation is stored after publishing and never changes.
 type Evaluation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/concepts/{concept}/versions/{n}/evaluations/{id}`.
+	// The evaluation: `tenants/{tenant}/concepts/{concept}/versions/{n}/evaluations/{id}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Who measured: program or model and its version.
+	// The program or model that made the figures, with its version; at most 200 characters.
 	Evaluator string `protobuf:"bytes,2,opt,name=evaluator,proto3" json:"evaluator,omitempty"`
-	// Figures by name: `clip_i`, `clip_t`, `held_out_loss`, `dino`, ...; finite numbers.
+	// Figures by name: `clip_i`, `clip_t`, `held_out_loss`, `dino`, ... At least one and at most 64; names
+	// `[a-z][a-z0-9_.-]{0,62}`, finite numbers.
 	Metrics map[string]float64 `protobuf:"bytes,3,rep,name=metrics,proto3" json:"metrics,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"`
-	// Pictures that the figures rest on.
+	// Number of pictures that the figures are computed from.
 	Samples int32 `protobuf:"varint,4,opt,name=samples,proto3" json:"samples,omitempty"`
-	// Seed of the pictures that were drawn for it.
+	// Seed of the pictures that were drawn for the evaluation.
 	Seed int64 `protobuf:"varint,5,opt,name=seed,proto3" json:"seed,omitempty"`
-	// For people; at most 2,000 characters.
+	// Note for people; at most 2,000 characters.
 	Note string `protobuf:"bytes,6,opt,name=note,proto3" json:"note,omitempty"`
-	// Principal that wrote it.
+	// Principal that created it.
 	Creator string `protobuf:"bytes,7,opt,name=creator,proto3" json:"creator,omitempty"`
-	// When it was written, by the log's clock.
+	// Time of creation, by the log's clock.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// Revision of the store that this answer shows.
+	// Revision of the store that this resource was read at.
 	Revision      string `protobuf:"bytes,9,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1491,20 +1497,22 @@ func (x *Evaluation) GetRevision() string {
 	return ""
 }
 
-// A movable name for a version: `production`, `canary`, any other but `latest`, which is computed.
+// A movable name of a version, such as `production` or `canary`. `latest` is computed and cannot be set, moved or
+// deleted.
 type Alias struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/concepts/{concept}/aliases/{alias}`; alias is `[a-z][a-z0-9-]{0,62}`.
+	// `tenants/{tenant}/concepts/{concept}/aliases/{alias}`, where alias is `[a-z][a-z0-9-]{0,62}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The version it points to, as a resource name.
+	// The version that the alias points to, as a resource name.
 	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	// When it was last moved, by the log's clock.
+	// Time of the last move, by the log's clock.
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// Principal that last moved it.
 	Updater string `protobuf:"bytes,4,opt,name=updater,proto3" json:"updater,omitempty"`
-	// Changes with every move, also back and forth; hand it back to move only what you have read (AIP-154).
+	// Changes with every move, also with a move back. Send it with a request to move only the state that was read
+	// (AIP-154).
 	Etag string `protobuf:"bytes,5,opt,name=etag,proto3" json:"etag,omitempty"`
-	// Revision of the store that this answer shows.
+	// Revision of the store that this resource was read at.
 	Revision      string `protobuf:"bytes,6,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1582,20 +1590,20 @@ func (x *Alias) GetRevision() string {
 	return ""
 }
 
-// One move in an alias's life.
+// One move of an alias.
 type AliasChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The version it pointed to from then on; empty when the alias was deleted.
+	// The version after the move; empty if the alias was deleted.
 	Version string `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	// The version it pointed to before; empty when it was new.
+	// The version before the move; empty if the alias was new.
 	PreviousVersion string `protobuf:"bytes,2,opt,name=previous_version,json=previousVersion,proto3" json:"previous_version,omitempty"`
-	// When, by the log's clock.
+	// Time of the move, by the log's clock.
 	ChangeTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=change_time,json=changeTime,proto3" json:"change_time,omitempty"`
 	// Principal that moved it.
 	Actor string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Principal on whose behalf; empty when the actor acted for itself.
+	// Principal on whose behalf the actor moved the alias; empty if it acted for itself.
 	OnBehalfOf string `protobuf:"bytes,5,opt,name=on_behalf_of,json=onBehalfOf,proto3" json:"on_behalf_of,omitempty"`
-	// Why, in the mover's words.
+	// Reason of the move, as given in the request.
 	Reason string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Revision of the move.
 	Revision      string `protobuf:"bytes,7,opt,name=revision,proto3" json:"revision,omitempty"`
@@ -1682,24 +1690,25 @@ func (x *AliasChange) GetRevision() string {
 	return ""
 }
 
-// One change of the registry, as its log has it. Events are the log's entries: none is missed and none comes twice.
+// One change of the registry. Events are the entries of its log: a watch sends each of them exactly once.
 type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Revision of the change: resume after it by handing it back.
+	// Revision of the change; a watch can continue after it.
 	Revision string `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
-	// What happened.
+	// Kind of the change.
 	Type Event_Type `protobuf:"varint,2,opt,name=type,proto3,enum=pseudoword.registry.v1.Event_Type" json:"type,omitempty"`
 	// Name of the resource that changed.
 	Resource string `protobuf:"bytes,3,opt,name=resource,proto3" json:"resource,omitempty"`
-	// When, by the log's clock.
+	// Time of the change, by the log's clock.
 	EventTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=event_time,json=eventTime,proto3" json:"event_time,omitempty"`
 	// Principal that made the change.
 	Actor string `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Principal on whose behalf; empty when the actor acted for itself.
+	// Principal on whose behalf the actor made the change; empty if it acted for itself.
 	OnBehalfOf string `protobuf:"bytes,6,opt,name=on_behalf_of,json=onBehalfOf,proto3" json:"on_behalf_of,omitempty"`
-	// For alias events: the version that it points to now (empty when deleted), as a resource name.
+	// Of an alias event: the version that the alias points to after the change, as a resource name; empty if it was
+	// deleted.
 	Version string `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
-	// For concept and alias events: the tenants that may use the word after the change.
+	// Of a concept or alias event: the tenants that have a grant after the change.
 	Readers       []string `protobuf:"bytes,8,rep,name=readers,proto3" json:"readers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1791,26 +1800,26 @@ func (x *Event) GetReaders() []string {
 	return nil
 }
 
-// Who did what, on whose behalf, from where, when.
+// One change of the registry with its actor and its origin.
 type AuditRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Revision of the change.
 	Revision string `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
-	// What happened.
+	// Kind of the change.
 	Type Event_Type `protobuf:"varint,2,opt,name=type,proto3,enum=pseudoword.registry.v1.Event_Type" json:"type,omitempty"`
 	// Name of the resource that changed.
 	Resource string `protobuf:"bytes,3,opt,name=resource,proto3" json:"resource,omitempty"`
-	// When, by the log's clock.
+	// Time of the change, by the log's clock.
 	EventTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=event_time,json=eventTime,proto3" json:"event_time,omitempty"`
 	// Principal that made the change.
 	Actor string `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Principal on whose behalf; empty when the actor acted for itself.
+	// Principal on whose behalf the actor made the change; empty if it acted for itself.
 	OnBehalfOf string `protobuf:"bytes,6,opt,name=on_behalf_of,json=onBehalfOf,proto3" json:"on_behalf_of,omitempty"`
-	// Address that the request came from.
+	// Network address that the request came from.
 	Peer string `protobuf:"bytes,7,opt,name=peer,proto3" json:"peer,omitempty"`
-	// Request id of the change.
+	// Request id of the mutation.
 	RequestId string `protobuf:"bytes,8,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// The change itself as JSON, as the log has it.
+	// The change as JSON, as it is in the log.
 	ChangeJson    string `protobuf:"bytes,9,opt,name=change_json,json=changeJson,proto3" json:"change_json,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: pseudoword/trainer/v1/resources.proto
 
-// What the trainer keeps: pictures on loan, training jobs, recipes.
+// Resources of the trainer: uploaded pictures, jobs, recipes.
 
 package trainerv1
 
@@ -28,17 +28,17 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// How the learning rate goes.
+// Schedules of the learning rate.
 type Recipe_Schedule int32
 
 const (
 	// The recipe's default.
 	Recipe_SCHEDULE_UNSPECIFIED Recipe_Schedule = 0
-	// Constant.
+	// The rate is constant.
 	Recipe_SCHEDULE_CONSTANT Recipe_Schedule = 1
-	// Falls along a cosine to final_learning_rate over the steps.
+	// The rate falls along a cosine to final_learning_rate over all steps.
 	Recipe_SCHEDULE_COSINE Recipe_Schedule = 2
-	// Held until the stopping rule fires, then a short cool-down.
+	// The rate is constant until the stopping rule fires, then falls in a cool-down of a fifth of the steps.
 	Recipe_SCHEDULE_HOLD_THEN_COOL Recipe_Schedule = 3
 )
 
@@ -85,15 +85,16 @@ func (Recipe_Schedule) EnumDescriptor() ([]byte, []int) {
 	return file_pseudoword_trainer_v1_resources_proto_rawDescGZIP(), []int{3, 0}
 }
 
-// How timesteps are drawn.
+// Methods to sample timesteps.
 type Recipe_Timesteps int32
 
 const (
 	// The recipe's default.
 	Recipe_TIMESTEPS_UNSPECIFIED Recipe_Timesteps = 0
-	// Each by itself, uniformly.
+	// Each timestep is sampled uniformly and independently.
 	Recipe_TIMESTEPS_UNIFORM Recipe_Timesteps = 1
-	// One in each of as many equal strata as the step has rows.
+	// Stratified: the range is divided into one equal stratum for each row of the step, and one timestep is sampled in
+	// each.
 	Recipe_TIMESTEPS_STRATIFIED Recipe_Timesteps = 2
 )
 
@@ -138,15 +139,15 @@ func (Recipe_Timesteps) EnumDescriptor() ([]byte, []int) {
 	return file_pseudoword_trainer_v1_resources_proto_rawDescGZIP(), []int{3, 1}
 }
 
-// What is done about the vectors' norm.
+// Constraints on the norm of the vectors.
 type Recipe_Norm int32
 
 const (
 	// The recipe's default.
 	Recipe_NORM_UNSPECIFIED Recipe_Norm = 0
-	// Nothing.
+	// No constraint.
 	Recipe_NORM_FREE Recipe_Norm = 1
-	// Held at the vocabulary's mean (DTI).
+	// The norm is held at the vocabulary's mean norm (DTI).
 	Recipe_NORM_VOCABULARY Recipe_Norm = 2
 )
 
@@ -191,24 +192,24 @@ func (Recipe_Norm) EnumDescriptor() ([]byte, []int) {
 	return file_pseudoword_trainer_v1_resources_proto_rawDescGZIP(), []int{3, 2}
 }
 
-// Where a job is in its life. QUEUED, RUNNING, PUBLISHING, SUCCEEDED; or FAILED, CANCELLED. RUNNING goes back to QUEUED when
-// its worker hands it back or is lost; FAILED and CANCELLED go back to QUEUED by a retry.
+// States of a job: QUEUED, RUNNING, PUBLISHING, SUCCEEDED; or FAILED, CANCELLED. A RUNNING job becomes QUEUED if its
+// worker hands it back or dies. RetryJob makes a FAILED or CANCELLED job QUEUED.
 type Job_State int32
 
 const (
 	// Never returned.
 	Job_STATE_UNSPECIFIED Job_State = 0
-	// Waits for a worker.
+	// The job waits for a worker.
 	Job_STATE_QUEUED Job_State = 1
-	// A worker trains it, or evaluates its version.
+	// A worker trains the word or evaluates the version.
 	Job_STATE_RUNNING Job_State = 2
-	// Its vectors, or its figures, are fixed and on their way to the registry. Can't be cancelled any more.
+	// The vectors or figures are final and are being written to the registry. The job can no longer be cancelled.
 	Job_STATE_PUBLISHING Job_State = 3
-	// Its version, or its evaluation, is in the registry.
+	// The version or evaluation is in the registry.
 	Job_STATE_SUCCEEDED Job_State = 4
-	// It ended without either; error says why.
+	// The job ended without a result; error has the reason.
 	Job_STATE_FAILED Job_State = 5
-	// It was cancelled.
+	// The job was cancelled.
 	Job_STATE_CANCELLED Job_State = 6
 )
 
@@ -261,22 +262,23 @@ func (Job_State) EnumDescriptor() ([]byte, []int) {
 	return file_pseudoword_trainer_v1_resources_proto_rawDescGZIP(), []int{5, 0}
 }
 
-// A picture that was uploaded to learn from. Named by its content, kept until its jobs have succeeded or it expires.
+// An uploaded picture or mask. It is kept until its jobs have ended or until it expires.
 type Picture struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/pictures/{sha256}`: the hex digest of the bytes as they were uploaded.
+	// `tenants/{tenant}/pictures/{sha256}`, where sha256 is the hex digest of the uploaded bytes.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// `image/png`, `image/jpeg` or `image/webp`.
+	// `image/png`, `image/jpeg`, `image/webp`, `image/heic` or `image/avif`.
 	MediaType string `protobuf:"bytes,2,opt,name=media_type,json=mediaType,proto3" json:"media_type,omitempty"`
-	// Size of the upload in bytes.
+	// Size of the uploaded file in bytes.
 	SizeBytes int64 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	// Width in pixels, upright.
+	// Width in pixels, after the rotation of its EXIF data.
 	Width int32 `protobuf:"varint,4,opt,name=width,proto3" json:"width,omitempty"`
-	// Height in pixels, upright.
+	// Height in pixels, after the rotation of its EXIF data.
 	Height int32 `protobuf:"varint,5,opt,name=height,proto3" json:"height,omitempty"`
-	// When it was uploaded.
+	// Time of the first upload.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// When it may go unless a job still needs it. Uploading it again sets this anew.
+	// Time after which the picture is deleted, unless an unfinished job needs it. Another upload of the same picture
+	// renews it.
 	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -361,14 +363,17 @@ func (x *Picture) GetExpireTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// One picture of a concept, with what is known about it.
+// One picture of a concept, with an optional caption and mask.
 type Example struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/pictures/{sha256}`.
+	// The picture: `tenants/{tenant}/pictures/{sha256}`, of the job's tenant.
 	Picture string `protobuf:"bytes,1,opt,name=picture,proto3" json:"picture,omitempty"`
-	// A caption of the caller's with `{}` in the word's place; empty: the templates of the concept's kind.
+	// A caption with `{}` in the word's place, and no other word; at most 500 characters. Empty: the templates of the
+	// concept's kind.
 	Caption string `protobuf:"bytes,2,opt,name=caption,proto3" json:"caption,omitempty"`
-	// A mask of the same shape, white where the thing is: `tenants/{tenant}/pictures/{sha256}`.
+	// A mask, uploaded as a picture: `tenants/{tenant}/pictures/{sha256}`. It must have the picture's width and height.
+	// Its luminance times its alpha weights the loss: white and opaque where the concept is, black or transparent
+	// elsewhere.
 	Mask          string `protobuf:"bytes,3,opt,name=mask,proto3" json:"mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -425,10 +430,10 @@ func (x *Example) GetMask() string {
 	return ""
 }
 
-// Where the vectors start.
+// Where a word's vectors start.
 type Start struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which start.
+	// One of the kinds of starts.
 	//
 	// Types that are valid to be assigned to Start:
 	//
@@ -529,28 +534,29 @@ type isStart_Start interface {
 }
 
 type Start_Words struct {
-	// One or several words of the vocabulary, such as `dog` or `fluffy dog`.
+	// The rows of one or several words of the vocabulary, such as `dog` or `fluffy dog`; at most 200 characters.
 	Words string `protobuf:"bytes,1,opt,name=words,proto3,oneof"`
 }
 
 type Start_Version struct {
-	// An existing version of the job's tenant, made for the same base model, as a resource name.
+	// The vectors of a version of the job's tenant, as a resource name. It must be made for the same base model.
 	Version string `protobuf:"bytes,2,opt,name=version,proto3,oneof"`
 }
 
 type Start_BestOfVocabulary struct {
-	// The vocabulary's word that explains the pictures best, by a few forward passes.
+	// The word of the vocabulary that explains the pictures best, found with a few forward passes. Must be true.
 	BestOfVocabulary bool `protobuf:"varint,3,opt,name=best_of_vocabulary,json=bestOfVocabulary,proto3,oneof"`
 }
 
 type Start_Learned struct {
-	// The learned start that is stored beside the checkpoint.
+	// The prediction of the learned start beside the checkpoint, or a plain word if that explains the pictures better.
+	// Must be true. Refused if the checkpoint has no learned start for the recipe.
 	Learned bool `protobuf:"varint,4,opt,name=learned,proto3,oneof"`
 }
 
 type Start_EncodedWords struct {
-	// One or several words of the vocabulary: not their rows, but what the text encoder makes of them (Cross
-	// Initialization, CVPR 2024).
+	// One or several words of the vocabulary: not their rows, but the text encoder's outputs for them (Cross
+	// Initialization, CVPR 2024). At most 200 characters.
 	EncodedWords string `protobuf:"bytes,5,opt,name=encoded_words,json=encodedWords,proto3,oneof"`
 }
 
@@ -564,43 +570,46 @@ func (*Start_Learned) isStart_Start() {}
 
 func (*Start_EncodedWords) isStart_Start() {}
 
-// How to learn. Every field that is absent takes the default of the recipe that is named, which is measured for the base
-// model's family.
+// How a word is trained. An absent field has the default of the named recipe for the base model's family; ListRecipes
+// has all of them.
 type Recipe struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name of the recipe whose defaults hold: `object`, `style`, `face`; empty: by the concept's kind.
+	// Name of the recipe that the defaults come from: `object`, `style` or `face`. Empty: the recipe of the concept's
+	// kind.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Optimiser steps, 1 to 10,000.
+	// Number of optimiser steps, 1 to 10,000.
 	Steps *int32 `protobuf:"varint,2,opt,name=steps,proto3,oneof" json:"steps,omitempty"`
-	// Rows of one optimiser step, 1 to 64.
+	// Rows (noisy pictures) of one optimiser step, 1 to 64.
 	Rows *int32 `protobuf:"varint,3,opt,name=rows,proto3,oneof" json:"rows,omitempty"`
-	// Learning rate in units of the root mean square of the vocabulary's values, so that it means the same for every family; above 0, at most 10.
+	// Learning rate, above 0 to 10, in units of the root mean square of the vocabulary's values, so that it has the same
+	// meaning in every family.
 	LearningRate *float32 `protobuf:"fixed32,4,opt,name=learning_rate,json=learningRate,proto3,oneof" json:"learning_rate,omitempty"`
-	// Where the rate ends, as a share of learning_rate, 0 to 1.
+	// Last learning rate of a falling schedule, as a fraction of learning_rate, 0 to 1.
 	FinalLearningRate *float32 `protobuf:"fixed32,5,opt,name=final_learning_rate,json=finalLearningRate,proto3,oneof" json:"final_learning_rate,omitempty"`
-	// How the rate goes.
+	// Schedule of the learning rate.
 	Schedule Recipe_Schedule `protobuf:"varint,6,opt,name=schedule,proto3,enum=pseudoword.trainer.v1.Recipe_Schedule" json:"schedule,omitempty"`
-	// How timesteps are drawn.
+	// Method to sample timesteps.
 	Timesteps Recipe_Timesteps `protobuf:"varint,7,opt,name=timesteps,proto3,enum=pseudoword.trainer.v1.Recipe_Timesteps" json:"timesteps,omitempty"`
-	// Lowest timestep, 0 to 999.
+	// Lowest timestep, 0 to 999; not above last_timestep.
 	FirstTimestep *int32 `protobuf:"varint,8,opt,name=first_timestep,json=firstTimestep,proto3,oneof" json:"first_timestep,omitempty"`
 	// Highest timestep, 0 to 999.
 	LastTimestep *int32 `protobuf:"varint,9,opt,name=last_timestep,json=lastTimestep,proto3,oneof" json:"last_timestep,omitempty"`
-	// Weights the loss by min-SNR (arXiv 2303.09556) with this gamma; 0: unweighted.
+	// Gamma of the min-SNR weights of the loss (arXiv 2303.09556), 0 to 1,000; 0: no weights.
 	MinSnrGamma *float32 `protobuf:"fixed32,10,opt,name=min_snr_gamma,json=minSnrGamma,proto3,oneof" json:"min_snr_gamma,omitempty"`
-	// What is done about the vectors' norm.
+	// Constraint on the norm of the vectors.
 	Norm Recipe_Norm `protobuf:"varint,11,opt,name=norm,proto3,enum=pseudoword.trainer.v1.Recipe_Norm" json:"norm,omitempty"`
-	// Weight of the squared distance to the start.
+	// Weight of the squared distance between the vectors and their start in the loss, 0 to 1,000.
 	StartWeight *float32 `protobuf:"fixed32,12,opt,name=start_weight,json=startWeight,proto3,oneof" json:"start_weight,omitempty"`
-	// AdamW's weight decay.
+	// AdamW's weight decay, 0 to 1.
 	WeightDecay *float32 `protobuf:"fixed32,13,opt,name=weight_decay,json=weightDecay,proto3,oneof" json:"weight_decay,omitempty"`
-	// Greatest norm of one step's gradient, by concept; 0: not clipped.
+	// Maximum norm of one step's gradient, for each concept, 0 to 1,000; 0: no clipping.
 	ClipNorm *float32 `protobuf:"fixed32,14,opt,name=clip_norm,json=clipNorm,proto3,oneof" json:"clip_norm,omitempty"`
-	// Learns from mirrored pictures too. Unsafe for text and for things that are not symmetric.
+	// Trains on mirrored pictures too. Unsuitable for text and for things that are not symmetric.
 	Flips *bool `protobuf:"varint,15,opt,name=flips,proto3,oneof" json:"flips,omitempty"`
-	// Adds vectors one after the other instead of all at once.
+	// Adds the vectors one after the other during the training, instead of all at its start (arXiv 2208.01618, section
+	// 5.1).
 	Progressive *bool `protobuf:"varint,16,opt,name=progressive,proto3,oneof" json:"progressive,omitempty"`
-	// Stops when the job's own evaluation says that it has learned; steps is then the limit.
+	// Stops when the job's stopping rule detects convergence; steps is then the maximum.
 	EarlyStopping *bool `protobuf:"varint,17,opt,name=early_stopping,json=earlyStopping,proto3,oneof" json:"early_stopping,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -755,22 +764,22 @@ func (x *Recipe) GetEarlyStopping() bool {
 	return false
 }
 
-// How far a job is. Of an evaluation a step is a pass of the model; its losses and its rate are 0.
+// Progress of a job. In an evaluation a step is one pass of the model, and losses and learning rate are 0.
 type Progress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Optimiser steps made.
+	// Number of optimiser steps made.
 	Step int32 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
-	// Steps planned; fewer may be made where the job stops by itself.
+	// Number of optimiser steps planned; a job with early_stopping may make fewer.
 	Steps int32 `protobuf:"varint,2,opt,name=steps,proto3" json:"steps,omitempty"`
-	// Loss of the last step: mean squared error of the predicted noise, mean over the step's rows.
+	// Loss of the last step: mean squared error of the predicted noise, averaged over the step's rows.
 	Loss float32 `protobuf:"fixed32,3,opt,name=loss,proto3" json:"loss,omitempty"`
-	// Loss, smoothed over the last steps.
+	// Smoothed loss of the last steps.
 	SmoothedLoss float32 `protobuf:"fixed32,4,opt,name=smoothed_loss,json=smoothedLoss,proto3" json:"smoothed_loss,omitempty"`
 	// Learning rate of the last step, in units of the vocabulary's root mean square.
 	LearningRate float32 `protobuf:"fixed32,5,opt,name=learning_rate,json=learningRate,proto3" json:"learning_rate,omitempty"`
-	// Wall time trained so far in this attempt.
+	// Wall time of the training in this attempt.
 	Elapsed *durationpb.Duration `protobuf:"bytes,6,opt,name=elapsed,proto3" json:"elapsed,omitempty"`
-	// Wall time still to go, by the pace so far; absent before the first step.
+	// Estimated wall time to the end, from the time of the steps so far; absent before the first step.
 	Remaining     *durationpb.Duration `protobuf:"bytes,7,opt,name=remaining,proto3" json:"remaining,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -855,69 +864,73 @@ func (x *Progress) GetRemaining() *durationpb.Duration {
 	return nil
 }
 
-// One word to learn, or one version to evaluate.
+// A word to learn, or a version to evaluate.
 type Job struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/jobs/{job}`.
+	// The job: `tenants/{tenant}/jobs/{job}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The concept to learn: `tenants/{tenant}/concepts/{concept}`, of the job's tenant. Created when the word is published, where
-	// it is missing. Of an evaluation: the version's.
+	// The concept to learn, of the job's tenant: `tenants/{tenant}/concepts/{concept}`. If it does not exist, it is
+	// created when the word is published. Of an evaluation: the version's concept, or empty.
 	Concept string `protobuf:"bytes,2,opt,name=concept,proto3" json:"concept,omitempty"`
-	// What sort of thing it is; it chooses the recipe and the templates. Absent: an object; of an evaluation, as the registry
-	// has the concept.
+	// Kind of the concept; it selects the recipe and the templates. Absent: object; of an evaluation, the concept's kind
+	// in the registry.
 	Kind v1.ConceptKind `protobuf:"varint,3,opt,name=kind,proto3,enum=pseudoword.registry.v1.ConceptKind" json:"kind,omitempty"`
 	// 1 to 32 pictures; three to five are usual.
 	Examples []*Example `protobuf:"bytes,4,rep,name=examples,proto3" json:"examples,omitempty"`
-	// Where the vectors start. Absent: the recipe's default.
+	// Where the vectors start. Absent: the learned start if the checkpoint has one for the recipe; otherwise a plain
+	// word, such as `object`.
 	Start *Start `protobuf:"bytes,5,opt,name=start,proto3" json:"start,omitempty"`
-	// Vectors of the word in each encoder, 1 to 16; 0: 1.
+	// Number of the word's vectors in each encoder, 1 to 16; 0: as in the version of start.version, otherwise 1.
 	Vectors int32 `protobuf:"varint,6,opt,name=vectors,proto3" json:"vectors,omitempty"`
-	// Seed of all draws, 0 or more: equal jobs with equal seeds on one machine give equal vectors.
+	// Seed of all random numbers, 0 or more. Equal jobs with equal seeds on one machine give equal vectors.
 	Seed int64 `protobuf:"varint,7,opt,name=seed,proto3" json:"seed,omitempty"`
-	// How to learn. After creation every field is filled in.
+	// How the word is trained. After creation every field is set.
 	Recipe *Recipe `protobuf:"bytes,8,opt,name=recipe,proto3" json:"recipe,omitempty"`
-	// Among the tenant's own jobs: 0 (ordinary) to 9 (first). -9 to -1: after all others, of every tenant.
+	// 0 (ordinary) to 9 (first), among the jobs of the tenant. -9 to -1: after all other jobs, of all tenants.
 	Priority int32 `protobuf:"varint,9,opt,name=priority,proto3" json:"priority,omitempty"`
-	// Publishes a first version at once from the learned start; the refined one follows as the next version.
+	// Publishes an initial version from the learned start, before the training; the refined version follows as the next
+	// version. Needs the learned start.
 	WordAtOnce bool `protobuf:"varint,10,opt,name=word_at_once,json=wordAtOnce,proto3" json:"word_at_once,omitempty"`
-	// For the version that is published.
+	// Description of the published version; at most 2,000 characters.
 	Description string `protobuf:"bytes,11,opt,name=description,proto3" json:"description,omitempty"`
-	// For the version that is published.
+	// Labels of the published version, with the same limits as Concept.labels.
 	Labels map[string]string `protobuf:"bytes,12,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// The base model that it is trained on.
+	// The base model that the word is trained on.
 	BaseModel *v1.BaseModel `protobuf:"bytes,13,opt,name=base_model,json=baseModel,proto3" json:"base_model,omitempty"`
-	// Where it is in its life.
+	// State of the job.
 	State Job_State `protobuf:"varint,14,opt,name=state,proto3,enum=pseudoword.trainer.v1.Job_State" json:"state,omitempty"`
-	// How far it is.
+	// Progress of the current or last attempt.
 	Progress *Progress `protobuf:"bytes,15,opt,name=progress,proto3" json:"progress,omitempty"`
-	// How often a worker has taken it up, hand-backs not counted.
+	// Number of attempts that workers have started, without those that were handed back.
 	Attempt int32 `protobuf:"varint,16,opt,name=attempt,proto3" json:"attempt,omitempty"`
-	// Why it failed, with ErrorInfo.
+	// Why the job failed, with ErrorInfo.
 	Error *status.Status `protobuf:"bytes,17,opt,name=error,proto3" json:"error,omitempty"`
-	// The version that was published, as a resource name.
+	// The published version, as a resource name.
 	Version string `protobuf:"bytes,18,opt,name=version,proto3" json:"version,omitempty"`
-	// The version that was published at once, where that was asked for.
+	// The initial version, published because of word_at_once, as a resource name.
 	FirstVersion string `protobuf:"bytes,19,opt,name=first_version,json=firstVersion,proto3" json:"first_version,omitempty"`
 	// Principal that created it.
 	Creator string `protobuf:"bytes,20,opt,name=creator,proto3" json:"creator,omitempty"`
-	// When it was created.
+	// Time of creation.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// When a worker last took it up.
+	// Time at which the last attempt began.
 	StartTime *timestamppb.Timestamp `protobuf:"bytes,22,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
-	// When it succeeded, failed or was cancelled.
+	// Time at which the job succeeded, failed or was cancelled.
 	EndTime *timestamppb.Timestamp `protobuf:"bytes,23,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
-	// Changes with every change of state.
+	// Changes with every change of the job's state.
 	Etag string `protobuf:"bytes,24,opt,name=etag,proto3" json:"etag,omitempty"`
-	// Revision of the job log that this answer shows.
+	// Revision of the job log that this resource was read at.
 	Revision string `protobuf:"bytes,25,opt,name=revision,proto3" json:"revision,omitempty"`
-	// A version of the job's tenant to evaluate: `tenants/{tenant}/concepts/{concept}/versions/{n}`. Such a job trains nothing: it
-	// measures how well the version draws and explains the examples, and writes the figures as an evaluation below it. Then
-	// start, vectors, recipe, word_at_once, description and labels must be absent, concept and kind may be, and a priority
-	// of 0 means -1; above 0 is refused. Pictures that were never trained on make its loss one of unseen pictures.
+	// The version to evaluate, of the job's tenant: `tenants/{tenant}/concepts/{concept}/versions/{n}`. Such a job trains
+	// nothing. It measures how well the version draws and explains the examples, and stores the figures as an evaluation
+	// of the version. start, vectors, recipe, word_at_once, description and labels must be absent; concept and kind may
+	// be absent. priority must not be above 0, and 0 means -1. Examples that the version was not trained on give a
+	// held-out loss.
 	Evaluates string `protobuf:"bytes,26,opt,name=evaluates,proto3" json:"evaluates,omitempty"`
-	// The evaluation that was written, as a resource name.
+	// The evaluation that the job has stored, as a resource name.
 	Evaluation string `protobuf:"bytes,27,opt,name=evaluation,proto3" json:"evaluation,omitempty"`
-	// The job that the trainer has made to evaluate version on the same pictures, where it has made one.
+	// The job that the trainer has created to evaluate the published version on the same pictures, as a resource name;
+	// empty if there is none.
 	EvaluationJob string `protobuf:"bytes,28,opt,name=evaluation_job,json=evaluationJob,proto3" json:"evaluation_job,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1149,10 +1162,10 @@ func (x *Job) GetEvaluationJob() string {
 	return ""
 }
 
-// One thing that happened to a job.
+// One event of a job.
 type JobEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What happened.
+	// Kind of the event.
 	//
 	// Types that are valid to be assigned to Event:
 	//
@@ -1160,7 +1173,7 @@ type JobEvent struct {
 	//	*JobEvent_Progress
 	//	*JobEvent_Preview_
 	Event isJobEvent_Event `protobuf_oneof:"event"`
-	// When.
+	// Time at which the server sent the event.
 	EventTime     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=event_time,json=eventTime,proto3" json:"event_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1242,17 +1255,17 @@ type isJobEvent_Event interface {
 }
 
 type JobEvent_Job struct {
-	// The job changed its state, or this is the first message of the watch; the whole job.
+	// The whole job: in the first message of a watch, and after each change of state.
 	Job *Job `protobuf:"bytes,1,opt,name=job,proto3,oneof"`
 }
 
 type JobEvent_Progress struct {
-	// It is a step further.
+	// The job has made a step.
 	Progress *Progress `protobuf:"bytes,2,opt,name=progress,proto3,oneof"`
 }
 
 type JobEvent_Preview_ struct {
-	// A picture of how far it is.
+	// The job has drawn a preview.
 	Preview *JobEvent_Preview `protobuf:"bytes,3,opt,name=preview,proto3,oneof"`
 }
 
@@ -1262,14 +1275,14 @@ func (*JobEvent_Progress) isJobEvent_Event() {}
 
 func (*JobEvent_Preview_) isJobEvent_Event() {}
 
-// A picture of how far the word is.
+// A picture that the unfinished word draws.
 type JobEvent_Preview struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Optimiser step that it was drawn after.
+	// Number of optimiser steps before the preview.
 	Step int32 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
-	// A PNG.
+	// The picture, as PNG.
 	Png []byte `protobuf:"bytes,2,opt,name=png,proto3" json:"png,omitempty"`
-	// The sentence that it was drawn from.
+	// The prompt of the picture.
 	Prompt        string `protobuf:"bytes,3,opt,name=prompt,proto3" json:"prompt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

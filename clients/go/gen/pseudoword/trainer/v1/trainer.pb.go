@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: pseudoword/trainer/v1/trainer.proto
 
-// The trainer: pictures in, words out.
+// The trainer: learns words from pictures and publishes them.
 
 package trainerv1
 
@@ -26,10 +26,10 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// One message of an upload: first a header, then chunks.
+// One message of an upload: the first is a header, all others are chunks.
 type UploadPictureRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Header or chunk.
+	// A header or a chunk.
 	//
 	// Types that are valid to be assigned to Message:
 	//
@@ -100,12 +100,12 @@ type isUploadPictureRequest_Message interface {
 }
 
 type UploadPictureRequest_Header_ struct {
-	// The first message.
+	// Of the first message only.
 	Header *UploadPictureRequest_Header `protobuf:"bytes,1,opt,name=header,proto3,oneof"`
 }
 
 type UploadPictureRequest_Chunk struct {
-	// Every further message: the next bytes, at most 1 MiB.
+	// Of every other message: the next bytes, at most 1 MiB.
 	Chunk []byte `protobuf:"bytes,2,opt,name=chunk,proto3,oneof"`
 }
 
@@ -113,10 +113,10 @@ func (*UploadPictureRequest_Header_) isUploadPictureRequest_Message() {}
 
 func (*UploadPictureRequest_Chunk) isUploadPictureRequest_Message() {}
 
-// Asks for a picture.
+// Request of GetPicture.
 type GetPictureRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/pictures/{sha256}`.
+	// The picture: `tenants/{tenant}/pictures/{sha256}`.
 	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -159,10 +159,10 @@ func (x *GetPictureRequest) GetName() string {
 	return ""
 }
 
-// Asks to delete a picture.
+// Request of DeletePicture.
 type DeletePictureRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/pictures/{sha256}`.
+	// The picture: `tenants/{tenant}/pictures/{sha256}`.
 	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -205,7 +205,7 @@ func (x *DeletePictureRequest) GetName() string {
 	return ""
 }
 
-// A picture was deleted.
+// Response of DeletePicture.
 type DeletePictureResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -242,16 +242,17 @@ func (*DeletePictureResponse) Descriptor() ([]byte, []int) {
 	return file_pseudoword_trainer_v1_trainer_proto_rawDescGZIP(), []int{3}
 }
 
-// Asks to create a job.
+// Request of CreateJob.
 type CreateJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}`.
+	// The tenant: `tenants/{tenant}`.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// The job; its name is not read.
+	// The job; its name is ignored.
 	Job *Job `protobuf:"bytes,2,opt,name=job,proto3" json:"job,omitempty"`
-	// The same id with the same request returns the same job; with another request it is INVALID_ARGUMENT.
+	// Makes a repeated request safe; at most 64 printable characters. Within 7 days the same id with the same request
+	// returns the same job; with another request it is INVALID_ARGUMENT.
 	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Checks everything, fills in the recipe and changes nothing (AIP-163).
+	// Validates the request, fills in the defaults, and changes nothing (AIP-163).
 	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -315,10 +316,10 @@ func (x *CreateJobRequest) GetValidateOnly() bool {
 	return false
 }
 
-// Asks for a job.
+// Request of GetJob.
 type GetJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/jobs/{job}`.
+	// The job: `tenants/{tenant}/jobs/{job}`.
 	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -361,16 +362,17 @@ func (x *GetJobRequest) GetName() string {
 	return ""
 }
 
-// Asks for a page of jobs.
+// Request of ListJobs.
 type ListJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}`.
+	// The tenant: `tenants/{tenant}`.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// At most so many; 0 means 50, more than 1,000 means 1,000.
+	// Maximum number of results on the page; 0 means 50, and a number above 1,000 means 1,000.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// next_page_token of the page before; everything else must be as it was.
+	// next_page_token of the previous page; absent: the first page. Only page_size may differ from the previous request.
+	// A token is OUT_OF_RANGE an hour after the first page.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// AIP-160 over: state, concept, evaluates, creator, create_time. `NOT evaluates:versions` leaves evaluations out.
+	// AIP-160 filter on state, concept, evaluates, creator, create_time. `NOT evaluates:versions` leaves evaluations out.
 	Filter        string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -434,14 +436,14 @@ func (x *ListJobsRequest) GetFilter() string {
 	return ""
 }
 
-// A page of jobs.
+// Response of ListJobs.
 type ListJobsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Newest first.
+	// The jobs, newest first.
 	Jobs []*Job `protobuf:"bytes,1,rep,name=jobs,proto3" json:"jobs,omitempty"`
-	// For the next page; empty at the end.
+	// page_token of the next page; empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// Revision of the job log that this list shows.
+	// Revision of the job log that the list was read at.
 	Revision      string `protobuf:"bytes,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -498,12 +500,12 @@ func (x *ListJobsResponse) GetRevision() string {
 	return ""
 }
 
-// Asks to be told what happens to a job.
+// Request of WatchJob.
 type WatchJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/jobs/{job}`.
+	// The job: `tenants/{tenant}/jobs/{job}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Draws a preview every so often; absent: none.
+	// Interval between previews, 1 s to 3,600 s; absent: no previews.
 	PreviewInterval *durationpb.Duration `protobuf:"bytes,2,opt,name=preview_interval,json=previewInterval,proto3" json:"preview_interval,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -556,7 +558,7 @@ func (x *WatchJobRequest) GetPreviewInterval() *durationpb.Duration {
 // One message of a watch.
 type WatchJobResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What happened.
+	// The event.
 	Event         *JobEvent `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -599,14 +601,14 @@ func (x *WatchJobResponse) GetEvent() *JobEvent {
 	return nil
 }
 
-// Asks to cancel a job.
+// Request of CancelJob.
 type CancelJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/jobs/{job}`.
+	// The job: `tenants/{tenant}/jobs/{job}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// If not empty, the job's etag must be this one.
+	// If not empty, the etag that the job must have; otherwise ABORTED with reason ETAG_MISMATCH.
 	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
-	// As in CreateJobRequest.
+	// Makes a repeated request safe, as in CreateJobRequest.
 	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -663,14 +665,14 @@ func (x *CancelJobRequest) GetRequestId() string {
 	return ""
 }
 
-// Asks to queue a job again that has failed or was cancelled.
+// Request of RetryJob.
 type RetryJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}/jobs/{job}`.
+	// The job: `tenants/{tenant}/jobs/{job}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// If not empty, the job's etag must be this one.
+	// If not empty, the etag that the job must have; otherwise ABORTED with reason ETAG_MISMATCH.
 	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
-	// As in CreateJobRequest.
+	// Makes a repeated request safe, as in CreateJobRequest.
 	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -727,7 +729,7 @@ func (x *RetryJobRequest) GetRequestId() string {
 	return ""
 }
 
-// Asks for the recipes.
+// Request of ListRecipes.
 type ListRecipesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -764,10 +766,10 @@ func (*ListRecipesRequest) Descriptor() ([]byte, []int) {
 	return file_pseudoword_trainer_v1_trainer_proto_rawDescGZIP(), []int{12}
 }
 
-// The recipes for the loaded base model.
+// Response of ListRecipes.
 type ListRecipesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// One for each kind of concept, every default filled in.
+	// One recipe for each kind of concept, with every default filled in.
 	Recipes       []*Recipe `protobuf:"bytes,1,rep,name=recipes,proto3" json:"recipes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -810,7 +812,7 @@ func (x *ListRecipesResponse) GetRecipes() []*Recipe {
 	return nil
 }
 
-// Asks for the base model.
+// Request of GetBaseModel.
 type GetBaseModelRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -847,12 +849,12 @@ func (*GetBaseModelRequest) Descriptor() ([]byte, []int) {
 	return file_pseudoword_trainer_v1_trainer_proto_rawDescGZIP(), []int{14}
 }
 
-// The base model that the trainer trains on.
+// Response of GetBaseModel.
 type GetBaseModelResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The base model.
+	// The resident base model.
 	BaseModel *v1.BaseModel `protobuf:"bytes,1,opt,name=base_model,json=baseModel,proto3" json:"base_model,omitempty"`
-	// Width and height in pixels that pictures are brought to.
+	// Width and height in pixels that pictures are cropped and resized to.
 	Resolution    int32 `protobuf:"varint,2,opt,name=resolution,proto3" json:"resolution,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -902,10 +904,10 @@ func (x *GetBaseModelResponse) GetResolution() int32 {
 	return 0
 }
 
-// What the first message says.
+// The first message.
 type UploadPictureRequest_Header struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `tenants/{tenant}`.
+	// The tenant: `tenants/{tenant}`.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
 	// Size of the whole picture in bytes; 0: unknown. An upload of another size is refused.
 	SizeBytes int64 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`

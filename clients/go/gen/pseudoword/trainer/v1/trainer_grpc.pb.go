@@ -4,7 +4,7 @@
 // - protoc             (unknown)
 // source: pseudoword/trainer/v1/trainer.proto
 
-// The trainer: pictures in, words out.
+// The trainer: learns words from pictures and publishes them.
 
 package trainerv1
 
@@ -38,33 +38,38 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Learns a word from pictures on the accelerator and publishes it to the registry; evaluates published ones.
+// Learns words from pictures, publishes them to the registry, and evaluates published versions.
 //
-// Upload each picture, then create a job that names them; both can be repeated safely. Mutations take a request_id as the
-// registry's do. A job survives its worker and its server: its states are entries of a log.
+// Upload each picture, then create a job that names them. Both can be repeated safely. A mutation takes a request_id,
+// as in RegistryService. A job survives a crash of its worker and of its server: each state is an entry of a log.
 type TrainerServiceClient interface {
-	// Uploads one picture in chunks. Role writer. The same bytes give the same picture. Checked before it is decoded: size,
-	// format (PNG, JPEG, WebP, one frame), pixels. A refused picture is INVALID_ARGUMENT with the reason.
+	// Uploads one picture in chunks. Role writer. The picture's name is made from its sha256, so the same bytes give the
+	// same picture. Accepted: PNG, JPEG, WebP, HEIC and AVIF; of a camera's MPO (JPEG) or a HEIC file with several
+	// pictures, the first; animations are refused. By default at most 20 MiB and 50 million pixels, and at least 16
+	// pixels on each side; checked before the picture is decoded. For training, the picture is rotated as its EXIF data
+	// says, converted to sRGB by its ICC profile, and its transparent parts become white. A mask selects by its luminance
+	// times its alpha. A refused picture is INVALID_ARGUMENT, with the reason in ErrorInfo.
 	UploadPicture(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[UploadPictureRequest, Picture], error)
-	// Reads what is known of a picture. Role reader.
+	// Reads a picture's size, type and times. Role reader. The bytes cannot be downloaded.
 	GetPicture(ctx context.Context, in *GetPictureRequest, opts ...grpc.CallOption) (*Picture, error)
-	// Deletes a picture that no unfinished job needs. Role writer.
+	// Deletes a picture. Role writer. FAILED_PRECONDITION while an unfinished job needs it.
 	DeletePicture(ctx context.Context, in *DeletePictureRequest, opts ...grpc.CallOption) (*DeletePictureResponse, error)
-	// Creates a job. Role writer.
+	// Creates a job that learns a word or evaluates a version. Role writer.
 	CreateJob(ctx context.Context, in *CreateJobRequest, opts ...grpc.CallOption) (*Job, error)
 	// Reads a job. Role reader.
 	GetJob(ctx context.Context, in *GetJobRequest, opts ...grpc.CallOption) (*Job, error)
 	// Lists a tenant's jobs, newest first. Role reader.
 	ListJobs(ctx context.Context, in *ListJobsRequest, opts ...grpc.CallOption) (*ListJobsResponse, error)
-	// Tells what happens to a job until it has ended; the first message is the job as it is. Role reader.
+	// Streams a job: first its current state, then each change and each step, until it has ended. Role reader. A slow
+	// client may miss steps and short states, but not the current one.
 	WatchJob(ctx context.Context, in *WatchJobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchJobResponse], error)
-	// Cancels a job that is queued or running. Role writer. FAILED_PRECONDITION once it is publishing or has ended.
+	// Cancels a queued or running job. Role writer. FAILED_PRECONDITION if the job is publishing or has ended.
 	CancelJob(ctx context.Context, in *CancelJobRequest, opts ...grpc.CallOption) (*Job, error)
-	// Queues a job again that has failed or was cancelled, while its pictures are there. Role writer.
+	// Queues a failed or cancelled job again, as long as its pictures are kept. Role writer.
 	RetryJob(ctx context.Context, in *RetryJobRequest, opts ...grpc.CallOption) (*Job, error)
-	// Lists the recipes for the loaded base model, every default filled in. Any role.
+	// Lists the recipes for the resident base model, with every default filled in. Any role.
 	ListRecipes(ctx context.Context, in *ListRecipesRequest, opts ...grpc.CallOption) (*ListRecipesResponse, error)
-	// Describes the base model that the trainer trains on. Any role.
+	// Describes the trainer's resident base model. Any role.
 	GetBaseModel(ctx context.Context, in *GetBaseModelRequest, opts ...grpc.CallOption) (*GetBaseModelResponse, error)
 }
 
@@ -202,33 +207,38 @@ func (c *trainerServiceClient) GetBaseModel(ctx context.Context, in *GetBaseMode
 // All implementations must embed UnimplementedTrainerServiceServer
 // for forward compatibility.
 //
-// Learns a word from pictures on the accelerator and publishes it to the registry; evaluates published ones.
+// Learns words from pictures, publishes them to the registry, and evaluates published versions.
 //
-// Upload each picture, then create a job that names them; both can be repeated safely. Mutations take a request_id as the
-// registry's do. A job survives its worker and its server: its states are entries of a log.
+// Upload each picture, then create a job that names them. Both can be repeated safely. A mutation takes a request_id,
+// as in RegistryService. A job survives a crash of its worker and of its server: each state is an entry of a log.
 type TrainerServiceServer interface {
-	// Uploads one picture in chunks. Role writer. The same bytes give the same picture. Checked before it is decoded: size,
-	// format (PNG, JPEG, WebP, one frame), pixels. A refused picture is INVALID_ARGUMENT with the reason.
+	// Uploads one picture in chunks. Role writer. The picture's name is made from its sha256, so the same bytes give the
+	// same picture. Accepted: PNG, JPEG, WebP, HEIC and AVIF; of a camera's MPO (JPEG) or a HEIC file with several
+	// pictures, the first; animations are refused. By default at most 20 MiB and 50 million pixels, and at least 16
+	// pixels on each side; checked before the picture is decoded. For training, the picture is rotated as its EXIF data
+	// says, converted to sRGB by its ICC profile, and its transparent parts become white. A mask selects by its luminance
+	// times its alpha. A refused picture is INVALID_ARGUMENT, with the reason in ErrorInfo.
 	UploadPicture(grpc.ClientStreamingServer[UploadPictureRequest, Picture]) error
-	// Reads what is known of a picture. Role reader.
+	// Reads a picture's size, type and times. Role reader. The bytes cannot be downloaded.
 	GetPicture(context.Context, *GetPictureRequest) (*Picture, error)
-	// Deletes a picture that no unfinished job needs. Role writer.
+	// Deletes a picture. Role writer. FAILED_PRECONDITION while an unfinished job needs it.
 	DeletePicture(context.Context, *DeletePictureRequest) (*DeletePictureResponse, error)
-	// Creates a job. Role writer.
+	// Creates a job that learns a word or evaluates a version. Role writer.
 	CreateJob(context.Context, *CreateJobRequest) (*Job, error)
 	// Reads a job. Role reader.
 	GetJob(context.Context, *GetJobRequest) (*Job, error)
 	// Lists a tenant's jobs, newest first. Role reader.
 	ListJobs(context.Context, *ListJobsRequest) (*ListJobsResponse, error)
-	// Tells what happens to a job until it has ended; the first message is the job as it is. Role reader.
+	// Streams a job: first its current state, then each change and each step, until it has ended. Role reader. A slow
+	// client may miss steps and short states, but not the current one.
 	WatchJob(*WatchJobRequest, grpc.ServerStreamingServer[WatchJobResponse]) error
-	// Cancels a job that is queued or running. Role writer. FAILED_PRECONDITION once it is publishing or has ended.
+	// Cancels a queued or running job. Role writer. FAILED_PRECONDITION if the job is publishing or has ended.
 	CancelJob(context.Context, *CancelJobRequest) (*Job, error)
-	// Queues a job again that has failed or was cancelled, while its pictures are there. Role writer.
+	// Queues a failed or cancelled job again, as long as its pictures are kept. Role writer.
 	RetryJob(context.Context, *RetryJobRequest) (*Job, error)
-	// Lists the recipes for the loaded base model, every default filled in. Any role.
+	// Lists the recipes for the resident base model, with every default filled in. Any role.
 	ListRecipes(context.Context, *ListRecipesRequest) (*ListRecipesResponse, error)
-	// Describes the base model that the trainer trains on. Any role.
+	// Describes the trainer's resident base model. Any role.
 	GetBaseModel(context.Context, *GetBaseModelRequest) (*GetBaseModelResponse, error)
 	mustEmbedUnimplementedTrainerServiceServer()
 }

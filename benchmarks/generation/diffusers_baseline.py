@@ -1,4 +1,4 @@
-"""What people do today: diffusers' pipeline behind a lock, with load_textual_inversion for each request."""
+"""The baseline: diffusers' pipeline behind a lock, with load_textual_inversion for each request."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from benchmarks.generation.workload import Asked
+from benchmarks.generation.workload import DrawRequest
 from diffusion.schedulers import SCHEDULERS
 from diffusion.spec import BUNDLED
 
 
-class Peer:
-    """One resident pipeline that draws one request at a time."""
+class DiffusersBaseline:
+    """One resident pipeline, which draws one request at a time."""
 
     def __init__(self, source: str | None, device: str, words: Mapping[str, np.ndarray]) -> None:
         pipeline: Any = diffusers.StableDiffusionPipeline.from_pretrained(
@@ -29,9 +29,9 @@ class Peer:
         for name, tensor in words.items():
             save_file({f"<{name}>": tensor}, Path(self._folder.name) / f"{name}.safetensors")
 
-    def draw(self, asked: Sequence[Asked]) -> None:
-        """Draws all, one after the other."""
-        for one in asked:
+    def draw(self, workload: Sequence[DrawRequest]) -> None:
+        """Draws all requests, one after the other."""
+        for one in workload:
             kind = SCHEDULERS[one.scheduler]
             self._pipeline.load_textual_inversion(self._folder.name, weight_name=f"{one.word}.safetensors")
             self._pipeline.scheduler = getattr(diffusers, kind.class_name).from_config(self._config, **kind.arguments)
