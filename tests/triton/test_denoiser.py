@@ -109,7 +109,7 @@ def test_precision_of_model_and_client_must_agree(
     there = connect(model=name, precision=precision).predict(*asked)
     assert there.dtype == here.dtype
     assert distance(here, there) < limit
-    with pytest.raises(SettingsError, match=f"is {precision}"):
+    with pytest.raises(SettingsError, match=f"has the precision {precision}"):
         connect(model=name, precision=other)
 
 
