@@ -19,6 +19,7 @@ import numpy as np
 import structlog
 import tenacity
 import torch
+from pseudoword.addresses import proxy_options
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.grpc.model_config_pb2 import DataType
 from tritonclient.utils import InferenceServerException
@@ -86,6 +87,7 @@ class _Endpoint:
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
             ("grpc.keepalive_time_ms", int(settings.keepalive_s * 1000)),
             ("grpc.keepalive_timeout_ms", 5_000),
+            *proxy_options(address),
             # Without it, a new channel would share the broken channel's connection and its back-off.
             ("grpc.use_local_subchannel_pool", 1),
         ]

@@ -9,11 +9,12 @@ from typing import Any
 import grpc
 import grpc.aio
 from grpc_status import rpc_status
+from pseudoword.addresses import is_loopback, proxy_options
 from pydantic import BaseModel, Field, SecretStr
 
 from rpc import errors
 from rpc.identity import ON_BEHALF_OF, Principal, to_json
-from rpc.settings import SettingsError, is_loopback, read_file
+from rpc.settings import SettingsError, read_file
 
 MAX_MESSAGE_BYTES = 16 * 2**20
 
@@ -64,6 +65,7 @@ def channel(peer: Peer) -> grpc.aio.Channel:
         ("grpc.keepalive_time_ms", 60_000),
         # A restarted server is found within seconds; gRPC's default back-off grows to two minutes.
         ("grpc.max_reconnect_backoff_ms", 3_000),
+        *proxy_options(peer.address),
     ]
     token = peer.bearer()
     if peer.ca is not None:

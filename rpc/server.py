@@ -17,13 +17,14 @@ import prometheus_client
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from pseudoword.addresses import is_loopback
 
 from rpc.clients import MAX_MESSAGE_BYTES
 from rpc.errors import ErrorTable
 from rpc.identity import Tokens
 from rpc.interceptor import Interceptor
 from rpc.metrics import Metrics, new_registry
-from rpc.settings import ServerSettings, SettingsError, is_loopback, read_file
+from rpc.settings import ServerSettings, SettingsError, read_file
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -4,7 +4,6 @@
 command line; a nested field `server.listen` is PSEUDOWORD_SERVER__LISTEN and --server.listen.
 """
 
-import ipaddress
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -138,19 +137,6 @@ def explain(error: ValidationError) -> str:
     """The faults that pydantic found, by field, without the values: they may be secrets."""
     found = [(".".join(str(part) for part in item["loc"]), item["msg"]) for item in error.errors(include_input=False)]
     return "; ".join(f"{field}: {text}" if field else text for field, text in found)
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach HOST:PORT."""
-    if address.startswith("unix:"):
-        return True
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def read_file(path: Path) -> bytes:

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -116,6 +117,9 @@ func connect(address string, options Options) (*grpc.ClientConn, error) {
 		),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 	}
+	if isLocal(address) {
+		dial = append(dial, grpc.WithNoProxy())
+	}
 	if options.Token != "" {
 		if options.CA == "" && !isLoopback(address) {
 			return nil, fmt.Errorf(
@@ -150,6 +154,29 @@ func isLoopback(address string) bool {
 	}
 	ip := net.ParseIP(host)
 	return ip != nil && ip.IsLoopback()
+}
+
+// isLocal tells whether no proxy leads to an address: loopback, a socket, and names of a cluster or a private network,
+// which are names without a dot or with an ending that no public name has.
+func isLocal(address string) bool {
+	if strings.HasPrefix(address, "unix:") || strings.HasPrefix(address, "unix-abstract:") {
+		return true
+	}
+	address = strings.TrimPrefix(strings.TrimPrefix(address, "dns:///"), "passthrough:///")
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		host = address
+	}
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	if isLoopback(address) || !strings.ContainsAny(host, ".:") {
+		return true
+	}
+	for _, ending := range []string{".svc", ".local", ".localhost", ".internal"} {
+		if strings.HasSuffix(host, ending) {
+			return true
+		}
+	}
+	return false
 }
 
 func orElse(text, otherwise string) string {

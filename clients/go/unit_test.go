@@ -338,3 +338,21 @@ func TestDrawJoinsChunksAndVerifiesTheirDigest(t *testing.T) {
 		}
 	}
 }
+
+func TestNoProxyLeadsToALocalAddress(t *testing.T) {
+	for _, address := range []string{
+		"127.0.0.1:7361", "[::1]:7361", "localhost:7361", "unix:/run/registry", "registry:7361", "dns:///registry:7361",
+		"registry.words.svc:7361", "registry.words.svc.cluster.local:7361", "Registry.words.SVC.:7361",
+	} {
+		if !isLocal(address) {
+			t.Errorf("%s is local", address)
+		}
+	}
+	for _, address := range []string{
+		"registry.example.com:7361", "dns:///registry.example.com:443", "10.0.0.7:7361", "[2001:db8::1]:443",
+	} {
+		if isLocal(address) {
+			t.Errorf("%s is not local", address)
+		}
+	}
+}

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from pseudoword.addresses import is_loopback
 from pydantic import BaseModel
 
 from registry.settings import RegistrySettings
-from rpc.settings import Settings, is_loopback
+from rpc.settings import Settings
 from service.settings import GenerationSettings
 from tests.deploy.rendering import DEPLOY, FOLDERS, ROOT, Container, containers, environment, files
 from trainer.settings import TrainerSettings

@@ -8,6 +8,8 @@ from typing import Any
 
 import grpc
 
+from pseudoword.addresses import is_loopback, proxy_options
+
 MAX_MESSAGE_BYTES = 16 * 2**20
 
 # Retries are safe: every unary call is a read, or carries a request id that makes it idempotent.
@@ -65,6 +67,7 @@ def connect(address: str, endpoints: Endpoints) -> grpc.Channel:
         ("grpc.keepalive_time_ms", 60_000),
         # A restarted server is found within seconds; gRPC's default back-off grows to two minutes.
         ("grpc.max_reconnect_backoff_ms", 3_000),
+        *proxy_options(address),
     ]
     if endpoints.ca is not None:
         credentials = grpc.ssl_channel_credentials(endpoints.ca.read_bytes())
@@ -75,8 +78,7 @@ def connect(address: str, endpoints: Endpoints) -> grpc.Channel:
     channel = grpc.insecure_channel(address, options)
     if not endpoints.token:
         return channel
-    host = address.rsplit(":", 1)[0].strip("[]")
-    if host not in {"127.0.0.1", "::1", "localhost"}:
+    if not is_loopback(address):
         raise ValueError(
             f"the token is not sent to {address} without TLS: give the server's certificate authority (--ca FILE)"
         )
