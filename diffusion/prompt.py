@@ -26,7 +26,9 @@ class Prompt:
 
 def parse(text: str, *, weights: bool = False) -> Prompt:
     r"""Parse `<[tenant/]concept[@alias|@n]>` as words; `\<`, and a `<` that does not begin a word, are an ordinary `<`.
-    With `weights`, also parse weights such as `(text:1.3)`; see weighting.py."""
+    With `weights`, also parse weights such as `(text:1.3)`; see weighting.py. A byte order mark at the start is left
+    out: it belongs to the file that the text comes from."""
+    text = text.removeprefix("\ufeff")
     if not weights:
         return Prompt(tuple(_joined(_pieces(text))))
     parts: list[str | WordRef] = []

@@ -11,6 +11,7 @@ from pseudoword.names import InvalidName
 from rpc.errors import InvalidArgument
 from rpc.identity import Role, current_principal
 
+_WHITE_SPACE = "\t\n\v\f\r\x85"  # the control characters that every tokenizer takes for a space
 _MAX_LABELS = 64
 _LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 
@@ -58,23 +59,24 @@ class Violations:
         if math.isnan(value) or not low <= value <= high:
             self.add(field, f"{value:g} is not between {low:g} and {high:g}")
 
-    def text(self, field: str, value: str, max_bytes: int, *, required: bool = False) -> None:
-        """`value` must fit `max_bytes` of UTF-8 and contain no control characters; if `required`, it must not be
-        blank."""
+    def text(self, field: str, value: str, max_bytes: int, *, required: bool = False, prose: bool = False) -> None:
+        """`value` must fit `max_bytes` of UTF-8 and contain no control characters; in `prose`, line breaks and tabs are
+        white space and therefore allowed. If `required`, it must not be blank."""
         size = len(value.encode("utf-8"))
         if size > max_bytes:
             self.add(field, f"{size} bytes of UTF-8 are more than the {max_bytes} allowed")
         if required and not value.strip():
             self.add(field, "is required")
-        control = next((character for character in value if unicodedata.category(character) == "Cc"), None)
+        allowed = _WHITE_SPACE if prose else ""
+        controls = (character for character in value if unicodedata.category(character) == "Cc")
+        control = next((character for character in controls if character not in allowed), None)
         if control is not None:
             self.add(field, f"contains the control character U+{ord(control):04X}")
 
-    def characters(self, field: str, value: str, most: int, *, required: bool = False) -> None:
-        """`value` must have at most `most` characters, none a control character; if `required`, it must not be
-        blank."""
+    def characters(self, field: str, value: str, most: int, *, required: bool = False, prose: bool = False) -> None:
+        """`value` must have at most `most` characters, none a control character; `required` and `prose` as in text."""
         # A character has at most four bytes, so only the limit in characters can be reported, and only once.
-        self.text(field, value[:most], 4 * most, required=required)
+        self.text(field, value[:most], 4 * most, required=required, prose=prose)
         if len(value) > most:
             self.add(field, f"{len(value)} characters are more than the {most} allowed")
 

@@ -92,8 +92,8 @@ def validate(
     settings = request.settings
     wrong = Violations()
     tenant = wrong.name(TenantName, request.parent, "parent")
-    wrong.text("settings.prompt", settings.prompt, _MAX_PROMPT_BYTES, required=True)
-    wrong.text("settings.negative_prompt", settings.negative_prompt, _MAX_PROMPT_BYTES)
+    wrong.text("settings.prompt", settings.prompt, _MAX_PROMPT_BYTES, required=True, prose=True)
+    wrong.text("settings.negative_prompt", settings.negative_prompt, _MAX_PROMPT_BYTES, prose=True)
     count = request.count or 1
     wrong.number("count", count, 1, limits.max_count)
     seed = settings.seed if settings.HasField("seed") else secrets.randbelow(2**31)

@@ -30,6 +30,7 @@ REX = WordRef(None, "rex")
         ("<Rex> <rex", ("<Rex> <rex",)),
         ("<<rex>>", ("<", REX, ">")),
         ("<|endoftext|>", ("<|endoftext|>",)),
+        ("\ufeffa dog", ("a dog",)),
     ],
 )
 def test_prompt_is_parsed_into_texts_and_words(text: str, parts: tuple[object, ...]) -> None:

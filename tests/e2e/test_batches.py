@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.conftest import Run
 
 
@@ -27,6 +29,21 @@ def test_batch_is_created_watched_listed_and_cancelled(run: Run, tmp_path: Path)
     again = run("batch", "cancel", name)
     assert again.returncode == 1
     assert "is SUCCEEDED" in again.stderr
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_prompts_are_read_in_the_encodings_of_text_editors(run: Run, tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "prompts.txt").write_bytes("a dög\r\na cat\r\n".encode(encoding))
+    made = run("batch", "create", "--prompts", "prompts.txt", "--dry-run", "--json")
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["prompts"] == ["a dög", "a cat"]
+
+
+def test_prompts_that_are_no_text_are_refused_by_name(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_bytes("a dög".encode("latin-1"))
+    refused = run("batch", "create", "--prompts", "prompts.txt", "--dry-run")
+    assert refused.returncode == 2
+    assert "prompts.txt is not text in UTF-8 (byte 3)" in refused.stderr
 
 
 def test_batch_with_blanks_and_errors_of_the_command(run: Run) -> None:

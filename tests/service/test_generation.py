@@ -387,6 +387,16 @@ def test_weights_and_clip_skip_change_the_picture(system: System) -> None:
     assert drawn("a red dog", clip_skip=1) != plain
 
 
+def test_white_space_and_a_byte_order_mark_do_not_change_the_picture(system: System) -> None:
+    def drawn(prompt: str) -> bytes:
+        (picture,) = pictures(system.client.generate(Settings(prompt=prompt, seed=1, steps=2, exact=True)))
+        return pixels(picture).tobytes()
+
+    plain = drawn("a red dog in the snow")
+    for prompt in ("\ufeffa red dog in the snow", "a red dog\r\n\tin the\n\nsnow\n", "a red\vdog in\fthe\x85snow"):
+        assert drawn(prompt) == plain
+
+
 def test_prefetch_resolves_words_and_names_invalid_words(system: System, publish: Publish) -> None:
     version = publish("ahead")
     request = generation_pb2.PrefetchWordsRequest(parent="tenants/default", words=["ahead", "ahead@1"])

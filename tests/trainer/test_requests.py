@@ -95,6 +95,13 @@ async def test_invalid_captions_are_rejected(trainer: Running, caption: str) -> 
     assert fields(refused.value) == {"job.examples[1].caption"}
 
 
+async def test_a_caption_may_have_line_breaks_and_tabs(trainer: Running) -> None:
+    request = await trainer.job(steps=1)
+    request.examples[1].caption = "\ufeffa photo of {}\r\n\ton the grass\n"
+    job = await trainer.create(request)
+    assert states(await trainer.watch(job.name))[-1] == "SUCCEEDED"
+
+
 async def test_all_invalid_fields_are_reported_together(trainer: Running) -> None:
     request = await trainer.job(vectors=99, seed=-1, recipe=Recipe(rows=0), priority=50)
     request.examples[0].caption = "rex"

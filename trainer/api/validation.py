@@ -140,7 +140,7 @@ class JobValidator:
                 self._check_caption(f"{at}.caption", example.caption, vectors, wrong)
 
     def _check_caption(self, field: str, caption: str, vectors: int, wrong: Violations) -> None:
-        wrong.characters(field, caption, _MAX_CAPTION)
+        wrong.characters(field, caption, _MAX_CAPTION, prose=True)
         if caption.count("{}") != 1:
             wrong.add(field, "must contain {} exactly once, in the word's place")
             return

@@ -1,5 +1,6 @@
 """`pseudoword batch`: many pictures, drawn in the background into the server's object store."""
 
+import codecs
 from datetime import UTC
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def create(
         raise click.UsageError("Give either PROMPT or --prompts.")
     settings.prompt = prompt
     settings.exact = exact
-    lines = file.read_text("utf-8").splitlines() if file is not None else []
+    lines = _text(file).splitlines() if file is not None else []
     asked = resources_pb2.Batch(
         settings=settings,
         prompts=[line.strip() for line in lines if line.strip()],
@@ -158,6 +159,15 @@ def cancel(session: Session, *, name: str) -> None:
     """Cancel a batch; finished pictures are kept."""
     over = session.client.cancel_batch(_name(session, name))
     session.output.result(over, _described(over))
+
+
+def _text(path: Path) -> str:
+    """A text file in UTF-8, or in UTF-16 with the byte order mark by which one knows it. Raises click.UsageError."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{path} is not text in UTF-8 (byte {error.start}): save it as UTF-8.") from error
 
 
 def _blank(text: str) -> resources_pb2.Batch.Blank:
