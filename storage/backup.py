@@ -156,7 +156,7 @@ def _refuse_occupied(store: ObjectStore, allowed: set[str]) -> None:
     for info in store.list("", limit=len(allowed) + 1):
         if info.name not in allowed:
             raise StoreMismatch(
-                f"{store.description} is not empty: it holds {info.name!r}; empty it and start the restore again"
+                f"{store.description} is not empty: it holds {info.name!r}; empty it and repeat the command"
             )
 
 

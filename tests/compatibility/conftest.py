@@ -16,7 +16,7 @@ DATA = Path(__file__).parent / "data"
 
 def unpack(archive: str, folder: Path) -> Path:
     with tarfile.open(DATA / archive) as packed:
-        packed.extractall(folder, filter="data")
+        packed.extractall(folder)
     return folder
 
 

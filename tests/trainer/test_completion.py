@@ -43,7 +43,7 @@ async def test_internal_errors_of_the_registry_fail_the_job_after_publish_tries(
 
 async def test_running_and_queued_jobs_can_be_cancelled(start: StartTrainer, words: Any) -> None:
     trainer = await start(engine=ONE_AT_A_TIME)
-    request = await trainer.job("stopped", steps=10_000)
+    request = await trainer.job("withdrawn", steps=10_000)
     running, waiting = await trainer.create(request), await trainer.create(request)
     await trainer.reaches(running.name, Job.STATE_RUNNING, step=1)
 
@@ -55,9 +55,9 @@ async def test_running_and_queued_jobs_can_be_cancelled(start: StartTrainer, wor
     assert again.state == Job.STATE_CANCELLED
 
     # The device is free for the next job, long before 10,000 steps are done.
-    after = await trainer.create(await trainer.job("stopped"))
+    after = await trainer.create(await trainer.job("withdrawn"))
     assert states(await trainer.watch(after.name))[-1] == "SUCCEEDED"
-    listed = await words.ListVersions(registry_pb2.ListVersionsRequest(parent="tenants/default/concepts/stopped"))
+    listed = await words.ListVersions(registry_pb2.ListVersionsRequest(parent="tenants/default/concepts/withdrawn"))
     assert len(listed.versions) == 1
     for name in (running.name, waiting.name, after.name):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
