@@ -91,7 +91,7 @@ class Runner:
         """Cancels all drawing; the store keeps the finished pictures."""
         tasks = [*self._shards, *([self._loop] if self._loop is not None else [])]
         for task in tasks:
-            task.cancel()
+            _cancel(task)
         if tasks:
             await asyncio.wait(tasks)
 
@@ -109,7 +109,7 @@ class Runner:
         """Stops drawing a batch that has ended."""
         for task, (batch, _) in self._shards.items():
             if batch == name:
-                task.cancel()
+                _cancel(task)
 
     async def _run(self) -> None:
         while True:
@@ -125,7 +125,7 @@ class Runner:
         rows = {row["name"]: row for row in await self._batch_store.active()}
         for task, (name, _) in self._shards.items():
             if name not in rows:  # ended by another server
-                task.cancel()
+                _cancel(task)
         known = {*rows, *(row["tenant"] for row in rows.values())}
         self._last_turn = {key: turn for key, turn in self._last_turn.items() if key in known}
         self._rest_until = {name: until for name, until in self._rest_until.items() if name in rows}
@@ -278,6 +278,12 @@ def _shard_count(row: Row) -> int:
 async def _in_store(work: Any, *arguments: Any) -> Any:
     """Runs `work` in a thread, and retries while the store is unavailable; `work` must be idempotent."""
     return await retry_while_unavailable(lambda: asyncio.to_thread(work, *arguments))
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    """Cancels a task once: a second time would interrupt its clean-up, and leave a claim or a picture in the store."""
+    if not task.cancelling():
+        task.cancel()
 
 
 async def _to_its_end(write: Awaitable[None]) -> None:
