@@ -113,7 +113,8 @@ class Trainer(App):
                 completion,
                 metrics,
                 max_running=settings.engine.max_running,
-                quantum_rows=settings.engine.quantum_rows,
+                # Deficit round robin is fair only if a quantum is at least as large as what one pass grants.
+                quantum_rows=max(settings.engine.quantum_rows, settings.engine.max_rows),
                 checkpoint_every=settings.engine.checkpoint_every,
                 on_crash=self.server.end,
             )

@@ -46,7 +46,9 @@ class EngineSettings(BaseModel, frozen=True, extra="forbid"):
     max_running_per_tenant: int = Field(default=8, ge=1, description="Maximum jobs of one tenant trained together")
     max_rows: int = Field(default=64, ge=1, description="Maximum rows of one forward and backward pass")
     quantum_rows: int = Field(
-        default=2_000, ge=1, description="Rows that a tenant's jobs are granted before the next tenant's turn"
+        default=2_000,
+        ge=1,
+        description="Rows that a tenant's jobs are granted before the next tenant's turn; at least max_rows",
     )
     checkpoint_every: timedelta = Field(
         default=timedelta(seconds=30),

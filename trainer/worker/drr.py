@@ -24,7 +24,8 @@ class DeficitRoundRobin:
     """The jobs in training, and the division of a tick's rows between them."""
 
     def __init__(self, *, quantum_rows: int) -> None:
-        """A tenant is granted `quantum_rows` rows before the next tenant's turn."""
+        """A tenant is granted `quantum_rows` rows before the next tenant's turn. Tenants get equal rows only if a
+        quantum is at least as large as what a tick grants to one tenant."""
         self._quantum = quantum_rows
         self._jobs: dict[str, Entry] = {}
         self._new: deque[str] = deque()
