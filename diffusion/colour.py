@@ -5,7 +5,7 @@ import io
 import structlog
 from PIL import Image, ImageCms
 
-_MAX_PROFILE_BYTES = 4 * 2**20
+MAX_PROFILE_BYTES = 4 * 2**20
 # By Pillow's mode: the colour space that a profile must have.
 _SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}
 _logger = structlog.get_logger(__name__)
@@ -15,7 +15,7 @@ def to_srgb(image: Image.Image) -> Image.Image:
     """`image` (RGB, RGBA, L, LA, CMYK, palette) converted by its ICC profile. Unchanged without a profile and with an
     sRGB profile; a damaged profile, or one for another colour space, is logged and ignored. Transparency is kept."""
     profile = image.info.get("icc_profile")
-    if not profile or len(profile) > _MAX_PROFILE_BYTES:
+    if not profile or len(profile) > MAX_PROFILE_BYTES:
         return image
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")

@@ -2,12 +2,12 @@
 
 import zlib
 
+from diffusion.colour import MAX_PROFILE_BYTES
 from diffusion.errors import PictureInvalid
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # For comparison: a picture of 20 MiB in the usual chunks of 8 KiB has 2,560 chunks.
 _MAX_CHUNKS = 50_000
-_MAX_PROFILE_BYTES = 4 * 2**20
 _TEXT = {b"tEXt", b"zTXt", b"iTXt"}
 _EXIF = b"eXIf"
 _PROFILE = b"iCCP"
@@ -45,7 +45,7 @@ def _is_large(profile: bytes) -> bool:
     packed = profile[profile.find(b"\0") + 2 :]
     unpacker = zlib.decompressobj()
     try:
-        unpacked = unpacker.decompress(packed, _MAX_PROFILE_BYTES)
+        unpacked = unpacker.decompress(packed, MAX_PROFILE_BYTES)
     except zlib.error:
         return True  # a damaged profile is unusable: drop it as well
-    return len(unpacked) == _MAX_PROFILE_BYTES and not unpacker.eof
+    return len(unpacked) == MAX_PROFILE_BYTES and not unpacker.eof

@@ -8,6 +8,7 @@ number may have a sign, and a comma instead of a point: `(text:-0,5)`.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from diffusion.errors import WeightInvalid
 
@@ -47,7 +48,8 @@ def read_weights(text: str) -> Sequence[Weighted]:
             shown = piece[0]
             escaped = len(shown) == 2 and shown[0] == "\\"
             found.append(Weighted(shown[1] if escaped else shown, factors[-1]))
-    return _merged(found)
+    runs = groupby(found, key=lambda one: one.weight)
+    return [Weighted("".join(one.text for one in run), weight) for weight, run in runs]
 
 
 def _pairs(pieces: Sequence[re.Match[str]]) -> Mapping[int, int]:
@@ -84,15 +86,3 @@ def _factor(closing: re.Match[str]) -> float:
         return _STEP if closing[0] == ")" else 1 / _STEP
     number = closing["number"].replace(",", ".")
     return float(number if number[0] not in _MINUS else f"-{number[1:]}")
-
-
-def _merged(stretches: Sequence[Weighted]) -> Sequence[Weighted]:
-    merged: list[Weighted] = []
-    texts: list[list[str]] = []
-    for stretch in stretches:
-        if merged and merged[-1].weight == stretch.weight:
-            texts[-1].append(stretch.text)
-        else:
-            merged.append(stretch)
-            texts.append([stretch.text])
-    return [Weighted("".join(text), stretch.weight) for text, stretch in zip(texts, merged, strict=True)]
