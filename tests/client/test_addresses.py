@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pseudoword.addresses import is_local, is_loopback
 
-from tests.conftest import free_port
 from tests.processes import Process
+from tests.relay import Relay
 
 LOOPBACK = ["127.0.0.1:7361", "127.0.0.2:1", "[::1]:7361", "localhost:7361", "unix:/run/registry.sock"]
 PRIVATE = [
@@ -55,41 +54,16 @@ def test_any_text_is_an_address_or_none(address: str) -> None:
     assert is_local(address) >= is_loopback(address)
 
 
-class Proxy:
-    """An HTTP proxy that answers CONNECT to any host with a connection to `target`, and keeps which hosts were asked
-    for."""
+class Proxy(Relay):
+    """An HTTP proxy: answers CONNECT to any host with a connection to one server, and keeps the hosts of the calls."""
 
     def __init__(self, target: str) -> None:
+        super().__init__(target)
         self.hosts: list[str] = []
-        host, _, port = target.rpartition(":")
-        self._target = (host, int(port))
-        self._listener = socket.create_server(("127.0.0.1", free_port()))
-        self.address = "http://{}:{}".format(*self._listener.getsockname())
-        threading.Thread(target=self._serve, daemon=True).start()
 
-    def close(self) -> None:
-        self._listener.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:  # closed
-                return
-            request = client.recv(65536).decode()
-            self.hosts.append(request.split()[1])
-            server = socket.create_connection(self._target)
-            client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=_copy, args=(source, sink), daemon=True).start()
-
-
-def _copy(source: socket.socket, sink: socket.socket) -> None:
-    try:
-        while data := source.recv(65536):
-            sink.sendall(data)
-    except OSError:
-        return
+    def _greet(self, near: socket.socket) -> None:
+        self.hosts.append(near.recv(65536).decode().split()[1])
+        near.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +75,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory, starts_process: None) -> 
 
 @pytest.fixture
 def proxy(registry: Process) -> Iterator[Proxy]:
-    made = Proxy(registry.address)
-    yield made
-    made.close()
+    with Proxy(registry.address) as running:
+        yield running
 
 
 def words(registry: str, proxy: Proxy) -> subprocess.CompletedProcess[str]:
@@ -111,7 +84,7 @@ def words(registry: str, proxy: Proxy) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [Path(sys.executable).with_name("pseudoword"), "words", "--registry", registry],
         check=False,
-        env=clean | {"http_proxy": proxy.address, "https_proxy": proxy.address},
+        env=clean | dict.fromkeys(("http_proxy", "https_proxy"), f"http://{proxy.address}"),
         capture_output=True,
         text=True,
     )

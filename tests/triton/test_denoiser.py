@@ -30,8 +30,8 @@ from diffusion.settings import DenoiserSettings, ModelSettings
 from diffusion.spec import BUNDLED
 from rpc.settings import SettingsError
 from tests.conftest import Eventually, free_port
+from tests.relay import Relay
 from tests.triton.conftest import FP16, FP32, Batch, Connect, distance
-from tests.triton.relay import Relay
 from tests.triton.servers import Triton
 
 pytestmark = pytest.mark.timeout(400)  # the first test starts the server

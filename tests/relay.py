@@ -1,4 +1,4 @@
-"""A relay to Triton that can be cut."""
+"""A relay to a server that can be cut."""
 
 import contextlib
 import socket
@@ -49,10 +49,14 @@ class Relay:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = listener.accept()
+                self._greet(near)
                 far = socket.create_connection(self._target)
                 self._open += [near, far]
                 for one, other in ((near, far), (far, near)):
                     threading.Thread(target=_pass, args=(one, other), daemon=True).start()
+
+    def _greet(self, near: socket.socket) -> None:
+        """What comes before the bytes are passed; by default nothing."""
 
 
 def _pass(one: socket.socket, other: socket.socket) -> None:
