@@ -80,6 +80,14 @@ def test_alias_commands_set_roll_back_and_list(run: Run) -> None:
     assert "seed 1" in shown.stdout
 
 
+def test_learning_starts_from_a_version_by_its_short_name(run: Run) -> None:
+    learn = ("learn", "slab", _PICTURES[0], "--steps", "1", "--json")
+    first = lines(run(*learn).stdout)[-1]["name"]
+    grown = run(*learn, "--init-version", "slab@1")
+    assert grown.returncode == 0, grown.stderr
+    assert lines(grown.stdout)[-1]["provenance"]["parents"] == [first]
+
+
 def test_job_commands_list_watch_and_reject(run: Run, tmp_path: Path) -> None:
     begun = ("learn", "cube", *_PICTURES[:2], "--init-best", "--steps", "4", "--early-stop", "--json")
     first = run(*begun)
