@@ -47,7 +47,7 @@ class WeightInvalid(DiffusionError):
 
     def __init__(self, position: int, text: str, cause: str) -> None:
         super().__init__(
-            f"has {text[:40]!r} at character {position}: {cause}; a bracket that is no weight is written \\( or \\)",
+            f"has {text[:40]!r} at character {position}: {cause}; an ordinary bracket takes a backslash: \\(",
             position=str(position),
         )
 

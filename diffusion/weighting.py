@@ -77,7 +77,7 @@ def _check_weight(piece: re.Match[str], pair: bool) -> None:
         missing = "closing bracket after" if not piece["end"] else "opening bracket for"
         raise WeightInvalid(at, shown, f"there is no {missing} this weight: write (text:1.3)")
     if not _NUMBER.fullmatch(piece["number"]):
-        raise WeightInvalid(at, shown, "this is not a number: write (text:1.3) or (text:-0.5)")
+        raise WeightInvalid(at, shown, "a weight is written as in (text:1.3) or (text:-0.5)")
 
 
 def _factor(closing: re.Match[str]) -> float:
