@@ -21,7 +21,6 @@ from trainer.jobs.tables import Row
 from trainer.queue.broker import NATS_ERRORS, Broker
 from trainer.worker.attempt import Attempt
 from trainer.worker.completion import JobCompletion
-from trainer.worker.job_queue import too_many_worker_deaths
 
 _PULL_TIMEOUT_S = 5.0
 _RETRY_PAUSE_S = 1.0  # after an error of NATS
@@ -156,25 +155,14 @@ class JetStreamQueue:
             return
         self._leases[name] = Lease(message=message)
         if row["state"] == State.RUNNING:
-            row = await self._record_worker_death(row)
+            await self._completion.worker_died(row, self._max_worker_deaths)
+            row, _ = await retry_while_unavailable(lambda: self._job_store.row(name))
         if row["state"] in {State.QUEUED, State.PUBLISHING}:
             self._job_wanted.clear()
             self._offered = row
             self._job_store.events.wake()
         else:
             await self._end_lease(name)
-
-    async def _record_worker_death(self, row: Row) -> Row:
-        """Queues a job whose worker has died, or fails it after too many deaths. Returns the job's row after that."""
-        name, attempt = row["name"], row["attempt"]
-        if row["worker_deaths"] + 1 >= self._max_worker_deaths:
-            await self._completion.fail(name, attempt, too_many_worker_deaths(name, self._max_worker_deaths))
-        else:
-            _logger.warning("worker died", job=name, attempt=attempt)
-            with suppress(FailedPrecondition):  # the job has ended meanwhile
-                await self._job_store.move(MoveJob(name=name, move=Move.WORKER_DIED, attempt=attempt))
-        row, _ = await retry_while_unavailable(lambda: self._job_store.row(name))
-        return row
 
     async def _end_lease(self, name: str, *, handed_back: tuple[int, int] | None = None) -> None:
         """Acknowledges a job's message if the job has ended, or if the attempt `handed_back` (its number and worker

@@ -9,7 +9,6 @@ from trainer.jobs.life_cycle import Move, State
 from trainer.jobs.tables import Row
 from trainer.worker.attempt import Attempt
 from trainer.worker.completion import JobCompletion
-from trainer.worker.job_queue import too_many_worker_deaths
 
 
 class LogQueue:
@@ -30,11 +29,7 @@ class LogQueue:
         after too many deaths."""
         self._fixed.extend(await self._job_store.in_state(State.PUBLISHING))
         for row in await self._job_store.in_state(State.RUNNING):
-            name, attempt = row["name"], row["attempt"]
-            if row["worker_deaths"] + 1 < self._max_worker_deaths:
-                await self._job_store.move(MoveJob(name=name, move=Move.WORKER_DIED, attempt=attempt))
-            else:
-                await self._completion.fail(name, attempt, too_many_worker_deaths(name, self._max_worker_deaths))
+            await self._completion.worker_died(row, self._max_worker_deaths)
         self._job_store.events.wake()
 
     async def run(self) -> None:

@@ -1,6 +1,7 @@
 """The end of an attempt: its result is fixed, then published; or the job fails, or is handed back."""
 
 import asyncio
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -139,6 +140,17 @@ class JobCompletion:
         detail = {"error": error_text(failure)}
         await self.record(MoveJob(name=name, move=Move.FAIL, attempt=attempt, detail=detail), "failed")
 
+    async def worker_died(self, row: Row, most: int) -> None:
+        """Records the death of the worker that trained a RUNNING job: the job is queued again, or fails after `most`
+        deaths."""
+        name, attempt = row["name"], row["attempt"]
+        if row["worker_deaths"] + 1 >= most:
+            await self.fail(name, attempt, _too_many_worker_deaths(name, most))
+            return
+        _logger.warning("worker died", job=name, attempt=attempt)
+        with suppress(FailedPrecondition):  # the job has ended meanwhile
+            await self._job_store.move(MoveJob(name=name, move=Move.WORKER_DIED, attempt=attempt))
+
     async def record(self, move: MoveJob, how: str) -> bool:
         """Commits an attempt's last move. Returns False if the job was cancelled, or lost to another attempt,
         meanwhile."""
@@ -154,3 +166,12 @@ class JobCompletion:
         _logger.info("attempt is over", job=name, attempt=attempt, why=error.message)
         cancelled = error.metadata.get("state") == State.CANCELLED
         self._metrics.ended.labels("cancelled" if cancelled else "lost").inc()
+
+
+def _too_many_worker_deaths(name: str, count: int) -> FailedPrecondition:
+    """The error of a job that fails because `count` workers have died of it."""
+    return FailedPrecondition(
+        f"{count} workers have died while they trained this job: look for the cause in their logs before a retry",
+        reason="WORKERS_LOST",
+        metadata={"job": name},
+    )

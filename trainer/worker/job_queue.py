@@ -2,7 +2,6 @@
 
 from typing import Protocol
 
-from rpc.errors import FailedPrecondition
 from trainer.jobs.tables import Row
 from trainer.worker.attempt import Attempt
 
@@ -40,12 +39,3 @@ class JobQueue(Protocol):
     async def close(self) -> None:
         """Called after the last commit about every attempt. Other workers can take unreleased jobs immediately."""
         ...
-
-
-def too_many_worker_deaths(name: str, count: int) -> FailedPrecondition:
-    """The error of a job that fails because `count` workers have died of it."""
-    return FailedPrecondition(
-        f"{count} workers have died while they trained this job: look for the cause in their logs before a retry",
-        reason="WORKERS_LOST",
-        metadata={"job": name},
-    )
